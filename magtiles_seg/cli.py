@@ -1,0 +1,291 @@
+"""`magtiles-seg VERB`: thin wrappers over the library, and the only module that prints.
+
+Answers go to stdout, progress and errors to stderr. Exit code 0: every picture accepted; 1: some
+rejected, to be reviewed, or (`data check`) a leak; 2: an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magtiles_seg import errors, inputs, parser
+from magtiles_seg.progress import bar, print_above, wrap
+
+if TYPE_CHECKING:
+    from magtiles_seg.config import Params
+    from magtiles_seg.dataset.samples import Sample
+    from magtiles_seg.model.card import ModelCard
+    from magtiles_seg.result import Segmentation
+
+ACCEPTED, REJECTED, ERROR, INTERRUPTED = 0, 1, 2, 130
+
+_PARTS = ("train", "validation", "test")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+    """
+    arguments = parser.build().parse_args(argv)
+    verb: Callable[[argparse.Namespace], int] = globals()[f"_{arguments.verb}"]
+    try:
+        code = verb(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (errors.MagtilesError, OSError) as error:
+        _complain(error)
+        return ERROR
+    return code
+
+
+def _segment(arguments: argparse.Namespace) -> int:
+    pictures = inputs.find_pictures(arguments.paths)
+    targets = inputs.output_names(pictures) if arguments.out else {}
+    code = ACCEPTED
+    with _segmenter(arguments) as segmenter, bar("segment", "picture") as progress:
+        for done, path in enumerate(pictures, start=1):
+            try:
+                result = segmenter(path)
+            except (errors.ImageError, OSError) as error:
+                _complain(error)
+                if arguments.json:
+                    print_above(json.dumps({"source": str(path), "error": str(error)}))
+                code = ERROR
+                continue
+            if arguments.out:
+                folder, stem = targets[path]
+                result.save(arguments.out / folder, stem)
+            print_above(result.to_json() if arguments.json else _describe(result))
+            if result.verdict != "accept":
+                code = max(code, REJECTED)
+            progress(done, len(pictures))
+    return code
+
+
+def _describe(result: Segmentation) -> str:
+    count = len(result.defects)
+    lines = [f"{result.source}: {result.verdict}, score {result.score:.3f}, {count} defects"]
+    for defect in result.defects:
+        size = f"{defect.area_px} px, {defect.length_px:.0f} x {defect.width_px:.0f} px"
+        if defect.length_mm is not None and defect.width_mm is not None:
+            size += f" ({defect.length_mm:.2f} x {defect.width_mm:.2f} mm)"
+        x, y = defect.centroid_xy_px
+        lines.append(f"  {defect.label} {defect.score:.2f} at ({x:.0f}, {y:.0f}): {size}")
+    return "\n".join(lines).replace(", 1 defects", ", 1 defect")
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.environment import describe
+
+    facts = describe(arguments.model)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return ACCEPTED
+    for name, value in facts.items():
+        print(f"{name:<18}{value if isinstance(value, str) else json.dumps(value)}")
+    return ACCEPTED
+
+
+def _data_load(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.dataset.archive import fetch, verify
+
+    load = _params(arguments).data_load
+    unit = "tile" if load.source.startswith("synthetic:") else "B"
+    with bar("fetch", unit) as progress:
+        root = fetch(load.source, Path(load.directory), sha256=load.sha256, progress=progress)
+    with bar("verify", "picture") as progress:
+        samples = verify(root, layout=load.layout, labels=load.labels, progress=progress)
+    groups = len({sample.group for sample in samples})
+    print(f"{root}: {len(samples)} pictures of {groups} tiles, all whole")
+    return ACCEPTED
+
+
+def _data_split(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.dataset.splits import make_split
+
+    params = _params(arguments)
+    split = make_split(_samples(params), **asdict(params.data_split))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(split.to_json(), encoding="utf-8")
+    parts = ", ".join(f"{len(getattr(split, part))} {part}" for part in _PARTS)
+    print(f"{arguments.out}: rule {split.rule}, seed {split.seed}, fold {split.fold}: {parts}")
+    return ACCEPTED
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.dataset.leaks import leaks
+    from magtiles_seg.dataset.splits import Split
+
+    params = _params(arguments)
+    split = Split.from_json(arguments.manifest.read_text(encoding="utf-8"))
+    report = leaks(split, _samples(params))
+    print(json.dumps(report.to_dict()) if arguments.json else report.summary())
+    return ACCEPTED if report.clean else REJECTED
+
+
+def _data_synth(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.dataset.synthetic import write_dataset
+
+    with bar("data synth", "tile") as progress:
+        root = write_dataset(
+            arguments.directory, tiles=arguments.tiles, seed=arguments.seed, progress=progress
+        )
+    print(f"{root}: {arguments.tiles} synthetic tiles, six pictures each")
+    return ACCEPTED
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    params = _params(arguments)
+    train = _needs("magtiles_seg.train.loop", "train").train
+    live = _needs("dvclive", "train").Live
+    parts = _split_parts(arguments.split, params)
+    folder = str(arguments.out / "dvclive")
+    with live(folder, resume=True, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
+        logger.log_params(asdict(params.train))
+        checkpoint = train(
+            parts["train"],
+            parts["validation"],
+            params.train,
+            arguments.out,
+            labels=params.data_load.labels,
+            progress=wrap,
+            logger=logger,
+        )
+    print(checkpoint)
+    return ACCEPTED
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.evaluate.report import evaluate
+
+    params = _params(arguments)
+    if arguments.dataset is not None:
+        samples = list(_samples(params, arguments.dataset))
+        protocol = arguments.protocol or "native"
+    else:
+        part = params.evaluate.part
+        parts = _split_parts(arguments.split, params)
+        samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
+        protocol = arguments.protocol or params.evaluate.protocol
+    with _segmenter(arguments) as segmenter, bar("evaluate", "picture") as progress:
+        labels = segmenter.spec.card.labels
+        result = evaluate(segmenter, samples, protocol=protocol, labels=labels, progress=progress)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(result.to_json(), encoding="utf-8")
+    print(result.to_markdown())
+    return ACCEPTED
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    params = _params(arguments)
+    graph = _needs("magtiles_seg.export.graph", "export")
+    tolerance = _needs("magtiles_seg.export.parity", "export").Tolerance(
+        min_dice=params.export.min_dice,
+        max_abs_diff=params.export.max_abs_diff,
+        max_flipped_fraction=params.export.max_flipped_fraction,
+    )
+    card = _card(arguments, params)
+    precision = params.export.precision
+    report = graph.export_onnx(
+        arguments.model, arguments.out, card=card, precision=precision, tolerance=tolerance
+    )
+    print(f"{arguments.out}: {report}\n{card.decision}")
+    return ACCEPTED
+
+
+def _card(arguments: argparse.Namespace, params: Params) -> ModelCard:
+    """Return the checkpoint's card, with thresholds chosen on the split's validation part."""
+    from magtiles_seg.environment import git_revision
+    from magtiles_seg.evaluate.thresholds import choose_decision
+
+    with _segmenter(arguments) as segmenter:
+        card: ModelCard = replace(segmenter.spec.card, git_revision=git_revision())
+        if arguments.name:
+            card = replace(card, name=arguments.name)
+        if arguments.split is None:
+            return card
+        decision = choose_decision(
+            segmenter,
+            _split_parts(arguments.split, params)["validation"],
+            recall=params.evaluate.recall,
+            protocol=params.train.protocol,
+            labels=card.labels,
+        )
+    return replace(card, decision=decision)
+
+
+def _params(arguments: argparse.Namespace) -> Params:
+    """Read the named parameter file, or `params.yaml` where there is one, or the defaults."""
+    from magtiles_seg.config import load_params
+
+    path = arguments.params
+    if path is None:
+        path = Path("params.yaml") if Path("params.yaml").exists() else None
+    return load_params(path, arguments.set)
+
+
+def _samples(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
+    """Return the samples of a folder, or of the data set that `data load` brings."""
+    from magtiles_seg.dataset.samples import find_samples
+
+    if root is None:
+        source = Path(params.data_load.source)  # a folder is used where it lies
+        root = source if source.is_dir() else Path(params.data_load.directory)
+    return find_samples(root, layout=params.data_load.layout, labels=params.data_load.labels)
+
+
+def _split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
+    """Return the samples of each part of a split manifest."""
+    from magtiles_seg.dataset.splits import Split
+
+    split = Split.from_json(manifest.read_text(encoding="utf-8"))
+    samples = {sample.id: sample for sample in _samples(params)}
+    parts = {name: getattr(split, name) for name in _PARTS}
+    missing = sorted(name for part in parts.values() for name in part if name not in samples)
+    if missing:
+        raise errors.DataError(
+            f"{manifest} names {len(missing)} pictures that the data set lacks, {missing[0]} among "
+            "them; load the data it was made from, or split again"
+        )
+    return {name: [samples[key] for key in part] for name, part in parts.items()}
+
+
+def _segmenter(arguments: argparse.Namespace) -> Any:  # noqa: ANN401  (loaded only when used)
+    from magtiles_seg.infer.segmenter import Segmenter
+
+    given = {name: getattr(arguments, name, None) for name in parser.SEGMENTER_OPTIONS}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Segmenter(arguments.model, **options)
+
+
+def _needs(module: str, extra: str) -> Any:  # noqa: ANN401  (a module)
+    """Import a module of an optional part, or name the command that installs what it needs."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise errors.BackendUnavailableError(
+            f"this verb needs {error.name}, which is not installed: "
+            f"pip install 'magtiles-seg[{extra}]'"
+        ) from error
+
+
+def _complain(error: BaseException) -> None:
+    text = str(error)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        text = f"there is no file {error.filename}"
+    print(f"magtiles-seg: {text}", file=sys.stderr)

@@ -1,0 +1,269 @@
+"""What a run is made with: `params.yaml` as frozen dataclasses, one section a pipeline stage.
+
+A section checks its values when it is made. A file is checked as a whole: `load_params` reports
+every mistake at once, each unknown key with the known one that is nearest to it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from magtiles_seg.checks import check_fields, nearest, one_of, raise_if_any, within
+from magtiles_seg.errors import ConfigError
+from magtiles_seg.labels import LABELS
+
+PUBLIC_ARCHIVE_URL = (
+    "https://github.com/abin24/Magnetic-tile-defect-datasets./archive/refs/heads/master.zip"
+)
+"""Where the public data set is fetched from (the dot belongs to the repository's name)."""
+
+_PROTOCOLS = ("T", "native", "P1", "P1b", "P2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Section:
+    """A section of the parameter file; making one checks types, choices and ranges."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        found, checked = check_fields(type(self), self.name, values)
+        raise_if_any(found, "parameters")
+        for key, value in checked.items():
+            object.__setattr__(self, key, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLoadParams(_Section):
+    """Where the pictures come from, and where they are kept.
+
+    Attributes:
+        source: URL, local zip, folder, or `synthetic:tiles=40,seed=0`.
+        sha256: Checksum of the archive, or None when it is not checked.
+        layout: How the files are laid out.
+        labels: Class names by index, background first; another data set names its own.
+        directory: Where the data set is unpacked.
+    """
+
+    name: ClassVar[str] = "data_load"
+
+    source: str = PUBLIC_ARCHIVE_URL
+    sha256: str | None = None
+    layout: str = one_of("auto", "auto", "magnetic-tile", "folder")
+    labels: tuple[str, ...] = LABELS
+    directory: str = "data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplitParams(_Section):
+    """How pictures are divided into train, validation and test.
+
+    Attributes:
+        rule: `grouped` keeps the pictures of a physical tile together; all others leak.
+        seed: Of every random choice of the split.
+        fold: Which of the `folds` is the test part.
+        folds: Number of folds of the rule `grouped`.
+        validation_fraction: Share of the rest that early stopping and thresholds use.
+    """
+
+    name: ClassVar[str] = "data_split"
+
+    rule: str = one_of("grouped", "grouped", "random", "P1", "P1b", "P2")
+    seed: int = within(0, 0)
+    fold: int = within(0, 0)
+    folds: int = within(5, 2)
+    validation_fraction: float = within(0.15, 0.01, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainParams(_Section):
+    """One training run.
+
+    Attributes:
+        protocol: Whose picture geometry and mask rule are trained for.
+        architecture: Network by name.
+        pretrained: Whether the encoder starts from ImageNet weights.
+        epochs: Passes of `pictures_per_epoch` pictures each.
+        pictures_per_epoch: Pictures drawn for one epoch.
+        batch_size: Pictures in one step.
+        crop_px: Side of the square crops that are trained on.
+        learning_rate: Peak of the schedule.
+        weight_decay: Of AdamW.
+        free_fraction: Share of sound tiles in an epoch.
+        dice_weight: Weight of the soft Dice loss beside the pixel loss.
+        kind_weight: Weight of the loss over kinds of defect.
+        ema_decay: Of the averaged weights that are kept.
+        patience: Epochs without a better validation before the run ends; 0 never ends it early.
+        seed: Of every random choice of the run.
+        threads: CPU threads; 0 takes all cores.
+        precision: `auto` takes bf16 where the device computes it faster.
+    """
+
+    name: ClassVar[str] = "train"
+
+    protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
+    architecture: str = one_of("lite0", "lite0", "lite1", "lite2", "nano")
+    pretrained: bool = True
+    epochs: int = within(30, 1)
+    pictures_per_epoch: int = within(640, 1)
+    batch_size: int = within(16, 1)
+    crop_px: int = within(224, 32)
+    learning_rate: float = within(1e-3, 1e-8, 10)
+    weight_decay: float = within(1e-2, 0, 10)
+    free_fraction: float = within(0.35, 0, 1)
+    dice_weight: float = within(1.0, 0)
+    kind_weight: float = within(0.2, 0)
+    ema_decay: float = within(0.998, 0, 1)
+    patience: int = within(10, 0)
+    seed: int = within(0, 0)
+    threads: int = within(0, 0)
+    precision: str = one_of("auto", "auto", "bf16", "fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportParams(_Section):
+    """What is exported, and how far it may stray from eager fp32 (the parity gate).
+
+    Attributes:
+        precision: How the weights are stored in the ONNX file.
+        min_dice: Least Dice between the two masks, pooled over the frozen pictures.
+        max_abs_diff: Greatest difference of a pixel's probability.
+        max_flipped_fraction: Greatest share of pictures whose verdict changes.
+    """
+
+    name: ClassVar[str] = "export"
+
+    precision: str = one_of("fp16", "fp16", "fp32")
+    min_dice: float = within(0.999, 0, 1)
+    max_abs_diff: float = within(0.02, 0, 1)
+    max_flipped_fraction: float = within(0.0, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateParams(_Section):
+    """How a model is scored.
+
+    Attributes:
+        protocol: What becomes of picture and mask, and which figures; `T` is the honest one.
+        part: Which part of the split is scored.
+        recall: Share of defective pictures that must be found when the reject score is chosen.
+    """
+
+    name: ClassVar[str] = "evaluate"
+
+    protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
+    part: str = one_of("test", "test", "validation", "all")
+    recall: float = within(0.95, 0.01, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """All sections of a parameter file."""
+
+    data_load: DataLoadParams = field(default_factory=DataLoadParams)
+    data_split: DataSplitParams = field(default_factory=DataSplitParams)
+    train: TrainParams = field(default_factory=TrainParams)
+    export: ExportParams = field(default_factory=ExportParams)
+    evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    section.name: section
+    for section in (DataLoadParams, DataSplitParams, TrainParams, ExportParams, EvaluateParams)
+}
+
+
+def load_params(
+    path: str | os.PathLike[str] | None = "params.yaml", overrides: Sequence[str] = ()
+) -> Params:
+    """Read a parameter file; what it leaves out keeps its default.
+
+    Args:
+        path: YAML file with one mapping a section; None takes every default.
+        overrides: Values for this run, each as `"train.epochs=5"`; what follows `=` is YAML.
+
+    Raises:
+        ConfigError: Unknown sections or keys, wrong types, values out of range: all at once.
+        FileNotFoundError: `path` does not exist.
+    """
+    where = "parameters" if path is None else str(path)
+    document = None if path is None else _parse(Path(path).read_text(encoding="utf-8"), where)
+    found: list[str] = []
+    sections = _as_sections(document, found)
+    for override in overrides:
+        _apply_override(sections, override, found)
+    made: dict[str, dict[str, Any]] = {}
+    for name, section in _SECTIONS.items():
+        mistakes, values = check_fields(section, name, sections.get(name, {}))
+        found += mistakes
+        made[name] = values
+    raise_if_any(found, where)
+    return Params(
+        data_load=DataLoadParams(**made["data_load"]),
+        data_split=DataSplitParams(**made["data_split"]),
+        train=TrainParams(**made["train"]),
+        export=ExportParams(**made["export"]),
+        evaluate=EvaluateParams(**made["evaluate"]),
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (`1e-3` is a number), and no key twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"key {', '.join(sorted(twice))} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse(text: str, where: str) -> Any:  # noqa: ANN401  (any YAML value)
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _as_sections(document: object, found: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the sections by name as fresh dicts; what is none goes into `found`."""
+    if document is None:
+        return {}
+    if not isinstance(document, Mapping):
+        found.append(f"expected sections {', '.join(_SECTIONS)}, got {type(document).__name__}")
+        return {}
+    sections: dict[str, dict[str, Any]] = {}
+    for name, values in document.items():
+        if name not in _SECTIONS:
+            found.append(f"unknown section {name!r}{nearest(str(name), _SECTIONS)}")
+        elif not isinstance(values, Mapping | None):
+            found.append(f"section {name!r} must be a mapping, got {type(values).__name__}")
+        else:
+            sections[name] = dict(values or {})
+    return sections
+
+
+def _apply_override(sections: dict[str, dict[str, Any]], override: str, found: list[str]) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and key):
+        found.append(f"override {override!r} is not of the form section.key=value")
+    elif section not in _SECTIONS:
+        found.append(f"unknown section {section!r}{nearest(section, _SECTIONS)}")
+    else:
+        sections.setdefault(section, {})[key] = _parse(text, f"override {override!r}")

@@ -1,0 +1,297 @@
+"""Splits: which pictures train, choose and test, as manifests that say how they were drawn.
+
+`grouped` is the honest rule: whole physical tiles, five folds with even class counts, and an inner
+validation part that is grouped too. The others put pictures of one tile on both sides and stand
+here for comparison: `random` shows what the leak is worth, `P1`, `P1b` and `P2` repeat published
+protocols. No rule depends on the interpreter's hash seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.labels import FREE
+
+RULES = ("grouped", "random", "P1", "P1b", "P2")
+SCHEMA_VERSION = 1
+_P1_SEED = 42
+
+Parts = tuple[Sequence[Sample], Sequence[Sample], Sequence[Sample]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split manifest.
+
+    Attributes:
+        rule: One of `RULES`.
+        seed: Of the draw; the folds of `grouped` do not depend on it, its inner validation part
+            does.
+        fold: Which fold is the test part (`grouped` and `random`).
+        folds: Out of how many.
+        validation_fraction: Share of what is not test that was asked for as validation part.
+        train: Ids of the pictures to train on, sorted.
+        validation: Ids of the pictures that choose checkpoints and thresholds, sorted.
+        test: Ids of the pictures that are reported on, sorted.
+        data_sha256: Of the data that was split, see `data_sha256`.
+    """
+
+    rule: str
+    seed: int
+    fold: int
+    folds: int
+    validation_fraction: float
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+    data_sha256: str
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the manifest's content."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text."""
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self), "sha256": self.sha256}
+        return json.dumps(content, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Split:
+        """Return the manifest that `to_json` wrote.
+
+        Raises:
+            DataError: The text is no manifest, of another schema, or was altered.
+        """
+        try:
+            content = json.loads(text)
+            if content["schema_version"] != SCHEMA_VERSION:
+                raise DataError(
+                    f"split manifest has the schema version {content['schema_version']}; "
+                    f"expected {SCHEMA_VERSION}; write it again: magtiles-seg data split"
+                )
+            values = {field.name: content[field.name] for field in fields(cls)}
+            for part in ("train", "validation", "test"):
+                values[part] = tuple(values[part])
+            split, sha256 = cls(**values), content["sha256"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"no split manifest: {error!r}; expected what magtiles-seg data split writes"
+            ) from error
+        if split.sha256 != sha256:
+            raise DataError(
+                f"split manifest was altered: its content has the SHA-256 {split.sha256}, it "
+                f"claims {sha256}; write it again: magtiles-seg data split"
+            )
+        return split
+
+
+def make_split(
+    samples: Sequence[Sample],
+    *,
+    rule: str = "grouped",
+    seed: int = 0,
+    fold: int = 0,
+    folds: int = 5,
+    validation_fraction: float = 0.15,
+    fold_of_group: Mapping[int, int] | None = None,
+) -> Split:
+    """Split a data set by a rule.
+
+    Args:
+        samples: The data set, in any order.
+        rule: `"grouped"`, `"random"`, `"P1"`, `"P1b"` or `"P2"`.
+        seed: Of the draw. Seed 0 of `P1` is the published list.
+        fold: Which fold is the test part (`grouped` and `random`).
+        folds: Out of how many.
+        validation_fraction: Share of the rest that becomes the validation part; `P1` fixes its own.
+        fold_of_group: Folds that are already fixed (`grouped`); groups it lacks are placed beside
+            them.
+
+    Raises:
+        ConfigError: A parameter is unknown or out of range.
+        DataError: There are fewer groups than folds.
+    """
+    _check(rule, fold, folds, validation_fraction)
+    ordered = sorted(samples, key=lambda sample: sample.id)
+    if rule == "grouped":
+        parts = _grouped(ordered, seed, fold, folds, validation_fraction, fold_of_group or {})
+    elif rule == "random":
+        parts = _random(ordered, seed, fold, folds, validation_fraction)
+    else:
+        draw = {"P1": _p1, "P1b": _p1b, "P2": _p2}[rule]
+        parts = draw(ordered, seed, validation_fraction)
+    train, validation, test = (tuple(sorted(sample.id for sample in part)) for part in parts)
+    return Split(
+        rule=rule,
+        seed=seed,
+        fold=fold,
+        folds=folds,
+        validation_fraction=validation_fraction,
+        train=train,
+        validation=validation,
+        test=test,
+        data_sha256=data_sha256(ordered),
+    )
+
+
+def fold_assignment(
+    samples: Sequence[Sample], folds: int = 5, *, fixed: Mapping[int, int] | None = None
+) -> dict[int, int]:
+    """Return the fold of every group: largest first, to the fold that best evens the classes.
+
+    Args:
+        samples: The data set, in any order.
+        folds: How many.
+        fixed: Folds that are already decided, e.g. a committed list; they stay.
+
+    Raises:
+        DataError: There are fewer groups than folds.
+    """
+    groups = len({sample.group for sample in samples})
+    if groups < folds:
+        raise DataError(
+            f"cannot make {folds} folds of {groups} groups of pictures; lower the folds"
+        )
+    return _even_out(samples, [1.0] * folds, seed=0, fixed=fixed or {})
+
+
+def data_sha256(samples: Sequence[Sample]) -> str:
+    """Return a SHA-256 over the sorted ids, classes, groups and file contents of a data set."""
+    digest = hashlib.sha256()
+    for sample in sorted(samples, key=lambda sample: sample.id):
+        digest.update(f"{sample.id}\0{sample.label}\0{sample.group}\0".encode())
+        for path in (sample.image_path, sample.mask_path):
+            content = path.read_bytes() if path is not None else b""
+            digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _check(rule: str, fold: int, folds: int, validation_fraction: float) -> None:
+    if rule not in RULES:
+        raise ConfigError(f"unknown split rule {rule!r}; expected one of {', '.join(RULES)}")
+    if folds < 2 or not 0 <= fold < folds:
+        raise ConfigError(f"fold {fold} of {folds} folds; expected 0 <= fold < folds, folds >= 2")
+    if not 0 <= validation_fraction < 1:
+        raise ConfigError(f"validation_fraction is {validation_fraction}; expected 0 <= x < 1")
+
+
+def _even_out(
+    samples: Sequence[Sample], weights: Sequence[float], *, seed: int, fixed: Mapping[int, int]
+) -> dict[int, int]:
+    """Return {group: bin}, greedily minimising the squared class shares over weighted bins.
+
+    Placing a group with g_c pictures of class c (of N_c in all) into a bin of weight w that holds
+    n_c already costs Σ_c ((n_c + g_c)² − n_c²) / (w N_c²). Equal groups are taken in an order that
+    the seed shuffles.
+    """
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for sample in samples:
+        counts[sample.group][sample.label] += 1
+    totals = Counter(sample.label for sample in samples)
+    held: list[Counter[str]] = [Counter() for _ in weights]
+    chosen = {group: fixed[group] for group in counts if group in fixed}
+    for group, index in chosen.items():
+        held[index].update(counts[group])
+    order = sorted(counts.keys() - chosen.keys())
+    random.Random(seed).shuffle(order)
+    for group in sorted(order, key=lambda group: -counts[group].total()):
+        cost = [
+            sum((2 * have[c] + g) * g / (weight * totals[c] ** 2) for c, g in counts[group].items())
+            for have, weight in zip(held, weights, strict=True)
+        ]
+        chosen[group] = cost.index(min(cost))
+        held[chosen[group]].update(counts[group])
+    return chosen
+
+
+def _grouped(
+    samples: Sequence[Sample],
+    seed: int,
+    fold: int,
+    folds: int,
+    validation_fraction: float,
+    fixed: Mapping[int, int],
+) -> Parts:
+    fold_of = fold_assignment(samples, folds, fixed=fixed)
+    test = [sample for sample in samples if fold_of[sample.group] == fold]
+    rest = [sample for sample in samples if fold_of[sample.group] != fold]
+    if not validation_fraction:
+        return rest, [], test
+    weights = [1 - validation_fraction, validation_fraction]
+    inner = _even_out(rest, weights, seed=seed, fixed={})
+    train, validation = ([s for s in rest if inner[s.group] == index] for index in (0, 1))
+    return train, validation, test
+
+
+def _shuffled_classes(samples: Sequence[Sample], rng: random.Random) -> dict[str, list[Sample]]:
+    """Return {class: its samples, shuffled}, drawing class by class in sorted order."""
+    labels = sorted({sample.label for sample in samples})
+    classes: dict[str, list[Sample]] = {label: [] for label in labels}
+    for sample in samples:
+        classes[sample.label].append(sample)
+    for members in classes.values():
+        rng.shuffle(members)
+    return classes
+
+
+def _hold_out(samples: Sequence[Sample], fraction: float, rng: random.Random) -> Parts:
+    """Cut a random share of every class off; the third part is empty."""
+    kept, held = [], []
+    for members in _shuffled_classes(samples, rng).values():
+        cut = int(fraction * len(members))
+        held += members[:cut]
+        kept += members[cut:]
+    return kept, held, []
+
+
+def _random(
+    samples: Sequence[Sample], seed: int, fold: int, folds: int, validation_fraction: float
+) -> Parts:
+    rng = random.Random(seed)
+    dealt = [s for members in _shuffled_classes(samples, rng).values() for s in members]
+    test = dealt[fold::folds]
+    rest = sorted(set(dealt) - set(test), key=lambda sample: sample.id)
+    train, validation, _ = _hold_out(rest, validation_fraction, rng)
+    return train, validation, test
+
+
+def _p1(samples: Sequence[Sample], seed: int, _: float) -> Parts:
+    parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
+    for members in _shuffled_classes(samples, random.Random(_P1_SEED + seed)).values():
+        first, second = int(0.6 * len(members)), int(0.8 * len(members))
+        parts[0].extend(members[:first])
+        parts[1].extend(members[first:second])
+        parts[2].extend(members[second:])
+    return parts
+
+
+def _p1b(samples: Sequence[Sample], seed: int, validation_fraction: float) -> Parts:
+    rng = random.Random(seed)
+    defects = [sample for sample in samples if sample.label != FREE]
+    rng.shuffle(defects)
+    cut = int(0.2 * len(defects))
+    rest = sorted(defects[cut:], key=lambda sample: sample.id)
+    train, validation, _ = _hold_out(rest, validation_fraction, rng)
+    return train, validation, defects[:cut]
+
+
+def _p2(samples: Sequence[Sample], seed: int, validation_fraction: float) -> Parts:
+    rng = random.Random(seed)
+    free = [sample for sample in samples if sample.label == FREE]
+    defects = [sample for sample in samples if sample.label != FREE]
+    rest, test = [], []
+    for members in _shuffled_classes(defects, rng).values():
+        cut = int(0.8 * len(members))
+        rest += members[:cut]
+        test += members[cut:]
+    rest.sort(key=lambda sample: sample.id)
+    train, validation, _ = _hold_out(rest, validation_fraction, rng)
+    return [*train, *free], validation, test

@@ -1,0 +1,86 @@
+"""The thresholds between a model's probabilities and a verdict, and the checks of such numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Literal, TypeAlias
+
+from magtiles_seg.errors import ConfigError
+
+__all__ = ["Decision", "Verdict", "count", "fraction", "scale"]
+
+Verdict: TypeAlias = Literal["accept", "review", "reject"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """How probabilities become a mask and a verdict.
+
+    Attributes:
+        threshold: A pixel whose probability is at least this is defect; 0..1.
+        min_area_px: Connected regions (8-connectivity) of fewer pixels are dropped.
+        reject_score: A picture whose score is at least this is rejected; 0..1.
+        review_score: A score from this up to `reject_score` asks for review; None: no review.
+        score_top_k_px: The score is the mean of this many largest pixel probabilities; neither
+            `threshold` nor `min_area_px` changes it.
+
+    Raises:
+        ConfigError: A value is of the wrong type or out of its range.
+    """
+
+    threshold: float = 0.5
+    min_area_px: int = 1
+    reject_score: float = 0.5
+    review_score: float | None = None
+    score_top_k_px: int = 100
+
+    def __post_init__(self) -> None:
+        """Check every field and make it a plain Python number."""
+        for name in ("threshold", "reject_score", "review_score"):
+            value = getattr(self, name)
+            if not (name == "review_score" and value is None):
+                object.__setattr__(self, name, fraction(name, value))
+        for name in ("min_area_px", "score_top_k_px"):
+            object.__setattr__(self, name, count(name, getattr(self, name)))
+        if self.review_score is not None and self.review_score > self.reject_score:
+            raise ConfigError(
+                f"review_score is {self.review_score}; expected at most reject_score "
+                f"({self.reject_score}): scores between the two are reviewed; lower it, or set None"
+            )
+
+    def verdict(self, score: float) -> Verdict:
+        """Return what a picture's score means: "accept", "review" or "reject"."""
+        if score >= self.reject_score:
+            return "reject"
+        if self.review_score is not None and score >= self.review_score:
+            return "review"
+        return "accept"
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def fraction(name: str, value: Any) -> float:  # noqa: ANN401 - checked here
+    """Return a number from 0 to 1 as float, or raise ConfigError."""
+    if _is_number(value, Real) and 0 <= value <= 1:
+        return float(value)
+    raise ConfigError(f"{name} is {value!r}; expected a number from 0 to 1")
+
+
+def count(name: str, value: Any) -> int:  # noqa: ANN401 - checked here
+    """Return a whole number of at least 1 as int, or raise ConfigError."""
+    if _is_number(value, Integral) and value >= 1:
+        return int(value)
+    raise ConfigError(f"{name} is {value!r}; expected a whole number, at least 1")
+
+
+def scale(mm_per_px: float | None) -> float | None:
+    """Return a positive number as float, None as None, or raise ConfigError."""
+    if mm_per_px is None:
+        return None
+    if _is_number(mm_per_px, Real) and 0 < mm_per_px < math.inf:
+        return float(mm_per_px)
+    raise ConfigError(f"mm_per_px is {mm_per_px!r}; expected a positive number of mm, or None")

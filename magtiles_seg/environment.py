@@ -1,0 +1,78 @@
+"""What is installed, and what the model in use says about itself: the content of `info`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch")
+
+
+def describe(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Return versions, runtimes, their providers, and the model's card, as plain JSON values.
+
+    Args:
+        model: A model file; None is the bundled one.
+
+    Raises:
+        FileNotFoundError, ModelError: The model cannot be loaded.
+    """
+    import onnxruntime
+
+    import magtiles_seg
+    from magtiles_seg.infer.segmenter import Segmenter
+
+    with Segmenter(model) as segmenter:
+        spec = segmenter.spec
+    facts: dict[str, Any] = {
+        "magtiles-seg": magtiles_seg.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "runtimes": _installed(_RUNTIMES),
+        "providers": onnxruntime.get_available_providers(),
+        "model": str(spec.path),
+        "model_sha256": spec.sha256,
+        "backend": f"{spec.name} ({spec.provider}), {spec.threads} threads",
+        "card": json.loads(spec.card.to_json()),
+    }
+    clash = onnxruntime_clash()
+    return {"warning": clash, **facts} if clash else facts
+
+
+def onnxruntime_clash() -> str | None:
+    """Return what is wrong, and the fix, when wheels of onnxruntime overwrite each other.
+
+    `onnxruntime` and `onnxruntime-gpu` install the same files; pip lets both stand, and which one
+    then runs is chance.
+    """
+    found = sorted(_installed(("onnxruntime", "onnxruntime-gpu")))
+    if len(found) < 2:
+        return None
+    return (
+        f"{' and '.join(found)} are both installed and overwrite each other's files: "
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
+    )
+
+
+def git_revision() -> str:
+    """Return the commit that the working directory stands on; empty outside a repository."""
+    command = ["git", "rev-parse", "--verify", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _installed(names: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,22 @@
+"""How good a model is: metrics, the protocols they are measured under, thresholds and reports."""
+
+from __future__ import annotations
+
+from magtiles_seg.evaluate.metrics import PooledBinary
+from magtiles_seg.evaluate.protocols import PROTOCOLS, Protocol, get_protocol
+from magtiles_seg.evaluate.records import Records, join_records
+from magtiles_seg.evaluate.report import EvaluationResult, evaluate, summarize
+from magtiles_seg.evaluate.thresholds import choose_decision
+
+__all__ = [
+    "PROTOCOLS",
+    "EvaluationResult",
+    "PooledBinary",
+    "Protocol",
+    "Records",
+    "choose_decision",
+    "evaluate",
+    "get_protocol",
+    "join_records",
+    "summarize",
+]

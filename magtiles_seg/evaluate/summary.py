@@ -1,0 +1,214 @@
+"""From rows of scored pictures to figures, bootstrap intervals, and tables by class and tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from magtiles_seg.evaluate.metrics import (
+    AnyArray,
+    FloatArray,
+    class_iou,
+    dice,
+    iou,
+    mean_iou,
+    mean_of_known,
+    micro_counts,
+    miou2,
+    pixel_accuracy,
+    ratio,
+)
+from magtiles_seg.evaluate.ranking import auroc, bootstrap_weights, false_reject_rate, interval
+from magtiles_seg.evaluate.records import Records
+from magtiles_seg.labels import FREE
+
+Figures: TypeAlias = dict[str, FloatArray]
+Table: TypeAlias = tuple[dict[str, Any], ...]
+
+
+def figures(records: Records, families: Iterable[str], weights: AnyArray) -> Figures:
+    """Compute the figures of some families.
+
+    Args:
+        records: N scored pictures.
+        families: `"binary"` (`iou`, `dice`, `miou2`, `pixel_accuracy`, all pooled), `"pictures"`
+            (`picture_dice` over all pictures, `macro_picture_dice` over the defect classes),
+            `"classes"` (`miou6`, `miou5` or whatever the number of classes, and `micro_iou`, all
+            pooled), `"verdict"` (`auroc`, `false_reject_at_95_recall`, `…_99_recall`).
+        weights: (..., N) how often each picture counts.
+
+    Returns:
+        (...) float64 for each figure's name; NaN where a figure has no meaning.
+    """
+    values: Figures = {}
+    for family in families:
+        values |= _FAMILIES[family](records, np.asarray(weights, np.float64))
+    return values
+
+
+def estimate(
+    records: Records, families: Iterable[str], *, resamples: int, seed: int = 0
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Return the figures, and for each its 95 % bootstrap interval over tiles.
+
+    Args:
+        records: N scored pictures.
+        families: As for `figures`.
+        resamples: Bootstrap resamples; 0 for no intervals.
+        seed: Of the resampling.
+    """
+    families = tuple(families)
+    values = {k: float(v) for k, v in figures(records, families, np.ones(len(records))).items()}
+    if resamples < 1:
+        return values, {}
+    weights = bootstrap_weights(records.group, resamples=resamples, seed=seed)
+    drawn = figures(records, families, weights)
+    return values, {name: interval(drawn[name]) for name in values}
+
+
+def class_table(records: Records, *, resamples: int, seed: int = 0) -> Table:
+    """Return one row for each class that pictures are filed under, the sound ones last.
+
+    The overlap figures of a row are over the pictures filed under the class and tell defect from
+    background (`iou` and `dice` pooled, `picture_dice` the mean), except `class_iou`, which is
+    over all pictures and wants the class right too. `rejected` is the share of the pictures that
+    the model's own decision rejects: recall for a defect class, false alarms for sound pictures.
+    """
+    weights = np.ones((1, len(records)))
+    if resamples > 0:
+        drawn = bootstrap_weights(records.group, resamples=resamples, seed=seed)
+        weights = np.concatenate([weights, drawn])
+    by_class = class_iou(_pool(records.confusion, weights))
+    present = [index for index in np.unique(records.label) if index > 0]
+    if (records.label == 0).any():
+        present.append(0)
+    return tuple(_class_row(records, int(index), weights, by_class) for index in present)
+
+
+def tile_table(records: Records) -> Table:
+    """Return one row for each physical tile, the worst (lowest mean picture Dice) first."""
+    overlap, rows = dice(records.counts), []
+    order = np.argsort(records.group, kind="stable")
+    for tile in np.split(order, np.flatnonzero(np.diff(records.group[order])) + 1):
+        defective = records.is_defect[tile].any()
+        rows.append(
+            {
+                "tile": int(records.group[tile[0]]),
+                "classes": sorted({_name(records, int(index)) for index in records.label[tile]}),
+                "pictures": len(tile),
+                "iou": float(iou(records.counts[tile].sum(0))) if defective else None,
+                "picture_dice": float(overlap[tile].mean()),
+                "highest_score": float(records.score[tile].max()),
+                "rejected": int((records.verdict[tile] == "reject").sum()),
+            }
+        )
+    return tuple(sorted(rows, key=lambda row: (row["picture_dice"], row["tile"])))
+
+
+def picture_table(records: Records) -> Table:
+    """Return one row for each picture, the worst (lowest Dice) first."""
+    overlap = dice(records.counts)
+    return tuple(
+        {
+            "id": str(records.ids[row]),
+            "class": _name(records, int(records.label[row])),
+            "tile": int(records.group[row]),
+            "dice": float(overlap[row]),
+            "score": float(records.score[row]),
+            "verdict": str(records.verdict[row]),
+        }
+        for row in np.argsort(overlap, kind="stable")
+    )
+
+
+def _class_row(
+    records: Records, index: int, weights: FloatArray, by_class: FloatArray
+) -> dict[str, Any]:
+    """Make one row; `weights` (1 + B, N), `by_class` (1 + B, K): the figure, then resamples."""
+    mine = records.label == index
+    chosen, share = records.where(mine), weights[:, mine]
+    pooled, total = share @ chosen.counts, share.sum(-1)
+    columns: Figures = {
+        "picture_dice": ratio(share @ dice(chosen.counts), total, empty=np.nan),
+        "rejected": ratio(share @ (chosen.verdict == "reject"), total, empty=np.nan),
+    }
+    if index:
+        nothing = np.where(total > 0, 0.0, np.nan)
+        micro = micro_counts(_pool(chosen.confusion, share))
+        overlap = {"iou": iou(pooled), "dice": dice(pooled), "micro_iou": iou(micro)}
+        columns = {
+            **{name: value + nothing for name, value in overlap.items()},
+            "class_iou": by_class[:, index],
+            **columns,
+        }
+    return {
+        "class": _name(records, index),
+        "pictures": len(chosen),
+        "tiles": len(np.unique(chosen.group)),
+        **{name: float(value[0]) for name, value in columns.items()},
+        "intervals": {name: interval(value[1:]) for name, value in columns.items()}
+        if len(weights) > 1
+        else {},
+    }
+
+
+def _binary(records: Records, weights: FloatArray) -> Figures:
+    pooled = _pool(records.counts, weights)
+    return {
+        "iou": iou(pooled),
+        "dice": dice(pooled),
+        "miou2": miou2(pooled),
+        "pixel_accuracy": pixel_accuracy(pooled),
+    }
+
+
+def _pictures(records: Records, weights: FloatArray) -> Figures:
+    overlap = dice(records.counts)
+    of_class = [
+        ratio(weights[..., mine] @ overlap[mine], weights[..., mine].sum(-1), empty=np.nan)
+        for mine in (records.label == index for index in range(1, len(records.labels)))
+    ]
+    return {
+        "picture_dice": ratio(weights @ overlap, weights.sum(-1), empty=np.nan),
+        "macro_picture_dice": mean_of_known(np.stack(of_class, axis=-1)),
+    }
+
+
+def _classes(records: Records, weights: FloatArray) -> Figures:
+    pooled, count = _pool(records.confusion, weights), len(records.labels)
+    return {
+        f"miou{count}": mean_iou(pooled),
+        f"miou{count - 1}": mean_iou(pooled, background=False),
+        "micro_iou": iou(micro_counts(pooled)),
+    }
+
+
+def _verdict(records: Records, weights: FloatArray) -> Figures:
+    score, truth = records.score, records.is_defect
+    at_recall = {
+        f"false_reject_at_{percent}_recall": false_reject_rate(
+            score, truth, recall=percent / 100, weights=weights
+        )
+        for percent in (95, 99)
+    }
+    return {"auroc": auroc(score, truth, weights), **at_recall}
+
+
+_FAMILIES: dict[str, Callable[[Records, FloatArray], Figures]] = {
+    "binary": _binary,
+    "pictures": _pictures,
+    "classes": _classes,
+    "verdict": _verdict,
+}
+
+
+def _pool(per_picture: AnyArray, weights: FloatArray) -> FloatArray:
+    """Sum (N, ...) over pictures by (..., N) weights."""
+    flat = weights @ per_picture.reshape(len(per_picture), -1)
+    return flat.reshape(*weights.shape[:-1], *per_picture.shape[1:])
+
+
+def _name(records: Records, index: int) -> str:
+    return str(records.labels[index]) if index else FREE

@@ -1,0 +1,205 @@
+"""Where to cut: from which probability a pixel is defect, and from which score a picture is.
+
+Choose on tiles that the model was not trained on, and never on those that are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.errors import ConfigError
+from magtiles_seg.evaluate.metrics import AnyArray, FloatArray, IntArray, dice
+from magtiles_seg.evaluate.predictors import Predictor, as_segmentation
+from magtiles_seg.evaluate.protocols import Protocol, get_protocol, prepare
+from magtiles_seg.evaluate.ranking import score_at_recall
+from magtiles_seg.labels import FREE, LABELS
+from magtiles_seg.result import Decision
+
+BINS = 256
+"""Probability bins, each 1/256 wide: a bin's lower edge is exact in binary floating point."""
+
+MIN_AREAS_PX = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Smallest regions that are tried."""
+
+
+def quantize(probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """Return the bin of each probability, `min(floor(256 p), 255)`.
+
+    For any i in 0..255, `bin >= i` says exactly `p >= i / 256`.
+
+    Args:
+        probability: (...) float in 0..1.
+    """
+    bins: npt.NDArray[np.uint8] = np.minimum(probability * BINS, BINS - 1).astype(np.uint8)
+    return bins
+
+
+def probability_histogram(probability: AnyArray, truth: AnyArray) -> IntArray:
+    """Count the pixels of one picture by truth and probability.
+
+    Args:
+        probability: (H, W) float32 in 0..1.
+        truth: (H, W) bool or integer, non-zero is defect.
+
+    Returns:
+        (2, 256) int64: row 0 sound, row 1 defect. Sums of them over pictures are histograms too.
+    """
+    bins = quantize(probability)
+    everything = np.bincount(bins.ravel(), minlength=BINS)
+    defect = np.bincount(bins[truth != 0], minlength=BINS)
+    return np.stack([everything - defect, defect])
+
+
+def threshold_counts(histogram: AnyArray) -> IntArray:
+    """Return `[TP, FP, FN, TN]` at each threshold 0/256 … 255/256.
+
+    Args:
+        histogram: (2, 256) pixels, sound and defect, by probability.
+
+    Returns:
+        (256, 4) int64: the threshold, precision-recall and ROC curves all follow from it.
+    """
+    sound, defect = np.asarray(histogram, np.int64)
+    fp, tp = np.cumsum(sound[::-1])[::-1], np.cumsum(defect[::-1])[::-1]
+    return np.stack([tp, fp, defect.sum() - tp, sound.sum() - fp], axis=-1)
+
+
+def best_threshold(histogram: AnyArray) -> float:
+    """Return the pixel threshold of the highest pooled Dice; of equal ones the middle.
+
+    Args:
+        histogram: (2, 256) pixels, sound and defect, by probability.
+
+    Returns:
+        A multiple of 1/256, above 0.
+
+    Raises:
+        ConfigError: There is no defect pixel to choose by.
+    """
+    if not np.asarray(histogram)[1].any():
+        raise ConfigError(
+            "A pixel threshold cannot be chosen without any defect pixel; expected pictures with "
+            "masks. Choose thresholds on a part of the data that holds defects."
+        )
+    curve = dice(threshold_counts(histogram))[1:]
+    best = np.flatnonzero(curve == curve.max())
+    return float(best[(len(best) - 1) // 2] + 1) / BINS
+
+
+def region_areas(mask: AnyArray, truth: AnyArray) -> IntArray:
+    """Measure the connected regions (8-connectivity) of one predicted mask.
+
+    Args:
+        mask: (H, W) bool or uint8, the prediction; non-zero is defect.
+        truth: (H, W) bool or uint8; non-zero is defect.
+
+    Returns:
+        (R, 2) int64: area of each region, and how many of its pixels are true.
+    """
+    if not mask.any():
+        return np.zeros((0, 2), np.int64)
+    import cv2
+
+    count, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    area = np.bincount(regions.ravel(), minlength=count)[1:]
+    hit = np.bincount(regions[truth != 0], minlength=count)[1:]
+    return np.stack([area, hit], axis=-1)
+
+
+def dice_by_min_area(
+    mask: AnyArray, truth: AnyArray, areas_px: Iterable[int] = MIN_AREAS_PX
+) -> FloatArray:
+    """Return one picture's Dice when regions below each smallest area are dropped.
+
+    Args:
+        mask: (H, W) bool or uint8, the prediction; non-zero is defect.
+        truth: (H, W) bool or uint8; non-zero is defect.
+        areas_px: A smallest regions to try.
+
+    Returns:
+        (A,) float64 in 0..1; 1 where nothing is left of the prediction and nothing was there.
+    """
+    regions = region_areas(mask, truth)
+    kept = regions[None, :, 0] >= np.asarray(tuple(areas_px))[:, None]
+    predicted, tp = (kept[..., None] * regions).sum(1).T
+    missed = np.count_nonzero(truth) - tp
+    return dice(np.stack([tp, predicted - tp, missed, np.zeros_like(tp)], axis=-1))
+
+
+def best_min_area(picture_dice: Sequence[AnyArray] | AnyArray, label: AnyArray) -> int:
+    """Return the smallest region to keep: highest Dice, averaged over the kinds of picture.
+
+    Specks on sound pictures speak for a large one, small blowholes for a small one. Every class
+    and the sound pictures count alike, so neither side wins by number.
+
+    Args:
+        picture_dice: (N, A) each picture's Dice at each of `MIN_AREAS_PX`.
+        label: (N,) int, the class each picture is filed under; 0 = sound.
+
+    Returns:
+        One of `MIN_AREAS_PX`; of equal ones the smallest.
+    """
+    kinds = [np.asarray(picture_dice)[label == kind].mean(0) for kind in np.unique(label)]
+    means = np.mean(kinds, axis=0)
+    return MIN_AREAS_PX[int(np.argmax(np.round(means, 6)))]
+
+
+def choose_decision(
+    predictor: Predictor,
+    samples: Iterable[Sample],
+    *,
+    recall: float = 0.95,
+    protocol: str | Protocol = "T",
+    labels: Sequence[str] = LABELS,
+) -> Decision:
+    """Choose pixel threshold, smallest region and reject score on samples, in one pass.
+
+    Keeps two bytes a pixel until the end. Pictures filed as defects with an empty mask say nothing
+    and are left out.
+
+    Args:
+        predictor: A `Segmenter`, or a function from a picture to (probability, defect class).
+        samples: Pictures of tiles that the model was not trained on, defective and sound.
+        recall: Share of the defective pictures that the reject score must catch, 0 < recall <= 1.
+        protocol: Whose pictures and mask rule to use.
+        labels: Class names by index, background first.
+
+    Returns:
+        The predictor's own decision with `threshold` (highest pooled Dice), `min_area_px` (highest
+        Dice a picture, all kinds of picture alike) and `reject_score` chosen; no `review_score`.
+
+    Raises:
+        ConfigError: No sample has a defect.
+    """
+    fixed = get_protocol(protocol)
+    histogram = np.zeros((2, BINS), np.int64)
+    kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = []
+    scores: list[float] = []
+    kinds: list[int] = []
+    own = Decision()
+    for sample in samples:
+        image, target = prepare(sample, fixed, labels=labels)
+        if sample.label != FREE and not target.any():
+            continue
+        result = as_segmentation(predictor(image), image, decide=lambda given: given, labels=labels)
+        own = result.decision
+        histogram += probability_histogram(result.probability, target)
+        kept.append((quantize(result.probability), target != 0))
+        scores.append(result.score)
+        kinds.append(0 if sample.label == FREE else tuple(labels).index(sample.label))
+    threshold = best_threshold(histogram)
+    level, label = round(threshold * BINS), np.asarray(kinds)
+    overlap = [dice_by_min_area(bins >= level, truth) for bins, truth in kept]
+    return replace(
+        own,
+        threshold=threshold,
+        min_area_px=best_min_area(overlap, label),
+        reject_score=score_at_recall(np.asarray(scores), label > 0, recall=recall),
+        review_score=None,
+    )

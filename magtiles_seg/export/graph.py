@@ -1,0 +1,242 @@
+"""The self-contained ONNX file: grey bytes in, answer out, the card inside."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
+from magtiles_seg.export.parity import ParityReport, Tolerance, check, compare, frozen_pictures
+from magtiles_seg.infer.backends.base import read_model
+from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
+from magtiles_seg.infer.backends.ort import OrtBackend
+from magtiles_seg.model.card import CARD_KEY, SEAL_KEY, ModelCard, check_seal, seal_onnx
+from magtiles_seg.model.checkpoint import load_checkpoint
+from magtiles_seg.model.network import SegmentationNetwork
+
+try:
+    import onnx
+    import torch
+    from onnx import helper, numpy_helper
+except ImportError as error:
+    raise BackendUnavailableError(
+        "export needs torch, onnx and onnxscript: pip install 'magtiles-seg[export]'"
+    ) from error
+
+__all__ = ["OPSET", "PRECISIONS", "InferenceGraph", "build_onnx", "export_onnx", "rewrite_card"]
+
+OPSET = 18
+"""The exporter's native operator set, within what onnxruntime, OpenVINO and TensorRT 10 read."""
+
+PRECISIONS = ("fp16", "fp32")
+"""How weights may be stored. The arithmetic is fp32 with either."""
+
+_SMALL = 256  # Weights of fewer elements stay fp32: biases, where halving saves nothing.
+_FP16_MAX = float(np.finfo(np.float16).max)
+
+
+def export_onnx(
+    checkpoint: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    card: ModelCard | None = None,
+    precision: str = "fp16",
+    tolerance: Tolerance | None = None,
+    pictures: Sequence[npt.NDArray[np.uint8]] | None = None,
+) -> ParityReport:
+    """Write a checkpoint as one ONNX file, if it answers as the checkpoint does.
+
+    Args:
+        checkpoint: A `.safetensors` file that training wrote.
+        path: Where to write; an older file is replaced, and only by a whole and proved one.
+        card: What the file is to say about itself; None: what the checkpoint tells. Architecture,
+            labels, stride, receptive field and the weights' hash always come from the checkpoint.
+        precision: One of `PRECISIONS`, of the stored weights.
+        tolerance: How far the file may stray from eager fp32; None: the defaults.
+        pictures: (H, W) uint8 each, on which both are compared; None: `parity.frozen_pictures()`.
+
+    Returns:
+        The comparison that the file has passed.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ModelError: The checkpoint is damaged, or its graph is not valid ONNX.
+        ParityError: The file answers differently; nothing is written.
+    """
+    path = Path(path)
+    reference = EagerBackend(Path(checkpoint))
+    card = _with_facts(card or reference.spec.card, reference.spec.card)
+    network, _ = load_checkpoint(checkpoint)
+    images = frozen_pictures() if pictures is None else pictures
+    data = build_onnx(network, card, precision=precision)
+    with _staged(path, data) as part:
+        candidate = OrtBackend(part)
+        report = compare(reference, candidate, images, decision=card.decision)
+        candidate.close()
+        check(report, tolerance or Tolerance())
+    return report
+
+
+def build_onnx(network: SegmentationNetwork, card: ModelCard, *, precision: str = "fp16") -> bytes:
+    """Return a network as a sealed ONNX file.
+
+    Args:
+        network: What a checkpoint holds.
+        card: Goes into the file's metadata.
+        precision: One of `PRECISIONS`, of the stored weights.
+
+    Raises:
+        ConfigError: The precision is unknown.
+        ModelError: The graph is not valid ONNX, or has operators of a vendor.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"unknown precision {precision!r}: expected one of {PRECISIONS}")
+    model = _trace(network)
+    _tidy(model)
+    if precision == "fp16":
+        _halve_weights(model)
+    domains = {node.domain for node in model.graph.node} - {""}
+    if domains or model.functions:
+        raise ModelError(f"the graph uses operators outside standard ONNX: {sorted(domains)}")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"the exported graph is not valid ONNX: {error}") from error
+    return _sealed(model, card)
+
+
+def rewrite_card(path: str | os.PathLike[str], card: ModelCard) -> None:
+    """Give an exported file other thresholds, metrics or remarks, without exporting it again.
+
+    Args:
+        path: A file that `export_onnx` wrote.
+        card: The new card. What it says of the network itself stays as the file has it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelError: The file is damaged, or not a model of this package.
+    """
+    path = Path(path)
+    data = read_model(path)
+    check_seal(data, str(path))
+    model = onnx.load_from_string(data)
+    stored = {entry.key: entry.value for entry in model.metadata_props}
+    facts = ModelCard.from_json(stored.get(CARD_KEY, ""))
+    with _staged(path, _sealed(model, _with_facts(card, facts))):
+        pass
+
+
+def _sealed(model: onnx.ModelProto, card: ModelCard) -> bytes:
+    model.ClearField("metadata_props")
+    for key, value in ((CARD_KEY, card.to_json()), (SEAL_KEY, "0" * 64)):
+        model.metadata_props.add(key=key, value=value)
+    return seal_onnx(model.SerializeToString(deterministic=True))
+
+
+def _with_facts(card: ModelCard, facts: ModelCard) -> ModelCard:
+    return replace(
+        card,
+        architecture=facts.architecture,
+        labels=facts.labels,
+        stride=facts.stride,
+        receptive_field_px=facts.receptive_field_px,
+        weights_sha256=facts.weights_sha256,
+    )
+
+
+def _trace(network: SegmentationNetwork) -> onnx.ModelProto:
+    """Return the graph of picture to answer, with dynamic batch, height and width."""
+    dim = torch.export.Dim
+    image = torch.zeros(2, 75, 107, dtype=torch.uint8)  # No multiple of a stride, so that it pads.
+    with _quiet():
+        program = torch.onnx.export(
+            InferenceGraph(network).eval(),
+            (image,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["probability", "classes"],
+            dynamic_shapes={
+                "image": {0: dim("batch"), 1: dim("height", min=32), 2: dim("width", min=32)}
+            },
+            verbose=False,
+        )
+    if program is None:
+        raise ModelError(
+            "torch.onnx.export returned no program: check the versions of torch and onnxscript"
+        )
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporter's remarks on absent packages and on its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Drop what the exporter left for debugging, such as source lines; name the outputs' axes."""
+    graph = model.graph
+    for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        entry.ClearField("doc_string")
+        entry.ClearField("metadata_props")
+    graph.ClearField("value_info")
+    model.producer_name, model.producer_version = "magtiles-seg", ""
+    graph.name = "magtiles_seg"
+    for output in graph.output:
+        for axis, name in zip(
+            output.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=True
+        ):
+            axis.dim_param = name
+
+
+def _halve_weights(model: onnx.ModelProto) -> None:
+    """Store large fp32 weights as fp16 behind a cast back, which runtimes fold when they load."""
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if values.size < _SMALL or np.abs(values).max() > _FP16_MAX:
+            continue
+        name, stored = tensor.name, f"{tensor.name}_fp16"
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
+        casts.append(helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+
+
+@contextlib.contextmanager
+def _staged(path: Path, data: bytes) -> Iterator[Path]:
+    """Write beside `path` and put it in place when the block ends well; otherwise remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

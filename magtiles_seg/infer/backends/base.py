@@ -1,0 +1,153 @@
+"""What every runtime under a model offers, and the checks that all of them share."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import ConfigError, InferenceError, ModelError
+from magtiles_seg.model.card import ModelCard
+
+MIN_SIDE_PX = 32
+"""Smallest height and width that a model file takes; `Segmenter` pads smaller pictures."""
+
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendSpec:
+    """What runs, and on what.
+
+    Attributes:
+        name: `"onnxruntime"` or `"eager"`.
+        device: `"cpu"` or `"cuda:0"`.
+        provider: What really executes the graph, as the runtime itself reports it.
+        threads: Of one inference on a CPU.
+        path: The model file.
+        sha256: Of the model file.
+        card: What the model says about itself.
+    """
+
+    name: str
+    device: str
+    provider: str
+    threads: int
+    path: Path
+    sha256: str
+    card: ModelCard
+
+
+class Backend(Protocol):
+    """A loaded model: grey pictures in, answer out. Safe to call from many threads at once."""
+
+    @property
+    def spec(self) -> BackendSpec:
+        """What runs, and on what."""
+
+    def infer(
+        self, images: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Return the model's answer to a batch of pictures of one size.
+
+        Args:
+            images: (N, H, W) uint8, N >= 1, H and W >= `MIN_SIDE_PX`.
+
+        Returns:
+            probability: (N, H, W) float32 in [0, 1] of "any defect"; a fresh array.
+            classes: (N, H, W) uint8 in 1..K-1, each pixel's likeliest defect class; a fresh array.
+
+        Raises:
+            InferenceError: The pictures do not fit, the backend is closed, or the runtime failed.
+        """
+
+    def close(self) -> None:
+        """Free the model. Closing twice is harmless."""
+
+
+def check_images(images: npt.NDArray[np.uint8]) -> None:
+    """Check that `images` is what `Backend.infer` takes.
+
+    Raises:
+        InferenceError: It has another dtype or number of axes, no picture, or too short a side.
+    """
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    dtype = getattr(images, "dtype", type(images).__name__)
+    if dtype != np.uint8 or len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < MIN_SIDE_PX:
+        raise InferenceError(
+            f"the model takes uint8 pictures (N, H, W), N >= 1, sides of at least {MIN_SIDE_PX}, "
+            f"got {dtype} {shape}; use Segmenter, which prepares any picture"
+        )
+
+
+def read_model(path: Path) -> bytes:
+    """Return the bytes of a model file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no model file at {path}") from None
+    except OSError as error:
+        raise ModelError(f"cannot read the model file {path}: {error.strerror}") from error
+
+
+def parse_device(device: str) -> tuple[str, int]:
+    """Return kind and number of a device: `"cpu"`, `"cuda"` (number 0) or `"cuda:1"`.
+
+    Raises:
+        ConfigError: It is none of these.
+    """
+    match = re.fullmatch(r"(cpu)|(cuda)(?::(\d+))?", device)
+    if match is None:
+        raise ConfigError(f"unknown device {device!r}: expected 'cpu', 'cuda' or 'cuda:N'")
+    return match[1] or match[2], int(match[3] or 0)
+
+
+def check_threads(threads: int | None) -> int:
+    """Return `threads`, or `available_cores()` for None.
+
+    Raises:
+        ConfigError: It is less than 1.
+    """
+    if threads is None:
+        return available_cores()
+    if threads < 1:
+        raise ConfigError(f"threads must be at least 1, or None for all cores, got {threads!r}")
+    return threads
+
+
+def available_cores() -> int:
+    """Return how many physical cores this process may use: by affinity and quota, at least 1.
+
+    Two hardware threads of a core share its vector units: convolutions gain nothing by the second.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), _quota_cores()))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
+
+
+def _quota_cores() -> int:
+    """Return the container's CPU quota in whole cores, rounded down; a large number without one."""
+    try:
+        quota, period = _QUOTA.read_text().split()
+        return int(quota) // int(period)
+    except (OSError, ValueError):
+        return 1_000_000

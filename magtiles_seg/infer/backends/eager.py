@@ -1,0 +1,187 @@
+"""Checkpoints on eager torch: the reference that every exported model is compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import BackendUnavailableError, ConfigError, InferenceError, ModelError
+from magtiles_seg.infer.backends.base import (
+    BackendSpec,
+    check_images,
+    check_threads,
+    parse_device,
+    read_model,
+)
+from magtiles_seg.model.card import ModelCard
+from magtiles_seg.result import Decision
+
+try:
+    import torch
+    from torch import Tensor, nn
+
+    from magtiles_seg.model.checkpoint import load_checkpoint
+    from magtiles_seg.model.network import SegmentationNetwork
+except ImportError as error:
+    raise BackendUnavailableError(
+        "the eager backend needs torch and safetensors: pip install 'magtiles-seg[train]'"
+    ) from error
+
+
+_CARD_FIELDS = {entry.name for entry in dataclasses.fields(ModelCard)}
+
+
+class InferenceGraph(nn.Module):
+    """A network from grey bytes to the answer: what the eager backend runs and what is exported.
+
+    Attributes:
+        network: Answers with logits, for sizes that are multiples of its stride.
+    """
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        """Wrap a network; its weights are shared."""
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer a batch of pictures of any size.
+
+        The picture is continued by its last row and column up to a multiple of the stride. The
+        padded size is spelled `stride * ceil(H / stride)`: the exporter can prove that it fits.
+
+        Args:
+            image: (N, H, W) uint8, H and W >= 32.
+
+        Returns:
+            probability: (N, H, W) float32 in [0, 1] of "any defect".
+            classes: (N, H, W) uint8 in 1..K-1, the likeliest defect class.
+        """
+        _, height, width = image.shape
+        stride = self.network.stride
+        right = (width + stride - 1) // stride * stride - width
+        bottom = (height + stride - 1) // stride * stride - height
+        grey = nn.functional.pad(
+            image.float().unsqueeze(1), (0, right, 0, bottom), mode="replicate"
+        )
+        defect_logit, kind_logits = self.network(grey)
+        probability = defect_logit.float().sigmoid()[:, 0, :height, :width]
+        # Bytes are made from floats, the only conversion to bytes that TensorRT has.
+        kind = kind_logits.argmax(1, keepdim=True).float() + 1
+        scale = float(self.network.kind_stride)
+        kind = nn.functional.interpolate(kind, scale_factor=scale, mode="nearest")
+        return probability, kind[:, 0, :height, :width].to(torch.uint8)
+
+
+class EagerBackend:
+    """A checkpoint in torch, fp32, without any compilation."""
+
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        """Load a checkpoint.
+
+        Args:
+            path: A `.safetensors` file that training wrote.
+            device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+            threads: Of torch on a CPU, for the whole process; None leaves torch's setting.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ModelError: The file is damaged, or not a checkpoint of this package.
+            ConfigError: The device or the number of threads has no sense.
+            BackendUnavailableError: torch has no such device.
+        """
+        kind, number = parse_device(device)
+        if kind == "cuda" and number >= torch.cuda.device_count():
+            raise BackendUnavailableError(
+                f"torch sees {torch.cuda.device_count()} CUDA devices, got device {device!r}: "
+                "check the NVIDIA driver and that torch is a CUDA build, or use device='cpu'"
+            )
+        if threads is not None:
+            torch.set_num_threads(check_threads(threads))
+        data = read_model(path)
+        network, meta = load_checkpoint(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._device = torch.device("cpu" if kind == "cpu" else f"cuda:{number}")
+        self._graph: InferenceGraph | None = InferenceGraph(network).eval().to(self._device)
+        self._spec = BackendSpec(
+            name="eager",
+            device=str(self._device),
+            provider=f"torch {torch.__version__}",
+            threads=torch.get_num_threads(),
+            path=path,
+            sha256=sha256,
+            card=card_of(network, meta, name=path.stem, weights_sha256=sha256),
+        )
+
+    @property
+    def spec(self) -> BackendSpec:
+        """What runs, and on what."""
+        return self._spec
+
+    def infer(
+        self, images: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
+
+        Raises:
+            InferenceError: The pictures do not fit, the backend is closed, or torch failed.
+        """
+        check_images(images)
+        graph = self._graph
+        if graph is None:
+            raise InferenceError(f"the model {self._spec.path} is closed: make a new Segmenter")
+        try:
+            with torch.inference_mode():
+                batch = torch.tensor(images, device=self._device)
+                probability, classes = (answer.cpu().numpy() for answer in graph(batch))
+        except RuntimeError as error:
+            raise InferenceError(f"torch failed on pictures {images.shape}: {error}") from error
+        return probability, classes
+
+    def close(self) -> None:
+        """Free the network once the calls in progress have ended."""
+        self._graph = None
+
+
+def card_of(
+    network: SegmentationNetwork,
+    meta: Mapping[str, Any],
+    *,
+    name: str,
+    weights_sha256: str = "",
+) -> ModelCard:
+    """Return the card of a checkpoint, as far as its metadata tell.
+
+    Args:
+        network: The checkpoint's network.
+        meta: Fields of `ModelCard` by name; whatever else it holds joins `training`.
+        name: The model's name where `meta` has none.
+        weights_sha256: Of the checkpoint file.
+
+    Raises:
+        ModelError: A field of `meta` has no sense.
+    """
+    rest = {key: value for key, value in meta.items() if key not in _CARD_FIELDS}
+    try:
+        return ModelCard(
+            name=meta.get("name", name),
+            architecture=network.architecture,
+            labels=network.labels,
+            stride=network.stride,
+            decision=Decision(**meta.get("decision", {})),
+            receptive_field_px=network.receptive_field_px,
+            training={**meta.get("training", {}), **rest},
+            metrics=tuple(meta.get("metrics", ())),
+            git_revision=meta.get("git_revision", ""),
+            weights_sha256=weights_sha256,
+            licence=meta.get("licence", "Apache-2.0"),
+        )
+    except (ConfigError, TypeError) as error:
+        raise ModelError(
+            f"the checkpoint's metadata are damaged: {error}; train it again"
+        ) from error

@@ -1,0 +1,155 @@
+"""ONNX models on onnxruntime, on the CPU or a CUDA device."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import BackendUnavailableError, InferenceError, ModelError
+from magtiles_seg.infer.backends.base import (
+    BackendSpec,
+    check_images,
+    check_threads,
+    parse_device,
+    read_model,
+)
+from magtiles_seg.model.card import CARD_KEY, ModelCard, check_seal
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_OUTPUTS = ["probability", "classes"]
+_FATAL_ONLY = 4  # What fails is raised as an exception; the runtime need not print it as well.
+_GPU_FIX = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+
+
+class OrtBackend:
+    """One onnxruntime session, shared by all threads."""
+
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        """Load an ONNX model.
+
+        Args:
+            path: A file that `magtiles_seg.export` wrote.
+            device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+            threads: Of one inference on a CPU; None: all physical cores that the process may use.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ModelError: The file is damaged, or not a model of this package.
+            ConfigError: The device or the number of threads has no sense.
+            BackendUnavailableError: onnxruntime, or its support for the device, is not installed.
+        """
+        kind, number = parse_device(device)
+        threads = check_threads(threads)
+        data = read_model(path)
+        check_seal(data, str(path))
+        session = _open_session(data, path, kind=kind, number=number, threads=threads)
+        self._session: onnxruntime.InferenceSession | None = session
+        self._spec = BackendSpec(
+            name="onnxruntime",
+            device="cpu" if kind == "cpu" else f"{kind}:{number}",
+            provider=session.get_providers()[0],
+            threads=threads,
+            path=path,
+            sha256=hashlib.sha256(data).hexdigest(),
+            card=_read_card(session, path),
+        )
+
+    @property
+    def spec(self) -> BackendSpec:
+        """What runs, and on what."""
+        return self._spec
+
+    def infer(
+        self, images: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
+
+        Raises:
+            InferenceError: The pictures do not fit, the backend is closed, or onnxruntime failed.
+        """
+        check_images(images)
+        session = self._session
+        if session is None:
+            raise InferenceError(f"the model {self._spec.path} is closed: make a new Segmenter")
+        try:
+            probability, classes = session.run(_OUTPUTS, {"image": images})
+        except Exception as error:
+            raise InferenceError(
+                f"onnxruntime failed on pictures {images.shape}: {_first_line(error)}; "
+                "if memory ran out, use smaller pictures"
+            ) from error
+        return probability, classes
+
+    def close(self) -> None:
+        """Free the session once the calls in progress have ended."""
+        self._session = None
+
+
+def _open_session(
+    data: bytes, path: Path, *, kind: str, number: int, threads: int
+) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "onnxruntime is not installed: pip install onnxruntime"
+        ) from error
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if kind == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
+        available = onnxruntime.get_available_providers()
+        if "CUDAExecutionProvider" not in available:
+            raise BackendUnavailableError(
+                f"device 'cuda' needs the GPU build of onnxruntime, got {available}: {_GPU_FIX}"
+            )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    try:
+        session = onnxruntime.InferenceSession(
+            data, options, providers=providers, enable_fallback=0
+        )
+    except Exception as error:
+        if kind == "cuda":
+            raise BackendUnavailableError(
+                f"onnxruntime cannot use cuda:{number}: {_first_line(error)}"
+            ) from error
+        raise ModelError(
+            f"onnxruntime cannot load {path}: {_first_line(error)}; export the model again"
+        ) from error
+    _check_provider(session, kind, number)
+    return session
+
+
+def _check_provider(session: onnxruntime.InferenceSession, kind: str, number: int) -> None:
+    """Raise if onnxruntime settled for another provider, as it does without a word."""
+    used = session.get_providers()
+    if used[0] != f"{kind.upper()}ExecutionProvider":
+        raise BackendUnavailableError(
+            f"onnxruntime did not start on {kind}:{number} and would run on {used[0]}: check the "
+            "NVIDIA driver, CUDA and cuDNN that onnxruntime-gpu asks for, or use device='cpu'"
+        )
+
+
+def _read_card(session: onnxruntime.InferenceSession, path: Path) -> ModelCard:
+    text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+    inputs = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_inputs()]
+    outputs = [entry.name for entry in session.get_outputs()]
+    if text is None or inputs != [("image", "tensor(uint8)", 3)] or outputs != _OUTPUTS:
+        raise ModelError(
+            f"{path} is not a magtiles-seg model: expected one input 'image' uint8 (N, H, W), "
+            f"outputs {_OUTPUTS} and the metadata {CARD_KEY!r}, got inputs {inputs}, "
+            f"outputs {outputs}; make the file with `magtiles-seg export`"
+        )
+    return ModelCard.from_json(text)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,289 @@
+"""`Segmenter`, which turns pictures into `Segmentation`s, and `segment`, which needs no set-up."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from magtiles_seg.image import ImageSource, read_image
+from magtiles_seg.infer.backends import open_backend
+from magtiles_seg.infer.backends.base import MIN_SIDE_PX
+from magtiles_seg.result import Decision, Segmentation
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from magtiles_seg.infer.backends.base import Backend, BackendSpec
+
+BUNDLED_MODEL = Path(__file__).parent / "weights" / "magnetic-tile.onnx"
+"""The model that the package carries."""
+
+_BATCH_PX = 2_000_000  # About 30 tiles: more at once gains no speed on a CPU and costs memory.
+
+
+class Segmenter:
+    """A loaded model and its thresholds. One instance may be called from many threads.
+
+    Example:
+        >>> with Segmenter(threshold=0.4) as segmenter:
+        ...     results = segmenter.batch(["a.png", "b.png"])
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "cpu",
+        backend: str | None = None,
+        threshold: float | None = None,
+        min_area_px: int | None = None,
+        reject_score: float | None = None,
+        review_score: float | None = None,
+        mm_per_px: float | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: An `.onnx` file or a `.safetensors` checkpoint; None: the bundled model.
+            device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+            backend: `"onnxruntime"` or `"eager"`; None chooses by the file's suffix.
+            threshold: A pixel of at least this probability is defect; None: as the model says.
+            min_area_px: Smaller connected regions are dropped; None: as the model says.
+            reject_score: A picture of at least this score is rejected; None: as the model says.
+            review_score: From this score on a picture wants review; None: as the model says.
+            mm_per_px: Scale of the pictures, for measures in mm; None: unknown.
+            threads: Of one inference on a CPU; None: all physical cores that the process may use.
+
+        Raises:
+            FileNotFoundError: There is no such model file.
+            ModelError: The file is damaged, or not a model of this package.
+            ConfigError: A value is of no sense.
+            BackendUnavailableError: The runtime, or its support for the device, is not installed.
+        """
+        if model is None and not BUNDLED_MODEL.exists():
+            raise FileNotFoundError(
+                f"this installation carries no model (expected {BUNDLED_MODEL}): "
+                "reinstall magtiles-seg, or name a model file that `magtiles-seg export` wrote"
+            )
+        path = BUNDLED_MODEL if model is None else Path(model)
+        self._backend = open_backend(path, device=device, backend=backend, threads=threads)
+        self._mm_per_px = mm_per_px
+        self._decision = _changed(
+            self.spec.card.decision,
+            threshold=threshold,
+            min_area_px=min_area_px,
+            reject_score=reject_score,
+            review_score=review_score,
+        )
+        self._lineage = _lineage(self.spec)
+
+    @property
+    def backend(self) -> Backend:
+        """The loaded model, which answers batches of bytes without any decision."""
+        return self._backend
+
+    @property
+    def spec(self) -> BackendSpec:
+        """What runs, on what, and the model's card."""
+        return self._backend.spec
+
+    @property
+    def decision(self) -> Decision:
+        """The thresholds in use."""
+        return self._decision
+
+    def __call__(self, image: ImageSource) -> Segmentation:
+        """Segment one picture.
+
+        Args:
+            image: Path, bytes of an image file, PIL image, or uint8 or uint16 array (H, W[, 3]).
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ImageError: It is not a picture that can be segmented.
+            TypeError: It is of another Python type.
+            InferenceError: The Segmenter is closed, or the runtime failed.
+        """
+        return self._answer(image, self._decision, self._mm_per_px)
+
+    def batch(self, images: Iterable[ImageSource]) -> list[Segmentation]:
+        """Segment several pictures, those of equal size together.
+
+        Args:
+            images: As for a call, of any sizes.
+
+        Returns:
+            One result a picture, in the order given.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ImageError: One is not a picture that can be segmented.
+            TypeError: One is of another Python type.
+            InferenceError: The Segmenter is closed, or the runtime failed.
+        """
+        pictures = [_Picture.read(image) for image in images]
+        results: dict[int, Segmentation] = {}
+        for indices in _groups(pictures):
+            stack = np.stack([pictures[index].padded for index in indices])
+            probability, classes = self._backend.infer(stack)
+            for row, index in enumerate(indices):
+                results[index] = self._result(
+                    pictures[index], probability[row], classes[row], self._decision, self._mm_per_px
+                )
+        return [results[index] for index in range(len(pictures))]
+
+    def close(self) -> None:
+        """Free the model. Later calls raise InferenceError; closing twice is harmless."""
+        self._backend.close()
+
+    def __enter__(self) -> Segmenter:
+        """Return this Segmenter."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Free the model."""
+        self.close()
+
+    def _answer(
+        self, image: ImageSource, decision: Decision, mm_per_px: float | None
+    ) -> Segmentation:
+        picture = _Picture.read(image)
+        probability, classes = self._backend.infer(picture.padded[None])
+        return self._result(picture, probability[0], classes[0], decision, mm_per_px)
+
+    def _result(
+        self,
+        picture: _Picture,
+        probability: NDArray[np.float32],
+        classes: NDArray[np.uint8],
+        decision: Decision,
+        mm_per_px: float | None,
+    ) -> Segmentation:
+        height, width = picture.pixels.shape
+        return Segmentation.from_prediction(
+            picture.pixels,
+            probability[:height, :width],
+            classes[:height, :width],
+            decision=decision,
+            labels=self.spec.card.labels,
+            mm_per_px=mm_per_px,
+            source=picture.source,
+            model=self._lineage,
+        )
+
+
+def segment(
+    image: ImageSource,
+    *,
+    threshold: float | None = None,
+    min_area_px: int | None = None,
+    reject_score: float | None = None,
+    review_score: float | None = None,
+    mm_per_px: float | None = None,
+) -> Segmentation:
+    """Segment one picture with the bundled model, which is loaded once and kept.
+
+    Args:
+        image: Path, bytes of an image file, PIL image, or uint8 or uint16 array (H, W[, 3]).
+        threshold: A pixel of at least this probability is defect; None: as the model says.
+        min_area_px: Smaller connected regions are dropped; None: as the model says.
+        reject_score: A picture of at least this score is rejected; None: as the model says.
+        review_score: From this score on a picture wants review; None: as the model says.
+        mm_per_px: Scale of the picture, for measures in mm; None: unknown.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: It is not a picture that can be segmented.
+        TypeError: It is of another Python type.
+        ConfigError: A threshold is out of its range.
+
+    Example:
+        >>> result = magtiles_seg.segment("tile.png")
+        >>> result.verdict
+        'accept'
+    """
+    segmenter = _default_segmenter()
+    decision = _changed(
+        segmenter.decision,
+        threshold=threshold,
+        min_area_px=min_area_px,
+        reject_score=reject_score,
+        review_score=review_score,
+    )
+    return segmenter._answer(image, decision, mm_per_px)
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """One picture as read, as the model takes it, and where it came from."""
+
+    pixels: NDArray[np.uint8]
+    padded: NDArray[np.uint8]
+    source: str | None
+
+    @classmethod
+    def read(cls, image: ImageSource) -> _Picture:
+        pixels = read_image(image)
+        missing = [(0, max(0, MIN_SIDE_PX - side)) for side in pixels.shape]
+        padded = np.pad(pixels, missing, mode="edge") if min(pixels.shape) < MIN_SIDE_PX else pixels
+        source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+        return cls(pixels, padded, source)
+
+
+def _groups(pictures: Sequence[_Picture]) -> Iterator[list[int]]:
+    """Yield indices of pictures of one size, as many at a time as `_BATCH_PX` allows."""
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for index, picture in enumerate(pictures):
+        by_size.setdefault(picture.padded.shape, []).append(index)
+    for (height, width), indices in by_size.items():
+        step = max(1, _BATCH_PX // (height * width))
+        for start in range(0, len(indices), step):
+            yield indices[start : start + step]
+
+
+def _changed(decision: Decision, **changes: Any) -> Decision:  # noqa: ANN401 - Decision checks them
+    return replace(
+        decision, **{name: value for name, value in changes.items() if value is not None}
+    )
+
+
+def _lineage(spec: BackendSpec) -> dict[str, str]:
+    return {
+        "name": spec.card.name,
+        "architecture": spec.card.architecture,
+        "sha256": spec.sha256,
+        "weights_sha256": spec.card.weights_sha256,
+        "git_revision": spec.card.git_revision,
+        "backend": spec.name,
+        "device": spec.device,
+    }
+
+
+_default: tuple[int, Segmenter] | None = None
+_default_lock = threading.Lock()
+
+
+def _default_segmenter() -> Segmenter:
+    """Return this process's Segmenter of the bundled model; a forked child makes its own.
+
+    A runtime's threads do not survive a fork: with the parent's session the child would hang.
+    """
+    global _default
+    with _default_lock:
+        if _default is None or _default[0] != os.getpid():
+            _default = (os.getpid(), Segmenter())
+        return _default[1]

@@ -1,0 +1,216 @@
+"""ModelCard: what a model file says about itself, and the seal that proves the file is whole.
+
+The card travels inside the ONNX file as JSON (`metadata_props`), so that a model and its labels,
+thresholds and origin cannot be parted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from magtiles_seg.errors import ConfigError, ModelError
+from magtiles_seg.labels import BACKGROUND
+from magtiles_seg.result import Decision
+
+SCHEMA_VERSION = 1
+CARD_KEY = "magtiles_seg.card"
+"""Metadata key under which a model file carries its card."""
+
+SEAL_KEY = "magtiles_seg.sha256"
+"""Metadata key of an ONNX file's own SHA-256, taken with these 64 digits as zeros."""
+
+_UNSEALED = b"0" * 64
+# Protobuf spells an entry as key, tag of field 2 (the value), length 64, digits.
+_SEAL_MARK = SEAL_KEY.encode() + b"\x12\x40"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What travels inside a model file.
+
+    Attributes:
+        name: What people call the model, such as `"magnetic-tile"`.
+        architecture: A name from `magtiles_seg.model.network.ARCHITECTURES`.
+        labels: Class names by index, background first.
+        decision: Thresholds chosen on tiles that were not trained on.
+        stride: The network's input is padded to a multiple of this, in px.
+        receptive_field_px: Side of the square that one output pixel can depend on.
+        training: Revision of the data, split rule, seed: what is needed to train it again.
+        metrics: One mapping a measurement, `{"protocol": name, "figures": {name: number}}`.
+        git_revision: Of the code that trained it; empty if unknown.
+        weights_sha256: SHA-256 of the checkpoint file it was made from; empty if unknown.
+        licence: SPDX identifier.
+        schema_version: Of this card's layout.
+
+    Example:
+        >>> labels = ("background", "crack")
+        >>> card = ModelCard(name="demo", architecture="nano", labels=labels, stride=16)
+        >>> ModelCard.from_json(card.to_json()) == card
+        True
+    """
+
+    name: str
+    architecture: str
+    labels: tuple[str, ...]
+    stride: int
+    decision: Decision = field(default_factory=Decision)
+    receptive_field_px: int = 0
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: tuple[Mapping[str, Any], ...] = ()
+    git_revision: str = ""
+    weights_sha256: str = ""
+    licence: str = "Apache-2.0"
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Check labels and stride."""
+        if (
+            len(self.labels) < 2
+            or self.labels[0] != BACKGROUND
+            or len(set(self.labels)) != len(self.labels)
+        ):
+            raise ModelError(
+                f"model card: labels must be {BACKGROUND!r} and other names, each once, "
+                f"got {self.labels!r}"
+            )
+        if self.stride < 1:
+            raise ModelError(f"model card: stride must be at least 1, got {self.stride!r}")
+
+    def to_json(self) -> str:
+        """Return the card as one line of JSON with sorted keys.
+
+        Raises:
+            ModelError: `training` or `metrics` hold something that JSON cannot carry, such as NaN.
+        """
+        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        fields["decision"] = dataclasses.asdict(self.decision)
+        try:
+            return json.dumps(fields, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the model card cannot be written as JSON: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Return the card that `to_json` wrote.
+
+        Raises:
+            ModelError: The text is not a card, or one of another schema version.
+        """
+        fields = _parse(text)
+        _check_schema(fields)
+        try:
+            fields["decision"] = Decision(**fields["decision"])
+            return cls(
+                **{**fields, "labels": tuple(fields["labels"]), "metrics": tuple(fields["metrics"])}
+            )
+        except (ConfigError, TypeError) as error:
+            raise ModelError(
+                f"the model card is damaged: {error}; export the model again"
+            ) from error
+
+
+_TYPES: dict[str, type] = {
+    "name": str,
+    "architecture": str,
+    "labels": list,
+    "stride": int,
+    "decision": dict,
+    "receptive_field_px": int,
+    "training": dict,
+    "metrics": list,
+    "git_revision": str,
+    "weights_sha256": str,
+    "licence": str,
+    "schema_version": int,
+}
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"the model card is not JSON ({error}); export the model again") from error
+    if not isinstance(fields, dict) or "schema_version" not in fields:
+        raise ModelError(
+            "the model card is not one of magtiles-seg: no schema_version; export the model again"
+        )
+    return fields
+
+
+def _check_schema(fields: Mapping[str, Any]) -> None:
+    version = fields["schema_version"]
+    if version != SCHEMA_VERSION:
+        fix = (
+            "upgrade magtiles-seg"
+            if isinstance(version, int) and version > SCHEMA_VERSION
+            else "export it again"
+        )
+        raise ModelError(
+            f"the model card has schema version {version!r}, expected {SCHEMA_VERSION}: {fix}"
+        )
+    if fields.keys() != _TYPES.keys():
+        raise ModelError(
+            f"the model card is damaged: missing {sorted(_TYPES.keys() - fields.keys())}, "
+            f"unknown {sorted(fields.keys() - _TYPES.keys())}; export the model again"
+        )
+    for name, kind in _TYPES.items():
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            raise ModelError(
+                f"the model card is damaged: {name} must be {kind.__name__}, got {fields[name]!r}; "
+                "export the model again"
+            )
+    if not all(isinstance(label, str) for label in fields["labels"]):
+        raise ModelError(
+            f"the model card is damaged: labels must be strings, got {fields['labels']!r}"
+        )
+
+
+def seal_onnx(data: bytes) -> bytes:
+    """Return an ONNX file's bytes with its own SHA-256 filled in.
+
+    Args:
+        data: A serialized model whose metadata holds `SEAL_KEY` with 64 zeros.
+
+    Raises:
+        ModelError: It has no such entry, or more than one.
+    """
+    start = _seal_start(data)
+    if start is None:
+        raise ModelError(f"cannot seal the model: its metadata must hold {SEAL_KEY!r} once")
+    blank = data[:start] + _UNSEALED + data[start + 64 :]
+    return data[:start] + hashlib.sha256(blank).hexdigest().encode() + data[start + 64 :]
+
+
+def check_seal(data: bytes, name: str) -> None:
+    """Check that an ONNX file's bytes are those that `seal_onnx` returned.
+
+    Args:
+        data: The whole file.
+        name: What to call the file in the message.
+
+    Raises:
+        ModelError: The file is of another origin, or a byte of it has changed.
+    """
+    start = _seal_start(data)
+    if start is None:
+        raise ModelError(
+            f"{name} is not a magtiles-seg model, or a damaged one: "
+            "expected an ONNX file that `magtiles-seg export` wrote"
+        )
+    blank = data[:start] + _UNSEALED + data[start + 64 :]
+    if hashlib.sha256(blank).hexdigest().encode() != data[start : start + 64]:
+        raise ModelError(
+            f"{name} is damaged: its content does not match its SHA-256; copy or export it again"
+        )
+
+
+def _seal_start(data: bytes) -> int | None:
+    mark = data.find(_SEAL_MARK)
+    if mark < 0 or data.find(_SEAL_MARK, mark + 1) >= 0:
+        return None
+    return mark + len(_SEAL_MARK)

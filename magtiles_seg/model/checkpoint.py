@@ -1,0 +1,84 @@
+"""Checkpoints: one safetensors file with the weights, and JSON in its header. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from magtiles_seg.errors import ModelError
+from magtiles_seg.model.network import SegmentationNetwork, build_network
+
+_META_KEY = "magtiles_seg"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header to a safetensors file, whole or not at all."""
+    data = save(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        {_META_KEY: json.dumps(meta)},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the JSON header of a file that `write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelError: The file is damaged, or is not one of ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_META_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator on this object)
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path} is no readable safetensors file ({error}): write it again"
+        ) from error
+    if header is None:
+        raise ModelError(
+            f"{path} has no {_META_KEY!r} header: expected a checkpoint of magtiles-seg train"
+        )
+    meta: dict[str, Any] = json.loads(header)
+    return tensors, meta
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], network: SegmentationNetwork, meta: Mapping[str, Any]
+) -> None:
+    """Write a network's weights, architecture and labels, and `meta` (JSON values)."""
+    identity = {"architecture": network.architecture, "labels": list(network.labels)}
+    write_tensors(Path(path), network.state_dict(), {**meta, **identity})
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[SegmentationNetwork, dict[str, Any]]:
+    """Return a checkpoint's network, in evaluation mode, and its metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelError: The file is damaged, or does not hold one of our networks.
+    """
+    tensors, meta = read_tensors(Path(path))
+    try:
+        network = build_network(meta["architecture"], labels=tuple(meta["labels"]))
+        network.load_state_dict(tensors)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} does not hold a network of this version ({error}): train or export it again"
+        ) from error
+    return network.eval(), meta

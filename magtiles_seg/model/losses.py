@@ -1,0 +1,65 @@
+"""What training minimises: cross-entropy and Dice for *defect or not*, and for *which kind*."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+IGNORED_KIND = -1
+"""Target of a pixel whose kind does not count: background, or off the picture."""
+
+
+def soft_dice_loss(probability: Tensor, target: Tensor, *, per_picture: bool) -> Tensor:
+    """Return 1 - Dice with probabilities in place of a mask.
+
+    `1 - (2 Σpt + 1) / (Σp + Σt + 1)`; the 1 makes an empty target cost what its false alarm
+    covers, so that clean pictures count too: 0 where nothing is predicted, near 1 for a large
+    false alarm.
+
+    Source: V-Net, https://arxiv.org/abs/1606.04797, equation 2 (with sums for squares).
+
+    Args:
+        probability: (N, 1, H, W) float in [0, 1].
+        target: (N, 1, H, W) float in [0, 1].
+        per_picture: Mean of the pictures' own losses, instead of one loss over all pixels of the
+            batch.
+    """
+    dims = (1, 2, 3) if per_picture else (0, 1, 2, 3)
+    overlap = (probability * target).sum(dims)
+    total = probability.sum(dims) + target.sum(dims)
+    return (1 - (2 * overlap + 1) / (total + 1)).mean()
+
+
+def segmentation_loss(
+    defect_logit: Tensor,
+    kind_logits: Tensor,
+    target: Tensor,
+    kind: Tensor,
+    *,
+    dice_weight: float,
+    kind_weight: float,
+) -> Tensor:
+    """Return the training loss of a batch.
+
+    Args:
+        defect_logit: (N, 1, H, W) float.
+        kind_logits: (N, K-1, h, w) float.
+        target: (N, 1, H, W) float in [0, 1]: 1 is defect.
+        kind: (N, h, w) int64: 0..K-2, or `IGNORED_KIND`.
+        dice_weight: Weight of the two Dice terms (over the batch, and picture by picture) beside
+            cross-entropy.
+        kind_weight: Weight of the kind's cross-entropy.
+    """
+    defect_logit, kind_logits = defect_logit.float(), kind_logits.float()
+    probability = torch.sigmoid(defect_logit)
+    loss = functional.binary_cross_entropy_with_logits(defect_logit, target)
+    dice = soft_dice_loss(probability, target, per_picture=False) + soft_dice_loss(
+        probability, target, per_picture=True
+    )
+    loss = loss + 0.5 * dice_weight * dice
+    if kind_weight and bool((kind != IGNORED_KIND).any()):
+        loss = loss + kind_weight * functional.cross_entropy(
+            kind_logits, kind, ignore_index=IGNORED_KIND
+        )
+    return loss

@@ -1,0 +1,333 @@
+"""The segmentation networks: a U-Net over EfficientNet-Lite, and `nano` for line cameras.
+
+Every network here answers one question per pixel, *is it a defect*, and one per defect pixel,
+*which kind*:
+
+    P(defect)           = sigmoid(defect_logit)
+    P(kind | defect)    = softmax(kind_logits)
+    P(background)       = 1 - P(defect)
+
+which is a (K+1)-class model in factored form. The binary half is what the data labels reliably,
+and only that half is brought to full resolution (one channel through a pixel shuffle), so that the
+tail of the graph stays cheap.
+
+Sources: U-Net, https://arxiv.org/abs/1505.04597 · EfficientNet, https://arxiv.org/abs/1905.11946
+(the Lite variants drop squeeze-and-excite and use ReLU6) · sub-pixel convolution,
+https://arxiv.org/abs/1609.05158.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from magtiles_seg.errors import ConfigError
+from magtiles_seg.labels import LABELS
+
+GREY_CENTRE, GREY_SCALE = 127.5, 127.5
+"""Grey levels 0..255 become (x - 127.5) / 127.5 inside the network, as the encoder was trained."""
+
+_DEFECT_PRIOR = 0.05
+"""P(defect) that an untrained network answers: the loss starts low."""
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Inverted residuals of equal width, the first with `stride`."""
+
+    expand: int
+    channels: int
+    blocks: int
+    stride: int
+    kernel: int
+
+
+def _lite_stages(channels: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[_Stage, ...]:
+    shape = zip(
+        (1, 6, 6, 6, 6, 6, 6),
+        channels,
+        blocks,
+        (1, 2, 2, 2, 1, 2, 1),
+        (3, 3, 5, 3, 5, 5, 3),
+        strict=True,
+    )
+    return tuple(_Stage(*row) for row in shape)
+
+
+_LITE_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
+LITE_STAGES: dict[str, tuple[_Stage, ...]] = {
+    "lite0": _lite_stages(_LITE_WIDTHS, (1, 2, 2, 3, 3, 4, 1)),
+    "lite1": _lite_stages(_LITE_WIDTHS, (1, 3, 3, 4, 4, 5, 1)),
+    "lite2": _lite_stages((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
+}
+ARCHITECTURES: tuple[str, ...] = (*LITE_STAGES, "nano")
+
+
+def conv_bn(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    activate: bool = True,
+) -> nn.Sequential:
+    """Return convolution, batch norm and (if `activate`) ReLU6; only `stride` changes the size."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        ),
+        nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
+    ]
+    if activate:
+        layers.append(nn.ReLU6(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class InvertedResidual(nn.Module):
+    """Expand (1x1), depthwise, project (1x1); added to its input where shape allows.
+
+    Source: https://arxiv.org/abs/1801.04381, figure 3b.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, expand: int, stride: int, kernel: int
+    ) -> None:
+        super().__init__()
+        hidden = in_channels * expand
+        self.expand = conv_bn(in_channels, hidden, 1) if expand != 1 else None
+        self.depthwise = conv_bn(hidden, hidden, kernel, stride=stride, groups=hidden)
+        self.project = conv_bn(hidden, out_channels, 1, activate=False)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, out_channels, H / stride, W / stride)."""
+        hidden = x if self.expand is None else self.expand(x)
+        out: Tensor = self.project(self.depthwise(hidden))
+        return x + out if self.residual else out
+
+
+class LiteEncoder(nn.Module):
+    """EfficientNet-Lite without its classifier: grey in, features at strides 2 to 32 out."""
+
+    def __init__(self, stages: tuple[_Stage, ...]) -> None:
+        super().__init__()
+        self.stem = conv_bn(1, 32, 3, stride=2)
+        self.blocks = nn.ModuleList()
+        self.taps: list[int] = []
+        self.channels: list[int] = []
+        width = 32
+        for stage in stages:
+            for index in range(stage.blocks):
+                stride = stage.stride if index == 0 else 1
+                if stride == 2:
+                    self._tap(width)
+                self.blocks.append(
+                    InvertedResidual(
+                        width,
+                        stage.channels,
+                        expand=stage.expand,
+                        stride=stride,
+                        kernel=stage.kernel,
+                    )
+                )
+                width = stage.channels
+        self._tap(width)
+
+    def _tap(self, width: int) -> None:
+        self.taps.append(len(self.blocks) - 1)
+        self.channels.append(width)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the features, finest first."""
+        features: list[Tensor] = []
+        x = self.stem(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.taps:
+                features.append(x)
+        return features
+
+
+class PlainResidual(nn.Module):
+    """Two 3x3 convolutions added to their input.
+
+    Source: https://arxiv.org/abs/1512.03385, figure 2.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = conv_bn(channels, channels, 3)
+        self.second = conv_bn(channels, channels, 3, activate=False)
+        self.activation = nn.ReLU6(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
+        out: Tensor = self.activation(x + self.second(self.first(x)))
+        return out
+
+
+class NanoEncoder(nn.Module):
+    """Plain residual stages behind a stride-4 patch stem: features at strides 4, 8 and 16.
+
+    Dense convolutions on few channels: on a CPU with wide vectors they run nearer to the
+    arithmetic limit than depthwise ones do.
+    """
+
+    def __init__(self, channels: tuple[int, int, int], blocks: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.channels = list(channels)
+        patch = nn.Conv2d(1, channels[0], 4, 4, bias=False)
+        entries: list[nn.Module] = [
+            nn.Sequential(
+                patch, nn.BatchNorm2d(channels[0], eps=1e-3, momentum=0.03), nn.ReLU6(inplace=True)
+            ),
+            *(
+                conv_bn(before, after, 3, stride=2)
+                for before, after in itertools.pairwise(channels)
+            ),
+        ]
+        self.stages = nn.ModuleList(
+            nn.Sequential(entry, *(PlainResidual(width) for _ in range(depth)))
+            for entry, width, depth in zip(entries, channels, blocks, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the features, finest first."""
+        features: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class Decoder(nn.Module):
+    """From the coarsest feature to the finest: double, join, convolve (U-Net)."""
+
+    def __init__(
+        self, skips: list[int], widths: tuple[int, ...], convolutions: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.blocks = nn.ModuleList()
+        below = skips[-1]
+        for skip, width, count in zip(reversed(skips[:-1]), widths, convolutions, strict=True):
+            layers = [
+                conv_bn(below + skip, width, 3),
+                *(conv_bn(width, width, 3) for _ in range(count - 1)),
+            ]
+            self.blocks.append(nn.Sequential(*layers))
+            below = width
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Return the finest joined feature."""
+        x = features[-1]
+        for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
+            x = block(torch.cat([self.up(x), skip], dim=1))
+        return x
+
+
+class SegmentationNetwork(nn.Module):
+    """Encoder, decoder and two heads.
+
+    Attributes:
+        architecture: One of `ARCHITECTURES`.
+        labels: Class names by index, background first.
+        stride: Height and width of the input must be multiples of this.
+        kind_stride: The input's size over that of `kind_logits`.
+    """
+
+    def __init__(self, architecture: str, labels: tuple[str, ...]) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.labels = labels
+        self.encoder: LiteEncoder | NanoEncoder
+        widths: tuple[int, ...]
+        convolutions: tuple[int, ...]
+        if architecture == "nano":
+            self.encoder = NanoEncoder((24, 40, 80), (1, 1, 2))
+            widths, convolutions = (40, 24), (1, 1)
+            self.stride, self.kind_stride = 16, 4
+        else:
+            self.encoder = LiteEncoder(LITE_STAGES[architecture])
+            widths, convolutions = (80, 48, 32, 24), (2, 2, 2, 1)
+            self.stride, self.kind_stride = 32, 2
+        self.decoder = Decoder(self.encoder.channels, widths, convolutions)
+        self.defect_head = nn.Conv2d(widths[-1], self.kind_stride**2, 3, padding=1)
+        self.kind_head = nn.Conv2d(widths[-1], len(labels) - 1, 1)
+        self.shuffle = nn.PixelShuffle(self.kind_stride)
+        nn.init.zeros_(self.defect_head.weight)
+        prior = torch.tensor(math.log(_DEFECT_PRIOR / (1 - _DEFECT_PRIOR)))
+        self.defect_head.bias = nn.Parameter(prior.repeat(self.kind_stride**2))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of a batch of grey pictures.
+
+        Args:
+            image: (N, 1, H, W) float, grey levels 0..255; H and W multiples of `stride`.
+
+        Returns:
+            defect_logit: (N, 1, H, W), of P(defect).
+            kind_logits: (N, K-1, H / kind_stride, W / kind_stride), of P(kind | defect), kinds in
+                the order of `labels[1:]`.
+        """
+        x = self.decoder(self.encoder((image - GREY_CENTRE) / GREY_SCALE))
+        return self.shuffle(self.defect_head(x)), self.kind_head(x)
+
+    @property
+    def receptive_field_px(self) -> int:
+        """Side of the square of input pixels that one output pixel can depend on, in px."""
+        return 2 * _reach_px(self.encoder, self.decoder) + 1
+
+
+def _reach_px(encoder: nn.Module, decoder: Decoder) -> int:
+    """Return how far from an output pixel the network can see, in px, as an upper bound.
+
+    Down the encoder each k x k convolution at stride s adds s * (k // 2), and each downsampling by
+    its kernel's rest; up the decoder each 3 x 3 convolution at stride s adds s, and each doubling
+    less than one coarse pixel.
+    """
+    reach, jump = 0, 1
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            reach += jump * max(module.kernel_size[0] // 2, module.stride[0] - 1)
+            jump *= module.stride[0]
+    for block in decoder.blocks:
+        reach += jump - 1 - (jump // 2 - 1)
+        jump //= 2
+        reach += jump * sum(isinstance(module, nn.Conv2d) for module in block.modules())
+    return reach + 2 * jump - 1
+
+
+def build_network(
+    architecture: str = "lite0", *, labels: tuple[str, ...] = LABELS, pretrained: bool = False
+) -> SegmentationNetwork:
+    """Return a network with fresh weights.
+
+    Args:
+        architecture: `"lite0"`, `"lite1"`, `"lite2"` or `"nano"`.
+        labels: Class names by index, background first.
+        pretrained: Start the encoder from ImageNet weights; not for `"nano"`.
+
+    Raises:
+        ConfigError: The architecture is unknown, or has no pretrained weights.
+        BackendUnavailableError: The package that carries the weights is not installed.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"unknown architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
+        )
+    if len(labels) < 2:
+        raise ConfigError(
+            f"labels must name the background and at least one defect, got {labels!r}"
+        )
+    network = SegmentationNetwork(architecture, tuple(labels))
+    if pretrained:
+        from magtiles_seg.model.imagenet import load_imagenet_weights
+
+        load_imagenet_weights(network.encoder, architecture)
+    return network

@@ -1,0 +1,44 @@
+"""How far long work is: bars on stderr, and only where that is a terminal.
+
+tqdm draws them: one small package without dependencies, which training tools bring along anyway.
+The library itself calls plain functions `(done, total)`; only the command line imports this module.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+@contextmanager
+def bar(title: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Give a function `(done, total)` that draws a bar; without a total it counts.
+
+    Args:
+        title: Stands before the bar.
+        unit: What is counted; `"B"` is written in k, M and G.
+    """
+    with tqdm(desc=title, unit=unit, unit_scale=unit == "B", disable=None, leave=False) as drawn:
+
+        def show(done: int, total: int | None = None) -> None:
+            if total != drawn.total:
+                drawn.reset(total)
+            drawn.update(done - drawn.n)
+
+        yield show
+
+
+def wrap(items: Iterable[Item], count: int, title: str) -> Iterable[Item]:
+    """Return the items, with a bar that moves as they are taken."""
+    return tqdm(items, total=count, desc=title, disable=None)
+
+
+def print_above(text: str) -> None:
+    """Print a line to stdout, above a bar that may be drawn on the same terminal."""
+    tqdm.write(text, file=sys.stdout)

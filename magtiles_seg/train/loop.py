@@ -1,0 +1,253 @@
+"""The training loop.
+
+Killed at any moment and started again with the same arguments, it goes on from the last whole
+epoch and ends in the same
+weights: every random draw is a function of seed, epoch and step, and the state of an epoch is
+    written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol as TypingProtocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from magtiles_seg.config import TrainParams
+from magtiles_seg.dataset.augment import Augmentation, View
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.errors import DataError
+from magtiles_seg.evaluate.protocols import get_protocol
+from magtiles_seg.labels import LABELS
+from magtiles_seg.model.checkpoint import save_checkpoint
+from magtiles_seg.model.losses import segmentation_loss
+from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.train.batches import Batch, BatchPlan, epoch_batches
+from magtiles_seg.train.pictures import training_pictures
+from magtiles_seg.train.sampling import BalancedSampler
+from magtiles_seg.train.schedule import one_cycle
+from magtiles_seg.train.state import RunState, load_state, save_state
+from magtiles_seg.train.validation import validate
+
+CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
+_MAX_GRADIENT_NORM = 5.0
+
+
+class Logger(TypingProtocol):
+    """Where curves go: the part of `dvclive.Live` that training uses."""
+
+    def log_metric(self, name: str, val: float) -> object:
+        """Record one figure of the current step."""
+
+    def next_step(self) -> object:
+        """End the current step."""
+
+
+Progress = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
+"""Wraps the batches of an epoch, given their number and a title, to show how far it is."""
+
+
+def train(
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    params: TrainParams,
+    out_dir: Path,
+    *,
+    labels: tuple[str, ...] = LABELS,
+    progress: Progress | None = None,
+    logger: Logger | None = None,
+) -> Path:
+    """Train a network, or go on with a run that was stopped, and return its best checkpoint.
+
+    Args:
+        training: Pictures that the weights are fitted to.
+        validation: Pictures that choose the checkpoint; of other tiles than `training`, or the
+            choice is of no worth.
+        params: The run's parameters.
+        out_dir: Where the checkpoint and the run's state are kept.
+        labels: Class names by index, background first.
+        progress: Shows each epoch's batches.
+        logger: Gets each epoch's figures.
+
+    Returns:
+        `out_dir/model.safetensors`: averaged weights of the epoch that scored best on `validation`.
+
+    Raises:
+        DataError: A picture is damaged, a part is empty, or `out_dir` holds a run with other
+        parameters.
+        ConfigError: The parameters have no sense together.
+    """
+    if params.threads:
+        torch.set_num_threads(params.threads)
+    run = _Run.start(training, validation, params, out_dir, labels)
+    while not run.finished():
+        losses = [run.step(batch) for batch in _shown(run.batches(), run, progress)]
+        row = run.end_epoch(float(np.mean(losses)))
+        if logger:
+            for name, value in row.items():
+                logger.log_metric(name, value)
+            logger.next_step()
+    return out_dir / CHECKPOINT
+
+
+class _Run:
+    """Everything that one run holds while it lasts."""
+
+    def __init__(
+        self, network: SegmentationNetwork, params: TrainParams, out_dir: Path, state: RunState
+    ) -> None:
+        self.params, self.out_dir, self.state = params, out_dir, state
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = AveragedModel(
+            network, avg_fn=_moving_average(params.ema_decay), use_buffers=True
+        )
+        self.optimizer = torch.optim.AdamW(
+            _weight_groups(network, params.weight_decay), lr=params.learning_rate
+        )
+        self.steps = max(1, params.pictures_per_epoch // params.batch_size)
+        self.bf16 = params.precision == "bf16" or (params.precision == "auto" and _has_fast_bf16())
+        self.protocol = get_protocol(params.protocol)
+        self.pictures: list[View] = []
+        self.validation: Sequence[Sample] = ()
+        self.plan = BatchPlan(
+            params.seed, params.batch_size, params.crop_px, network.kind_stride, Augmentation()
+        )
+
+    @classmethod
+    def start(
+        cls,
+        training: Sequence[Sample],
+        validation: Sequence[Sample],
+        params: TrainParams,
+        out_dir: Path,
+        labels: tuple[str, ...],
+    ) -> _Run:
+        """Return a run with fresh weights, or with those of the state that `out_dir` holds."""
+        if not validation:
+            raise DataError("no pictures to validate on: the split's validation part is empty")
+        torch.manual_seed(params.seed)
+        network = build_network(params.architecture, labels=labels, pretrained=params.pretrained)
+        run = cls(
+            network, params, out_dir, RunState(_identity(training, validation, params, labels))
+        )
+        if (out_dir / STATE).is_file():
+            run.state = load_state(
+                out_dir / STATE, run.state.identity, run.network, run.average, run.optimizer
+            )
+        run.sampler = BalancedSampler(training, free_fraction=params.free_fraction)
+        run.validation = validation
+        if not run.finished():
+            run.pictures = training_pictures(training, run.protocol, labels)
+        return run
+
+    sampler: BalancedSampler
+
+    def finished(self) -> bool:
+        """Return whether all epochs are done, or too many of them brought nothing better."""
+        stale = self.state.epoch - 1 - self.state.best_epoch
+        return self.state.epoch >= self.params.epochs or 0 < self.params.patience <= stale
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the current epoch."""
+        epoch = self.state.epoch
+        return epoch_batches(self.pictures, self.sampler, self.plan, epoch=epoch, steps=self.steps)
+
+    def step(self, batch: Batch) -> float:
+        """Fit the weights to one batch and return its loss."""
+        done = int(self.average.n_averaged)
+        rate = one_cycle(done / (self.steps * self.params.epochs)) * self.params.learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        loss = self._loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        return float(loss.detach())
+
+    def _loss(self, batch: Batch) -> Tensor:
+        image = batch.image.to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            defect_logit, kind_logits = self.network(image)
+        weights = {"dice_weight": self.params.dice_weight, "kind_weight": self.params.kind_weight}
+        return segmentation_loss(defect_logit, kind_logits, batch.target, batch.kind, **weights)
+
+    def end_epoch(self, loss: float) -> dict[str, float]:
+        """Score the averaged weights, keep them if they are the best, and write the state."""
+        averaged: SegmentationNetwork = self.average.module  # type: ignore[assignment]
+        figures = validate(averaged, self.validation, self.protocol, bf16=self.bf16)
+        row = {"loss": loss, **figures}
+        if figures["score"] > self.state.best_score:
+            self.state.best_score, self.state.best_epoch = figures["score"], self.state.epoch
+            meta = {
+                "training": self.state.identity,
+                "epoch": self.state.epoch,
+                "validation": figures,
+            }
+            save_checkpoint(self.out_dir / CHECKPOINT, averaged, meta)
+        self.state.history.append(row)
+        self.state.epoch += 1
+        save_state(self.out_dir / STATE, self.state, self.network, self.average, self.optimizer)
+        return row
+
+
+def _identity(
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    params: TrainParams,
+    labels: tuple[str, ...],
+) -> dict[str, object]:
+    """Return what makes two runs the same run, as JSON values."""
+    parts = {"training": training, "validation": validation}
+    digests = {name: _digest(sample.id for sample in part) for name, part in parts.items()}
+    fixed = {key: value for key, value in dataclasses.asdict(params).items() if key != "threads"}
+    return {
+        **fixed,
+        "labels": list(labels),
+        **{f"{name}_sha256": digest for name, digest in digests.items()},
+    }
+
+
+def _digest(ids: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def _weight_groups(network: SegmentationNetwork, weight_decay: float) -> list[dict[str, object]]:
+    """Return the parameters in two groups: convolution kernels decay, biases and norms do not."""
+    kernels = [weight for weight in network.parameters() if weight.ndim > 1]
+    rest = [weight for weight in network.parameters() if weight.ndim <= 1]
+    return [
+        {"params": kernels, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+
+
+def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """Return the update of an exponential moving average that follows closely at first."""
+
+    def update(average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        if not average.is_floating_point():
+            return current
+        done = float(steps)
+        return torch.lerp(average, current, 1 - min(decay, (1 + done) / (10 + done)))
+
+    return update
+
+
+def _has_fast_bf16() -> bool:
+    """Return whether this processor multiplies bfloat16 in hardware."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _shown(batches: Iterable[Batch], run: _Run, progress: Progress | None) -> Iterable[Batch]:
+    if progress is None:
+        return batches
+    return progress(batches, run.steps, f"epoch {run.state.epoch + 1}/{run.params.epochs}")

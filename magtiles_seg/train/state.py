@@ -1,0 +1,83 @@
+"""The state of a run between two epochs, on disk: enough to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from magtiles_seg.errors import DataError
+from magtiles_seg.model.checkpoint import read_tensors, write_tensors
+
+
+@dataclass
+class RunState:
+    """What a run carries from epoch to epoch, beside tensors.
+
+    Attributes:
+        identity: What the run was started with; a run goes on only with the same.
+        epoch: Epochs done.
+        best_score: Validation score of the kept checkpoint; -1 before the first.
+        best_epoch: Epoch of the kept checkpoint.
+        history: One row of figures an epoch.
+    """
+
+    identity: dict[str, Any]
+    epoch: int = 0
+    best_score: float = -1.0
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_state(
+    path: Path, state: RunState, network: nn.Module, average: AveragedModel, optimizer: Optimizer
+) -> None:
+    """Write a run's state to one file, whole or not at all."""
+    tensors: dict[str, Tensor] = {
+        f"network.{name}": tensor for name, tensor in network.state_dict().items()
+    }
+    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {
+            f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()
+        }
+    write_tensors(path, tensors, vars(state))
+
+
+def load_state(
+    path: Path,
+    identity: dict[str, Any],
+    network: nn.Module,
+    average: AveragedModel,
+    optimizer: Optimizer,
+) -> RunState:
+    """Fill network, average and optimizer from a file, and return the rest of the state.
+
+    Raises:
+        DataError: The file belongs to a run that was started with other parameters or pictures.
+        ModelError: The file is damaged.
+    """
+    tensors, meta = read_tensors(path)
+    if meta["identity"] != identity:
+        changed = sorted(key for key in identity if meta["identity"].get(key) != identity[key])
+        raise DataError(
+            f"{path} is the state of a run with other {', '.join(changed)}: "
+            "give the run another output directory, or delete this one to start afresh"
+        )
+    parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    network.load_state_dict(parts["network"])
+    average.load_state_dict(parts["average"])
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in parts["optimizer"].items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return RunState(**meta)

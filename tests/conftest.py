@@ -1,0 +1,39 @@
+"""A small exported model that every test may use: `nano` with seeded weights, never trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of a checkpoint whose answers vary over the picture and cross 0.5."""
+    import torch
+    from torch import nn
+
+    from magtiles_seg.model.checkpoint import save_checkpoint
+    from magtiles_seg.model.network import build_network
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network("nano")
+        nn.init.normal_(network.defect_head.weight, 0, 0.5)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1, 0.2)
+                nn.init.normal_(module.bias, 0, 0.2)
+    path = tmp_path_factory.mktemp("checkpoint") / "nano.safetensors"
+    save_checkpoint(path, network, {"training": {"seed": 0}, "epoch": 3})
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Path) -> Path:
+    """Path of that checkpoint as an ONNX file, weights stored as fp16."""
+    from magtiles_seg.export.graph import export_onnx
+
+    path = checkpoint.with_name("nano.onnx")
+    export_onnx(checkpoint, path)
+    return path

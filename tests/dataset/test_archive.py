@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from magtiles_seg.dataset.archive import fetch, verify
+from magtiles_seg.dataset.download import sha256_of
+from magtiles_seg.dataset.samples import find_samples
+from magtiles_seg.errors import ConfigError, DataError
+
+
+def encoded(kind: str, size_wh: tuple[int, int] = (64, 48)) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, size_wh[::-1], dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "tiles.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        for num in (1000, 1010, 1020, 2000):
+            opened.writestr(f"set-master/MT_Free/Imgs/exp1_num_{num}.jpg", encoded("jpeg"))
+            opened.writestr(f"set-master/MT_Free/Imgs/exp1_num_{num}.png", encoded("png"))
+    return path
+
+
+def test_fetch_zip_unpacks_once(archive: Path, tmp_path: Path) -> None:
+    root = fetch(str(archive), tmp_path / "data")
+    assert root == tmp_path / "data" / "set-master"
+    assert len(find_samples(tmp_path / "data")) == 4
+    before = (root / "MT_Free/Imgs/exp1_num_1000.jpg").stat()
+    assert fetch(str(archive), tmp_path / "data") == root
+    assert (root / "MT_Free/Imgs/exp1_num_1000.jpg").stat() == before
+
+
+def test_fetch_deleted_data_comes_again(archive: Path, tmp_path: Path) -> None:
+    shutil.rmtree(fetch(str(archive), tmp_path / "data"))
+    assert verify(fetch(str(archive), tmp_path / "data"))
+
+
+def test_fetch_other_source_replaces_what_was_fetched_before(archive: Path, tmp_path: Path) -> None:
+    fetch(str(archive), tmp_path / "data")
+    fetch("synthetic:tiles=1,seed=3", tmp_path / "data")
+    assert not (tmp_path / "data" / "set-master").exists()
+    assert len(find_samples(tmp_path / "data")) == 6
+
+
+def test_fetch_foreign_files_in_the_way_are_kept(archive: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "data" / "set-master" / "mine"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(DataError, match="already holds set-master, not fetched"):
+        fetch(str(archive), tmp_path / "data")
+    assert mine.exists()
+
+
+def test_fetch_folder_is_used_where_it_lies(archive: Path, tmp_path: Path) -> None:
+    root = fetch(str(archive), tmp_path / "data")
+    assert fetch(str(tmp_path / "data"), tmp_path / "unused") == root
+    assert not (tmp_path / "unused").exists()
+
+
+def test_fetch_wrong_checksum_writes_nothing(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="SHA-256 .*; expected 00ff"):
+        fetch(str(archive), tmp_path / "data", sha256="00ff")
+    assert not (tmp_path / "data").exists()
+    assert fetch(str(archive), tmp_path / "data", sha256=sha256_of(archive).upper())
+
+
+def test_fetch_archive_without_a_data_set_leaves_nothing(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
+        opened.writestr("readme.txt", "nothing here")
+    with pytest.raises(DataError, match="holds no data set"):
+        fetch(str(tmp_path / "x.zip"), tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_fetch_missing_source_is_file_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected a URL, a zip file, a folder"):
+        fetch("nowhere.zip", tmp_path)
+
+
+@pytest.mark.parametrize("source", ["synthetic:tile=4", "synthetic:tiles=many", "synthetic:4"])
+def test_fetch_synthetic_unknown_option_is_a_config_error(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected synthetic:tiles=40,seed=0"):
+        fetch(source, tmp_path)
+
+
+def test_fetch_url_downloads_checks_and_unpacks(archive: Path, tmp_path: Path) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+        done: list[int] = []
+        try:
+            with pytest.raises(DataError, match="SHA-256"):
+                fetch(url, tmp_path / "data", sha256="0" * 64)
+            root = fetch(
+                url,
+                tmp_path / "data",
+                sha256=sha256_of(archive),
+                progress=lambda here, _: done.append(here),
+            )
+        finally:
+            server.shutdown()
+            thread.join()
+    assert done[-1] == archive.stat().st_size
+    assert len(verify(root)) == 4
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".fetched.json", "set-master"]
+    assert fetch(url, tmp_path / "data", sha256=sha256_of(archive)) == root
+
+
+def test_verify_names_every_bad_file_at_once(archive: Path, tmp_path: Path) -> None:
+    imgs = fetch(str(archive), tmp_path / "data") / "MT_Free" / "Imgs"
+    assert len(verify(tmp_path / "data")) == 4
+    for name in ("exp1_num_1000.jpg", "exp1_num_1010.png"):
+        (imgs / name).write_bytes((imgs / name).read_bytes()[:-200])
+    (imgs / "exp1_num_1020.png").unlink()
+    (imgs / "exp1_num_2000.png").write_bytes(encoded("png", (48, 64)))
+    seen: list[int] = []
+    with pytest.raises(DataError, match="4 problems") as raised:
+        verify(tmp_path / "data", progress=lambda done, _: seen.append(done))
+    for part in (
+        "exp1_num_1000.jpg: picture is damaged",
+        "exp1_num_1010.png is damaged",
+        "exp1_num_1020.png: mask is missing",
+        "exp1_num_2000.png: mask is 48 x 64 px, its picture 64 x 48 px",
+    ):
+        assert part in str(raised.value)
+    assert seen == [1, 2, 3]
+
+
+@pytest.mark.realdata
+def test_real_data_is_complete_and_grouped_as_described(tmp_path: Path) -> None:
+    from collections import Counter
+
+    from magtiles_seg.dataset.leakage import leaks
+    from magtiles_seg.dataset.samples import load_mask
+    from magtiles_seg.dataset.splits import make_split
+    from magtiles_seg.dataset.tiles import EMPTY_MASKS, SUSPECT_FREE
+
+    if "MAGTILES_DATA" not in os.environ:
+        pytest.skip("MAGTILES_DATA names no copy of the real data")
+    samples = verify(fetch(os.environ["MAGTILES_DATA"], tmp_path))
+    counts = Counter(sample.label for sample in samples)
+    most = {"free": 952, "blowhole": 115, "uneven": 103, "break": 85, "crack": 57, "fray": 32}
+    assert set(counts) == set(most)
+    assert all(counts[label] <= most[label] for label in most)
+    empty = {s.id for s in samples if s.label != "free" and not load_mask(s, rule="gt0").any()}
+    assert empty == EMPTY_MASKS & {sample.id for sample in samples}
+    suspect = {sample.label for sample in samples if sample.num in SUSPECT_FREE}
+    assert suspect <= {"free"}
+    for fold in range(5):
+        split = make_split(samples, fold=fold)
+        assert leaks(split, samples).clean
+        assert {s.label for s in samples if s.id in set(split.test)} == set(most)
+    if len(samples) == 1145:
+        assert len({sample.group for sample in samples}) == 171

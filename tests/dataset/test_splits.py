@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magtiles_seg.dataset.leakage import leaks
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.splits import RULES, Split, fold_assignment, make_split
+from magtiles_seg.dataset.tiles import group_tiles
+from magtiles_seg.errors import ConfigError, DataError
+
+CLASSES = ("blowhole", "break", "crack", "fray", "uneven", "free")
+PUBLIC_COUNTS = {
+    "blowhole": 115,
+    "break": 85,
+    "crack": 57,
+    "fray": 32,
+    "free": 952,
+    "uneven": 103,
+}
+NOWHERE = Path("/dev/null")
+
+
+def samples_of(nums: list[int], labels: list[str]) -> list[Sample]:
+    return [
+        Sample(f"exp1_num_{num}", label, NOWHERE, NOWHERE, group)
+        for num, label, group in zip(nums, labels, group_tiles(nums), strict=True)
+    ]
+
+
+def tiles(count: int, pictures: int = 6) -> list[Sample]:
+    """Tiles of one class each; every second one is free."""
+    nums = [500_000 + 300 * tile + 10 * shot for tile in range(count) for shot in range(pictures)]
+    labels = ["free" if tile % 2 else CLASSES[tile // 2 % 5] for tile in range(count)]
+    return samples_of(nums, [label for label in labels for _ in range(pictures)])
+
+
+def public() -> list[Sample]:
+    """As many pictures of each class as the public archive has."""
+    labels = [label for label, count in PUBLIC_COUNTS.items() for _ in range(count)]
+    return samples_of([500_000 + 7 * index for index in range(len(labels))], labels)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(0, 360_000), min_size=40, max_size=150, unique=True),
+    st.integers(0, 4),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 0.15, 0.4]),
+    st.randoms(use_true_random=False),
+)
+def test_grouped_split_any_nums_is_leak_free(
+    nums: list[int], fold: int, seed: int, fraction: float, rng: random.Random
+) -> None:
+    samples = samples_of(nums, [rng.choice(CLASSES) for _ in nums])
+    if len({sample.group for sample in samples}) < 5:
+        return
+    split = make_split(samples, seed=seed, fold=fold, validation_fraction=fraction)
+    report = leaks(split, samples)
+    assert report.clean
+    assert report.leaked_test == report.leaked_validation == report.unused_ids == ()
+    assert split.train
+    assert split.test
+
+
+def test_grouped_split_folds_cover_every_picture_once() -> None:
+    samples = tiles(40)
+    tests = [id_ for fold in range(5) for id_ in make_split(samples, fold=fold).test]
+    assert sorted(tests) == sorted(sample.id for sample in samples)
+
+
+def test_fold_assignment_even_classes_come_out_even() -> None:
+    samples = tiles(50)
+    fold_of = fold_assignment(samples)
+    for fold in range(5):
+        counts = Counter(s.label for s in samples if fold_of[s.group] == fold)
+        assert counts == {"free": 30, **dict.fromkeys(CLASSES[:5], 6)}
+
+
+def test_fold_assignment_fixed_folds_stay() -> None:
+    samples = tiles(20)
+    committed = {group: 4 - fold for group, fold in fold_assignment(samples[:60]).items()}
+    assert committed.items() <= fold_assignment(samples, fixed=committed).items()
+    split = make_split(samples, fold=4, fold_of_group=committed)
+    assert {f"exp1_num_{group}" for group, fold in committed.items() if fold == 4} <= set(
+        split.test
+    )
+
+
+def test_fold_assignment_fewer_groups_than_folds_is_an_error() -> None:
+    with pytest.raises(DataError, match="5 folds of 4 groups"):
+        fold_assignment(tiles(4))
+
+
+def test_grouped_split_validation_part_holds_every_class() -> None:
+    samples = tiles(100)
+    label_of = {sample.id: sample.label for sample in samples}
+    split = make_split(samples, validation_fraction=0.2)
+    assert {label_of[id_] for id_ in split.validation} == set(CLASSES)
+    assert len(split.validation) == pytest.approx(0.2 * 480, abs=24)
+
+
+def test_grouped_split_seed_changes_the_validation_part_alone() -> None:
+    first, second = (make_split(tiles(60), seed=seed) for seed in (0, 1))
+    assert first.test == second.test
+    assert first.validation != second.validation
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_make_split_any_order_of_samples_gives_the_same_manifest(rule: str) -> None:
+    samples = tiles(30)
+    expected = make_split(samples, rule=rule)
+    random.Random(3).shuffle(samples)
+    assert make_split(samples, rule=rule) == expected
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_make_split_manifest_survives_json(rule: str) -> None:
+    split = make_split(tiles(30), rule=rule, seed=2)
+    assert Split.from_json(split.to_json()) == split
+    assert json.loads(split.to_json())["sha256"] == split.sha256
+
+
+def test_p1_split_public_counts_give_the_published_sizes() -> None:
+    split = make_split(public(), rule="P1")
+    assert [len(part) for part in (split.train, split.validation, split.test)] == [805, 268, 271]
+
+
+def test_p1_split_follows_the_published_script() -> None:
+    samples = public()
+    random.seed(42)
+    train: list[str] = []
+    for label in sorted(PUBLIC_COUNTS):
+        names = sorted(sample.id for sample in samples if sample.label == label)
+        random.shuffle(names)
+        train += names[: int(0.6 * len(names))]
+    assert make_split(samples, rule="P1").train == tuple(sorted(train))
+
+
+def test_p1b_split_holds_defects_alone_and_78_test_pictures() -> None:
+    samples = public()
+    split = make_split(samples, rule="P1b")
+    free = {sample.id for sample in samples if sample.label == "free"}
+    assert len(split.test) == 78
+    assert free.isdisjoint(split.train + split.validation + split.test)
+    assert len(leaks(split, samples).unused_ids) == 952
+    assert make_split(samples, rule="P1b", seed=1).test != split.test
+
+
+def test_p2_split_trains_on_all_free_and_four_fifths_of_each_class() -> None:
+    samples = public()
+    split = make_split(samples, rule="P2", validation_fraction=0)
+    label_of = {sample.id: sample.label for sample in samples}
+    train = Counter(label_of[id_] for id_ in split.train)
+    assert train == {label: int(0.8 * n) for label, n in PUBLIC_COUNTS.items()} | {"free": 952}
+    assert "free" not in {label_of[id_] for id_ in split.test}
+    assert split.validation == ()
+
+
+def test_random_split_leaks_and_says_how_much() -> None:
+    samples = tiles(40)
+    report = leaks(make_split(samples, rule="random"), samples)
+    assert not report.clean
+    assert report.leaked_test_fraction > 0.9
+    assert "LEAK" in report.summary()
+
+
+def test_leaks_hand_made_manifest_counts_what_is_wrong() -> None:
+    samples = tiles(3, pictures=2)
+    a1, a2, b1, b2, c1, c2 = (sample.id for sample in samples)
+    split = replace(
+        make_split(samples, rule="random", folds=2),
+        train=(a1, b1),
+        validation=(a2, a2),
+        test=(b2, c1, "ghost"),
+        data_sha256="0",
+    )
+    report = leaks(split, samples)
+    assert report.torn_groups == (samples[0].group, samples[2].group)
+    assert report.leaked_validation == (a2, a2)
+    assert report.leaked_test == (b2,)
+    assert report.leaked_test_fraction == pytest.approx(1 / 3)
+    assert report.duplicate_ids == (a2,)
+    assert report.unknown_ids == ("ghost",)
+    assert report.unused_ids == (c2,)
+    assert not report.data_matches
+    assert report.to_dict()["clean"] is False
+
+
+def test_leaks_changed_mask_no_longer_matches_the_manifest(tmp_path: Path) -> None:
+    mask = tmp_path / "mask.png"
+    mask.write_bytes(b"one")
+    samples = [replace(sample, mask_path=mask) for sample in tiles(6)]
+    split = make_split(samples)
+    assert leaks(split, samples).data_matches
+    mask.write_bytes(b"two")
+    assert not leaks(split, samples).data_matches
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"rule": "stratified"}, "unknown split rule 'stratified'"),
+        ({"fold": 5}, "fold 5 of 5 folds"),
+        ({"fold": -1}, "fold -1 of 5 folds"),
+        ({"folds": 1}, "folds >= 2"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+    ],
+)
+def test_make_split_parameter_out_of_range_is_a_config_error(
+    change: dict[str, object], match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        make_split(tiles(10), **change)  # type: ignore[arg-type]
+
+
+def test_split_from_json_altered_manifest_is_refused() -> None:
+    content = json.loads(make_split(tiles(10)).to_json())
+    content["train"].append(content["test"].pop())
+    with pytest.raises(DataError, match="was altered"):
+        Split.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{", "no split manifest"),
+        ("[1]", "no split manifest"),
+        ("{}", "no split manifest"),
+        ('{"schema_version": 9}', "schema version 9; expected 1"),
+    ],
+)
+def test_split_from_json_foreign_text_is_refused(text: str, match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        Split.from_json(text)

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from magtiles_seg.errors import ConfigError, ImageError, InferenceError
+from magtiles_seg.infer import segmenter as module
+from magtiles_seg.infer.segmenter import Segmenter, segment
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def segmenter(model: Path) -> Segmenter:
+    return Segmenter(model, threads=1)
+
+
+def test_call_answers_as_the_backend_at_the_pictures_size(segmenter: Segmenter) -> None:
+    image = picture(45, 70)
+    result = segmenter(image)
+    probability, classes = segmenter.backend.infer(image[None])
+    assert (result.probability == probability[0]).all()
+    assert (result.mask == (probability[0] >= 0.5)).all()
+    assert (result.classes == result.mask * classes[0]).all()
+    assert 0 < result.mask.mean() < 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40))
+def test_call_on_small_picture_answers_as_on_its_edge_padding(
+    height: int, width: int, segmenter: Segmenter
+) -> None:
+    image = picture(height, width)
+    missing = ((0, max(0, 32 - height)), (0, max(0, 32 - width)))
+    whole = segmenter(np.pad(image, missing, mode="edge"))
+    result = segmenter(image)
+    assert result.mask.shape == (height, width)
+    assert (result.probability == whole.probability[:height, :width]).all()
+
+
+def test_batch_equals_single_calls_in_order(
+    segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(40, 50), (20, 9), (40, 50), (33, 64), (40, 50), (31, 32)]
+    images = [picture(*size, seed=seed) for seed, size in enumerate(sizes)]
+    batches: list[int] = []
+    infer = segmenter.backend.infer
+
+    def counted(stack: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        batches.append(len(stack))
+        return infer(stack)
+
+    monkeypatch.setattr(segmenter.backend, "infer", counted)
+    monkeypatch.setattr(module, "_BATCH_PX", 2 * 40 * 50)
+    together = segmenter.batch(iter(images))
+    assert sorted(batches) == [1, 1, 2, 2]  # 40x50 in two steps; 20x9 and 31x32 both become 32x32
+    for image, result in zip(images, together, strict=True):
+        assert (result.image == image).all()
+        assert np.abs(result.probability - segmenter(image).probability).max() <= 1e-6
+
+
+def test_batch_of_nothing_is_empty(segmenter: Segmenter) -> None:
+    assert segmenter.batch([]) == []
+
+
+def test_thresholds_given_replace_the_models(model: Path) -> None:
+    segmenter = Segmenter(
+        model, threshold=0.25, min_area_px=3, reject_score=0.9, review_score=0.1, mm_per_px=0.5
+    )
+    decision = segmenter.decision
+    assert (decision.threshold, decision.min_area_px) == (0.25, 3)
+    assert (decision.reject_score, decision.review_score) == (0.9, 0.1)
+    result = segmenter(picture(40, 40))
+    assert (result.decision, result.mm_per_px) == (decision, 0.5)
+
+
+def test_threshold_zero_is_a_threshold(model: Path) -> None:
+    assert Segmenter(model, threshold=0).decision.threshold == 0
+
+
+def test_threshold_out_of_range_is_config_error(model: Path) -> None:
+    with pytest.raises(ConfigError, match="threshold is 2"):
+        Segmenter(model, threshold=2)
+
+
+def test_result_tells_its_origin(segmenter: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "tile.png"
+    cv2.imwrite(str(path), picture(40, 40))
+    result = segmenter(path)
+    assert result.source == str(path)
+    assert result.model["sha256"] == segmenter.spec.sha256
+    assert (result.model["backend"], result.model["device"]) == ("onnxruntime", "cpu")
+    assert segmenter(picture(40, 40)).source is None
+
+
+def test_checkpoint_runs_on_eager_torch(model: Path, checkpoint: Path) -> None:
+    image = picture(50, 61)
+    eager = Segmenter(checkpoint)(image)
+    assert eager.model["backend"] == "eager"
+    assert np.abs(eager.probability - Segmenter(model)(image).probability).max() <= 0.02
+
+
+def test_many_threads_get_the_answers_of_one(segmenter: Segmenter) -> None:
+    images = [picture(40 + seed, 64 - seed, seed) for seed in range(16)]
+    alone = [segmenter(image).probability for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(segmenter, images * 3))
+    for result, expected in zip(together, alone * 3, strict=True):
+        assert (result.probability == expected).all()
+
+
+def test_result_does_not_change_with_the_callers_array(segmenter: Segmenter) -> None:
+    image = picture(40, 40)
+    result = segmenter(image)
+    before = image.copy()
+    image[:] = 0
+    assert (result.image == before).all()
+
+
+def test_context_manager_closes(model: Path) -> None:
+    with Segmenter(model) as segmenter:
+        segmenter(picture(32, 32))
+    with pytest.raises(InferenceError, match="is closed"):
+        segmenter(picture(32, 32))
+
+
+def test_missing_model_is_file_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model file at .*gone\.onnx"):
+        Segmenter(tmp_path / "gone.onnx")
+
+
+def test_installation_without_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BUNDLED_MODEL", tmp_path / "absent.onnx")
+    with pytest.raises(FileNotFoundError, match="this installation carries no model"):
+        Segmenter()
+
+
+@pytest.fixture
+def bundled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Segmenter]:
+    """Make the small model the bundled one; return the Segmenters that `segment` makes."""
+    made: list[Segmenter] = []
+
+    class Counted(Segmenter):
+        def __init__(self) -> None:
+            super().__init__(threads=1)
+            made.append(self)
+
+    monkeypatch.setattr(module, "BUNDLED_MODEL", model)
+    monkeypatch.setattr(module, "Segmenter", Counted)
+    monkeypatch.setattr(module, "_default", None)
+    return made
+
+
+def test_segment_loads_the_model_once_for_all_threads(bundled: list[Segmenter]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(segment, [picture(32, 32)] * 16))
+    assert len(bundled) == 1
+
+
+def test_segment_changes_thresholds_for_one_call_only(bundled: list[Segmenter]) -> None:
+    image = picture(40, 40)
+    assert segment(image, threshold=0.0, mm_per_px=2.0).mask.all()
+    result = segment(image)
+    assert (result.decision.threshold, result.mm_per_px) == (0.5, None)
+    assert len(bundled) == 1
+
+
+def test_segment_after_fork_loads_its_own_model(
+    bundled: list[Segmenter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment(picture(32, 32))
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    segment(picture(32, 32))
+    assert len(bundled) == 2
+
+
+def test_segment_of_what_is_no_picture_is_image_error(bundled: list[Segmenter]) -> None:
+    with pytest.raises(ImageError):
+        segment(b"not a picture")
+    assert len(bundled) == 1

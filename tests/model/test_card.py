@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magtiles_seg.errors import ModelError
+from magtiles_seg.model.card import SEAL_KEY, ModelCard, check_seal, seal_onnx
+from magtiles_seg.result import Decision
+
+CARD = ModelCard(
+    name="demo",
+    architecture="nano",
+    labels=("background", "crack"),
+    stride=16,
+    decision=Decision(threshold=0.4, min_area_px=9, review_score=0.2),
+    receptive_field_px=181,
+    training={"split": {"rule": "grouped", "seed": 3}},
+    metrics=({"protocol": "T", "figures": {"dice": 0.9}},),
+)
+
+names = st.text(max_size=20)
+fractions = st.floats(0, 1)
+
+
+@given(name=names, kinds=st.sets(names.filter(lambda kind: kind != "background"), min_size=1),
+       threshold=fractions, metric=st.floats(allow_nan=False, allow_infinity=False))  # fmt: skip
+def test_card_any_content_survives_json(
+    name: str, kinds: set[str], threshold: float, metric: float
+) -> None:
+    card = replace(
+        CARD,
+        name=name,
+        labels=("background", *sorted(kinds)),
+        decision=Decision(threshold=threshold),
+        metrics=({"protocol": name, "figures": {"dice": metric}},),
+    )
+    assert ModelCard.from_json(card.to_json()) == card
+
+
+def changed(**changes: Any) -> str:  # noqa: ANN401
+    return json.dumps({**json.loads(CARD.to_json()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("[1]", "no schema_version"),
+        ('{"name": "x"}', "no schema_version"),
+        (changed(schema_version=2), "version 2, expected 1: upgrade"),
+        (changed(schema_version=0), "version 0, expected 1: export it again"),
+        (changed(schema_version="1"), "version '1', expected 1"),
+        ('{"schema_version": 1}', "missing .*'labels'"),
+        (changed(colour="red"), r"unknown \['colour'\]"),
+        (changed(stride="16"), "stride must be int, got '16'"),
+        (changed(stride=True), "stride must be int, got True"),
+        (changed(stride=0), "stride must be at least 1"),
+        (changed(labels=["background", 1]), "labels must be strings"),
+        (changed(labels=["crack", "background"]), "labels must be 'background' and other names"),
+        (changed(labels=["background", "crack", "crack"]), "each once"),
+        (changed(decision={"threshold": 2}), "threshold is 2"),
+        (changed(decision={"colour": 2}), "colour"),
+    ],
+)
+def test_card_damaged_or_foreign_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        ModelCard.from_json(text)
+
+
+def test_card_with_nan_is_not_written() -> None:
+    with pytest.raises(ModelError, match="cannot be written as JSON"):
+        replace(CARD, training={"loss": float("nan")}).to_json()
+
+
+BLANK = b"head" + SEAL_KEY.encode() + b"\x12\x40" + b"0" * 64 + b"tail"
+
+
+def test_seal_untouched_passes() -> None:
+    sealed = seal_onnx(BLANK)
+    assert sealed != BLANK
+    check_seal(sealed, "m.onnx")
+
+
+@pytest.mark.parametrize("position", range(len(BLANK)))
+def test_seal_any_changed_byte_is_refused(position: int) -> None:
+    sealed = bytearray(seal_onnx(BLANK))
+    sealed[position] ^= 1
+    with pytest.raises(ModelError, match=r"m\.onnx is (damaged|not a magtiles-seg model)"):
+        check_seal(bytes(sealed), "m.onnx")
+
+
+@pytest.mark.parametrize("data", [b"", b"no mark", BLANK + BLANK])
+def test_seal_without_one_mark_is_refused(data: bytes) -> None:
+    with pytest.raises(ModelError, match="cannot seal"):
+        seal_onnx(data)
+    with pytest.raises(ModelError, match="is not a magtiles-seg model"):
+        check_seal(data, "m.onnx")

