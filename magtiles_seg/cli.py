@@ -127,7 +127,7 @@ def _data_split(arguments: argparse.Namespace) -> int:
 
 
 def _data_check(arguments: argparse.Namespace) -> int:
-    from magtiles_seg.dataset.leaks import leaks
+    from magtiles_seg.dataset.leakage import leaks
     from magtiles_seg.dataset.splits import Split
 
     params = _params(arguments)

@@ -35,7 +35,7 @@ class ImageError(DataError):
     """A picture cannot be read or is none that can be segmented.
 
     Attributes:
-        reason: `"too_large"`, `"unsupported"` or `"invalid"`, from which the server derives 413, 415 or 400.
+        reason: `"too_large"`, `"unsupported"` or `"invalid"`: over HTTP 413, 415 or 400.
     """
 
     def __init__(self, message: str, *, reason: str = "invalid") -> None:

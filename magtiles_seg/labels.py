@@ -28,7 +28,8 @@ def color_rgb(class_index: int) -> tuple[int, int, int]:
     """Return the colour of a class as (R, G, B), each 0..255.
 
     Args:
-        class_index: Index into a model's labels; 0 is background and black. Past the palette's end the colours repeat.
+        class_index: Index into a model's labels; 0 is background and black. Past the palette's
+            end the colours repeat.
     """
     if class_index == 0:
         return _PALETTE_RGB[0]

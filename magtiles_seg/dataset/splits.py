@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
+from magtiles_seg.dataset.folds import even_out, fold_assignment
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.labels import FREE
@@ -113,7 +113,7 @@ def make_split(
         folds: Out of how many.
         validation_fraction: Share of the rest that becomes the validation part; `P1` fixes its own.
         fold_of_group: Folds that are already fixed (`grouped`); groups it lacks are placed beside
-            them.
+            them. None: `committed_folds(folds)`.
 
     Raises:
         ConfigError: A parameter is unknown or out of range.
@@ -122,7 +122,7 @@ def make_split(
     _check(rule, fold, folds, validation_fraction)
     ordered = sorted(samples, key=lambda sample: sample.id)
     if rule == "grouped":
-        parts = _grouped(ordered, seed, fold, folds, validation_fraction, fold_of_group or {})
+        parts = _grouped(ordered, seed, fold, folds, validation_fraction, fold_of_group)
     elif rule == "random":
         parts = _random(ordered, seed, fold, folds, validation_fraction)
     else:
@@ -140,27 +140,6 @@ def make_split(
         test=test,
         data_sha256=data_sha256(ordered),
     )
-
-
-def fold_assignment(
-    samples: Sequence[Sample], folds: int = 5, *, fixed: Mapping[int, int] | None = None
-) -> dict[int, int]:
-    """Return the fold of every group: largest first, to the fold that best evens the classes.
-
-    Args:
-        samples: The data set, in any order.
-        folds: How many.
-        fixed: Folds that are already decided, e.g. a committed list; they stay.
-
-    Raises:
-        DataError: There are fewer groups than folds.
-    """
-    groups = len({sample.group for sample in samples})
-    if groups < folds:
-        raise DataError(
-            f"cannot make {folds} folds of {groups} groups of pictures; lower the folds"
-        )
-    return _even_out(samples, [1.0] * folds, seed=0, fixed=fixed or {})
 
 
 def data_sha256(samples: Sequence[Sample]) -> str:
@@ -183,42 +162,13 @@ def _check(rule: str, fold: int, folds: int, validation_fraction: float) -> None
         raise ConfigError(f"validation_fraction is {validation_fraction}; expected 0 <= x < 1")
 
 
-def _even_out(
-    samples: Sequence[Sample], weights: Sequence[float], *, seed: int, fixed: Mapping[int, int]
-) -> dict[int, int]:
-    """Return {group: bin}, greedily minimising the squared class shares over weighted bins.
-
-    Placing a group with g_c pictures of class c (of N_c in all) into a bin of weight w that holds
-    n_c already costs Σ_c ((n_c + g_c)² − n_c²) / (w N_c²). Equal groups are taken in an order that
-    the seed shuffles.
-    """
-    counts: dict[int, Counter[str]] = defaultdict(Counter)
-    for sample in samples:
-        counts[sample.group][sample.label] += 1
-    totals = Counter(sample.label for sample in samples)
-    held: list[Counter[str]] = [Counter() for _ in weights]
-    chosen = {group: fixed[group] for group in counts if group in fixed}
-    for group, index in chosen.items():
-        held[index].update(counts[group])
-    order = sorted(counts.keys() - chosen.keys())
-    random.Random(seed).shuffle(order)
-    for group in sorted(order, key=lambda group: -counts[group].total()):
-        cost = [
-            sum((2 * have[c] + g) * g / (weight * totals[c] ** 2) for c, g in counts[group].items())
-            for have, weight in zip(held, weights, strict=True)
-        ]
-        chosen[group] = cost.index(min(cost))
-        held[chosen[group]].update(counts[group])
-    return chosen
-
-
 def _grouped(
     samples: Sequence[Sample],
     seed: int,
     fold: int,
     folds: int,
     validation_fraction: float,
-    fixed: Mapping[int, int],
+    fixed: Mapping[int, int] | None,
 ) -> Parts:
     fold_of = fold_assignment(samples, folds, fixed=fixed)
     test = [sample for sample in samples if fold_of[sample.group] == fold]
@@ -226,7 +176,7 @@ def _grouped(
     if not validation_fraction:
         return rest, [], test
     weights = [1 - validation_fraction, validation_fraction]
-    inner = _even_out(rest, weights, seed=seed, fixed={})
+    inner = even_out(rest, weights, seed=seed, fixed={})
     train, validation = ([s for s in rest if inner[s.group] == index] for index in (0, 1))
     return train, validation, test
 

@@ -16,7 +16,8 @@ from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from magtiles_seg.config import TrainParams
@@ -33,10 +34,12 @@ from magtiles_seg.train.pictures import training_pictures
 from magtiles_seg.train.sampling import BalancedSampler
 from magtiles_seg.train.schedule import one_cycle
 from magtiles_seg.train.state import RunState, load_state, save_state
-from magtiles_seg.train.validation import validate
+from magtiles_seg.train.validation import Validation, validate
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
 _MAX_GRADIENT_NORM = 5.0
+_PRETRAINED_RATE = 0.4
+"""Share of the learning rate that a pretrained encoder gets: it has less to learn than the rest."""
 
 
 class Logger(TypingProtocol):
@@ -44,6 +47,9 @@ class Logger(TypingProtocol):
 
     def log_metric(self, name: str, val: float) -> object:
         """Record one figure of the current step."""
+
+    def log_image(self, name: str, val: NDArray[np.uint8]) -> object:
+        """Record one (H, W, 3) uint8 RGB picture of the current step."""
 
     def next_step(self) -> object:
         """End the current step."""
@@ -88,11 +94,9 @@ def train(
     run = _Run.start(training, validation, params, out_dir, labels)
     while not run.finished():
         losses = [run.step(batch) for batch in _shown(run.batches(), run, progress)]
-        row = run.end_epoch(float(np.mean(losses)))
+        found = run.end_epoch(float(np.mean(losses)))
         if logger:
-            for name, value in row.items():
-                logger.log_metric(name, value)
-            logger.next_step()
+            _log(logger, found, run.state)
     return out_dir / CHECKPOINT
 
 
@@ -107,9 +111,7 @@ class _Run:
         self.average = AveragedModel(
             network, avg_fn=_moving_average(params.ema_decay), use_buffers=True
         )
-        self.optimizer = torch.optim.AdamW(
-            _weight_groups(network, params.weight_decay), lr=params.learning_rate
-        )
+        self.optimizer = torch.optim.AdamW(_weight_groups(network, params), lr=params.learning_rate)
         self.steps = max(1, params.pictures_per_epoch // params.batch_size)
         self.bf16 = params.precision == "bf16" or (params.precision == "auto" and _has_fast_bf16())
         self.protocol = get_protocol(params.protocol)
@@ -163,7 +165,7 @@ class _Run:
         done = int(self.average.n_averaged)
         rate = one_cycle(done / (self.steps * self.params.epochs)) * self.params.learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_share"]
         self.network.train()
         loss = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,11 +182,11 @@ class _Run:
         weights = {"dice_weight": self.params.dice_weight, "kind_weight": self.params.kind_weight}
         return segmentation_loss(defect_logit, kind_logits, batch.target, batch.kind, **weights)
 
-    def end_epoch(self, loss: float) -> dict[str, float]:
+    def end_epoch(self, loss: float) -> Validation:
         """Score the averaged weights, keep them if they are the best, and write the state."""
         averaged: SegmentationNetwork = self.average.module  # type: ignore[assignment]
-        figures = validate(averaged, self.validation, self.protocol, bf16=self.bf16)
-        row = {"loss": loss, **figures}
+        found = validate(averaged, self.validation, self.protocol, bf16=self.bf16)
+        figures = found.figures
         if figures["score"] > self.state.best_score:
             self.state.best_score, self.state.best_epoch = figures["score"], self.state.epoch
             meta = {
@@ -193,10 +195,10 @@ class _Run:
                 "validation": figures,
             }
             save_checkpoint(self.out_dir / CHECKPOINT, averaged, meta)
-        self.state.history.append(row)
+        self.state.history.append({"loss": loss, **figures})
         self.state.epoch += 1
         save_state(self.out_dir / STATE, self.state, self.network, self.average, self.optimizer)
-        return row
+        return found
 
 
 def _identity(
@@ -220,13 +222,19 @@ def _digest(ids: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
-def _weight_groups(network: SegmentationNetwork, weight_decay: float) -> list[dict[str, object]]:
-    """Return the parameters in two groups: convolution kernels decay, biases and norms do not."""
-    kernels = [weight for weight in network.parameters() if weight.ndim > 1]
-    rest = [weight for weight in network.parameters() if weight.ndim <= 1]
+def _weight_groups(network: SegmentationNetwork, params: TrainParams) -> list[dict[str, object]]:
+    """Return the parameters in groups: kernels decay, biases and norms do not; encoder and rest."""
+    encoder = {id(weight) for weight in network.encoder.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for weight in network.parameters():
+        groups.setdefault((id(weight) in encoder, weight.ndim > 1), []).append(weight)
     return [
-        {"params": kernels, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
+        {
+            "params": weights,
+            "weight_decay": params.weight_decay if decays else 0.0,
+            "rate_share": _PRETRAINED_RATE if encodes and params.pretrained else 1.0,
+        }
+        for (encodes, decays), weights in groups.items()
     ]
 
 
@@ -245,6 +253,16 @@ def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Te
 def _has_fast_bf16() -> bool:
     """Return whether this processor multiplies bfloat16 in hardware."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _log(logger: Logger, found: Validation, state: RunState) -> None:
+    """Log an epoch's figures, and the pictures of the best one so far."""
+    for name, value in state.history[-1].items():
+        logger.log_metric(name, value)
+    if state.best_epoch == state.epoch - 1:
+        for name, picture in found.triptychs.items():
+            logger.log_image(f"{name}.png", picture)
+    logger.next_step()
 
 
 def _shown(batches: Iterable[Batch], run: _Run, progress: Progress | None) -> Iterable[Batch]:

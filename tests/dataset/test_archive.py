@@ -73,7 +73,7 @@ def test_fetch_folder_is_used_where_it_lies(archive: Path, tmp_path: Path) -> No
 
 
 def test_fetch_wrong_checksum_writes_nothing(archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="SHA-256 .*; expected 00ff"):
+    with pytest.raises(DataError, match=r"SHA-256 .*; expected 00ff"):
         fetch(str(archive), tmp_path / "data", sha256="00ff")
     assert not (tmp_path / "data").exists()
     assert fetch(str(archive), tmp_path / "data", sha256=sha256_of(archive).upper())

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magtiles_seg.dataset.folds import committed_folds, fold_assignment
 from magtiles_seg.dataset.leakage import leaks
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import RULES, Split, fold_assignment, make_split
+from magtiles_seg.dataset.splits import RULES, Split, make_split
 from magtiles_seg.dataset.tiles import group_tiles
 from magtiles_seg.errors import ConfigError, DataError
 
@@ -48,7 +49,7 @@ def public() -> list[Sample]:
     return samples_of([500_000 + 7 * index for index in range(len(labels))], labels)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.integers(0, 360_000), min_size=40, max_size=150, unique=True),
     st.integers(0, 4),
@@ -240,3 +241,27 @@ def test_split_from_json_altered_manifest_is_refused() -> None:
 def test_split_from_json_foreign_text_is_refused(text: str, match: str) -> None:
     with pytest.raises(DataError, match=match):
         Split.from_json(text)
+
+
+def test_fold_assignment_equal_groups_spread_evenly() -> None:
+    samples = [
+        Sample(f"{label}{n}", label, Path("a.jpg"), Path("a.png"), group)
+        for group, label in enumerate(("free", "break", "crack", "fray", "uneven", "blowhole"))
+        for n in range(6)
+    ]
+    folds = fold_assignment(samples, 3, fixed={})
+    assert sorted(Counter(folds.values()).values()) == [2, 2, 2]
+
+
+def test_committed_folds_are_five_disjoint_lists_of_like_size() -> None:
+    sizes = Counter(committed_folds(5).values())
+    assert sorted(sizes) == [0, 1, 2, 3, 4]
+    assert max(sizes.values()) <= 1.2 * min(sizes.values())
+    assert committed_folds(4) == {}
+
+
+def test_fold_assignment_keeps_the_committed_fold_of_a_tile() -> None:
+    known = committed_folds(5)
+    groups = [group for group, fold in known.items() if fold == 3][:6]
+    samples = [Sample(str(group), "free", Path("a.jpg"), Path("a.png"), group) for group in groups]
+    assert fold_assignment(samples) == dict.fromkeys(groups, 3)

@@ -5,14 +5,21 @@ import math
 import pytest
 import torch
 
-from magtiles_seg.model.losses import IGNORED_KIND, segmentation_loss, soft_dice_loss
+from magtiles_seg.model.losses import (
+    IGNORED_KIND,
+    SMOOTHING_PX,
+    kind_loss,
+    segmentation_loss,
+    soft_dice_loss,
+)
 
 
 def test_soft_dice_loss_equals_the_hand_worked_case() -> None:
     probability = torch.tensor([[[[1.0, 0.5], [0.0, 0.0]]], [[[0.0, 0.0], [0.0, 1.0]]]])
     target = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
-    first, second = 1 - (2 * 1.5 + 1) / (1.5 + 2 + 1), 1 - 1 / (1 + 1)
-    both = 1 - (2 * 1.5 + 1) / (2.5 + 2 + 1)
+    smooth = SMOOTHING_PX
+    first, second = 1 - (2 * 1.5 + smooth) / (1.5 + 2 + smooth), 1 - smooth / (1 + smooth)
+    both = 1 - (2 * 1.5 + smooth) / (2.5 + 2 + smooth)
     per_picture = float(soft_dice_loss(probability, target, per_picture=True))
     assert per_picture == pytest.approx((first + second) / 2)
     assert float(soft_dice_loss(probability, target, per_picture=False)) == pytest.approx(both)
@@ -21,6 +28,12 @@ def test_soft_dice_loss_equals_the_hand_worked_case() -> None:
 def test_soft_dice_loss_of_a_silent_clean_picture_is_zero() -> None:
     nothing = torch.zeros(1, 1, 8, 8)
     assert float(soft_dice_loss(nothing, nothing, per_picture=True)) == 0
+
+
+def test_soft_dice_loss_of_a_false_alarm_as_large_as_the_smoothing_is_a_half() -> None:
+    alarm = torch.ones(1, 1, 8, int(SMOOTHING_PX) // 8)
+    loss = soft_dice_loss(alarm, torch.zeros_like(alarm), per_picture=True)
+    assert float(loss) == pytest.approx(0.5)
 
 
 def test_segmentation_loss_without_weights_is_cross_entropy() -> None:
@@ -43,3 +56,13 @@ def test_segmentation_loss_counts_kinds_only_where_there_is_a_defect() -> None:
     wrong = segmentation_loss(logit, kind_logits, target, kind, **weights)
     assert float(right) == pytest.approx(math.log(2), abs=1e-4)
     assert float(wrong) == pytest.approx(math.log(2) + 20, abs=1e-3)
+
+
+def test_kind_loss_weighs_pictures_alike_whatever_their_defect_area() -> None:
+    kind = torch.full((3, 4, 4), IGNORED_KIND)
+    kind[0] = 2  # a whole picture, told right
+    kind[1, 0, 0] = 1  # one pixel, told wrong
+    logits = torch.zeros(3, 5, 4, 4)
+    logits[:, 2] = 30.0
+    assert float(kind_loss(logits, kind)) == pytest.approx(15, abs=1e-3)
+    assert float(kind_loss(logits, torch.full_like(kind, IGNORED_KIND))) == 0

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample, find_samples
@@ -76,10 +78,14 @@ def test_train_keeps_the_best_epoch_and_logs_every_one(
     samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     rows: list[dict[str, float]] = [{}]
+    pictures: dict[str, tuple[int, ...]] = {}
 
     class Rows:
         def log_metric(self, name: str, val: float) -> None:
             rows[-1][name] = val
+
+        def log_image(self, name: str, val: NDArray[np.uint8]) -> None:
+            pictures[name] = val.shape
 
         def next_step(self) -> None:
             rows.append({})
@@ -92,6 +98,8 @@ def test_train_keeps_the_best_epoch_and_logs_every_one(
     assert meta["validation"]["score"] == max(scores)
     assert network.architecture == "nano"
     assert set(rows[0]) == {"loss", "dice", "macro_dice", "auroc", "score"}
+    assert len(pictures) == len({sample.label for sample in samples[1::7]})
+    assert all(shape[1] % 3 == 0 and shape[2] == 3 for shape in pictures.values())
 
 
 def test_train_learns_what_it_is_shown(samples: tuple[Sample, ...], tmp_path: Path) -> None:
@@ -112,7 +120,7 @@ def test_train_into_a_run_with_other_parameters_is_refused(
 ) -> None:
     short = dataclasses.replace(PARAMS, epochs=1)
     train(samples[:4], samples[:4], short, tmp_path)
-    with pytest.raises(DataError, match="other learning_rate.*another output directory"):
+    with pytest.raises(DataError, match=r"other learning_rate.*another output directory"):
         train(samples[:4], samples[:4], dataclasses.replace(short, learning_rate=0.5), tmp_path)
 
 

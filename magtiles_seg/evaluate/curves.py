@@ -1,0 +1,102 @@
+"""An evaluation as files: figures that two runs are compared by, and the data of their curves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from magtiles_seg.evaluate.metrics import dice, iou, ratio
+from magtiles_seg.evaluate.records import Records
+from magtiles_seg.evaluate.report import EvaluationResult
+from magtiles_seg.evaluate.thresholds import BINS, threshold_counts
+
+Rows: TypeAlias = list[dict[str, Any]]
+
+
+def save(result: EvaluationResult, directory: Path) -> None:
+    """Write `metrics.json`, `report.md` and `plots/*.csv`: what DVC compares between runs.
+
+    Args:
+        result: The evaluation.
+        directory: Where to write; made when missing.
+    """
+    plots = directory / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    for name, rows in curves(result).items():
+        _write_csv(plots / f"{name}.csv", rows)
+    (directory / "report.md").write_text(result.to_markdown(), encoding="utf-8")
+    text = json.dumps(metrics(result), indent=2, allow_nan=False)
+    (directory / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def metrics(result: EvaluationResult) -> dict[str, Any]:
+    """Return the figures by name, each class's IoU, and the intervals; figures that are NaN left out.
+
+    Returns:
+        JSON values. Intervals stand in lists, which DVC's tables leave out.
+    """
+    return {
+        "protocol": result.protocol.name,
+        "pictures": len(result.records),
+        "tiles": len(np.unique(result.records.group)),
+        **_known(result.figures),
+        "class_iou": _known({row["class"]: row.get("iou", math.nan) for row in result.per_class}),
+        "interval_95": {
+            name: list(limits)
+            for name, limits in result.intervals.items()
+            if not any(map(math.isnan, limits))
+        },
+    }
+
+
+def curves(result: EvaluationResult) -> dict[str, Rows]:
+    """Return the rows of each curve: `precision_recall`, `thresholds`, `roc`, `classes`."""
+    counts = threshold_counts(result.records.histogram.sum(0, dtype=np.int64))
+    thresholds = np.arange(BINS) / BINS
+    tp, fp, fn = counts[:, 0], counts[:, 1], counts[:, 2]
+    precision = ratio(tp, tp + fp, empty=1.0)
+    recall = ratio(tp, tp + fn, empty=1.0)
+    names = ("class", "pictures", "tiles", "iou", "dice", "picture_dice")
+    return {
+        "precision_recall": _rows(threshold=thresholds, recall=recall, precision=precision),
+        "thresholds": _rows(threshold=thresholds, dice=dice(counts), iou=iou(counts)),
+        "roc": _roc(result.records),
+        "classes": [
+            {name: row[name] for name in names} for row in result.per_class if "iou" in row
+        ],
+    }
+
+
+def _roc(records: Records) -> Rows:
+    """Return one row a distinct score, highest first: what a reject score there would do."""
+    scores = np.unique(records.score)[::-1]
+    defect = np.sort(records.score[records.is_defect])
+    sound = np.sort(records.score[~records.is_defect])
+
+    def rejected(part: Any) -> Any:  # noqa: ANN401  ((N,) float64 in, (S,) float64 out)
+        return ratio(part.size - np.searchsorted(part, scores), np.float64(part.size), empty=0.0)
+
+    return _rows(reject_score=scores, false_reject_rate=rejected(sound), recall=rejected(defect))
+
+
+def _rows(**columns: Any) -> Rows:  # noqa: ANN401  ((R,) float64 each)
+    rounded = [np.round(np.asarray(column, np.float64), 6).tolist() for column in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*rounded, strict=True)]
+
+
+def _known(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if not math.isnan(value)}
+
+
+def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    rows = list(rows)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

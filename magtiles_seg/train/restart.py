@@ -1,0 +1,47 @@
+"""Whether the run that a folder holds may go on, or must make room for another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from magtiles_seg.config import TrainParams
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.errors import ModelError
+from magtiles_seg.labels import LABELS
+from magtiles_seg.model.checkpoint import read_tensors
+from magtiles_seg.train.loop import CHECKPOINT, STATE, _identity
+
+
+def forget_other_run(
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    params: TrainParams,
+    out_dir: Path,
+    *,
+    labels: tuple[str, ...] = LABELS,
+) -> bool:
+    """Clear a folder of any run but the one that `train`, with the same arguments, would go on.
+
+    A run goes on when it was stopped before its last epoch and its checkpoint is still the one it
+    wrote. Anything else there was finished, started otherwise, or mixed up with another run.
+
+    Returns:
+        Whether the next `train` starts afresh.
+    """
+    identity = _identity(training, validation, params, labels)
+    if _goes_on(out_dir, identity, params.epochs):
+        return False
+    for name in (STATE, CHECKPOINT):
+        (out_dir / name).unlink(missing_ok=True)
+    return True
+
+
+def _goes_on(out_dir: Path, identity: dict[str, object], epochs: int) -> bool:
+    try:
+        _, state = read_tensors(out_dir / STATE)
+        _, best = read_tensors(out_dir / CHECKPOINT)
+    except (FileNotFoundError, ModelError):
+        return False
+    same = state["identity"] == identity == best.get("training")
+    return same and best.get("epoch") == state["best_epoch"] and state["epoch"] < epochs
