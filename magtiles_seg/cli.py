@@ -22,6 +22,8 @@ from magtiles_seg.progress import bar, print_above, wrap
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
     from magtiles_seg.dataset.samples import Sample
+    from magtiles_seg.dataset.splits import Split
+    from magtiles_seg.evaluate.report import EvaluationResult
     from magtiles_seg.model.card import ModelCard
     from magtiles_seg.result import Segmentation
 
@@ -88,6 +90,14 @@ def _describe(result: Segmentation) -> str:
     return "\n".join(lines).replace(", 1 defects", ", 1 defect")
 
 
+def _stream(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.streaming import stream
+
+    with _segmenter(arguments) as segmenter:
+        clean = stream(segmenter, arguments, tell=print_above)
+    return ACCEPTED if clean else REJECTED
+
+
 def _info(arguments: argparse.Namespace) -> int:
     from magtiles_seg.environment import describe
 
@@ -101,7 +111,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _data_load(arguments: argparse.Namespace) -> int:
-    from magtiles_seg.dataset.archive import fetch, verify
+    from magtiles_seg.dataset.archive import fetch, note_folder, verify
 
     load = _params(arguments).data_load
     unit = "tile" if load.source.startswith("synthetic:") else "B"
@@ -109,6 +119,8 @@ def _data_load(arguments: argparse.Namespace) -> int:
         root = fetch(load.source, Path(load.directory), sha256=load.sha256, progress=progress)
     with bar("verify", "picture") as progress:
         samples = verify(root, layout=load.layout, labels=load.labels, progress=progress)
+    if Path(load.source).is_dir():
+        note_folder(Path(load.directory), samples)
     groups = len({sample.group for sample in samples})
     print(f"{root}: {len(samples)} pictures of {groups} tiles, all whole")
     return ACCEPTED
@@ -128,11 +140,9 @@ def _data_split(arguments: argparse.Namespace) -> int:
 
 def _data_check(arguments: argparse.Namespace) -> int:
     from magtiles_seg.dataset.leakage import leaks
-    from magtiles_seg.dataset.splits import Split
 
     params = _params(arguments)
-    split = Split.from_json(arguments.manifest.read_text(encoding="utf-8"))
-    report = leaks(split, _samples(params))
+    report = leaks(_manifest(arguments.manifest), _samples(params))
     print(json.dumps(report.to_dict()) if arguments.json else report.summary())
     return ACCEPTED if report.clean else REJECTED
 
@@ -153,23 +163,21 @@ def _train(arguments: argparse.Namespace) -> int:
     train = _needs("magtiles_seg.train.loop", "train").train
     live = _needs("dvclive", "train").Live
     parts = _split_parts(arguments.split, params)
-    folder = str(arguments.out / "dvclive")
-    with live(folder, resume=True, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
+    run = (parts["train"], parts["validation"], params.train, arguments.out)
+    labels, resume = params.data_load.labels, True
+    if arguments.restart:
+        restart = _needs("magtiles_seg.train.restart", "train")
+        resume = not restart.forget_other_run(*run, labels=labels)
+    folder = str(arguments.logs or arguments.out / "dvclive")
+    with live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
         logger.log_params(asdict(params.train))
-        checkpoint = train(
-            parts["train"],
-            parts["validation"],
-            params.train,
-            arguments.out,
-            labels=params.data_load.labels,
-            progress=wrap,
-            logger=logger,
-        )
+        checkpoint = train(*run, labels=labels, progress=wrap, logger=logger)
     print(checkpoint)
     return ACCEPTED
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.evaluate import curves
     from magtiles_seg.evaluate.report import evaluate
 
     params = _params(arguments)
@@ -187,8 +195,24 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(result.to_json(), encoding="utf-8")
+    if arguments.out:
+        curves.save(result, arguments.out)
+    if arguments.write_card:
+        _write_card(arguments.model, segmenter.spec.card, result)
     print(result.to_markdown())
     return ACCEPTED
+
+
+def _write_card(model: Path | None, card: ModelCard, result: EvaluationResult) -> None:
+    """Put an evaluation's figures into a model's card, in place of older ones of the protocol."""
+    from magtiles_seg.infer import BUNDLED_MODEL
+
+    known = {name: value for name, value in result.figures.items() if value == value}
+    name, pictures = result.protocol.name, len(result.records)
+    others = [entry for entry in card.metrics if entry["protocol"] != name]
+    entry = {"protocol": name, "pictures": pictures, "figures": known}
+    rewrite = _needs("magtiles_seg.export.graph", "export").rewrite_card
+    rewrite(model or BUNDLED_MODEL, replace(card, metrics=(*others, entry)))
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -219,6 +243,7 @@ def _card(arguments: argparse.Namespace, params: Params) -> ModelCard:
             card = replace(card, name=arguments.name)
         if arguments.split is None:
             return card
+        origin = _manifest(arguments.split).origin
         decision = choose_decision(
             segmenter,
             _split_parts(arguments.split, params)["validation"],
@@ -226,7 +251,7 @@ def _card(arguments: argparse.Namespace, params: Params) -> ModelCard:
             protocol=params.train.protocol,
             labels=card.labels,
         )
-    return replace(card, decision=decision)
+    return replace(card, decision=decision, training={**card.training, "split": origin})
 
 
 def _params(arguments: argparse.Namespace) -> Params:
@@ -249,11 +274,15 @@ def _samples(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     return find_samples(root, layout=params.data_load.layout, labels=params.data_load.labels)
 
 
-def _split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
-    """Return the samples of each part of a split manifest."""
+def _manifest(path: Path) -> Split:
     from magtiles_seg.dataset.splits import Split
 
-    split = Split.from_json(manifest.read_text(encoding="utf-8"))
+    return Split.from_json(path.read_text(encoding="utf-8"))
+
+
+def _split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
+    """Return the samples of each part of a split manifest."""
+    split = _manifest(manifest)
     samples = {sample.id: sample for sample in _samples(params)}
     parts = {name: getattr(split, name) for name in _PARTS}
     missing = sorted(name for part in parts.values() for name in part if name not in samples)

@@ -112,16 +112,16 @@ class TrainParams(_Section):
     protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
     architecture: str = one_of("lite0", "lite0", "lite1", "lite2", "nano")
     pretrained: bool = True
-    epochs: int = within(30, 1)
+    epochs: int = within(28, 1)
     pictures_per_epoch: int = within(640, 1)
-    batch_size: int = within(16, 1)
+    batch_size: int = within(8, 1)
     crop_px: int = within(224, 32)
-    learning_rate: float = within(1e-3, 1e-8, 10)
+    learning_rate: float = within(2e-3, 1e-8, 10)
     weight_decay: float = within(1e-2, 0, 10)
     free_fraction: float = within(0.35, 0, 1)
     dice_weight: float = within(1.0, 0)
-    kind_weight: float = within(0.2, 0)
-    ema_decay: float = within(0.998, 0, 1)
+    kind_weight: float = within(0.1, 0)
+    ema_decay: float = within(0.99, 0, 1)
     patience: int = within(10, 0)
     seed: int = within(0, 0)
     threads: int = within(0, 0)
@@ -266,4 +266,6 @@ def _apply_override(sections: dict[str, dict[str, Any]], override: str, found: l
     elif section not in _SECTIONS:
         found.append(f"unknown section {section!r}{nearest(section, _SECTIONS)}")
     else:
-        sections.setdefault(section, {})[key] = _parse(text, f"override {override!r}")
+        value = _parse(text, f"override {override!r}")
+        # No parameter takes a mapping: YAML sees one in `data_load.source=synthetic:`.
+        sections.setdefault(section, {})[key] = text if isinstance(value, Mapping) else value

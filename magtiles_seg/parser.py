@@ -40,6 +40,14 @@ _EXAMPLES = {
 
       Exit code: 0 all accepted, 1 some rejected or to be reviewed, 2 an error.
     """,
+    "stream": """
+      magtiles-seg stream web/ --mm-per-px 0.05 --out runs/web
+      magtiles-seg stream web.avi --line-rate 20000 --when-full drop
+      magtiles-seg stream basler: --line-mm 0.05
+      magtiles-seg stream synthetic:tiles=3000,width=2048
+
+      Exit code: 0 no defect and every line inspected, 1 otherwise, 2 an error.
+    """,
     "info": """
       magtiles-seg info
       magtiles-seg info --model runs/model.onnx --json
@@ -90,6 +98,7 @@ def build() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     verbs = top.add_subparsers(metavar="VERB", required=True)
     _add_segment(_verb(verbs, "segment", "segment pictures, folders or globs"))
+    _add_stream(_verb(verbs, "stream", "inspect an endless web of lines"))
     _add_data(verbs)
     _add_train(_verb(verbs, "train", "train a network on the split's training part"))
     _add_evaluate(_verb(verbs, "evaluate", "score a model on labelled pictures"))
@@ -116,6 +125,37 @@ def _add_segment(verb: argparse.ArgumentParser) -> None:
     ):
         metavar = "T" if kind is float else "N"
         verb.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+
+
+def _add_stream(verb: argparse.ArgumentParser) -> None:
+    words = (
+        "folder, video, basler:[SERIAL], genicam:FILE.cti or synthetic:[tiles=N,width=PX,seed=N]"
+    )
+    verb.add_argument("source", metavar="SOURCE", help=words)
+    verb.add_argument("--out", type=Path, metavar="DIR", help="write defects.jsonl and .csv here")
+    verb.add_argument("--pictures", action="store_true", help="write annotated pictures there too")
+    verb.add_argument("--json", action="store_true", help="print one JSON object a defect, a line")
+    _add_model(verb)
+    verb.add_argument("--device", help="cpu (default), cuda or cuda:N")
+    for name, kind, default, text in (
+        ("threshold", float, None, "a pixel of at least this probability is defect"),
+        ("min-area-px", int, None, "smaller defects are dropped"),
+        ("threads", int, None, "CPU threads (default: all cores)"),
+        ("mm-per-px", float, None, "size of a pixel across the web"),
+        ("line-mm", float, None, "line pitch (default: as --mm-per-px)"),
+        ("strip-rows", int, 1024, "lines an inference (default: 1024)"),
+        ("batch", int, 1, "most strips an inference (default: 1)"),
+        ("queue", int, 64, "blocks that may wait (default: 64)"),
+        ("line-rate", float, 0.0, "replay at this many lines a second (default: at once)"),
+    ):
+        metavar = "X" if kind is float else "N"
+        verb.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
+    verb.add_argument(
+        "--when-full",
+        choices=("block", "drop"),
+        default="block",
+        help="full queue: let the source wait, or drop lines and report them (default: block)",
+    )
 
 
 def _add_data(verbs: Verbs) -> None:
@@ -145,6 +185,12 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="checkpoint and state (default: runs/train)",
     )
+    verb.add_argument("--logs", type=Path, metavar="DIR", help="curves (default: OUT/dvclive)")
+    verb.add_argument(
+        "--restart",
+        action="store_true",
+        help="forget what OUT holds, unless it is this very run, stopped half-way",
+    )
 
 
 def _add_evaluate(verb: argparse.ArgumentParser) -> None:
@@ -160,6 +206,12 @@ def _add_evaluate(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--split", **_manifest("the split manifest"))
     verb.add_argument("--protocol", metavar="NAME", help="native, T, P1, P1b or P2")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+    verb.add_argument(
+        "--write-card", action="store_true", help="put the figures into the ONNX model's card too"
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="write metrics.json, report.md and plots/*.csv here"
+    )
 
 
 def _add_export(verb: argparse.ArgumentParser) -> None:

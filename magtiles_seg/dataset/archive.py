@@ -17,6 +17,7 @@ from PIL import Image
 from magtiles_seg.dataset.download import Progress, download, sha256_of
 from magtiles_seg.dataset.layouts import locate
 from magtiles_seg.dataset.samples import Sample, raise_problems, read_mask, scan
+from magtiles_seg.dataset.splits import data_sha256
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.dataset.unpack import unpack
 from magtiles_seg.errors import ConfigError, DataError
@@ -25,6 +26,7 @@ from magtiles_seg.labels import LABELS
 _SYNTHETIC = "synthetic:"
 _RECEIPT = ".fetched.json"
 _INCOMING = ".incoming"
+_NOTE = "folder.json"
 
 
 def fetch(
@@ -105,6 +107,13 @@ def verify(
             progress(index, len(samples))
     raise_problems(root, problems)
     return samples
+
+
+def note_folder(destination: Path, samples: Sequence[Sample]) -> None:
+    """Write what a folder that is used where it lies holds: a pipeline sees that it changed."""
+    destination.mkdir(parents=True, exist_ok=True)
+    note = json.dumps({"pictures": len(samples), "data_sha256": data_sha256(samples)})
+    (destination / _NOTE).write_text(f"{note}\n", encoding="utf-8")
 
 
 def _damage(sample: Sample) -> list[str]:

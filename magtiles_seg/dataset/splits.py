@@ -58,6 +58,18 @@ class Split:
         """SHA-256 of the manifest's content."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def origin(self) -> dict[str, str | int]:
+        """What a model that was trained on it says of it: rule, draw and hashes, no ids."""
+        return {
+            "rule": self.rule,
+            "seed": self.seed,
+            "fold": self.fold,
+            "folds": self.folds,
+            "data_sha256": self.data_sha256,
+            "sha256": self.sha256,
+        }
+
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
         content = {"schema_version": SCHEMA_VERSION, **asdict(self), "sha256": self.sha256}

@@ -35,7 +35,7 @@ def soft_dice_loss(probability: Tensor, target: Tensor, *, per_picture: bool) ->
 
 
 def kind_loss(kind_logits: Tensor, kind: Tensor) -> Tensor:
-    """Return the cross-entropy of the kind: mean over a picture's defect pixels, then over pictures.
+    """Return the cross-entropy of the kind: mean over a picture's defect pixels, then pictures.
 
     So a blowhole of 100 pixels says as much as a grinding step of 20,000. 0 without any defect.
 
