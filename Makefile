@@ -35,4 +35,4 @@ fix: $(VENV)/dev ## mend what lint and format can mend
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev ## how long a tile takes, beside eager torch
-	$(BIN)/python examples/04_bench.py
+	$(BIN)/python examples/04_bench.py 40

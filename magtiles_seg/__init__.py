@@ -28,7 +28,9 @@ from magtiles_seg.errors import (
 from magtiles_seg.labels import LABELS
 
 if TYPE_CHECKING:
+    from magtiles_seg.infer.linescan import LineScanSegmenter
     from magtiles_seg.infer.segmenter import Segmenter, segment
+    from magtiles_seg.infer.webdefects import WebDefect
     from magtiles_seg.model.card import ModelCard
     from magtiles_seg.result import Decision, Defect, Segmentation
 
@@ -44,12 +46,14 @@ __all__ = [
     "Defect",
     "ImageError",
     "InferenceError",
+    "LineScanSegmenter",
     "MagtilesError",
     "ModelCard",
     "ModelError",
     "ParityError",
     "Segmentation",
     "Segmenter",
+    "WebDefect",
     "__version__",
     "segment",
 ]
@@ -57,9 +61,11 @@ __all__ = [
 _HOMES = {
     "Decision": "result",
     "Defect": "result",
+    "LineScanSegmenter": "infer.linescan",
     "ModelCard": "model.card",
     "Segmentation": "result",
     "Segmenter": "infer.segmenter",
+    "WebDefect": "infer.webdefects",
     "segment": "infer.segmenter",
 }
 _SUBMODULES = frozenset({"dataset", "evaluate", "export", "infer", "model", "train"})

@@ -34,6 +34,13 @@ def bar(title: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
         yield show
 
 
+@contextmanager
+def live() -> Iterator[Callable[[str], None]]:
+    """Give a function that replaces one line of text, where stderr is a terminal."""
+    with tqdm(bar_format="{desc}", disable=None, leave=False) as drawn:
+        yield drawn.set_description_str
+
+
 def wrap(items: Iterable[Item], count: int, title: str) -> Iterable[Item]:
     """Return the items, with a bar that moves as they are taken."""
     return tqdm(items, total=count, desc=title, disable=None)

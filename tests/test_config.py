@@ -120,6 +120,10 @@ def test_section_is_frozen() -> None:
         DataSplitParams().seed = 3  # type: ignore[misc]
 
 
+def test_override_with_a_colon_at_its_end_is_text() -> None:
+    assert load_params(None, ["data_load.source=synthetic:"]).data_load.source == "synthetic:"
+
+
 @given(
     st.builds(
         TrainParams,

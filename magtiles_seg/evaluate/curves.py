@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from magtiles_seg.evaluate.metrics import dice, iou, ratio
+from magtiles_seg.evaluate.metrics import AnyArray, dice, iou, ratio
 from magtiles_seg.evaluate.records import Records
 from magtiles_seg.evaluate.report import EvaluationResult
 from magtiles_seg.evaluate.thresholds import BINS, threshold_counts
@@ -36,7 +36,7 @@ def save(result: EvaluationResult, directory: Path) -> None:
 
 
 def metrics(result: EvaluationResult) -> dict[str, Any]:
-    """Return the figures by name, each class's IoU, and the intervals; figures that are NaN left out.
+    """Return the figures by name, each class's IoU, and the intervals; NaN is left out.
 
     Returns:
         JSON values. Intervals stand in lists, which DVC's tables leave out.
@@ -79,8 +79,9 @@ def _roc(records: Records) -> Rows:
     defect = np.sort(records.score[records.is_defect])
     sound = np.sort(records.score[~records.is_defect])
 
-    def rejected(part: Any) -> Any:  # noqa: ANN401  ((N,) float64 in, (S,) float64 out)
-        return ratio(part.size - np.searchsorted(part, scores), np.float64(part.size), empty=0.0)
+    def rejected(part: AnyArray) -> AnyArray:
+        above = part.size - np.searchsorted(part, scores)
+        return ratio(above, np.asarray(part.size), empty=0.0)
 
     return _rows(reject_score=scores, false_reject_rate=rejected(sound), recall=rejected(defect))
 

@@ -44,4 +44,5 @@ def _goes_on(out_dir: Path, identity: dict[str, object], epochs: int) -> bool:
     except (FileNotFoundError, ModelError):
         return False
     same = state["identity"] == identity == best.get("training")
-    return same and best.get("epoch") == state["best_epoch"] and state["epoch"] < epochs
+    ours = same and best.get("epoch") == state["best_epoch"]
+    return bool(ours and state["epoch"] < epochs)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magtiles_seg.dataset.archive import fetch, verify
+from magtiles_seg.dataset.archive import fetch, note_folder, verify
 from magtiles_seg.dataset.download import sha256_of
 from magtiles_seg.dataset.samples import find_samples
 from magtiles_seg.errors import ConfigError, DataError
@@ -173,3 +173,15 @@ def test_real_data_is_complete_and_grouped_as_described(tmp_path: Path) -> None:
         assert {s.label for s in samples if s.id in set(split.test)} == set(most)
     if len(samples) == 1145:
         assert len({sample.group for sample in samples}) == 171
+
+
+def test_note_of_folder_changes_with_its_content_alone(archive: Path, tmp_path: Path) -> None:
+    root = fetch(str(archive), tmp_path / "data")
+    note = tmp_path / "noted" / "folder.json"
+    note_folder(note.parent, find_samples(root))
+    before = note.read_text()
+    note_folder(note.parent, find_samples(root))
+    assert note.read_text() == before
+    (root / "MT_Free" / "Imgs" / "exp1_num_1000.jpg").write_bytes(encoded("jpeg", (64, 40)))
+    note_folder(note.parent, find_samples(root))
+    assert note.read_text() != before

@@ -1,0 +1,252 @@
+"""Connected components of an endless mask: strip by strip, each region given out when it ended.
+
+Between strips only the regions that touch the last row are kept. A region is its sums and its
+convex hull, from which every measure follows exactly; the hull of pixel corners has at most two
+points a column, so that memory is bounded by the web's width and the number of open regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["OpenRegions", "Region"]
+
+_Points: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class Region:
+    """Sums over one region, in web coordinates; whole numbers do not round, however long the web.
+
+    Attributes:
+        area_px: Number of pixels.
+        sum_x2: Twice the sum of their x.
+        sum_y: Sum of their lines.
+        class_sums: (K,) float64, summed probability by class index.
+        hull: (P, 2) int64 corners (x, y) whose convex hull is the region's.
+        complete: False where it borders lines that were not inspected.
+    """
+
+    area_px: int
+    sum_x2: int
+    sum_y: int
+    class_sums: NDArray[np.float64]
+    hull: _Points
+    complete: bool = True
+
+    def absorb(self, other: Region) -> None:
+        """Add a region that proved to be part of this one."""
+        self.area_px += other.area_px
+        self.sum_x2 += other.sum_x2
+        self.sum_y += other.sum_y
+        self.class_sums = self.class_sums + other.class_sums
+        self.hull = np.concatenate([self.hull, other.hull])
+        self.complete &= other.complete
+
+    def shrink(self) -> None:
+        """Keep of the points only the corners of the convex hull."""
+        origin = self.hull[0].copy()
+        local = (self.hull - origin).astype(np.int32)
+        self.hull = cv2.convexHull(local).reshape(-1, 2).astype(np.int64) + origin
+
+
+class OpenRegions:
+    """The regions of a mask that comes in strips, top to bottom, without gaps (8-connectivity)."""
+
+    def __init__(self, width_px: int, labels: int, min_area_px: int = 1) -> None:
+        """Start with nothing open.
+
+        Args:
+            width_px: Of the web.
+            labels: How many classes there are, background included.
+            min_area_px: Regions of fewer pixels are not given out.
+        """
+        self._labels, self._min_area_px = labels, min_area_px
+        self._open: list[Region] = []
+        self._last_row = np.zeros(width_px, dtype=np.intp)  # 1 + index into _open; 0: sound
+        self._after_gap = False
+
+    def __len__(self) -> int:
+        """How many regions are open."""
+        return len(self._open)
+
+    def start(self, *, after_gap: bool) -> None:
+        """Begin a piece of web; regions in its first row are incomplete if it follows a gap."""
+        self._after_gap = after_gap
+
+    def add(
+        self,
+        first_line: int,
+        probability: NDArray[np.float32],
+        classes: NDArray[np.uint8],
+        threshold: float,
+    ) -> list[Region]:
+        """Add the next strip and return the regions that it shows to have ended.
+
+        Args:
+            first_line: Web line of the strip's first row.
+            probability: (h, W) float32.
+            classes: (h, W) uint8, 1..K-1.
+            threshold: A pixel of at least this probability is defect.
+        """
+        cutting, self._after_gap = self._after_gap, False
+        mask = (probability >= threshold).view(np.uint8)
+        x, y, width, height = cv2.boundingRect(mask)
+        if width == 0:
+            return self.finish(complete=True)
+        box = (slice(y, y + height), slice(x, x + width))
+        count, drawn = cv2.connectedComponents(mask[box], connectivity=8, ltype=cv2.CV_32S)
+        parts = _Parts(mask[box], probability[box], classes[box], np.asarray(drawn), count)
+        parts.shift(x, first_line + y, self._labels)
+        rows = np.zeros((2, len(mask[0])), dtype=np.intp)  # parts in the strip's first and last row
+        if y == 0:
+            rows[0, x : x + width] = drawn[0]
+        if y + height == len(mask):
+            rows[1, x : x + width] = drawn[-1]
+        return self._join(parts, rows[0], rows[1], cutting=cutting)
+
+    def finish(self, *, complete: bool) -> list[Region]:
+        """Return what is open: the web, or this piece of it, has ended."""
+        ended, self._open = self._open, []
+        self._last_row[:] = 0
+        for region in ended:
+            region.complete &= complete
+        return self._kept(ended)
+
+    def _kept(self, regions: Iterable[Region]) -> list[Region]:
+        return [region for region in regions if region.area_px >= self._min_area_px]
+
+    def _join(
+        self,
+        parts: _Parts,
+        first_row: NDArray[np.intp],
+        last_row: NDArray[np.intp],
+        *,
+        cutting: bool,
+    ) -> list[Region]:
+        """Join the open regions with the strip's parts; nodes are 0 (unused), open ones, parts."""
+        shift = len(self._open)
+        links = _links(self._last_row, first_row) + np.array([0, shift])
+        roots = _union(links, shift + parts.count)
+        lasting = np.zeros(len(roots), dtype=np.bool_)
+        lasting[roots[shift + last_row[last_row > 0]]] = True
+        small = parts.areas < self._min_area_px
+        joined = np.bincount(roots, minlength=len(roots))[roots] > 1
+        skip = small & ~joined[shift:] & ~lasting[roots[shift:]]
+        incomplete = set(first_row[first_row > 0].tolist()) if cutting else set()
+        merged: dict[int, Region] = {1 + index: one for index, one in enumerate(self._open)}
+        groups: dict[int, Region] = {}
+        for node, region in merged.items():
+            _gather(groups, int(roots[node]), region)
+        for part in (1 + np.flatnonzero(~skip[1:])).tolist():
+            region = parts.region(part)
+            region.complete = part not in incomplete
+            _gather(groups, int(roots[shift + part]), region)
+        self._open = [region for root, region in groups.items() if lasting[root]]
+        places = np.zeros(len(roots), dtype=np.intp)
+        places[[root for root in groups if lasting[root]]] = 1 + np.arange(len(self._open))
+        self._last_row = np.where(last_row > 0, places[roots[shift + last_row]], 0)
+        for region in self._open:
+            region.shrink()
+        return self._kept(region for root, region in groups.items() if not lasting[root])
+
+
+def _gather(groups: dict[int, Region], root: int, region: Region) -> None:
+    if root in groups:
+        groups[root].absorb(region)
+    else:
+        groups[root] = region
+
+
+def _links(above: NDArray[np.intp], below: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the distinct pairs (L, 2) of labels that touch between two rows, corners included."""
+    pairs = [
+        np.stack([one, other], axis=1)[(one > 0) & (other > 0)]
+        for one, other in (
+            (above, below),
+            (above[:-1], below[1:]),
+            (above[1:], below[:-1]),
+        )
+    ]
+    joined = np.concatenate(pairs)
+    return np.unique(joined, axis=0) if len(joined) else joined
+
+
+def _union(links: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Return each node's root (count,): the smallest node that it is linked with."""
+    parents = np.arange(count)
+
+    def root(node: int) -> int:
+        while parents[node] != node:
+            parents[node] = parents[parents[node]]
+            node = int(parents[node])
+        return node
+
+    for one, other in links.tolist():
+        low, high = sorted((root(one), root(other)))
+        parents[high] = low
+    for node in np.unique(links).tolist():
+        parents[node] = root(node)
+    return parents
+
+
+class _Parts:
+    """The components inside one strip, measured from their horizontal runs; part 0 is unused."""
+
+    def __init__(
+        self,
+        mask: NDArray[np.uint8],
+        probability: NDArray[np.float32],
+        classes: NDArray[np.uint8],
+        drawn: NDArray[np.int32],
+        count: int,
+    ) -> None:
+        height, width = mask.shape
+        flat = np.zeros(1 + height * (width + 1), dtype=np.uint8)  # a sound column ends each row
+        np.multiply(mask, classes, out=flat[1:].reshape(height, width + 1)[:, :width])
+        edges = np.flatnonzero(flat[1:] != flat[:-1])
+        kinds = flat[1:][edges][:-1]
+        inside = kinds > 0
+        self.y, self.x0 = np.divmod(edges[:-1][inside], width + 1)
+        self.x1 = edges[1:][inside] - self.y * (width + 1)
+        self.kinds = kinds[inside]
+        values = probability[mask.view(np.bool_)]
+        starts = np.cumsum(self.x1 - self.x0) - (self.x1 - self.x0)
+        self.sums = np.add.reduceat(values, starts).astype(np.float64)
+        self.part = drawn[self.y, self.x0].astype(np.intp)
+        self.count = count
+        self.areas = np.bincount(self.part, self.x1 - self.x0, count).astype(np.int64)
+
+    def shift(self, left: int, top: int, labels: int) -> None:
+        """Move to web coordinates and sum up by part."""
+        lengths, count = self.x1 - self.x0, self.count
+        self.sum_y = np.bincount(self.part, self.y * lengths, count).astype(np.int64)
+        self.top = top
+        self.x0, self.x1 = self.x0 + left, self.x1 + left
+        doubled = (self.x0 + self.x1 - 1) * lengths
+        self.sum_x2 = np.bincount(self.part, doubled, count).astype(np.int64)
+        cells = self.part * labels + self.kinds
+        self.class_sums = np.bincount(cells, self.sums, count * labels).reshape(count, labels)
+        order = np.argsort(self.part, kind="stable")
+        x0, x1, y0 = self.x0[order], self.x1[order], self.y[order]
+        corners = np.stack([x0, y0, x1, y0, x0, y0 + 1, x1, y0 + 1], axis=1)
+        self.corners = corners.reshape(-1, 2).astype(np.int64)
+        self.ends = 4 * np.cumsum(np.bincount(self.part, minlength=count))
+
+    def region(self, part: int) -> Region:
+        """Return one part."""
+        area = int(self.areas[part])
+        corners = self.corners[self.ends[part - 1] : self.ends[part]]
+        return Region(
+            area_px=area,
+            sum_x2=int(self.sum_x2[part]),
+            sum_y=int(self.sum_y[part]) + area * self.top,
+            class_sums=self.class_sums[part],
+            hull=corners + np.array([0, self.top]),
+        )

@@ -1,0 +1,281 @@
+"""`LineScanSegmenter`: inspects an endless web that comes in blocks of lines, each defect once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from magtiles_seg.deciding import count, scale
+from magtiles_seg.errors import ImageError, InferenceError
+from magtiles_seg.infer.backends.base import MIN_SIDE_PX
+from magtiles_seg.infer.components import OpenRegions, Region
+from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.infer.strips import Strip, StripCutter, halo_px, round_up
+from magtiles_seg.infer.webdefects import Reason, Uninspected, WebDefect, measure
+from magtiles_seg.infer.webreport import Tally, WebReport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["LineScanSegmenter", "Uninspected", "WebDefect", "WebReport"]
+
+_ROUNDING = 1e-5  # a runtime's sigmoid may overshoot by this much
+
+
+class LineScanSegmenter:
+    """Finds each defect of a web once, in web coordinates, whatever blocks the lines come in.
+
+    The web is cut at fixed lines into strips with a halo as wide as the network sees. However the
+    same lines are cut into blocks, the defects are the same to the last bit, and they are those of
+    the whole web as one picture, save for the runtime's rounding: pixels whose probability lies
+    within some 1e-5 of the threshold, and sizes within 1e-3 of their value. With `batch` above 1
+    the runtime may round by the number of strips it had at once; then that holds for cuts as well.
+
+    Not for use from several threads at once. Memory is bounded by strip size and open defects.
+
+    Example:
+        >>> web = LineScanSegmenter(width_px=2048, mm_per_px=0.05)
+        >>> for rows in camera:
+        ...     for defect in web.push(rows):
+        ...         print(defect.label, defect.first_line, defect.length_mm)
+        >>> last = web.close()
+    """
+
+    def __init__(
+        self,
+        width_px: int,
+        segmenter: Segmenter | None = None,
+        *,
+        mm_per_px: float | None = None,
+        line_mm: float | None = None,
+        strip_rows: int = 1024,
+        batch: int = 1,
+    ) -> None:
+        """Prepare for a web.
+
+        Args:
+            width_px: Pixels a line.
+            segmenter: Model and thresholds; stays the caller's. None: the bundled model.
+            mm_per_px: Size of a pixel across the web, for measures in mm; None: unknown.
+            line_mm: Line pitch by the encoder, in mm; None: as `mm_per_px`.
+            strip_rows: Lines a strip, rounded up to the model's stride. More cost less in halo,
+                fewer answer earlier.
+            batch: Most strips in one inference, taken together when one block completes several.
+
+        Raises:
+            ConfigError: A number has no sense.
+            ModelError: The model does not say how far it sees.
+            FileNotFoundError: There is no bundled model.
+        """
+        self._width_px = count("width_px", width_px)
+        self._batch = count("batch", batch)
+        rows = count("strip_rows", strip_rows)
+        self._mm_per_px = scale(mm_per_px)
+        self._line_mm = self._mm_per_px if line_mm is None else scale(line_mm)
+        self._owned = Segmenter() if segmenter is None else None
+        self._segmenter = segmenter or self._owned or Segmenter()
+        card, decision = self._segmenter.spec.card, self._segmenter.decision
+        self._labels, self._threshold = card.labels, decision.threshold
+        self._cutter = StripCutter(width_px, round_up(rows, card.stride), halo_px(card))
+        self._regions = OpenRegions(width_px, len(card.labels), decision.min_area_px)
+        self._tally = Tally(self._line_mm)
+        self._finished: list[WebDefect] = []
+        self._next_line: int | None = None
+        self._closed = False
+
+    @property
+    def next_line(self) -> int:
+        """Number of the line that is expected next."""
+        return self._next_line or 0
+
+    @property
+    def uninspected(self) -> tuple[Uninspected, ...]:
+        """Intervals of lines without a verdict, the latest 1000; totals stand in `report`."""
+        return tuple(self._tally.intervals)
+
+    @property
+    def report(self) -> WebReport:
+        """What has happened so far."""
+        pending = self._cutter.end_line - self._cutter.undecided_line
+        return self._tally.report(
+            self._width_px, pending_lines=pending, open_defects=len(self._regions)
+        )
+
+    def notify(self, listener: Callable[[Uninspected], None]) -> None:
+        """Call a function with each interval of lines without a verdict, as soon as it is known."""
+        self._tally.listeners.append(listener)
+
+    def push(
+        self,
+        rows: NDArray[np.uint8],
+        start_line: int | None = None,
+        *,
+        arrived_s: float | None = None,
+        gap: Reason = "lost",
+    ) -> list[WebDefect]:
+        """Take the next lines and return the defects that they show to have ended.
+
+        Args:
+            rows: (n, W) uint8, any n; copied.
+            start_line: The camera's number of the first row; None: the line that is expected next.
+                Lines that are skipped become an uninspected interval; lines that came before, or
+                whose gap has been reported, are left out and counted.
+            arrived_s: When they came, by `time.perf_counter`; None: now.
+            gap: Why lines before this block are missing, if they are.
+
+        Raises:
+            ImageError: The rows are not (n, W) uint8.
+            InferenceError: The web is closed, or the model failed; the lines without a verdict are
+                then an uninspected interval, and the next call goes on behind them.
+        """
+        began_s = time.perf_counter()
+        self._check_open()
+        self._check_rows(rows)
+        try:
+            if self._next_line is None:
+                self._begin(start_line or 0, after_gap=False)
+            line = self.next_line if start_line is None else start_line
+            if line > self.next_line:
+                self._skip(line, gap)
+            repeated = min(len(rows), self.next_line - line)
+            self._tally.repeated += repeated
+            self._take(rows[repeated:], began_s if arrived_s is None else arrived_s)
+        finally:
+            self._tally.all_s += time.perf_counter() - began_s
+        return self._give_out()
+
+    def skip(self, end_line: int | None, reason: Reason) -> list[WebDefect]:
+        """Declare the lines from the expected one up to `end_line` uninspected.
+
+        Args:
+            end_line: The line after the last of them; None: unknown, the source broke off.
+            reason: Why.
+
+        Returns:
+            The defects that end here.
+        """
+        self._check_open()
+        self._skip(end_line, reason)
+        return self._give_out()
+
+    def close(self) -> list[WebDefect]:
+        """End the web and return the rest of its defects; closing twice is harmless."""
+        if not self._closed:
+            began_s = time.perf_counter()
+            try:
+                self._flush(complete=True)
+            finally:
+                self._closed = True
+                self._tally.all_s += time.perf_counter() - began_s
+                if self._owned is not None:
+                    self._owned.close()
+        return self._give_out()
+
+    def _begin(self, line: int, *, after_gap: bool) -> None:
+        self._next_line = line
+        self._cutter.start(line)
+        self._regions.start(after_gap=after_gap)
+
+    def _take(self, rows: NDArray[np.uint8], arrived_s: float) -> None:
+        if not len(rows):
+            return
+        end_line = self.next_line + len(rows)
+        self._tally.latency.arrive(end_line, arrived_s)
+        self._inspect(self._cutter.push(rows), end_line)
+        self._next_line = end_line
+
+    def _flush(self, *, complete: bool) -> None:
+        self._inspect(self._cutter.finish(), self.next_line)
+        self._collect(self._regions.finish(complete=complete))
+
+    def _skip(self, end_line: int | None, reason: Reason) -> None:
+        first_line = self.next_line
+        self._flush(complete=False)
+        self._tally.miss(first_line, end_line, reason)
+        self._begin(first_line if end_line is None else end_line, after_gap=True)
+
+    def _inspect(self, strips: Iterable[Strip], end_line: int) -> None:
+        """Decide on strips; where one fails, give up the lines from there to `end_line`."""
+        group: list[Strip] = []
+        try:
+            for strip in strips:
+                if group and strip.pixels.shape != group[0].pixels.shape:
+                    self._decide(group)
+                group.append(strip)
+                if len(group) == self._batch:
+                    self._decide(group)
+            if group:
+                self._decide(group)
+        except BaseException:
+            first_line = self._decided_line(group)
+            self._collect(self._regions.finish(complete=False))
+            self._tally.latency.forget(end_line)
+            self._tally.miss(first_line, end_line, "failed")
+            self._begin(end_line, after_gap=True)
+            raise
+
+    def _decided_line(self, group: list[Strip]) -> int:
+        return group[0].first_line if group else self._cutter.undecided_line
+
+    def _decide(self, group: list[Strip]) -> None:
+        """Run the model on strips of one shape, join their regions, and empty the group."""
+        probability, classes = self._infer(np.stack([strip.pixels for strip in group]))
+        for index, strip in enumerate(list(group)):
+            core = slice(strip.offset, strip.offset + strip.rows)
+            self._join(strip, probability[index, core], classes[index, core])
+            group.pop(0)
+
+    def _infer(self, stack: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        _, height, width = stack.shape
+        missing = [(0, max(0, MIN_SIDE_PX - side)) for side in stack.shape[1:]]
+        if min(height, width) < MIN_SIDE_PX:
+            stack = np.pad(stack, [(0, 0), *missing], mode="edge")
+        began_s = time.perf_counter()
+        probability, classes = self._segmenter.backend.infer(stack)
+        self._tally.model_s += time.perf_counter() - began_s
+        return probability[:, :height, :width], classes[:, :height, :width]
+
+    def _join(
+        self, strip: Strip, probability: NDArray[np.float32], classes: NDArray[np.uint8]
+    ) -> None:
+        self._check_answer(probability, classes)
+        self._collect(self._regions.add(strip.first_line, probability, classes, self._threshold))
+        self._tally.lines += strip.rows
+        end_line = strip.first_line + strip.rows
+        self._tally.latency.decide(strip.first_line, end_line, time.perf_counter())
+
+    def _collect(self, regions: Iterable[Region]) -> None:
+        for region in regions:
+            defect = measure(region, self._labels, mm_per_px=self._mm_per_px, line_mm=self._line_mm)
+            self._finished.append(defect)
+            self._tally.defects += 1
+
+    def _give_out(self) -> list[WebDefect]:
+        given, self._finished = self._finished, []
+        return given
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InferenceError("the web is closed: make a new LineScanSegmenter")
+
+    def _check_rows(self, rows: object) -> None:
+        if not isinstance(rows, np.ndarray):
+            raise TypeError(f"rows is a {type(rows).__name__}; expected a uint8 array (n, W)")
+        if rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != self._width_px:
+            raise ImageError(
+                f"rows is {rows.dtype} {rows.shape}; expected uint8 (n, {self._width_px}), the "
+                "width that LineScanSegmenter was made for; make one for this camera's width, and "
+                "let the camera deliver Mono8"
+            )
+
+    def _check_answer(self, probability: NDArray[np.float32], classes: NDArray[np.uint8]) -> None:
+        highest = float(probability.max())  # NaN where there is one
+        least, most = int(classes.min()), int(classes.max())
+        if not 0 <= highest <= 1 + _ROUNDING or least < 1 or most >= len(self._labels):
+            raise InferenceError(
+                f"the model answered probabilities up to {highest} and classes {least}..{most}; "
+                f"expected 0..1 and 1..{len(self._labels) - 1}; check the model"
+            )

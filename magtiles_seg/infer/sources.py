@@ -1,0 +1,248 @@
+"""Where lines come from: arrays, folders and videos as though a line camera delivered them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from magtiles_seg.deciding import count, fraction
+from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.image import read_image
+from magtiles_seg.infer.webdefects import Reason
+from magtiles_seg.inputs import find_pictures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "ArraySource",
+    "FolderSource",
+    "LineBlock",
+    "LineSource",
+    "Replay",
+    "VideoSource",
+    "frame",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class LineBlock:
+    """Lines as they come from a camera.
+
+    Attributes:
+        rows: (n, W) uint8; nobody else writes to it.
+        start_line: The camera's number of the first row, whether or not every line has come.
+        arrived_s: When they came, by `time.perf_counter`; None: when they are first seen.
+        gap: Why lines before this block are missing, if they are.
+    """
+
+    rows: NDArray[np.uint8]
+    start_line: int
+    arrived_s: float | None = None
+    gap: Reason = "lost"
+
+
+def frame(
+    rows: NDArray[np.uint8], start_line: int, *, lines: int, arrived_s: float
+) -> Iterator[LineBlock]:
+    """Yield what came of a frame that should have had `lines` lines, and an empty block behind it.
+
+    The empty block is there if lines are missing: so they are known to be, even if nothing follows.
+    """
+    yield LineBlock(rows, start_line, arrived_s)
+    if len(rows) < lines:
+        yield LineBlock(rows[:0], start_line + lines, arrived_s)
+
+
+class LineSource(Protocol):
+    """Delivers a web's lines, once, in the order of their arrival."""
+
+    @property
+    def width_px(self) -> int:
+        """Pixels a line."""
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        """Yield blocks until the web ends.
+
+        Raises:
+            DataError: The source broke off; what it yielded before stays good.
+        """
+
+    def close(self) -> None:
+        """Free the camera or file. Closing twice is harmless."""
+
+
+class ArraySource:
+    """Lines from memory: one array, or any iterable of blocks."""
+
+    def __init__(
+        self, rows: NDArray[np.uint8] | Iterable[NDArray[np.uint8]], *, block_rows: int = 256
+    ) -> None:
+        """Wrap lines.
+
+        Args:
+            rows: (H, W) uint8, or an iterable of (n, W) uint8 blocks, which may be endless.
+            block_rows: Lines a block where one array is given.
+
+        Raises:
+            DataError: The iterable is empty.
+        """
+        step = count("block_rows", block_rows)
+        if isinstance(rows, np.ndarray):
+            blocks = (rows[at : at + step] for at in range(0, len(rows), step))
+            self._width_px = int(rows.shape[1])
+            self._blocks: Iterator[NDArray[np.uint8]] = iter(blocks)
+        else:
+            self._blocks = iter(rows)
+            first = next(self._blocks, None)
+            if first is None:
+                raise DataError("the source has no lines; expected at least one block")
+            self._width_px = int(first.shape[1])
+            self._blocks = _chain(first, self._blocks)
+
+    @property
+    def width_px(self) -> int:
+        """Pixels a line."""
+        return self._width_px
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        """Yield the blocks, numbered on."""
+        line = 0
+        for rows in self._blocks:
+            yield LineBlock(rows, line, time.perf_counter())
+            line += len(rows)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FolderSource(ArraySource):
+    """Pictures of a folder, file or glob, in the order of their names, one below the other."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Find the pictures; each is read when its turn comes.
+
+        Raises:
+            DataError: There is no picture, or (while it is read) one of another width.
+            ImageError: The first is no picture.
+        """
+        self._pictures = list(find_pictures([str(path)]))
+        super().__init__(self._read())
+
+    def _read(self) -> Iterator[NDArray[np.uint8]]:
+        width_px = None
+        for picture in self._pictures:
+            rows = read_image(picture)
+            width_px = width_px or rows.shape[1]
+            if rows.shape[1] != width_px:
+                raise DataError(
+                    f"{picture} is {rows.shape[1]} px wide; expected {width_px} px as the first "
+                    "picture of this web; keep one camera's pictures in a folder"
+                )
+            yield rows
+
+
+class VideoSource(ArraySource):
+    """Frames of a video file, in grey, one below the other."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a video.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DataError: It is no video that OpenCV can read.
+        """
+        import cv2
+
+        if not Path(path).exists():
+            raise FileNotFoundError(2, "No such file", str(path))
+        self._video = cv2.VideoCapture(str(path))
+        if not self._video.isOpened():
+            raise DataError(f"{path} is no video that OpenCV can read; expected AVI, MP4 or MKV")
+        super().__init__(self._read())
+
+    def _read(self) -> Iterator[NDArray[np.uint8]]:
+        import cv2
+
+        while True:
+            good, frame = self._video.read()
+            if not good:
+                return
+            grey = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+            yield np.asarray(grey, dtype=np.uint8)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._video.release()
+
+
+class Replay:
+    """Another source at a camera's pace, with a camera's faults.
+
+    Example:
+        >>> camera = Replay(FolderSource("web/"), line_rate_hz=20_000, lost_fraction=0.001)
+    """
+
+    def __init__(
+        self,
+        source: LineSource,
+        *,
+        line_rate_hz: float = 0.0,
+        jitter: float = 0.0,
+        lost_fraction: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Wrap a source.
+
+        Args:
+            source: Where the lines come from.
+            line_rate_hz: Lines a second; 0: as fast as they are taken.
+            jitter: How far a block may come too early or too late, as a share of its own time.
+            lost_fraction: Share of the blocks that end early: their later lines are lost.
+            seed: Decides jitter and losses.
+
+        Raises:
+            ConfigError: A number has no sense.
+        """
+        if not 0 <= line_rate_hz < float("inf"):
+            raise ConfigError(f"line_rate_hz is {line_rate_hz!r}; expected 0 or more")
+        self._source, self._line_rate_hz = source, line_rate_hz
+        self._jitter = fraction("jitter", jitter)
+        self._lost_fraction = fraction("lost_fraction", lost_fraction)
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def width_px(self) -> int:
+        """Pixels a line."""
+        return self._source.width_px
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        """Yield the source's blocks when their time has come, some of them cut short."""
+        due_s = time.perf_counter()
+        for block in self._source:
+            rows = block.rows
+            if self._rng.random() < self._lost_fraction:
+                rows = rows[: self._rng.integers(0, len(rows) + 1)]
+            if self._line_rate_hz:
+                lasts_s = len(block.rows) / self._line_rate_hz
+                due_s += lasts_s
+                late_s = lasts_s * self._jitter * self._rng.uniform(-1, 1)
+                time.sleep(max(0.0, due_s + late_s - time.perf_counter()))
+            lines, line = len(block.rows), block.start_line
+            yield from frame(rows, line, lines=lines, arrived_s=time.perf_counter())
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+
+def _chain(
+    first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]]
+) -> Iterator[NDArray[np.uint8]]:
+    yield first
+    yield from rest

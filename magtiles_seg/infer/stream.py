@@ -1,0 +1,273 @@
+"""Inspects a source to its end: one thread takes lines in, this one answers, sinks are told."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from magtiles_seg.deciding import count
+from magtiles_seg.errors import ConfigError, DataError, MagtilesError
+from magtiles_seg.infer.linescan import LineScanSegmenter
+from magtiles_seg.infer.sinks import Sink
+from magtiles_seg.infer.sources import LineBlock, LineSource
+from magtiles_seg.infer.webdefects import Reason, Uninspected, WebDefect
+from magtiles_seg.infer.webreport import WebReport
+
+__all__ = ["POLICIES", "Policy", "StreamStatus", "inspect"]
+
+Policy: TypeAlias = Literal["block", "drop"]
+POLICIES: tuple[Policy, ...] = ("block", "drop")
+
+_POLL_S, _PATIENCE_S = 0.1, 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamStatus:
+    """A moment of a running inspection.
+
+    Attributes:
+        report: The web's account so far.
+        elapsed_s: Since the start.
+        lines_per_s: Lines with a verdict a second, since the last status; over all at the end.
+        queued_blocks: Blocks that wait.
+        queue_blocks: How many may.
+    """
+
+    report: WebReport
+    elapsed_s: float
+    lines_per_s: float
+    queued_blocks: int
+    queue_blocks: int
+
+
+def inspect(
+    source: LineSource,
+    web: LineScanSegmenter,
+    sinks: Sequence[Sink] = (),
+    *,
+    queue_blocks: int = 64,
+    when_full: Policy = "block",
+    on_status: Callable[[StreamStatus], None] | None = None,
+    status_every_s: float = 0.5,
+) -> WebReport:
+    """Inspect a source to its end, and close it, the web and the sinks.
+
+    Whatever fails, all defects found before reach every sink that works, the lines without a
+    verdict become an uninspected interval, and then the error is raised; `web.report` stays.
+
+    Args:
+        source: The camera or file; read in a thread of its own.
+        web: Of the source's width; takes over from here.
+        sinks: Told of defects, of uninspected lines, and of the lines themselves.
+        queue_blocks: Blocks that may wait for the model.
+        when_full: What happens when more come: `"block"`: the source waits; `"drop"`: they are
+            dropped and count as uninspected, as a camera cannot wait.
+        on_status: Called about every `status_every_s`, and at the end.
+        status_every_s: See there.
+
+    Raises:
+        ConfigError: `when_full` or `queue_blocks` has no sense.
+        DataError: The source broke off, or a sink failed.
+        InferenceError: The model failed.
+    """
+    if when_full not in POLICIES:
+        raise ConfigError(f"when_full is {when_full!r}; expected one of {', '.join(POLICIES)}")
+    intake = _Intake(source, count("queue_blocks", queue_blocks), drop=when_full == "drop")
+    delivery = _Delivery(sinks)
+    web.notify(lambda missed: delivery.tell([missed]))
+    meter = _Meter(web, intake, on_status, status_every_s)
+    try:
+        for block in intake:
+            delivery.lines(block)
+            at, gap = block.start_line, block.gap
+            delivery.tell(web.push(block.rows, at, arrived_s=block.arrived_s, gap=gap))
+            meter.show()
+            delivery.check()
+        if intake.error is not None:
+            delivery.tell(web.skip(None, "broken off"))
+    except BaseException:
+        intake.stop()
+        _give_up(web, delivery, intake.end_line)
+        raise
+    finally:
+        intake.stop()
+        delivery.tell(_closed(web))
+        delivery.close()
+        meter.show(last=True)
+    delivery.check()
+    if intake.error is not None:
+        raise DataError(
+            f"the source broke off after line {web.next_line - 1}: {intake.error}; what was found "
+            "before it is reported, later lines are not inspected; check the source, start again"
+        ) from intake.error
+    return web.report
+
+
+def _give_up(web: LineScanSegmenter, delivery: _Delivery, end_line: int) -> None:
+    """Report the lines that came and will have no verdict."""
+    if end_line <= web.next_line:
+        return
+    try:
+        delivery.tell(web.skip(end_line, "failed"))
+    except MagtilesError:  # the model fails on what was pending: now nothing is
+        delivery.tell(web.skip(end_line, "failed"))
+
+
+def _closed(web: LineScanSegmenter) -> list[WebDefect]:
+    """Return the web's last defects, even if the model fails on its last lines."""
+    try:
+        return web.close()
+    except MagtilesError:
+        return web.close()
+
+
+class _Intake:
+    """Reads a source in a thread and holds what waits for the model.
+
+    Attributes:
+        end_line: The line after the last one that came.
+        error: Why the source broke off, if it did.
+    """
+
+    def __init__(self, source: LineSource, blocks: int, *, drop: bool) -> None:
+        self.end_line = 0
+        self.error: Exception | None = None
+        self.blocks = blocks
+        self._source, self._drop = source, drop
+        self._queue: queue.Queue[LineBlock | None] = queue.Queue(blocks)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="line-source", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many blocks wait."""
+        return self._queue.qsize()
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        """Yield the blocks until the source ends."""
+        while (block := self._queue.get()) is not None:
+            yield block
+
+    def stop(self) -> None:
+        """Take no more; a source that blocks is left to itself."""
+        self._stopping.set()
+        self._thread.join(_PATIENCE_S)
+
+    def _read(self) -> None:
+        dropping, started = False, False
+        try:
+            for block in self._source:
+                if not started:  # the web begins here, even if this very block is dropped
+                    started = self._put(replace(block, rows=block.rows[:0]), drop=False)
+                if self._stopping.is_set():
+                    break
+                arrived_s = time.perf_counter() if block.arrived_s is None else block.arrived_s
+                gap: Reason = "dropped" if dropping else block.gap
+                dropping = not self._put(replace(block, arrived_s=arrived_s, gap=gap), self._drop)
+                self.end_line = max(self.end_line, block.start_line + len(block.rows))
+        except Exception as error:
+            self.error = error
+        finally:
+            self._source.close()
+            if dropping:
+                nothing = np.empty((0, self._source.width_px), dtype=np.uint8)
+                self._put(LineBlock(nothing, self.end_line, gap="dropped"), drop=False)
+            self._put(None, drop=False)
+
+    def _put(self, block: LineBlock | None, drop: bool) -> bool:
+        """Queue a block, or return False: there is no room, or nobody takes it any more."""
+        while not self._stopping.is_set():
+            try:
+                self._queue.put(block, block=not drop, timeout=_POLL_S)
+            except queue.Full:
+                if drop:
+                    return False
+            else:
+                return True
+        return False
+
+
+class _Delivery:
+    """Tells every sink that works; one that fails is told no more, and `check` raises its error."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = list(sinks)
+        self._failed: tuple[Sink, Exception] | None = None
+
+    def lines(self, block: LineBlock) -> None:
+        """Hand lines on."""
+        self._each(lambda sink: sink.lines(block))
+
+    def tell(self, found: Sequence[WebDefect | Uninspected]) -> None:
+        """Hand on what was found."""
+        for one in found:
+            self._each(partial(_write, one))
+
+    def close(self) -> None:
+        """Close all sinks that work."""
+        self._each(lambda sink: sink.close())
+
+    def check(self) -> None:
+        """Raise DataError if a sink has failed."""
+        if self._failed is not None:
+            sink, error = self._failed
+            raise DataError(
+                f"{type(sink).__name__} failed: {error}; what was found before is in it, and the "
+                "other sinks have everything; free the disk or mend the receiver, and start again"
+            ) from error
+
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self._failed = self._failed or (sink, error)
+
+
+def _write(found: WebDefect | Uninspected, sink: Sink) -> None:
+    sink.write(found)
+
+
+class _Meter:
+    """Calls back with the state of an inspection, not too often."""
+
+    def __init__(
+        self,
+        web: LineScanSegmenter,
+        intake: _Intake,
+        on_status: Callable[[StreamStatus], None] | None,
+        every_s: float,
+    ) -> None:
+        self._web, self._intake, self._on_status = web, intake, on_status
+        self._every_s = every_s
+        self._began_s = self._shown_s = time.perf_counter()
+        self._shown_lines = 0
+
+    def show(self, *, last: bool = False) -> None:
+        """Call back if it is time."""
+        now_s = time.perf_counter()
+        if self._on_status is None or (now_s - self._shown_s < self._every_s and not last):
+            return
+        report = self._web.report
+        lines, since_s = report.lines - self._shown_lines, now_s - self._shown_s
+        if last:
+            lines, since_s = report.lines, now_s - self._began_s
+        self._shown_lines, self._shown_s = report.lines, now_s
+        self._on_status(
+            StreamStatus(
+                report=report,
+                elapsed_s=now_s - self._began_s,
+                lines_per_s=lines / max(since_s, 1e-9),
+                queued_blocks=self._intake.waiting,
+                queue_blocks=self._intake.blocks,
+            )
+        )

@@ -1,0 +1,113 @@
+"""What a line-scan inspection reports: defects in web coordinates, and lines nobody looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from magtiles_seg.regions import Defect
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from magtiles_seg.infer.components import Region
+
+__all__ = ["Reason", "Uninspected", "WebDefect", "measure"]
+
+Reason: TypeAlias = Literal["lost", "dropped", "failed", "broken off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDefect(Defect):
+    """One defect of a web, over however many blocks it ran; y counts the web's lines.
+
+    All measures of `Defect` hold, with `bbox_xyxy_px` and `centroid_xy_px` in web coordinates.
+    Measures in mm take `mm_per_px` across the web and the line pitch along it.
+
+    Attributes:
+        first_line: Number of its first line.
+        last_line: Number of its last line, inclusive.
+        complete: False where it borders lines that were not inspected: it may be larger.
+    """
+
+    first_line: int
+    last_line: int
+    complete: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uninspected:
+    """Lines of the web that have no verdict.
+
+    Attributes:
+        first_line: The first of them.
+        end_line: The line after the last of them; None: unknown, the source broke off.
+        reason: `"lost"`: never came, or too late; `"dropped"`: the queue was full; `"failed"`: the
+            model or a sink failed; `"broken off"`: the source ended with an error.
+        length_mm: Along the web; None where the line pitch or the end is unknown.
+    """
+
+    first_line: int
+    end_line: int | None
+    reason: Reason
+    length_mm: float | None = None
+
+    @property
+    def lines(self) -> int:
+        """How many lines, 0 where the end is unknown."""
+        return 0 if self.end_line is None else self.end_line - self.first_line
+
+
+def measure(
+    region: Region,
+    labels: Sequence[str],
+    *,
+    mm_per_px: float | None = None,
+    line_mm: float | None = None,
+) -> WebDefect:
+    """Return a region as a defect.
+
+    The smallest rectangle is taken round the hull relative to its corner, since single precision
+    would not tell a pixel far down a web; in mm it is another one where pixels are not square.
+
+    Args:
+        region: A region that has ended.
+        labels: Class names by index.
+        mm_per_px: Size of a pixel across the web, in mm; None: unknown.
+        line_mm: Line pitch in mm; None: unknown.
+    """
+    left, top = (int(value) for value in region.hull.min(axis=0))
+    right, bottom = (int(value) for value in region.hull.max(axis=0))
+    corners = region.hull - (left, top)
+    sides, in_mm = _sides(corners, 1.0, 1.0), {}
+    if mm_per_px is not None and line_mm is not None:
+        sides_mm = (sides[0] * mm_per_px, sides[1] * mm_per_px)
+        if line_mm != mm_per_px:
+            sides_mm = _sides(corners, mm_per_px, line_mm)
+        area_mm2 = region.area_px * mm_per_px * line_mm
+        in_mm = {"area_mm2": area_mm2, "length_mm": sides_mm[0], "width_mm": sides_mm[1]}
+    return WebDefect(
+        label=labels[1 + int(region.class_sums[1:].argmax())],
+        score=min(1.0, float(region.class_sums.sum()) / region.area_px),
+        area_px=region.area_px,
+        bbox_xyxy_px=(left, top, right, bottom),
+        centroid_xy_px=(region.sum_x2 / (2 * region.area_px), region.sum_y / region.area_px),
+        length_px=sides[0],
+        width_px=sides[1],
+        first_line=top,
+        last_line=bottom - 1,
+        complete=region.complete,
+        **in_mm,
+    )
+
+
+def _sides(corners: NDArray[np.int64], scale_x: float, scale_y: float) -> tuple[float, float]:
+    """Return the longer and the shorter side of the smallest rectangle round (P, 2) corners."""
+    import cv2
+
+    points = (corners * (scale_x, scale_y)).astype(np.float32)
+    sides = cv2.minAreaRect(points)[1]
+    return float(max(sides)), float(min(sides))

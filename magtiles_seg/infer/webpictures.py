@@ -1,0 +1,97 @@
+"""Annotated pictures of a web: pages of lines with its defects framed and unseen lines tinted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from magtiles_seg.deciding import count
+from magtiles_seg.infer.webdefects import Uninspected, WebDefect
+from magtiles_seg.labels import LABELS, color_rgb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from magtiles_seg.infer.sources import LineBlock
+
+__all__ = ["WebPictures"]
+
+_UNSEEN_RGB = (255, 0, 0)
+_HELD_PAGES = 2
+
+
+class WebPictures:
+    """Writes a web page by page, `web_<first line>.png`.
+
+    A page is written when two more have passed, so that defects of up to two pages are framed on
+    all the pages that they touch; of a longer one the pages written before it ended lack the frame.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, page_rows: int = 4096, labels: tuple[str, ...] = LABELS
+    ) -> None:
+        """Make the folder.
+
+        Args:
+            directory: Where the pictures go.
+            page_rows: Lines a picture.
+            labels: Class names by index, for the colours.
+        """
+        self._page_rows, self._labels = count("page_rows", page_rows), labels
+        self._folder = Path(directory)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._pages: dict[int, NDArray[np.uint8]] = {}
+        self._found: list[WebDefect | Uninspected] = []
+
+    def lines(self, block: LineBlock) -> None:
+        """Take lines; pages that have passed are written."""
+        done = 0
+        while done < len(block.rows):
+            page, offset = divmod(block.start_line + done, self._page_rows)
+            take = min(len(block.rows) - done, self._page_rows - offset)
+            if page not in self._pages:
+                shape = (self._page_rows, block.rows.shape[1])
+                self._pages[page] = np.zeros(shape, dtype=np.uint8)
+            self._pages[page][offset : offset + take] = block.rows[done : done + take]
+            done += take
+            self._write_before(page - _HELD_PAGES)
+
+    def write(self, found: WebDefect | Uninspected) -> None:
+        """Take what is to be marked."""
+        self._found.append(found)
+
+    def close(self) -> None:
+        """Write the last pages."""
+        self._write_before(1 + max(self._pages, default=0))
+
+    def _write_before(self, end: int) -> None:
+        for page in sorted(number for number in self._pages if number < end):
+            self._write(page, self._pages.pop(page))
+            top = (page + 1) * self._page_rows
+            self._found = [one for one in self._found if _end_line(one, top + 1) > top]
+
+    def _write(self, page: int, rows: NDArray[np.uint8]) -> None:
+        top = page * self._page_rows
+        drawn = np.repeat(rows[:, :, None], 3, axis=2)
+        for one in self._found:
+            if isinstance(one, Uninspected):
+                low = max(0, one.first_line - top)
+                high = max(0, _end_line(one, top + self._page_rows) - top)
+                drawn[low:high] = drawn[low:high] // 2 + np.array(_UNSEEN_RGB, np.uint8) // 2
+                continue
+            x0, y0, x1, y1 = one.bbox_xyxy_px
+            corners = (x0 - 2, y0 - top - 2), (x1 + 1, y1 - top + 1)
+            cv2.rectangle(drawn, *corners, color_rgb(self._labels.index(one.label)), 1)
+        done, encoded = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+        if not done:
+            raise OSError(f"OpenCV could not encode a {drawn.shape} picture as PNG")
+        (self._folder / f"web_{top:09d}.png").write_bytes(encoded.tobytes())
+
+
+def _end_line(one: WebDefect | Uninspected, unknown: int) -> int:
+    if isinstance(one, WebDefect):
+        return one.last_line + 1
+    return unknown if one.end_line is None else one.end_line

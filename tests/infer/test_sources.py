@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.infer.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
+
+
+def rows_of(source: LineSource) -> NDArray[np.uint8]:
+    blocks = list(source)
+    starts = np.cumsum([0, *(len(block.rows) for block in blocks)])[:-1]
+    assert [block.start_line for block in blocks] == starts.tolist()
+    assert {block.rows.shape[1] for block in blocks} == {source.width_px}
+    source.close()
+    source.close()
+    return np.vstack([block.rows for block in blocks])
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
+
+
+def test_array_comes_whole_and_numbered() -> None:
+    picture = noise(101, 9)
+    assert (rows_of(ArraySource(picture, block_rows=10)) == picture).all()
+    blocks = [picture[:40], picture[40:40], picture[40:]]
+    assert (rows_of(ArraySource(blocks)) == picture).all()
+
+
+def test_empty_iterable_is_data_error() -> None:
+    with pytest.raises(DataError, match="no lines"):
+        ArraySource([])
+
+
+def test_folder_comes_in_the_order_of_names(tmp_path: Path) -> None:
+    picture = noise(60, 33)
+    for index, part in enumerate(np.split(picture, 3)):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), part)
+    assert (rows_of(FolderSource(tmp_path)) == picture).all()
+
+
+def test_folder_with_pictures_of_two_widths_is_data_error(tmp_path: Path) -> None:
+    for index, width in enumerate((30, 31)):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), noise(8, width))
+    with pytest.raises(DataError, match="31 px wide; expected 30 px"):
+        list(FolderSource(tmp_path))
+
+
+def test_video_comes_in_grey(tmp_path: Path) -> None:
+    path = tmp_path / "web.avi"
+    fourcc = cv2.VideoWriter.fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(path), fourcc, 25.0, (64, 48))
+    for grey in (40, 90, 140):
+        writer.write(np.full((48, 64, 3), grey, np.uint8))
+    writer.release()
+    rows = rows_of(VideoSource(path)).astype(int)
+    assert rows.shape == (144, 64)
+    assert np.abs(rows - np.repeat([40, 90, 140], 48)[:, None]).max() <= 4
+
+
+def test_video_that_is_none_or_missing_says_so(tmp_path: Path) -> None:
+    (tmp_path / "web.avi").write_text("no video")
+    with pytest.raises(DataError, match="no video that OpenCV can read"):
+        VideoSource(tmp_path / "web.avi")
+    with pytest.raises(FileNotFoundError, match=r"gone\.avi"):
+        VideoSource(tmp_path / "gone.avi")
+
+
+def test_replay_keeps_the_line_rate_with_jitter() -> None:
+    source = Replay(ArraySource(noise(400, 4), block_rows=20), line_rate_hz=2000, jitter=0.5)
+    began_s = time.perf_counter()
+    arrivals = [block.arrived_s or 0.0 for block in source]
+    took_s = arrivals[-1] - began_s
+    assert took_s >= 0.19  # 20 blocks of 10 ms, the last one up to 5 ms early
+    assert np.ptp(np.diff(arrivals)) > 0.001
+    source.close()
+
+
+def test_replay_loses_lines_but_never_shifts_those_that_come() -> None:
+    picture = noise(1000, 5)
+    blocks = list(Replay(ArraySource(picture, block_rows=20), lost_fraction=0.3, seed=0))
+    came = sum(len(block.rows) for block in blocks)
+    assert 500 < came < 950
+    assert blocks[-1].start_line + len(blocks[-1].rows) == 1000
+    for block in blocks:
+        part = picture[block.start_line : block.start_line + len(block.rows)]
+        assert (block.rows == part).all()
+
+
+@pytest.mark.parametrize("option", ["line_rate_hz", "jitter", "lost_fraction"])
+def test_replay_option_of_no_sense_is_config_error(option: str) -> None:
+    with pytest.raises(ConfigError, match=option):
+        Replay(ArraySource(noise(2, 2)), **{option: -1.0})  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from magtiles_seg.errors import ConfigError, DataError, InferenceError
+from magtiles_seg.infer.linescan import LineScanSegmenter, Uninspected, WebDefect
+from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.infer.sinks import RejectSignal, Sink
+from magtiles_seg.infer.sources import ArraySource, LineBlock, LineSource
+from magtiles_seg.infer.stream import StreamStatus, inspect
+from magtiles_seg.model.card import ModelCard
+from magtiles_seg.result import Decision
+
+Picture = NDArray[np.uint8]
+
+
+class BrightBackend:
+    """Whatever is bright is a defect; can wait for a signal, or fail at some call."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.calls, self.fails_at = 0, -1
+
+    def infer(self, images: Picture) -> tuple[NDArray[np.float32], Picture]:
+        assert self.go.wait(20)
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise InferenceError("out of memory")
+        return (images / 255).astype(np.float32), np.ones_like(images)
+
+
+def make_web(backend: BrightBackend | None = None) -> LineScanSegmenter:
+    card = ModelCard(
+        name="bright",
+        architecture="stub",
+        labels=("background", "bright"),
+        stride=4,
+        receptive_field_px=9,
+    )
+    fake = SimpleNamespace(
+        backend=backend or BrightBackend(), spec=SimpleNamespace(card=card), decision=Decision()
+    )
+    return LineScanSegmenter(40, cast("Segmenter", fake), strip_rows=16, mm_per_px=0.1)
+
+
+class Kept:
+    """A sink that keeps everything, and fails at one write if told to."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.found: list[WebDefect | Uninspected] = []
+        self.rows, self.closed, self._fails_at = 0, 0, fails_at
+
+    def lines(self, block: LineBlock) -> None:
+        self.rows += len(block.rows)
+
+    def write(self, found: WebDefect | Uninspected) -> None:
+        if len(self.found) + 1 == self._fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.found.append(found)
+
+    def close(self) -> None:
+        self.closed += 1
+
+    @property
+    def defect_lines(self) -> list[int]:
+        return [one.first_line for one in self.found if isinstance(one, WebDefect)]
+
+    @property
+    def gaps(self) -> list[tuple[int, int | None, str]]:
+        return [
+            (one.first_line, one.end_line, one.reason)
+            for one in self.found
+            if isinstance(one, Uninspected)
+        ]
+
+
+def specks(lines: int = 640) -> Picture:
+    """Return a web with a speck at lines 10, 74, 138 and so on."""
+    picture = np.zeros((lines, 40), np.uint8)
+    picture[10::64, 7:9] = 255
+    return picture
+
+
+class Unplugged(ArraySource):
+    """Breaks off after its blocks."""
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        yield from super().__iter__()
+        raise OSError(errno.ENODEV, "No such device")
+
+
+def test_inspection_tells_every_sink_everything_and_closes_it() -> None:
+    first, second = Kept(), Kept()
+    sinks: list[Sink] = [first, second]
+    report = inspect(ArraySource(specks(), block_rows=37), make_web(), sinks)
+    for sink in (first, second):
+        assert sink.defect_lines == list(range(10, 640, 64))
+        assert (sink.gaps, sink.rows, sink.closed) == ([], 640, 1)
+    assert (report.lines, report.uninspected_lines, report.defects) == (640, 0, 10)
+    assert report.latency_p99_ms > 0
+
+
+def test_full_queue_with_policy_block_loses_nothing() -> None:
+    report = inspect(ArraySource(specks(), block_rows=5), make_web(), queue_blocks=1)
+    assert (report.lines, report.dropped_lines) == (640, 0)
+
+
+class Signalling(ArraySource):
+    """Lets the model go on only when all blocks have been offered."""
+
+    go: threading.Event
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        self.go.clear()
+        yield from super().__iter__()
+        self.go.set()
+
+
+def test_full_queue_with_policy_drop_reports_each_dropped_line() -> None:
+    backend, sink = BrightBackend(), Kept()
+    source = Signalling(specks(), block_rows=64)
+    source.go = backend.go
+    report = inspect(source, make_web(backend), [sink], queue_blocks=2, when_full="drop")
+    assert report.dropped_lines == report.uninspected_lines > 200
+    assert report.lines + report.dropped_lines == 640
+    assert {reason for _, _, reason in sink.gaps} == {"dropped"}
+    assert sink.gaps[-1][1] == 640  # even those at the end, after which no block comes
+    assert len(sink.defect_lines) == report.lines / 64
+
+
+def test_source_that_breaks_off_is_an_error_after_everything_is_delivered() -> None:
+    sink, web = Kept(), make_web()
+    with pytest.raises(DataError, match=r"broke off after line 639: .*No such device"):
+        inspect(Unplugged(specks()), web, [sink])
+    assert sink.defect_lines == list(range(10, 640, 64))
+    assert sink.gaps == [(640, None, "broken off")]
+    assert sink.closed == 1
+    assert web.report.lines == 640
+
+
+def test_full_disk_stops_with_an_error_and_the_other_sinks_have_everything() -> None:
+    full, other, web = Kept(fails_at=3), Kept(), make_web()
+    with pytest.raises(DataError, match=r"Kept failed: .*No space left on device"):
+        inspect(ArraySource(specks(64 * 200), block_rows=64), web, [full, other], queue_blocks=2)
+    assert full.defect_lines == [10, 74]
+    report = web.report
+    came = report.lines + report.uninspected_lines
+    assert len(other.defect_lines) == report.lines // 64 >= 3
+    assert {reason for _, _, reason in other.gaps} == {"failed"}
+    assert other.gaps[-1][1] == came < 64 * 200
+    assert other.closed == 1
+
+
+def test_failing_model_stops_with_its_error_and_reports_what_is_missing() -> None:
+    backend, sink = BrightBackend(), Kept()
+    backend.fails_at = 5
+    web = make_web(backend)
+    with pytest.raises(InferenceError, match="out of memory"):
+        inspect(ArraySource(specks(), block_rows=64), web, [sink])
+    report = web.report
+    assert sink.defect_lines[0] == 10
+    assert report.lines == 64
+    assert sink.gaps[0][0] == 64
+    edges = [gap[:2] for gap in sink.gaps]
+    assert all(one[1] == other[0] for one, other in pairwise(edges))
+
+
+def test_status_tells_pace_queue_and_defects() -> None:
+    told: list[StreamStatus] = []
+    inspect(
+        ArraySource(specks(), block_rows=64), make_web(), on_status=told.append, status_every_s=0
+    )
+    assert len(told) >= 10
+    assert told[-1].report.defects == 10
+    assert told[-1].lines_per_s == pytest.approx(640 / told[-1].elapsed_s)
+    assert told[-1].queue_blocks == 64
+
+
+def test_reject_signal_measures_from_the_last_line_to_the_call() -> None:
+    called: list[int] = []
+    gate = RejectSignal(lambda defect: called.append(defect.first_line), min_area_px=2)
+    inspect(ArraySource(specks(), block_rows=37), make_web(), [gate])
+    assert called == list(range(10, 640, 64))
+    assert len(gate.latencies) == 10
+    assert 0 < gate.latencies.quantile_s(0.5) <= gate.latencies.worst_s < 60
+
+
+def test_reject_signal_lets_slight_defects_pass() -> None:
+    called: list[WebDefect] = []
+    inspect(ArraySource(specks()), make_web(), [RejectSignal(called.append, min_area_px=3)])
+    assert called == []
+
+
+def test_unknown_policy_is_config_error() -> None:
+    source: LineSource = ArraySource(specks())
+    with pytest.raises(ConfigError, match="when_full is 'wait'"):
+        inspect(source, make_web(), when_full="wait")  # type: ignore[arg-type]

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from magtiles_seg.config import TrainParams
+from magtiles_seg.dataset.samples import Sample, find_samples
+from magtiles_seg.dataset.synthetic import write_dataset
+from magtiles_seg.train.loop import CHECKPOINT, STATE, train
+from magtiles_seg.train.restart import forget_other_run
+
+PARAMS = TrainParams(
+    architecture="nano",
+    pretrained=False,
+    epochs=3,
+    pictures_per_epoch=4,
+    batch_size=2,
+    crop_px=32,
+    threads=1,
+)
+Parts = tuple[list[Sample], list[Sample]]
+
+
+class StoppedError(Exception):
+    """Stands for a kill after the first epoch."""
+
+
+class StopAfterOneEpoch:
+    def log_metric(self, name: str, val: float) -> None: ...
+
+    def log_image(self, name: str, val: object) -> None: ...
+
+    def next_step(self) -> None:
+        raise StoppedError
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    samples = find_samples(write_dataset(tmp_path_factory.mktemp("tiles"), tiles=4))
+    groups = sorted({sample.group for sample in samples})
+    chosen = [sample for sample in samples if sample.group in groups[:2]]
+    return chosen[::3], [sample for sample in samples if sample not in chosen][::6]
+
+
+@pytest.fixture
+def stopped(parts: Parts, tmp_path: Path) -> Path:
+    """Path of a run that was stopped after the first of its epochs."""
+    with pytest.raises(StoppedError):
+        train(*parts, PARAMS, tmp_path, logger=StopAfterOneEpoch())
+    return tmp_path
+
+
+def test_stopped_run_of_the_same_arguments_goes_on(parts: Parts, stopped: Path) -> None:
+    state = (stopped / STATE).read_bytes()
+    assert not forget_other_run(*parts, PARAMS, stopped)
+    assert (stopped / STATE).read_bytes() == state
+    assert (stopped / CHECKPOINT).exists()
+
+
+def test_stopped_run_of_other_parameters_is_forgotten(parts: Parts, stopped: Path) -> None:
+    other = TrainParams(**{**vars(PARAMS), "learning_rate": 0.5})
+    assert forget_other_run(*parts, other, stopped)
+    assert list(stopped.iterdir()) == []
+
+
+def test_finished_run_is_forgotten(parts: Parts, tmp_path: Path) -> None:
+    train(*parts, PARAMS, tmp_path)
+    assert forget_other_run(*parts, PARAMS, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_whose_checkpoint_is_gone_is_forgotten(parts: Parts, stopped: Path) -> None:
+    (stopped / CHECKPOINT).unlink()
+    assert forget_other_run(*parts, PARAMS, stopped)
+    assert not (stopped / STATE).exists()
+
+
+def test_run_whose_checkpoint_another_run_wrote_is_forgotten(
+    parts: Parts, stopped: Path, checkpoint: Path
+) -> None:
+    (stopped / CHECKPOINT).write_bytes(checkpoint.read_bytes())
+    assert forget_other_run(*parts, PARAMS, stopped)
+    assert not (stopped / STATE).exists()
+
+
+def test_empty_folder_has_nothing_to_go_on(parts: Parts, tmp_path: Path) -> None:
+    assert forget_other_run(*parts, PARAMS, tmp_path)
