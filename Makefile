@@ -16,7 +16,7 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) '.[dev,train,export]'
+	$(INSTALL) '.[dev,train,export,pipeline]'
 	@touch $@
 
 demo: $(VENV)/core ## set up, then find the defects of a synthetic tile (no torch, no download of data)

@@ -1,4 +1,4 @@
-"""How long one tile takes: the bundled model, end to end, beside the same network in eager torch."""
+"""How long a tile takes: the bundled model, end to end, beside the same network in eager torch."""
 
 import sys
 

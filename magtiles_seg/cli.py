@@ -21,15 +21,10 @@ from magtiles_seg.progress import bar, print_above, wrap
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
-    from magtiles_seg.dataset.samples import Sample
-    from magtiles_seg.dataset.splits import Split
-    from magtiles_seg.evaluate.report import EvaluationResult
     from magtiles_seg.model.card import ModelCard
     from magtiles_seg.result import Segmentation
 
 ACCEPTED, REJECTED, ERROR, INTERRUPTED = 0, 1, 2, 130
-
-_PARTS = ("train", "validation", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,22 +122,24 @@ def _data_load(arguments: argparse.Namespace) -> int:
 
 
 def _data_split(arguments: argparse.Namespace) -> int:
-    from magtiles_seg.dataset.splits import make_split
+    from magtiles_seg import stages
+    from magtiles_seg.dataset.splits import PARTS, make_split
 
     params = _params(arguments)
-    split = make_split(_samples(params), **asdict(params.data_split))
+    split = make_split(stages.samples_of(params), **asdict(params.data_split))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(split.to_json(), encoding="utf-8")
-    parts = ", ".join(f"{len(getattr(split, part))} {part}" for part in _PARTS)
+    parts = ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS)
     print(f"{arguments.out}: rule {split.rule}, seed {split.seed}, fold {split.fold}: {parts}")
     return ACCEPTED
 
 
 def _data_check(arguments: argparse.Namespace) -> int:
+    from magtiles_seg import stages
     from magtiles_seg.dataset.leakage import leaks
 
     params = _params(arguments)
-    report = leaks(_manifest(arguments.manifest), _samples(params))
+    report = leaks(stages.read_manifest(arguments.manifest), stages.samples_of(params))
     print(json.dumps(report.to_dict()) if arguments.json else report.summary())
     return ACCEPTED if report.clean else REJECTED
 
@@ -159,10 +156,12 @@ def _data_synth(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from magtiles_seg import stages
+
     params = _params(arguments)
     train = _needs("magtiles_seg.train.loop", "train").train
     live = _needs("dvclive", "train").Live
-    parts = _split_parts(arguments.split, params)
+    parts = stages.split_parts(arguments.split, params)
     run = (parts["train"], parts["validation"], params.train, arguments.out)
     labels, resume = params.data_load.labels, True
     if arguments.restart:
@@ -177,16 +176,17 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    from magtiles_seg import stages
     from magtiles_seg.evaluate import curves
     from magtiles_seg.evaluate.report import evaluate
 
     params = _params(arguments)
     if arguments.dataset is not None:
-        samples = list(_samples(params, arguments.dataset))
+        samples = list(stages.samples_of(params, arguments.dataset))
         protocol = arguments.protocol or "native"
     else:
         part = params.evaluate.part
-        parts = _split_parts(arguments.split, params)
+        parts = stages.split_parts(arguments.split, params)
         samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
         protocol = arguments.protocol or params.evaluate.protocol
     with _segmenter(arguments) as segmenter, bar("evaluate", "picture") as progress:
@@ -198,21 +198,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.out:
         curves.save(result, arguments.out)
     if arguments.write_card:
-        _write_card(arguments.model, segmenter.spec.card, result)
+        rewrite = _needs("magtiles_seg.export.graph", "export").rewrite_card
+        rewrite(segmenter.spec.path, stages.with_figures(segmenter.spec.card, result))
     print(result.to_markdown())
     return ACCEPTED
-
-
-def _write_card(model: Path | None, card: ModelCard, result: EvaluationResult) -> None:
-    """Put an evaluation's figures into a model's card, in place of older ones of the protocol."""
-    from magtiles_seg.infer import BUNDLED_MODEL
-
-    known = {name: value for name, value in result.figures.items() if value == value}
-    name, pictures = result.protocol.name, len(result.records)
-    others = [entry for entry in card.metrics if entry["protocol"] != name]
-    entry = {"protocol": name, "pictures": pictures, "figures": known}
-    rewrite = _needs("magtiles_seg.export.graph", "export").rewrite_card
-    rewrite(model or BUNDLED_MODEL, replace(card, metrics=(*others, entry)))
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -234,6 +223,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _card(arguments: argparse.Namespace, params: Params) -> ModelCard:
     """Return the checkpoint's card, with thresholds chosen on the split's validation part."""
+    from magtiles_seg import stages
     from magtiles_seg.environment import git_revision
     from magtiles_seg.evaluate.thresholds import choose_decision
 
@@ -243,10 +233,10 @@ def _card(arguments: argparse.Namespace, params: Params) -> ModelCard:
             card = replace(card, name=arguments.name)
         if arguments.split is None:
             return card
-        origin = _manifest(arguments.split).origin
+        origin = stages.read_manifest(arguments.split).origin
         decision = choose_decision(
             segmenter,
-            _split_parts(arguments.split, params)["validation"],
+            stages.split_parts(arguments.split, params)["validation"],
             recall=params.evaluate.recall,
             protocol=params.train.protocol,
             labels=card.labels,
@@ -262,36 +252,6 @@ def _params(arguments: argparse.Namespace) -> Params:
     if path is None:
         path = Path("params.yaml") if Path("params.yaml").exists() else None
     return load_params(path, arguments.set)
-
-
-def _samples(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
-    """Return the samples of a folder, or of the data set that `data load` brings."""
-    from magtiles_seg.dataset.samples import find_samples
-
-    if root is None:
-        source = Path(params.data_load.source)  # a folder is used where it lies
-        root = source if source.is_dir() else Path(params.data_load.directory)
-    return find_samples(root, layout=params.data_load.layout, labels=params.data_load.labels)
-
-
-def _manifest(path: Path) -> Split:
-    from magtiles_seg.dataset.splits import Split
-
-    return Split.from_json(path.read_text(encoding="utf-8"))
-
-
-def _split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
-    """Return the samples of each part of a split manifest."""
-    split = _manifest(manifest)
-    samples = {sample.id: sample for sample in _samples(params)}
-    parts = {name: getattr(split, name) for name in _PARTS}
-    missing = sorted(name for part in parts.values() for name in part if name not in samples)
-    if missing:
-        raise errors.DataError(
-            f"{manifest} names {len(missing)} pictures that the data set lacks, {missing[0]} among "
-            "them; load the data it was made from, or split again"
-        )
-    return {name: [samples[key] for key in part] for name, part in parts.items()}
 
 
 def _segmenter(arguments: argparse.Namespace) -> Any:  # noqa: ANN401  (loaded only when used)

@@ -46,7 +46,7 @@ class DataLoadParams(_Section):
     """Where the pictures come from, and where they are kept.
 
     Attributes:
-        source: URL, local zip, folder, or `synthetic:tiles=40,seed=0`.
+        source: URL, local zip, folder, or `synthetic:tiles=50,seed=0`.
         sha256: Checksum of the archive, or None when it is not checked.
         layout: How the files are laid out.
         labels: Class names by index, background first; another data set names its own.

@@ -171,7 +171,7 @@ def _add_data(verbs: Verbs) -> None:
     check.add_argument("--json", action="store_true", help="print one JSON object")
     synth = _verb(parts, "data synth", "write a data set of synthetic tiles")
     synth.add_argument("directory", type=Path, metavar="DIR", help="where to write it")
-    synth.add_argument("--tiles", type=int, default=40, metavar="N", help="default: 40")
+    synth.add_argument("--tiles", type=int, default=50, metavar="N", help="default: 50")
     synth.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 

@@ -43,7 +43,7 @@ def fetch(
     not fetched again.
 
     Args:
-        source: URL, path of a zip file, path of a folder, or `synthetic:tiles=40,seed=0`.
+        source: URL, path of a zip file, path of a folder, or `synthetic:tiles=50,seed=0`.
         destination: Directory to unpack into; made if missing.
         sha256: What the archive must have, if given.
         progress: Called with (done, total or None): bytes of a download, tiles of a synthetic set.
@@ -207,13 +207,13 @@ def _check_sha256(path: Path, actual: str, expected: str | None, url: str = "") 
 
 
 def _synthetic_options(source: str) -> tuple[int, int]:
-    """Return (tiles, seed) of `synthetic:tiles=40,seed=0`; both may be left out."""
-    options = {"tiles": 40, "seed": 0}
+    """Return (tiles, seed) of `synthetic:tiles=50,seed=0`; both may be left out."""
+    options = {"tiles": 50, "seed": 0}
     for item in filter(None, source.removeprefix(_SYNTHETIC).split(",")):
         name, _, value = item.partition("=")
         if name.strip() not in options or not value.strip().isdecimal():
             raise ConfigError(
-                f"data source {source!r}: unknown {item!r}; expected synthetic:tiles=40,seed=0"
+                f"data source {source!r}: unknown {item!r}; expected synthetic:tiles=50,seed=0"
             )
         options[name.strip()] = int(value)
     return options["tiles"], options["seed"]

@@ -20,6 +20,7 @@ from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.labels import FREE
 
 RULES = ("grouped", "random", "P1", "P1b", "P2")
+PARTS = ("train", "validation", "test")
 SCHEMA_VERSION = 1
 _P1_SEED = 42
 
@@ -90,7 +91,7 @@ class Split:
                     f"expected {SCHEMA_VERSION}; write it again: magtiles-seg data split"
                 )
             values = {field.name: content[field.name] for field in fields(cls)}
-            for part in ("train", "validation", "test"):
+            for part in PARTS:
                 values[part] = tuple(values[part])
             split, sha256 = cls(**values), content["sha256"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:

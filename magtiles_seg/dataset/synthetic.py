@@ -101,7 +101,7 @@ def synthetic_tile(
 def write_dataset(
     root: Path,
     *,
-    tiles: int = 40,
+    tiles: int = 50,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -112,7 +112,8 @@ def write_dataset(
 
     Args:
         root: Folder to write into; made when missing.
-        tiles: How many physical tiles, six pictures each. Ten hold every class.
+        tiles: How many physical tiles, six pictures each. Ten hold every class; with 50 each part
+            of each fold does.
         seed: Decides all pictures.
         progress: Called with (tiles written, tiles) after each tile.
 

@@ -46,7 +46,9 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
         "pictures": len(result.records),
         "tiles": len(np.unique(result.records.group)),
         **_known(result.figures),
-        "class_iou": _known({row["class"]: row.get("iou", math.nan) for row in result.per_class}),
+        "iou_by_class": _known(
+            {row["class"]: row.get("iou", math.nan) for row in result.per_class}
+        ),
         "interval_95": {
             name: list(limits)
             for name, limits in result.intervals.items()

@@ -232,7 +232,7 @@ class LineScanSegmenter:
         _, height, width = stack.shape
         missing = [(0, max(0, MIN_SIDE_PX - side)) for side in stack.shape[1:]]
         if min(height, width) < MIN_SIDE_PX:
-            stack = np.pad(stack, [(0, 0), *missing], mode="edge")
+            stack = np.pad(stack, [(0, 0), *missing], mode="reflect")
         began_s = time.perf_counter()
         probability, classes = self._segmenter.backend.infer(stack)
         self._tally.model_s += time.perf_counter() - began_s

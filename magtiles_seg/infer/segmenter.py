@@ -239,7 +239,9 @@ class _Picture:
     def read(cls, image: ImageSource) -> _Picture:
         pixels = read_image(image)
         missing = [(0, max(0, MIN_SIDE_PX - side)) for side in pixels.shape]
-        padded = np.pad(pixels, missing, mode="edge") if min(pixels.shape) < MIN_SIDE_PX else pixels
+        padded = (
+            np.pad(pixels, missing, mode="reflect") if min(pixels.shape) < MIN_SIDE_PX else pixels
+        )
         source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         return cls(pixels, padded, source)
 

@@ -30,19 +30,21 @@ def forget_other_run(
         Whether the next `train` starts afresh.
     """
     identity = _identity(training, validation, params, labels)
-    if _goes_on(out_dir, identity, params.epochs):
+    if _goes_on(out_dir, identity, params):
         return False
     for name in (STATE, CHECKPOINT):
         (out_dir / name).unlink(missing_ok=True)
     return True
 
 
-def _goes_on(out_dir: Path, identity: dict[str, object], epochs: int) -> bool:
+def _goes_on(out_dir: Path, identity: dict[str, object], params: TrainParams) -> bool:
     try:
         _, state = read_tensors(out_dir / STATE)
         _, best = read_tensors(out_dir / CHECKPOINT)
     except (FileNotFoundError, ModelError):
         return False
-    same = state["identity"] == identity == best.get("training")
-    ours = same and best.get("epoch") == state["best_epoch"]
-    return bool(ours and state["epoch"] < epochs)
+    if not state["identity"] == identity == best.get("training"):
+        return False
+    stale = state["epoch"] - 1 - state["best_epoch"]
+    finished = state["epoch"] >= params.epochs or 0 < params.patience <= stale
+    return not finished and bool(best.get("epoch") == state["best_epoch"])

@@ -74,7 +74,7 @@ def test_metrics_are_the_result_s_figures_and_intervals(result: EvaluationResult
     values = metrics(result)
     assert (values["protocol"], values["pictures"], values["tiles"]) == ("T", 4, 4)
     assert values["iou"] == result.figures["iou"] == pytest.approx(0.2)
-    assert values["class_iou"] == {"crack": pytest.approx(0.25)}
+    assert values["iou_by_class"] == {"crack": pytest.approx(0.25)}
     assert values["interval_95"]["iou"] == list(result.intervals["iou"])
 
 

@@ -55,7 +55,7 @@ class StubBackend:
     def _answer(self, image: Picture) -> tuple[NDArray[np.float32], Picture]:
         height, width = image.shape
         padding = [(0, -side % STRIDE) for side in image.shape]
-        grey = np.pad(image, padding, mode="edge")
+        grey = np.pad(image, padding, mode="reflect")
         cells = grey.reshape(len(grey) // STRIDE, STRIDE, -1, STRIDE).max(axis=(1, 3))
         cells = np.asarray(cv2.dilate(cells, np.ones((3, 3), np.uint8), borderValue=0))
         near = np.kron(cells, np.ones((STRIDE, STRIDE), np.uint8))[:height, :width]
@@ -91,7 +91,7 @@ def run(web: LineScanSegmenter, picture: Picture, cuts: Sequence[int] = ()) -> l
 def whole(picture: Picture, segmenter: Segmenter) -> tuple[Defect, ...]:
     """Return what the picture gives when it is segmented as one."""
     missing = [(0, max(0, 32 - side)) for side in picture.shape]
-    stack = np.pad(picture, missing, mode="edge")[None]
+    stack = np.pad(picture, missing, mode="reflect")[None]
     probability, classes = segmenter.backend.infer(stack)
     box = tuple(slice(0, side) for side in picture.shape)
     result = Segmentation.from_prediction(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.synthetic import write_dataset
-from magtiles_seg.train.loop import CHECKPOINT, STATE, train
+from magtiles_seg.labels import LABELS
+from magtiles_seg.model.checkpoint import write_tensors
+from magtiles_seg.train.loop import CHECKPOINT, STATE, _identity, train
 from magtiles_seg.train.restart import forget_other_run
 
 PARAMS = TrainParams(
@@ -59,8 +62,7 @@ def test_stopped_run_of_the_same_arguments_goes_on(parts: Parts, stopped: Path) 
 
 
 def test_stopped_run_of_other_parameters_is_forgotten(parts: Parts, stopped: Path) -> None:
-    other = TrainParams(**{**vars(PARAMS), "learning_rate": 0.5})
-    assert forget_other_run(*parts, other, stopped)
+    assert forget_other_run(*parts, replace(PARAMS, learning_rate=0.5), stopped)
     assert list(stopped.iterdir()) == []
 
 
@@ -68,6 +70,18 @@ def test_finished_run_is_forgotten(parts: Parts, tmp_path: Path) -> None:
     train(*parts, PARAMS, tmp_path)
     assert forget_other_run(*parts, PARAMS, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("patience", "forgotten"), [(1, True), (2, False)])
+def test_run_that_ended_before_its_last_epoch_is_forgotten(
+    parts: Parts, tmp_path: Path, patience: int, forgotten: bool
+) -> None:
+    params = replace(PARAMS, patience=patience)
+    identity = _identity(*parts, params, LABELS)
+    state = {"identity": identity, "epoch": 2, "best_epoch": 0}
+    write_tensors(tmp_path / STATE, {}, state)
+    write_tensors(tmp_path / CHECKPOINT, {}, {"training": identity, "epoch": 0})
+    assert forget_other_run(*parts, params, tmp_path) == forgotten
 
 
 def test_run_whose_checkpoint_is_gone_is_forgotten(parts: Parts, stopped: Path) -> None:

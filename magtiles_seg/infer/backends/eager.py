@@ -52,7 +52,8 @@ class InferenceGraph(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Answer a batch of pictures of any size.
 
-        The picture is continued by its last row and column up to a multiple of the stride. The
+        The picture is mirrored at its bottom and right up to a multiple of the stride, as training
+        mirrors it: the network has never seen a last row smeared out and calls it a defect. The
         padded size is spelled `stride * ceil(H / stride)`: the exporter can prove that it fits.
 
         Args:
@@ -66,9 +67,7 @@ class InferenceGraph(nn.Module):
         stride = self.network.stride
         right = (width + stride - 1) // stride * stride - width
         bottom = (height + stride - 1) // stride * stride - height
-        grey = nn.functional.pad(
-            image.float().unsqueeze(1), (0, right, 0, bottom), mode="replicate"
-        )
+        grey = nn.functional.pad(image.float().unsqueeze(1), (0, right, 0, bottom), mode="reflect")
         defect_logit, kind_logits = self.network(grey)
         probability = defect_logit.float().sigmoid()[:, 0, :height, :width]
         # Bytes are made from floats, the only conversion to bytes that TensorRT has.
