@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,20 @@ def test_plots_and_metrics_are_drawn_for_dvc(repository: Path) -> None:
     titles = ("Pixels, precision and recall", "Pooled IoU by class", "loss.tsv")
     assert [title for title in titles if title not in page] == []
     shutil.rmtree(repository / "drawn")
+
+
+def test_commands_of_the_page_that_queue_and_compare_run(repository: Path) -> None:
+    page = (PROJECT / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    lines = re.findall(
+        r"^\$ dvc (.*--queue.*|queue status|.* diff|exp show.*)$", page, re.MULTILINE
+    )
+    assert len(lines) == 6
+    said = {line: dvc(repository, *shlex.split(line)) for line in lines}
+    assert "Queued" in dvc(repository, "queue", "status")
+    assert "train.learning_rate" in said["exp show --only-changed"]
+    assert "data_load.source" in said["params diff"]
+    assert "iou" in said["metrics diff"]
+    dvc(repository, "queue", "remove", "--all")
 
 
 def test_push_to_s3_brings_everything_back_after_the_cache_is_lost(

@@ -17,9 +17,8 @@ from magtiles_seg.errors import ConfigError
 from magtiles_seg.evaluate.metrics import AnyArray, FloatArray, IntArray, dice
 from magtiles_seg.evaluate.predictors import Predictor, as_segmentation
 from magtiles_seg.evaluate.protocols import Protocol, get_protocol, prepare
-from magtiles_seg.evaluate.ranking import auroc, score_at_recall
+from magtiles_seg.evaluate.ranking import score_at_recall
 from magtiles_seg.labels import FREE, LABELS
-from magtiles_seg.regions import top_mean
 from magtiles_seg.result import Decision
 
 BINS = 256
@@ -27,9 +26,6 @@ BINS = 256
 
 MIN_AREAS_PX = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Smallest regions that are tried."""
-
-TOP_K_PX = (1, 10, 30, 100, 300, 1000)
-"""Numbers of largest probabilities whose mean is tried as a picture's score."""
 
 
 def quantize(probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
@@ -154,22 +150,6 @@ def best_min_area(picture_dice: Sequence[AnyArray] | AnyArray, label: AnyArray) 
     return MIN_AREAS_PX[int(np.argmax(np.round(means, 6)))]
 
 
-def best_score(scores: AnyArray, is_defect: AnyArray) -> int:
-    """Return which of several scores tells defective pictures best: highest AUROC.
-
-    Args:
-        scores: (S, N) float, S scores of N pictures.
-        is_defect: (N,) bool.
-
-    Returns:
-        Index of the score; of equal ones the first; that of `Decision`'s default without any sound
-        picture.
-    """
-    if np.all(is_defect):
-        return TOP_K_PX.index(Decision().score_top_k_px)
-    return int(np.argmax(np.round([auroc(row, is_defect) for row in scores], 6)))
-
-
 def choose_decision(
     predictor: Predictor,
     samples: Iterable[Sample],
@@ -178,7 +158,7 @@ def choose_decision(
     protocol: str | Protocol = "T",
     labels: Sequence[str] = LABELS,
 ) -> Decision:
-    """Choose pixel threshold, smallest region, score and reject score on samples, in one pass.
+    """Choose pixel threshold, smallest region and reject score on samples, in one pass.
 
     Keeps two bytes a pixel until the end. Pictures filed as defects with an empty mask say nothing
     and are left out.
@@ -192,8 +172,7 @@ def choose_decision(
 
     Returns:
         The predictor's own decision with `threshold` (highest pooled Dice), `min_area_px` (highest
-        Dice a picture, all kinds of picture alike), `score_top_k_px` (highest AUROC, where there
-        are sound pictures) and `reject_score` chosen; no `review_score`.
+        Dice a picture, all kinds of picture alike) and `reject_score` chosen; no `review_score`.
 
     Raises:
         ConfigError: No sample has a defect.
@@ -201,7 +180,7 @@ def choose_decision(
     fixed = get_protocol(protocol)
     histogram = np.zeros((2, BINS), np.int64)
     kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = []
-    scores: list[list[float]] = []
+    scores: list[float] = []
     kinds: list[int] = []
     own = Decision()
     for sample in samples:
@@ -212,17 +191,15 @@ def choose_decision(
         own = result.decision
         histogram += probability_histogram(result.probability, target)
         kept.append((quantize(result.probability), target != 0))
-        scores.append([top_mean(result.probability, k) for k in TOP_K_PX])
+        scores.append(result.score)
         kinds.append(0 if sample.label == FREE else tuple(labels).index(sample.label))
     threshold = best_threshold(histogram)
     level, label = round(threshold * BINS), np.asarray(kinds)
     overlap = [dice_by_min_area(bins >= level, truth) for bins, truth in kept]
-    best = best_score(np.asarray(scores).T, label > 0)
     return replace(
         own,
         threshold=threshold,
         min_area_px=best_min_area(overlap, label),
-        score_top_k_px=TOP_K_PX[best],
-        reject_score=score_at_recall(np.asarray(scores)[:, best], label > 0, recall=recall),
+        reject_score=score_at_recall(np.asarray(scores), label > 0, recall=recall),
         review_score=None,
     )

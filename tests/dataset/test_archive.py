@@ -94,7 +94,7 @@ def test_fetch_missing_source_is_file_not_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["synthetic:tile=4", "synthetic:tiles=many", "synthetic:4"])
 def test_fetch_synthetic_unknown_option_is_a_config_error(source: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected synthetic:tiles=40,seed=0"):
+    with pytest.raises(ConfigError, match="expected synthetic:tiles=50,seed=0"):
         fetch(source, tmp_path)
 
 

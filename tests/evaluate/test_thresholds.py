@@ -13,7 +13,6 @@ from hypothesis.extra.numpy import arrays
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.evaluate import metrics, thresholds
-from magtiles_seg.result import Decision
 
 Array = npt.NDArray[Any]
 
@@ -89,15 +88,3 @@ def test_best_min_area_kinds_count_alike_whatever_their_number() -> None:
 def test_best_min_area_equal_ones_give_the_smallest() -> None:
     overlap = np.ones((2, len(thresholds.MIN_AREAS_PX)))
     assert thresholds.best_min_area(overlap, np.array([0, 1])) == 1
-
-
-def test_best_score_is_the_one_that_ranks_defective_pictures_first() -> None:
-    is_defect = np.array([True, True, False, False])
-    scores = np.array([[0.9, 0.1, 0.5, 0.5], [0.8, 0.7, 0.6, 0.1], [0.8, 0.7, 0.6, 0.1]])
-    assert thresholds.best_score(scores, is_defect) == 1
-
-
-def test_best_score_without_sound_pictures_is_the_default() -> None:
-    scores = np.zeros((len(thresholds.TOP_K_PX), 2))
-    best = thresholds.best_score(scores, np.array([True, True]))
-    assert thresholds.TOP_K_PX[best] == Decision().score_top_k_px
