@@ -103,10 +103,13 @@ def test_train_keeps_the_best_epoch_and_logs_every_one(
 
 
 def test_train_learns_what_it_is_shown(samples: tuple[Sample, ...], tmp_path: Path) -> None:
-    longer = dataclasses.replace(PARAMS, epochs=6, pictures_per_epoch=80, threads=0)
-    state = train(samples[:20], samples[:6], longer, tmp_path).with_name(STATE)
+    large = [sample for sample in samples if sample.label in ("fray", "uneven")]
+    longer = dataclasses.replace(
+        PARAMS, epochs=5, pictures_per_epoch=96, batch_size=8, crop_px=96, threads=0
+    )
+    state = train(large, large[:4], longer, tmp_path).with_name(STATE)
     losses = [row["loss"] for row in read_tensors(state)[1]["history"]]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_train_stops_when_nothing_gets_better(samples: tuple[Sample, ...], tmp_path: Path) -> None:

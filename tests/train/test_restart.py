@@ -72,13 +72,15 @@ def test_finished_run_is_forgotten(parts: Parts, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("patience", "forgotten"), [(1, True), (2, False)])
-def test_run_that_ended_before_its_last_epoch_is_forgotten(
-    parts: Parts, tmp_path: Path, patience: int, forgotten: bool
+@pytest.mark.parametrize(
+    ("patience", "best_epoch", "forgotten"), [(1, 0, True), (2, 0, False), (2, 1, True)]
+)
+def test_run_that_ended_early_or_has_the_checkpoint_of_another_epoch_is_forgotten(
+    parts: Parts, tmp_path: Path, patience: int, best_epoch: int, forgotten: bool
 ) -> None:
     params = replace(PARAMS, patience=patience)
     identity = _identity(*parts, params, LABELS)
-    state = {"identity": identity, "epoch": 2, "best_epoch": 0}
+    state = {"identity": identity, "epoch": 2, "best_epoch": best_epoch}
     write_tensors(tmp_path / STATE, {}, state)
     write_tensors(tmp_path / CHECKPOINT, {}, {"training": identity, "epoch": 0})
     assert forget_other_run(*parts, params, tmp_path) == forgotten
