@@ -49,3 +49,11 @@ def wrap(items: Iterable[Item], count: int, title: str) -> Iterable[Item]:
 def print_above(text: str) -> None:
     """Print a line to stdout, above a bar that may be drawn on the same terminal."""
     tqdm.write(text, file=sys.stdout)
+
+
+def complain(error: BaseException) -> None:
+    """Print what went wrong to stderr."""
+    text = str(error)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        text = f"there is no file {error.filename}"
+    print(f"magtiles-seg: {text}", file=sys.stderr)

@@ -9,6 +9,7 @@ from PIL import Image
 
 import magtiles_seg
 from magtiles_seg import cli
+from magtiles_seg.commands import options
 from magtiles_seg.dataset.synthetic import synthetic_tile
 
 ALWAYS = ("--reject-score", "0")
@@ -264,7 +265,7 @@ def test_train_without_torch_names_the_install_command(
     def missing(_name: str) -> object:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(cli, "import_module", missing)
+    monkeypatch.setattr(options, "import_module", missing)
     assert run("train") == 2
     assert "needs torch" in (err := capsys.readouterr().err)
     assert "pip install 'magtiles-seg[train]'" in err

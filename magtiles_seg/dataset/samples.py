@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from magtiles_seg.dataset.layouts import CLASS_PREFIX, by_stem, locate, missing, read_groups
-from magtiles_seg.dataset.tiles import group_tiles
+from magtiles_seg.dataset.tiles import SUSPECT_FREE, group_tiles
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
 from magtiles_seg.labels import FREE, LABELS
@@ -63,6 +63,11 @@ class Sample:
         """Capture number, where the name tells it."""
         match = CAPTURE_NAME.fullmatch(self.id)
         return int(match["num"]) if match else None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it is filed as sound although its tile-mates are masked as defective."""
+        return self.label == FREE and self.num in SUSPECT_FREE
 
 
 def find_samples(

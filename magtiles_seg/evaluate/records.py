@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.tiles import SUSPECT_FREE
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.metrics import binary_counts, confusion_matrix
 from magtiles_seg.evaluate.thresholds import probability_histogram
@@ -155,7 +154,7 @@ class Recorder:
                 "score": result.score,
                 "verdict": result.verdict,
                 "empty": empty and label > 0,
-                "suspect": label == 0 and sample.num in SUSPECT_FREE,
+                "suspect": sample.suspect,
                 "counts": binary_counts(result.mask, target),
                 "confusion": confusion_matrix(result.classes, target, len(self._labels)),
                 "histogram": probability_histogram(result.probability, target),

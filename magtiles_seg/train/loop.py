@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.augment import Augmentation, View
 from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.labels import LABELS
@@ -72,7 +73,9 @@ def train(
     """Train a network, or go on with a run that was stopped, and return its best checkpoint.
 
     Args:
-        training: Pictures that the weights are fitted to.
+        training: Pictures that the weights are fitted to; those that are filed as sound although
+            their tile-mates are masked as defective, or as defective with an empty mask, are left
+            out.
         validation: Pictures that choose the checkpoint; of other tiles than `training`, or the
             choice is of no worth.
         params: The run's parameters.
@@ -136,16 +139,19 @@ class _Run:
         torch.manual_seed(params.seed)
         network = build_network(params.architecture, labels=labels, pretrained=params.pretrained)
         run = cls(
-            network, params, out_dir, RunState(_identity(training, validation, params, labels))
+            network, params, out_dir, RunState(identity(training, validation, params, labels))
         )
         if (out_dir / STATE).is_file():
             run.state = load_state(
                 out_dir / STATE, run.state.identity, run.network, run.average, run.optimizer
             )
-        run.sampler = BalancedSampler(training, free_fraction=params.free_fraction)
+        trusted = [
+            sample for sample in training if not sample.suspect and sample.id not in EMPTY_MASKS
+        ]
+        run.sampler = BalancedSampler(trusted, free_fraction=params.free_fraction)
         run.validation = validation
         if not run.finished():
-            run.pictures = training_pictures(training, run.protocol, labels)
+            run.pictures = training_pictures(trusted, run.protocol, labels)
         return run
 
     sampler: BalancedSampler
@@ -201,7 +207,7 @@ class _Run:
         return found
 
 
-def _identity(
+def identity(
     training: Sequence[Sample],
     validation: Sequence[Sample],
     params: TrainParams,

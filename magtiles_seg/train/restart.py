@@ -10,7 +10,7 @@ from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ModelError
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import read_tensors
-from magtiles_seg.train.loop import CHECKPOINT, STATE, _identity
+from magtiles_seg.train.loop import CHECKPOINT, STATE, identity
 
 
 def forget_other_run(
@@ -29,21 +29,21 @@ def forget_other_run(
     Returns:
         Whether the next `train` starts afresh.
     """
-    identity = _identity(training, validation, params, labels)
-    if _goes_on(out_dir, identity, params):
+    expected = identity(training, validation, params, labels)
+    if _goes_on(out_dir, expected, params):
         return False
     for name in (STATE, CHECKPOINT):
         (out_dir / name).unlink(missing_ok=True)
     return True
 
 
-def _goes_on(out_dir: Path, identity: dict[str, object], params: TrainParams) -> bool:
+def _goes_on(out_dir: Path, expected: dict[str, object], params: TrainParams) -> bool:
     try:
         _, state = read_tensors(out_dir / STATE)
         _, best = read_tensors(out_dir / CHECKPOINT)
     except (FileNotFoundError, ModelError):
         return False
-    if not state["identity"] == identity == best.get("training"):
+    if not state["identity"] == expected == best.get("training"):
         return False
     stale = state["epoch"] - 1 - state["best_epoch"]
     finished = state["epoch"] >= params.epochs or 0 < params.patience <= stale

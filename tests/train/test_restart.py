@@ -10,7 +10,7 @@ from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import write_tensors
-from magtiles_seg.train.loop import CHECKPOINT, STATE, _identity, train
+from magtiles_seg.train.loop import CHECKPOINT, STATE, identity, train
 from magtiles_seg.train.restart import forget_other_run
 
 PARAMS = TrainParams(
@@ -79,10 +79,10 @@ def test_run_that_ended_early_or_has_the_checkpoint_of_another_epoch_is_forgotte
     parts: Parts, tmp_path: Path, patience: int, best_epoch: int, forgotten: bool
 ) -> None:
     params = replace(PARAMS, patience=patience)
-    identity = _identity(*parts, params, LABELS)
-    state = {"identity": identity, "epoch": 2, "best_epoch": best_epoch}
+    expected = identity(*parts, params, LABELS)
+    state = {"identity": expected, "epoch": 2, "best_epoch": best_epoch}
     write_tensors(tmp_path / STATE, {}, state)
-    write_tensors(tmp_path / CHECKPOINT, {}, {"training": identity, "epoch": 0})
+    write_tensors(tmp_path / CHECKPOINT, {}, {"training": expected, "epoch": 0})
     assert forget_other_run(*parts, params, tmp_path) == forgotten
 
 

@@ -1,0 +1,69 @@
+"""`magtiles-seg evaluate`: a model against labelled pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from magtiles_seg.commands import options
+from magtiles_seg.progress import bar
+
+_EXAMPLES = """
+  magtiles-seg evaluate                         the bundled model on the split's test part
+  magtiles-seg evaluate my-tiles/ --model runs/model.onnx --json metrics.json
+"""
+
+
+def add(verbs: options.Verbs) -> None:
+    """Add the verb."""
+    verb = options.add_verb(
+        verbs, "evaluate", "score a model on labelled pictures", run, examples=_EXAMPLES
+    )
+    verb.add_argument(
+        "dataset",
+        nargs="?",
+        type=Path,
+        metavar="DATASET_DIR",
+        help="score every picture of it; without it, a part of the split (evaluate.part)",
+    )
+    options.add_model(verb)
+    options.add_params(verb)
+    options.add_manifest(verb, "--split", "the split manifest")
+    verb.add_argument("--protocol", metavar="NAME", help="native, T, P1, P1b or P2")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+    verb.add_argument(
+        "--write-card", action="store_true", help="put the figures into the ONNX model's card too"
+    )
+    verb.add_argument(
+        "--out", type=Path, metavar="DIR", help="write metrics.json, report.md and plots/*.csv here"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the figures, and write what was asked for."""
+    from magtiles_seg import stages
+    from magtiles_seg.evaluate import curves
+    from magtiles_seg.evaluate.report import evaluate
+
+    params = options.read_params(arguments)
+    if arguments.dataset is not None:
+        samples = list(stages.samples_of(params, arguments.dataset))
+        protocol = arguments.protocol or "native"
+    else:
+        part = params.evaluate.part
+        parts = stages.split_parts(arguments.split, params)
+        samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
+        protocol = arguments.protocol or params.evaluate.protocol
+    with options.open_segmenter(arguments) as segmenter, bar("evaluate", "picture") as progress:
+        labels = segmenter.spec.card.labels
+        result = evaluate(segmenter, samples, protocol=protocol, labels=labels, progress=progress)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(result.to_json(), encoding="utf-8")
+    if arguments.out:
+        curves.save(result, arguments.out)
+    if arguments.write_card:
+        rewrite = options.import_extra("magtiles_seg.export.graph", "export").rewrite_card
+        rewrite(segmenter.spec.path, stages.with_figures(segmenter.spec.card, result))
+    print(result.to_markdown())
+    return options.ACCEPTED

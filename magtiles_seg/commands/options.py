@@ -1,0 +1,125 @@
+"""What the verbs share: options, exit codes, and how their words become parameters and models."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from inspect import cleandoc
+from pathlib import Path
+from textwrap import indent
+from typing import TYPE_CHECKING, Any
+
+from magtiles_seg import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from magtiles_seg.config import Params
+
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+ACCEPTED, REJECTED, ERROR, INTERRUPTED = 0, 1, 2, 130
+
+_SEGMENTER_OPTIONS = (
+    "device",
+    "threshold",
+    "min_area_px",
+    "reject_score",
+    "review_score",
+    "mm_per_px",
+    "threads",
+)
+"""Options of the verbs that are arguments of `Segmenter` by the same name."""
+
+
+def add_verb(
+    verbs: Verbs,
+    name: str,
+    purpose: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    examples: str,
+) -> argparse.ArgumentParser:
+    """Add a verb and return its parser.
+
+    Args:
+        verbs: What it is added to.
+        name: The word on the command line.
+        purpose: What the verb does; starts with a small letter.
+        run: Does it and returns the exit code.
+        examples: Ends its help.
+    """
+    verb = verbs.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=as_epilog(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.set_defaults(run=run)
+    return verb
+
+
+def as_epilog(examples: str) -> str:
+    """Return the end of a help page."""
+    return f"examples:\n{indent(cleandoc(examples), '  ')}"
+
+
+def add_model(verb: argparse.ArgumentParser) -> None:
+    """Add `--model`."""
+    verb.add_argument("--model", type=Path, metavar="FILE", help="default: the bundled model")
+
+
+def add_device(verb: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    verb.add_argument("--device", help="cpu (default), cuda or cuda:N")
+
+
+def add_params(verb: argparse.ArgumentParser) -> None:
+    """Add `--params` and `--set`, which `read_params` reads."""
+    verb.add_argument("--params", type=Path, metavar="FILE", help="default: params.yaml if there")
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override a parameter for this run; may be repeated",
+    )
+
+
+def add_manifest(verb: argparse.ArgumentParser, option: str, text: str) -> None:
+    """Add an option that names a split manifest."""
+    path = Path("data/split.json")
+    verb.add_argument(
+        option, type=Path, default=path, metavar="FILE", help=f"{text} (default: {path})"
+    )
+
+
+def read_params(arguments: argparse.Namespace) -> Params:
+    """Read the named parameter file, or `params.yaml` where there is one, or the defaults."""
+    from magtiles_seg.config import load_params
+
+    path = arguments.params
+    if path is None:
+        path = Path("params.yaml") if Path("params.yaml").exists() else None
+    return load_params(path, arguments.set)
+
+
+def open_segmenter(arguments: argparse.Namespace) -> Any:  # noqa: ANN401  (loaded only when used)
+    """Return the `Segmenter` that the verb's options describe."""
+    from magtiles_seg.infer.segmenter import Segmenter
+
+    given = {name: getattr(arguments, name, None) for name in _SEGMENTER_OPTIONS}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Segmenter(arguments.model, **options)
+
+
+def import_extra(module: str, extra: str) -> Any:  # noqa: ANN401  (a module)
+    """Import a module of an optional part, or name the command that installs what it needs."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise errors.BackendUnavailableError(
+            f"this verb needs {error.name}, which is not installed: "
+            f"pip install 'magtiles-seg[{extra}]'"
+        ) from error

@@ -1,0 +1,62 @@
+"""`magtiles-seg stream`: an endless web of lines."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from magtiles_seg.commands import options
+from magtiles_seg.progress import print_above
+
+_EXAMPLES = """
+  magtiles-seg stream web/ --mm-per-px 0.05 --out runs/web
+  magtiles-seg stream web.avi --line-rate 20000 --when-full drop
+  magtiles-seg stream basler: --line-mm 0.05
+  magtiles-seg stream synthetic:tiles=3000,width=2048
+
+  Exit code: 0 no defect and every line inspected, 1 otherwise, 2 an error.
+"""
+
+
+def add(verbs: options.Verbs) -> None:
+    """Add the verb."""
+    verb = options.add_verb(
+        verbs, "stream", "inspect an endless web of lines", run, examples=_EXAMPLES
+    )
+    words = (
+        "folder, video, basler:[SERIAL], genicam:FILE.cti or synthetic:[tiles=N,width=PX,seed=N]"
+    )
+    verb.add_argument("source", metavar="SOURCE", help=words)
+    verb.add_argument("--out", type=Path, metavar="DIR", help="write defects.jsonl and .csv here")
+    verb.add_argument("--pictures", action="store_true", help="write annotated pictures there too")
+    verb.add_argument("--json", action="store_true", help="print one JSON object a defect, a line")
+    options.add_model(verb)
+    options.add_device(verb)
+    for name, kind, default, text in (
+        ("threshold", float, None, "a pixel of at least this probability is defect"),
+        ("min-area-px", int, None, "smaller defects are dropped"),
+        ("threads", int, None, "CPU threads (default: all cores)"),
+        ("mm-per-px", float, None, "size of a pixel across the web"),
+        ("line-mm", float, None, "line pitch (default: as --mm-per-px)"),
+        ("strip-rows", int, 1024, "lines an inference (default: 1024)"),
+        ("batch", int, 1, "most strips an inference (default: 1)"),
+        ("queue", int, 64, "blocks that may wait (default: 64)"),
+        ("line-rate", float, 0.0, "replay at this many lines a second (default: at once)"),
+    ):
+        metavar = "X" if kind is float else "N"
+        verb.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
+    verb.add_argument(
+        "--when-full",
+        choices=("block", "drop"),
+        default="block",
+        help="full queue: let the source wait, or drop lines and report them (default: block)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect the source and say whether the web is clean and whole."""
+    from magtiles_seg.streaming import stream
+
+    with options.open_segmenter(arguments) as segmenter:
+        clean = stream(segmenter, arguments, tell=print_above)
+    return options.ACCEPTED if clean else options.REJECTED

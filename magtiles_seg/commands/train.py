@@ -1,0 +1,60 @@
+"""`magtiles-seg train`: a network, on the split's training part."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from magtiles_seg.commands import options
+from magtiles_seg.progress import wrap
+
+_EXAMPLES = """
+  magtiles-seg train
+  magtiles-seg train --out runs/nano --set train.architecture=nano --set train.epochs=5
+
+  Stopped at any moment and started again, it goes on from the last whole epoch.
+"""
+
+
+def add(verbs: options.Verbs) -> None:
+    """Add the verb."""
+    verb = options.add_verb(
+        verbs, "train", "train a network on the split's training part", run, examples=_EXAMPLES
+    )
+    options.add_params(verb)
+    options.add_manifest(verb, "--split", "the split manifest")
+    verb.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/train"),
+        metavar="DIR",
+        help="checkpoint and state (default: runs/train)",
+    )
+    verb.add_argument("--logs", type=Path, metavar="DIR", help="curves (default: OUT/dvclive)")
+    verb.add_argument(
+        "--restart",
+        action="store_true",
+        help="forget what OUT holds, unless it is this very run, stopped half-way",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or go on with a stopped run, and print the checkpoint's path."""
+    from magtiles_seg import stages
+
+    params = options.read_params(arguments)
+    train = options.import_extra("magtiles_seg.train.loop", "train").train
+    live = options.import_extra("dvclive", "train").Live
+    parts = stages.split_parts(arguments.split, params)
+    run = (parts["train"], parts["validation"], params.train, arguments.out)
+    labels, resume = params.data_load.labels, True
+    if arguments.restart:
+        restart = options.import_extra("magtiles_seg.train.restart", "train")
+        resume = not restart.forget_other_run(*run, labels=labels)
+    folder = str(arguments.logs or arguments.out / "dvclive")
+    with live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
+        logger.log_params(asdict(params.train))
+        checkpoint = train(*run, labels=labels, progress=wrap, logger=logger)
+    print(checkpoint)
+    return options.ACCEPTED
