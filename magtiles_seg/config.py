@@ -98,6 +98,7 @@ class TrainParams(_Section):
         learning_rate: Peak of the schedule.
         weight_decay: Of AdamW.
         free_fraction: Share of sound tiles in an epoch.
+        graft_fraction: Share of those that get a defect of another tile, or a drawn one.
         dice_weight: Weight of the soft Dice loss beside the pixel loss.
         kind_weight: Weight of the loss over kinds of defect.
         ema_decay: Of the averaged weights that are kept.
@@ -119,6 +120,7 @@ class TrainParams(_Section):
     learning_rate: float = within(2e-3, 1e-8, 10)
     weight_decay: float = within(1e-2, 0, 10)
     free_fraction: float = within(0.35, 0, 1)
+    graft_fraction: float = within(0.0, 0, 1)
     dice_weight: float = within(1.0, 0)
     kind_weight: float = within(0.1, 0)
     ema_decay: float = within(0.99, 0, 1)

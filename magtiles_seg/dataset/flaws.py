@@ -168,6 +168,9 @@ _PAINTERS: Final[Mapping[str, Callable[[np.random.Generator, Surface], Flaw]]] =
     }
 )
 
+KINDS: Final[tuple[str, ...]] = tuple(_PAINTERS)
+"""Defect classes that can be drawn."""
+
 
 def _matte(
     rng: np.random.Generator,

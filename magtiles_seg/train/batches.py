@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from magtiles_seg.dataset.augment import Augmentation, View, training_view
+from magtiles_seg.dataset.grafts import Grafts
 from magtiles_seg.model.losses import IGNORED_KIND
 from magtiles_seg.train.sampling import BalancedSampler
 
@@ -42,22 +43,35 @@ class BatchPlan:
     crop_px: int
     kind_stride: int
     augmentation: Augmentation
+    graft_fraction: float = 0.0
 
 
 def epoch_batches(
-    pictures: Sequence[View], sampler: BalancedSampler, plan: BatchPlan, *, epoch: int, steps: int
+    pictures: Sequence[View],
+    sampler: BalancedSampler,
+    plan: BatchPlan,
+    *,
+    epoch: int,
+    steps: int,
+    grafts: Grafts | None = None,
 ) -> Iterator[Batch]:
-    """Yield the batches of one epoch, each made while the network works on the one before."""
+    """Yield the batches of one epoch, each made while the network works on the one before.
+
+    With `grafts`, `plan.graft_fraction` of the sound pictures that are drawn get a defect.
+    """
+
+    def drawn(rng: np.random.Generator) -> View:
+        picture = pictures[sampler.draw(rng)]
+        if grafts and not picture.mask.any() and rng.random() < plan.graft_fraction:
+            picture = grafts.onto(picture, rng)
+        return picture
 
     def make(step: int) -> Batch:
         rngs = [
             np.random.default_rng([plan.seed, epoch, step, index])
             for index in range(plan.batch_size)
         ]
-        views = [
-            training_view(pictures[sampler.draw(rng)], plan.crop_px, rng, plan.augmentation)
-            for rng in rngs
-        ]
+        views = [training_view(drawn(rng), plan.crop_px, rng, plan.augmentation) for rng in rngs]
         return stack(views, kind_stride=plan.kind_stride)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:

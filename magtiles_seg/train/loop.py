@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.augment import Augmentation, View
+from magtiles_seg.dataset.grafts import Grafts
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError
@@ -121,8 +122,14 @@ class _Run:
         self.pictures: list[View] = []
         self.validation: Sequence[Sample] = ()
         self.plan = BatchPlan(
-            params.seed, params.batch_size, params.crop_px, network.kind_stride, Augmentation()
+            params.seed,
+            params.batch_size,
+            params.crop_px,
+            network.kind_stride,
+            Augmentation(),
+            params.graft_fraction,
         )
+        self.grafts: Grafts | None = None
 
     @classmethod
     def start(
@@ -152,6 +159,7 @@ class _Run:
         run.validation = validation
         if not run.finished():
             run.pictures = training_pictures(trusted, run.protocol, labels)
+            run.grafts = Grafts(run.pictures, labels) if params.graft_fraction else None
         return run
 
     sampler: BalancedSampler
@@ -164,7 +172,14 @@ class _Run:
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of the current epoch."""
         epoch = self.state.epoch
-        return epoch_batches(self.pictures, self.sampler, self.plan, epoch=epoch, steps=self.steps)
+        return epoch_batches(
+            self.pictures,
+            self.sampler,
+            self.plan,
+            epoch=epoch,
+            steps=self.steps,
+            grafts=self.grafts,
+        )
 
     def step(self, batch: Batch) -> float:
         """Fit the weights to one batch and return its loss."""

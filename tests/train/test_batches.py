@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from magtiles_seg.dataset.augment import Augmentation, View
+from magtiles_seg.dataset.grafts import Grafts
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.labels import FREE
+from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.model.losses import IGNORED_KIND
 from magtiles_seg.train.batches import BatchPlan, epoch_batches, stack
 from magtiles_seg.train.sampling import BalancedSampler
@@ -38,6 +40,21 @@ def test_epoch_batches_are_a_function_of_seed_and_epoch() -> None:
     assert not torch.equal(first[0], other[0])
     assert not torch.equal(first[0], later[0])
     assert not torch.equal(first[0], first[1])
+
+
+def test_epoch_batches_graft_defects_on_their_share_of_the_sound_pictures() -> None:
+    views = _views(4)
+    path = Path("none.jpg")
+    sampler = BalancedSampler(
+        [Sample(str(n), FREE, path, path, n) for n in range(4)], free_fraction=1
+    )
+    plan = replace(_plan(), graft_fraction=0.5, batch_size=8)
+    grafts = Grafts(views, LABELS)
+    batches = list(epoch_batches(views, sampler, plan, epoch=0, steps=10, grafts=grafts))
+    grafted = sum(int(batch.target.flatten(1).any(1).sum()) for batch in batches)
+    assert 15 < grafted <= 55
+    plain = epoch_batches(views, sampler, plan, epoch=0, steps=10)
+    assert not any(batch.target.any() for batch in plain)
 
 
 def test_stack_asks_for_a_kind_only_where_a_defect_is() -> None:
