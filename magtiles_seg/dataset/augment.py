@@ -23,6 +23,7 @@ class Augmentation:
         gain: Contrast factor in 1 / gain .. gain, about the picture's mean.
         offset: Grey levels added, in -offset .. offset.
         gamma: Exponent in 1 / gamma .. gamma.
+        shading: Another lamp: the light changes by up to this share from the centre to each side.
         noise: Largest standard deviation of added Gaussian noise, in grey levels (half of the
             views get none).
         blur_fraction: Share of the views that are blurred by a 3 x 3 kernel.
@@ -34,15 +35,16 @@ class Augmentation:
     aspect: float = 1.1
     rotation_deg: float = 12.0
     flip: bool = True
-    gain: float = 1.4
-    offset: float = 25.0
-    gamma: float = 1.3
+    gain: float = 1.6
+    offset: float = 30.0
+    gamma: float = 1.5
+    shading: float = 0.2
     noise: float = 6.0
     blur_fraction: float = 0.15
     focus_fraction: float = 0.6
 
 
-NO_AUGMENTATION = Augmentation(1.0, 1.0, 0.0, False, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+NO_AUGMENTATION = Augmentation(1.0, 1.0, 0.0, False, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +124,7 @@ def _focus_xy(
 
 
 def _relight(view: Grey, rng: np.random.Generator, augmentation: Augmentation) -> Grey:
-    """Return the view under another light: one grey-level table, then blur and noise."""
+    """Return the view under another light: one grey-level table, a slope, then blur and noise."""
     gain, gamma = _log_uniform(rng, augmentation.gain), _log_uniform(rng, augmentation.gamma)
     offset = rng.uniform(-1, 1) * augmentation.offset
     blurred, noisy = rng.random(2)
@@ -132,12 +134,22 @@ def _relight(view: Grey, rng: np.random.Generator, augmentation: Augmentation) -
     levels = (levels - mean) * gain + mean + offset / 255
     table = (np.clip(levels, 0, 1) ** gamma * 255).round().astype(np.uint8)
     view = cv2.LUT(view, table).astype(np.uint8, copy=False)
+    if augmentation.shading:
+        view = _shaded(view, *rng.uniform(-1, 1, 2) * augmentation.shading)
     if blurred < augmentation.blur_fraction:
         view = cv2.GaussianBlur(view, (3, 3), 0).astype(np.uint8, copy=False)
     if sigma > 0:
         noise = rng.standard_normal(view.shape, dtype=np.float32) * np.float32(sigma)
         view = np.clip(view + noise, 0, 255).round().astype(np.uint8)
     return view
+
+
+def _shaded(view: Grey, across: float, down: float) -> Grey:
+    """Return the view brighter by these shares at its right and lower side, darker opposite."""
+    height, width = view.shape
+    x = np.linspace(1 - across, 1 + across, width, dtype=np.float32)
+    y = np.linspace(1 - down, 1 + down, height, dtype=np.float32)
+    return np.clip(view * (y[:, None] * x), 0, 255).round().astype(np.uint8)
 
 
 def _log_uniform(rng: np.random.Generator, bound: float) -> float:

@@ -26,7 +26,8 @@ _RIM_PX = 6
 _LEAST_CONTRAST = 0.08
 """Mean relative change of brightness below which a mask shows nothing to carry over."""
 
-_DRAWN_SHARE = 0.5
+_DRAWN_SHARE = 0.4
+_BORDER_SHARE, _BORDER_PX = 0.35, 14
 _LARGEST_INSET_PX = 10
 
 
@@ -114,13 +115,23 @@ def transplant(sound: View, donor: Donor, rng: np.random.Generator) -> View:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = zoom * turn @ np.diag(flips)
     centre = np.array(donor.mask.shape[::-1]) / 2 - 0.5
-    place = rng.random(2) * np.array([width, height])
+    place = _place(width, height, rng)
     matrix = np.hstack([linear, (place - linear @ centre)[:, None]])
     gain = cv2.warpAffine(donor.gain, matrix, (width, height), borderValue=1.0)
     mask = cv2.warpAffine(donor.mask, matrix, (width, height)).astype(np.uint8, copy=False)
     gain = gain ** float(rng.uniform(0.7, 1.2))
     image = np.clip(sound.image * gain, 0, 255).round()
     return _marked(image.astype(np.uint8), mask, donor.kind)
+
+
+def _place(width: int, height: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return a point (x, y) of a picture: anywhere, or by its border, where defects are missed."""
+    size = np.array([width, height], dtype=np.float64)
+    place: NDArray[np.float64] = rng.random(2) * size
+    if rng.random() < _BORDER_SHARE:
+        axis, depth = int(rng.integers(2)), float(rng.uniform(0, _BORDER_PX))
+        place[axis] = depth if rng.random() < 0.5 else size[axis] - depth
+    return place
 
 
 def draw_onto(sound: View, index: int, kind: str, rng: np.random.Generator) -> View:

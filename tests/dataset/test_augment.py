@@ -24,7 +24,9 @@ def _picture(height: int, width: int, seed: int = 0) -> View:
 def test_training_view_moves_picture_mask_and_classes_together(
     seed: int, height: int, width: int
 ) -> None:
-    still = dataclasses.replace(Augmentation(), gain=1, offset=0, gamma=1, noise=0, blur_fraction=0)
+    still = dataclasses.replace(
+        Augmentation(), gain=1, offset=0, gamma=1, shading=0, noise=0, blur_fraction=0
+    )
     view = training_view(_picture(height, width, seed), 64, np.random.default_rng(seed), still)
     assert view.image.shape == view.mask.shape == view.classes.shape == (64, 64)
     expected = 30 + view.mask.astype(float) * 190 / 255
