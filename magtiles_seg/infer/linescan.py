@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LineScanSegmenter", "Uninspected", "WebDefect", "WebReport"]
 
+_MOST_REPEATED = 65_536
+"""More lines in a row that came before are no late frames: nothing new would ever be inspected."""
+
 _ROUNDING = 1e-5  # a runtime's sigmoid may overshoot by this much
 
 
@@ -84,6 +87,7 @@ class LineScanSegmenter:
         self._tally = Tally(self._line_mm)
         self._finished: list[WebDefect] = []
         self._next_line: int | None = None
+        self._repeated_in_a_row = 0
         self._closed = False
 
     @property
@@ -128,8 +132,9 @@ class LineScanSegmenter:
 
         Raises:
             ImageError: The rows are not (n, W) uint8.
-            InferenceError: The web is closed, or the model failed; the lines without a verdict are
-                then an uninspected interval, and the next call goes on behind them.
+            InferenceError: The web is closed; or the model failed: the lines without a verdict are
+                then an uninspected interval, and the next call goes on behind them; or nothing but
+                old lines has come for long: the camera's counter has started anew.
         """
         began_s = time.perf_counter()
         self._check_open()
@@ -142,6 +147,7 @@ class LineScanSegmenter:
                 self._skip(line, gap)
             repeated = min(len(rows), self.next_line - line)
             self._tally.repeated += repeated
+            self._check_counter(repeated, len(rows))
             self._take(rows[repeated:], began_s if arrived_s is None else arrived_s)
         finally:
             self._tally.all_s += time.perf_counter() - began_s
@@ -260,6 +266,15 @@ class LineScanSegmenter:
     def _check_open(self) -> None:
         if self._closed:
             raise InferenceError("the web is closed: make a new LineScanSegmenter")
+
+    def _check_counter(self, repeated: int, rows: int) -> None:
+        self._repeated_in_a_row = self._repeated_in_a_row + repeated if repeated == rows else 0
+        if self._repeated_in_a_row > _MOST_REPEATED:
+            raise InferenceError(
+                f"the last {self._repeated_in_a_row} lines all carry numbers below "
+                f"{self.next_line}, which have been inspected; the camera's line counter seems to "
+                "have started anew: close this web and make a new LineScanSegmenter"
+            )
 
     def _check_rows(self, rows: object) -> None:
         if not isinstance(rows, np.ndarray):

@@ -350,6 +350,18 @@ def test_late_block_does_not_undo_its_gap() -> None:
     assert web.report.repeated_lines == 50
 
 
+def test_counter_that_starts_anew_is_an_error_and_not_endless_repetition() -> None:
+    web = stub_web(40)
+    web.push(np.zeros((400, 40), np.uint8), start_line=1_000_000)
+    again = np.zeros((30_000, 40), np.uint8)
+    web.push(again, start_line=0)
+    web.push(np.zeros((1, 40), np.uint8), start_line=1_000_400)
+    web.push(again, start_line=0)
+    web.push(again, start_line=30_000)
+    with pytest.raises(InferenceError, match="line counter seems to have started anew"):
+        web.push(again, start_line=60_000)
+
+
 def test_failing_model_leaves_an_interval_and_the_web_goes_on() -> None:
     backend = StubBackend()
     web = stub_web(40, segmenter=stub_segmenter(backend))
