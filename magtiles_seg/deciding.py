@@ -23,8 +23,11 @@ class Decision:
         min_area_px: Connected regions (8-connectivity) of fewer pixels are dropped.
         reject_score: A picture whose score is at least this is rejected; 0..1.
         review_score: A score from this up to `reject_score` asks for review; None: no review.
-        score_top_k_px: The score is the mean of this many largest pixel probabilities; neither
-            `threshold` nor `min_area_px` changes it.
+        score_top_k_px: The score is made of the mean m of this many largest pixel probabilities;
+            neither `threshold` nor `min_area_px` changes it.
+        score_scale: The score is `sigmoid(score_scale * logit(m) + score_bias)`, the probability
+            that the picture is defective where scale and bias were fitted; above 0.
+        score_bias: See `score_scale`. With 1 and 0 the score is m itself.
 
     Raises:
         ConfigError: A value is of the wrong type or out of its range.
@@ -35,6 +38,8 @@ class Decision:
     reject_score: float = 0.5
     review_score: float | None = None
     score_top_k_px: int = 100
+    score_scale: float = 1.0
+    score_bias: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field and make it a plain Python number."""
@@ -44,16 +49,32 @@ class Decision:
                 object.__setattr__(self, name, fraction(name, value))
         for name in ("min_area_px", "score_top_k_px"):
             object.__setattr__(self, name, count(name, getattr(self, name)))
+        for name in ("score_scale", "score_bias"):
+            object.__setattr__(self, name, _finite(name, getattr(self, name)))
+        if self.score_scale <= 0:
+            raise ConfigError(f"score_scale is {self.score_scale}; expected a number above 0")
         if self.review_score is not None and self.review_score > self.reject_score:
             raise ConfigError(
                 f"review_score is {self.review_score}; expected at most reject_score "
                 f"({self.reject_score}): scores between the two are reviewed; lower it, or set None"
             )
 
+    def score(self, mean: float) -> float:
+        """Return a picture's score, 0..1, from the mean of its largest pixel probabilities."""
+        if (self.score_scale, self.score_bias) == (1.0, 0.0) or not 0 < mean < 1:
+            return mean
+        logit = self.score_scale * (math.log(mean) - math.log1p(-mean)) + self.score_bias
+        small = math.exp(-abs(logit))
+        return (1.0 if logit >= 0 else small) / (1 + small)
+
     def verdict(self, score: float) -> Verdict:
         """Return what a picture's score means: "accept", "review" or "reject"."""
         if score >= self.reject_score:
             return "reject"
+        for name in ("score_scale", "score_bias"):
+            object.__setattr__(self, name, _finite(name, getattr(self, name)))
+        if self.score_scale <= 0:
+            raise ConfigError(f"score_scale is {self.score_scale}; expected a number above 0")
         if self.review_score is not None and score >= self.review_score:
             return "review"
         return "accept"
@@ -61,6 +82,12 @@ class Decision:
 
 def _is_number(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _finite(name: str, value: Any) -> float:  # noqa: ANN401 - checked here
+    if _is_number(value, Real) and math.isfinite(value):
+        return float(value)
+    raise ConfigError(f"{name} is {value!r}; expected a finite number")
 
 
 def fraction(name: str, value: Any) -> float:  # noqa: ANN401 - checked here

@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from magtiles_seg.commands import options
 from magtiles_seg.progress import bar
@@ -23,6 +24,14 @@ _CHECK = """
   magtiles-seg data check data/split.json
 
   Exit code: 0 no physical tile stands in two parts, 1 one does, 2 an error.
+"""
+_AUDIT = """
+  magtiles-seg data audit --folds runs/T/fold* --out audit
+
+  Writes audit/audit.json and audit/index.html; the pictures in it are those of the data set.
+"""
+_LEAK = """
+  magtiles-seg data leak random/pictures.csv grouped/pictures.csv
 """
 _SYNTH = """
   magtiles-seg data synth out/tiles --tiles 20 --seed 3
@@ -46,6 +55,22 @@ def add(verbs: options.Verbs) -> None:
     options.add_params(check)
     check.add_argument("manifest", type=Path, metavar="MANIFEST", help="a file by `data split`")
     check.add_argument("--json", action="store_true", help="print one JSON object")
+    audit = options.add_verb(
+        parts, "audit", "list labels that are probably wrong", run_audit, examples=_AUDIT
+    )
+    options.add_params(audit)
+    audit.add_argument(
+        "--folds", nargs="+", type=Path, required=True, metavar="RUN_DIR", help="as of evaluate"
+    )
+    audit.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write it")
+    audit.add_argument("--top", type=int, default=60, metavar="N", help="pictures (default: 60)")
+    leak = options.add_verb(
+        parts, "leak", "tell what a random split flatters", run_leak, examples=_LEAK
+    )
+    for name in ("random", "grouped"):
+        leak.add_argument(
+            name, type=Path, metavar=f"{name.upper()}.csv", help="pictures.csv of evaluate --out"
+        )
     synth = options.add_verb(
         parts, "synth", "write a data set of synthetic tiles", run_synth, examples=_SYNTH
     )
@@ -94,6 +119,47 @@ def run_check(arguments: argparse.Namespace) -> int:
     report = leaks(stages.read_manifest(arguments.manifest), stages.samples_of(params))
     print(json.dumps(report.to_dict()) if arguments.json else report.summary())
     return options.ACCEPTED if report.clean else options.REJECTED
+
+
+def run_audit(arguments: argparse.Namespace) -> int:
+    """Write the list and the page."""
+    from magtiles_seg import stages
+    from magtiles_seg.commands import runs
+    from magtiles_seg.evaluate.audit import Doubt, doubts, mixed_tiles
+    from magtiles_seg.evaluate.gallery import Gallery
+
+    params = options.read_params(arguments)
+    gallery, found = Gallery(arguments.top), list[Doubt]()
+
+    def watch(sample: Any, result: Any, target: Any) -> None:  # noqa: ANN401 - as Watch
+        mine = sorted(doubts(sample, result, target), key=lambda doubt: -doubt.rank)
+        found.extend(mine)
+        if mine:
+            gallery.add(mine[0].rank, str(mine[0]), result, target, name=sample.id)
+
+    runs.out_of_fold(arguments.folds, params, "T", resamples=0, watch=watch)
+    found.sort(key=lambda doubt: (-doubt.rank, doubt.id))
+    content = {
+        "doubts": [{"rank": round(doubt.rank, 4), **asdict(doubt)} for doubt in found],
+        "tiles_of_several_classes": mixed_tiles(stages.samples_of(params)),
+    }
+    lead = "Out-of-fold predictions that contradict the label most: either may be wrong."
+    page = gallery.save(arguments.out, title="Label audit", lead=lead)
+    listing = arguments.out / "audit.json"
+    listing.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    pictures = len({doubt.id for doubt in found})
+    print(f"{page}, {listing}: {len(found)} regions of {pictures} pictures in doubt")
+    return options.ACCEPTED
+
+
+def run_leak(arguments: argparse.Namespace) -> int:
+    """Print the difference."""
+    from magtiles_seg.delivery.compare import compare, read_pictures
+    from magtiles_seg.evaluate.joined import leak_to_markdown
+
+    texts = [path.read_text(encoding="utf-8") for path in (arguments.grouped, arguments.random)]
+    print(leak_to_markdown(compare(*map(read_pictures, texts))))
+    return options.ACCEPTED
 
 
 def run_synth(arguments: argparse.Namespace) -> int:

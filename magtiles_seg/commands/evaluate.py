@@ -11,6 +11,8 @@ from magtiles_seg.progress import bar
 _EXAMPLES = """
   magtiles-seg evaluate                         the bundled model on the split's test part
   magtiles-seg evaluate my-tiles/ --model runs/model.onnx --json metrics.json
+  magtiles-seg evaluate --folds runs/T/fold* --out oof    five folds joined
+  magtiles-seg evaluate --repeats runs/P1/seed* --protocol P1
 """
 
 
@@ -29,13 +31,31 @@ def add(verbs: options.Verbs) -> None:
     options.add_model(verb)
     options.add_params(verb)
     options.add_manifest(verb, "--split", "the split manifest")
+    runs = verb.add_mutually_exclusive_group()
+    runs.add_argument(
+        "--folds",
+        nargs="+",
+        type=Path,
+        metavar="RUN_DIR",
+        help="join the test parts of these runs (each holds split.json and its model)",
+    )
+    runs.add_argument(
+        "--repeats", nargs="+", type=Path, metavar="RUN_DIR", help="mean and spread of these runs"
+    )
     verb.add_argument("--protocol", metavar="NAME", help="native, T, P1, P1b or P2")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
     verb.add_argument(
         "--write-card", action="store_true", help="put the figures into the ONNX model's card too"
     )
     verb.add_argument(
-        "--out", type=Path, metavar="DIR", help="write metrics.json, report.md and plots/*.csv here"
+        "--out", type=Path, metavar="DIR", help="write figures, tables and plots/*.csv here"
+    )
+    verb.add_argument(
+        "--triptychs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --folds and --out: the N worst pictures (input, truth, prediction), as a page",
     )
 
 
@@ -46,6 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
     from magtiles_seg.evaluate.report import evaluate
 
     params = options.read_params(arguments)
+    if arguments.folds or arguments.repeats:
+        from magtiles_seg.commands import runs
+
+        return (runs.join if arguments.folds else runs.spread)(arguments, params)
     if arguments.dataset is not None:
         samples = list(stages.samples_of(params, arguments.dataset))
         protocol = arguments.protocol or "native"

@@ -15,12 +15,13 @@ from magtiles_seg.evaluate.metrics import AnyArray, dice, iou, ratio
 from magtiles_seg.evaluate.records import Records
 from magtiles_seg.evaluate.report import EvaluationResult
 from magtiles_seg.evaluate.thresholds import BINS, threshold_counts
+from magtiles_seg.labels import FREE
 
 Rows: TypeAlias = list[dict[str, Any]]
 
 
 def save(result: EvaluationResult, directory: Path) -> None:
-    """Write `metrics.json`, `report.md` and `plots/*.csv`: what DVC compares between runs.
+    """Write `metrics.json`, `pictures.csv`, `report.md` and `plots/*.csv`, to compare runs by.
 
     Args:
         result: The evaluation.
@@ -29,7 +30,8 @@ def save(result: EvaluationResult, directory: Path) -> None:
     plots = directory / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     for name, rows in curves(result).items():
-        _write_csv(plots / f"{name}.csv", rows)
+        write_csv(plots / f"{name}.csv", rows)
+    write_csv(directory / "pictures.csv", pictures(result.records))
     (directory / "report.md").write_text(result.to_markdown(), encoding="utf-8")
     text = json.dumps(metrics(result), indent=2, allow_nan=False)
     (directory / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
@@ -55,6 +57,22 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
             if not any(map(math.isnan, limits))
         },
     }
+
+
+def pictures(records: Records) -> Rows:
+    """Return a row a picture, in order of id: what a paired comparison of two runs needs."""
+    names = [FREE, *records.labels[1:]]
+    return [
+        {
+            "picture": str(records.ids[row]),
+            "class": str(names[records.label[row]]),
+            "tile": int(records.group[row]),
+            **dict(zip(("tp", "fp", "fn", "tn"), records.counts[row].tolist(), strict=True)),
+            "score": float(records.score[row]),
+            "verdict": str(records.verdict[row]),
+        }
+        for row in np.argsort(records.ids, kind="stable")
+    ]
 
 
 def curves(result: EvaluationResult) -> dict[str, Rows]:
@@ -97,7 +115,8 @@ def _known(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
-def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys as a CSV file."""
     rows = list(rows)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from magtiles_seg.dataset.samples import MaskRule, Sample, load_image, load_target
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.labels import LABELS
+from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.result import Decision
 
 Pixels = npt.NDArray[np.uint8]
@@ -73,6 +73,10 @@ class Protocol:
         if self.threshold is None:
             return model
         return replace(model, threshold=self.threshold, min_area_px=1)
+
+    def scores(self, sample: Sample) -> bool:
+        """Tell whether the protocol scores this sample."""
+        return self.free or sample.label != FREE
 
 
 _ALL_FAMILIES = ("binary", "pictures", "classes", "verdict")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from magtiles_seg.dataset.samples import MaskRule, Sample, load_target
+from magtiles_seg.dataset.samples import MaskRule, Sample
 from magtiles_seg.errors import DataError
-from magtiles_seg.evaluate.predictors import Answer, Predictor, as_segmentation
-from magtiles_seg.evaluate.protocols import Protocol, fit_mask, get_protocol, prepare_image
-from magtiles_seg.evaluate.records import Recorder, Records
+from magtiles_seg.evaluate.predictors import Predictor
+from magtiles_seg.evaluate.protocols import Protocol, get_protocol
+from magtiles_seg.evaluate.records import Records
+from magtiles_seg.evaluate.scoring import Progress, score
 from magtiles_seg.evaluate.summary import (
     Table,
     class_table,
@@ -21,11 +22,8 @@ from magtiles_seg.evaluate.summary import (
     tile_table,
 )
 from magtiles_seg.evaluate.tables import to_markdown
-from magtiles_seg.labels import FREE, LABELS
+from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision
-
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called after each picture with how many are done and how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,32 +143,24 @@ def evaluate(
         >>> evaluate(Segmenter(), find_samples(Path("data"))).figures["iou"]
     """
     fixed = get_protocol(protocol)
-    rules = (mask_rule,) if mask_rule else fixed.mask_rules
-    scored = [sample for sample in samples if fixed.free or sample.label != FREE]
-    recorders = {rule: Recorder(labels) for rule in rules}
-    measured: set[Decision] = set()
-
-    def decide(own: Decision) -> Decision:
-        chosen = fixed.decision(decision or own)
-        measured.add(chosen)
-        return chosen
-
-    for done, sample in enumerate(scored, start=1):
-        image = prepare_image(sample, fixed)
-        answer: Answer = predictor(image)
-        result = as_segmentation(answer, image, decide=decide, labels=labels)
-        for rule, recorder in recorders.items():
-            target = load_target(sample, labels=labels, rule=rule)
-            recorder.add(sample, result, fit_mask(target, fixed.geometry), empty=not target.any())
-        if progress:
-            progress(done, len(scored))
-    return summarize(
-        {rule: recorder.records() for rule, recorder in recorders.items()},
+    used: set[Decision] = set()
+    records = score(
+        predictor,
+        samples,
         protocol=fixed,
-        decision=measured.pop() if len(measured) == 1 else None,
+        mask_rule=mask_rule,
+        decision=decision,
+        labels=labels,
+        progress=progress,
+        watch=lambda _, result, __: used.add(result.decision),
+    )
+    return summarize(
+        records,
+        protocol=fixed,
+        decision=used.pop() if len(used) == 1 else None,
         resamples=resamples,
         seed=seed,
-        left_out=len(samples) - len(scored),
+        left_out=len(samples) - sum(map(fixed.scores, samples)),
     )
 
 

@@ -39,7 +39,7 @@ def _figure_table(content: Mapping[str, Any]) -> str:
         [name, *(_cell(values[name], ranges.get(name)) for values, ranges in columns)]
         for name in content["figures"]
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _class_table(per_class: Iterable[Mapping[str, Any]]) -> str:
@@ -52,10 +52,11 @@ def _class_table(per_class: Iterable[Mapping[str, Any]]) -> str:
         ]
         for row in per_class
     ]
-    return _table(["class", "pictures", "tiles", *_CLASS_COLUMNS], rows)
+    return table(["class", "pictures", "tiles", *_CLASS_COLUMNS], rows)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; its first column is text, the others are figures."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

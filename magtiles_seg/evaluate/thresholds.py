@@ -19,7 +19,7 @@ from magtiles_seg.evaluate.predictors import Predictor, as_segmentation
 from magtiles_seg.evaluate.protocols import Protocol, get_protocol, prepare
 from magtiles_seg.evaluate.ranking import score_at_recall
 from magtiles_seg.labels import FREE, LABELS
-from magtiles_seg.result import Decision
+from magtiles_seg.result import Decision, Segmentation
 
 BINS = 256
 """Probability bins, each 1/256 wide: a bin's lower edge is exact in binary floating point."""
@@ -160,9 +160,6 @@ def choose_decision(
 ) -> Decision:
     """Choose pixel threshold, smallest region and reject score on samples, in one pass.
 
-    Keeps two bytes a pixel until the end. Pictures filed as defects with an empty mask say nothing
-    and are left out.
-
     Args:
         predictor: A `Segmenter`, or a function from a picture to (probability, defect class).
         samples: Pictures of tiles that the model was not trained on, defective and sound.
@@ -177,29 +174,63 @@ def choose_decision(
     Raises:
         ConfigError: No sample has a defect.
     """
-    fixed = get_protocol(protocol)
-    histogram = np.zeros((2, BINS), np.int64)
-    kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = []
-    scores: list[float] = []
-    kinds: list[int] = []
-    own = Decision()
+    fixed, names = get_protocol(protocol), tuple(labels)
+    chooser = Chooser()
     for sample in samples:
         image, target = prepare(sample, fixed, labels=labels)
-        if sample.label != FREE and not target.any():
-            continue
         result = as_segmentation(predictor(image), image, decide=lambda given: given, labels=labels)
-        own = result.decision
-        histogram += probability_histogram(result.probability, target)
-        kept.append((quantize(result.probability), target != 0))
-        scores.append(result.score)
-        kinds.append(0 if sample.label == FREE else tuple(labels).index(sample.label))
-    threshold = best_threshold(histogram)
-    level, label = round(threshold * BINS), np.asarray(kinds)
-    overlap = [dice_by_min_area(bins >= level, truth) for bins, truth in kept]
-    return replace(
-        own,
-        threshold=threshold,
-        min_area_px=best_min_area(overlap, label),
-        reject_score=score_at_recall(np.asarray(scores), label > 0, recall=recall),
-        review_score=None,
-    )
+        chooser.add(result, target, 0 if sample.label == FREE else names.index(sample.label))
+    return chooser.decision(recall=recall)
+
+
+class Chooser:
+    """Gathers predictions, of one model or of all folds, and chooses one decision for them.
+
+    Keeps two bytes a pixel. Pictures filed as defects with an empty mask say nothing and are left
+    out.
+    """
+
+    def __init__(self) -> None:
+        """Start without pictures."""
+        self._histogram = np.zeros((2, BINS), np.int64)
+        self._kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = []
+        self._scores: list[float] = []
+        self._kinds: list[int] = []
+        self._own = Decision()
+
+    def add(self, result: Segmentation, target: AnyArray, label: int) -> None:
+        """Take in one picture.
+
+        Args:
+            result: The model's answer.
+            target: (H, W) uint8; non-zero is defect.
+            label: Index of the class that the picture is filed under; 0 = sound.
+        """
+        truth = target != 0
+        if label and not truth.any():
+            return
+        self._own = result.decision
+        self._histogram += probability_histogram(result.probability, truth)
+        self._kept.append((quantize(result.probability), truth))
+        self._scores.append(result.score)
+        self._kinds.append(label)
+
+    def decision(self, *, recall: float) -> Decision:
+        """Return the last picture's decision with threshold, region and reject score chosen.
+
+        Args:
+            recall: Share of the defective pictures that the reject score must catch.
+
+        Raises:
+            ConfigError: No picture has a defect.
+        """
+        threshold = best_threshold(self._histogram)
+        level, label = round(threshold * BINS), np.asarray(self._kinds)
+        overlap = [dice_by_min_area(bins >= level, truth) for bins, truth in self._kept]
+        return replace(
+            self._own,
+            threshold=threshold,
+            min_area_px=best_min_area(overlap, label),
+            reject_score=score_at_recall(np.asarray(self._scores), label > 0, recall=recall),
+            review_score=None,
+        )

@@ -45,6 +45,8 @@ class ModelCard:
         git_revision: Of the code that trained it; empty if unknown.
         weights_sha256: SHA-256 of the checkpoint file it was made from; empty if unknown.
         licence: SPDX identifier.
+        input_statistics: What `serve.drift.input_statistics` found of usual pictures; may be empty.
+        calibration: Scale and bias that were folded into the defect logit; empty where none were.
         schema_version: Of this card's layout.
 
     Example:
@@ -65,6 +67,8 @@ class ModelCard:
     git_revision: str = ""
     weights_sha256: str = ""
     licence: str = "Apache-2.0"
+    input_statistics: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, float] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -85,9 +89,13 @@ class ModelCard:
         """Return the card as one line of JSON with sorted keys.
 
         Raises:
-            ModelError: `training` or `metrics` hold something that JSON cannot carry, such as NaN.
+            ModelError: `training`, `metrics` or `input_statistics` hold something that JSON cannot
+                carry, such as NaN.
         """
         fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        for name in _OPTIONAL:  # left out when empty: older versions read the card, too
+            if not fields[name]:
+                del fields[name]
         fields["decision"] = dataclasses.asdict(self.decision)
         try:
             return json.dumps(fields, sort_keys=True, allow_nan=False)
@@ -126,8 +134,11 @@ _TYPES: dict[str, type] = {
     "git_revision": str,
     "weights_sha256": str,
     "licence": str,
+    "input_statistics": dict,
+    "calibration": dict,
     "schema_version": int,
 }
+_OPTIONAL = frozenset({"calibration", "input_statistics"})
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -153,15 +164,17 @@ def _check_schema(fields: Mapping[str, Any]) -> None:
         raise ModelError(
             f"the model card has schema version {version!r}, expected {SCHEMA_VERSION}: {fix}"
         )
-    if fields.keys() != _TYPES.keys():
+    missing = _TYPES.keys() - _OPTIONAL - fields.keys()
+    if missing or fields.keys() - _TYPES.keys():
         raise ModelError(
-            f"the model card is damaged: missing {sorted(_TYPES.keys() - fields.keys())}, "
+            f"the model card is damaged: missing {sorted(missing)}, "
             f"unknown {sorted(fields.keys() - _TYPES.keys())}; export the model again"
         )
-    for name, kind in _TYPES.items():
-        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+    for name, value in fields.items():
+        kind = _TYPES[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise ModelError(
-                f"the model card is damaged: {name} must be {kind.__name__}, got {fields[name]!r}; "
+                f"the model card is damaged: {name} must be {kind.__name__}, got {value!r}; "
                 "export the model again"
             )
     if not all(isinstance(label, str) for label in fields["labels"]):

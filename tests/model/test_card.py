@@ -57,6 +57,7 @@ def changed(**changes: Any) -> str:  # noqa: ANN401
         (changed(schema_version="1"), "version '1', expected 1"),
         ('{"schema_version": 1}', "missing .*'labels'"),
         (changed(colour="red"), r"unknown \['colour'\]"),
+        (changed(input_statistics=[]), "input_statistics must be dict"),
         (changed(stride="16"), "stride must be int, got '16'"),
         (changed(stride=True), "stride must be int, got True"),
         (changed(stride=0), "stride must be at least 1"),
@@ -70,6 +71,12 @@ def changed(**changes: Any) -> str:  # noqa: ANN401
 def test_card_damaged_or_foreign_is_refused(text: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         ModelCard.from_json(text)
+
+
+def test_card_without_input_statistics_is_written_as_before_and_with_them_comes_back() -> None:
+    assert "input_statistics" not in json.loads(CARD.to_json())
+    card = replace(CARD, input_statistics={"pictures": 100, "score": {"edges": [0.5]}})
+    assert ModelCard.from_json(card.to_json()) == card
 
 
 def test_card_with_nan_is_not_written() -> None:

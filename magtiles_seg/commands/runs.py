@@ -1,0 +1,101 @@
+"""What `evaluate` and `data audit` make of several runs; no verb of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from magtiles_seg.commands import options
+from magtiles_seg.progress import bar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from magtiles_seg.config import Params
+    from magtiles_seg.evaluate.crossval import OutOfFold
+
+
+def out_of_fold(
+    directories: list[Path],
+    params: Params,
+    protocol: str,
+    **given: Any,  # noqa: ANN401 - arguments of evaluate_folds
+) -> OutOfFold:
+    """Evaluate runs as folds, with a progress bar."""
+    from magtiles_seg import stages
+    from magtiles_seg.evaluate.crossval import evaluate_folds
+    from magtiles_seg.evaluate.runs import find_runs
+    from magtiles_seg.infer.segmenter import Segmenter
+
+    samples = {sample.id: sample for sample in stages.samples_of(params)}
+    with bar("evaluate", "picture") as progress:
+        return evaluate_folds(
+            find_runs(directories),
+            samples,
+            open_model=Segmenter,
+            protocol=protocol,
+            recall=params.evaluate.recall,
+            progress=progress,
+            **given,
+        )
+
+
+def join(arguments: argparse.Namespace, params: Params) -> int:
+    """Print the out-of-fold figures of `--folds`, and write what was asked for."""
+    from magtiles_seg.evaluate.gallery import Gallery
+    from magtiles_seg.evaluate.joined import folds_to_markdown, save_folds
+    from magtiles_seg.evaluate.metrics import binary_counts, dice
+
+    gallery = Gallery(arguments.triptychs if arguments.out else 0)
+
+    def watch(sample: Any, result: Any, target: Any) -> None:  # noqa: ANN401 - as Watch
+        overlap = float(dice(binary_counts(result.mask, target)))
+        what = f"{sample.id}, {sample.label}, tile {sample.group}"
+        caption = f"{what}: Dice {overlap:.2f}, {result.verdict}"
+        gallery.add(-overlap, caption, result, target, name=sample.id)
+
+    protocol = arguments.protocol or params.evaluate.protocol
+    joined = out_of_fold(arguments.folds, params, protocol, watch=watch)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(joined.result.to_json(), encoding="utf-8")
+    if arguments.out:
+        save_folds(joined, arguments.out)
+        if arguments.triptychs:
+            lead = "Out-of-fold predictions, the lowest Dice first."
+            gallery.save(arguments.out / "triptychs", title="Worst pictures", lead=lead)
+    print(joined.result.to_markdown())
+    print(folds_to_markdown(joined))
+    return options.ACCEPTED
+
+
+def spread(arguments: argparse.Namespace, params: Params) -> int:
+    """Print mean and standard deviation of the figures of `--repeats`."""
+    from magtiles_seg.evaluate.crossval import repeat
+    from magtiles_seg.evaluate.joined import repeats_to_markdown
+
+    protocol = arguments.protocol or params.evaluate.protocol
+    figures = {
+        directory.name: {
+            name: value
+            for name, value in out_of_fold(
+                [directory], params, protocol, resamples=0
+            ).result.figures.items()
+            if value == value
+        }
+        for directory in arguments.repeats
+    }
+    summary = repeat(figures.values())
+    content = {
+        "protocol": protocol,
+        "runs": figures,
+        "mean": {name: mean for name, (mean, _) in summary.items()},
+        "standard_deviation": {name: deviation for name, (_, deviation) in summary.items()},
+    }
+    for path in (arguments.json, arguments.out and arguments.out / "metrics.json"):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(repeats_to_markdown(protocol, figures, summary))
+    return options.ACCEPTED

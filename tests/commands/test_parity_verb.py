@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from magtiles_seg.cli import main
+from magtiles_seg.dataset.synthetic import write_dataset
+from magtiles_seg.export.precision import convert
+from magtiles_seg.export.tilesets import synthetic_tiles
+
+
+@pytest.fixture(scope="module")
+def int8(model: Path) -> Path:
+    path = model.with_name("verb-int8.onnx")
+    path.write_bytes(convert(model.read_bytes(), "int8", pictures=synthetic_tiles(1).pictures[:2]))
+    return path
+
+
+def test_parity_of_a_model_with_itself_passes(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "tiles", tiles=4)
+    assert main(["parity", str(model), str(model), "--data", "tiles", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["passed"], facts["dice"], facts["tiles"]) == (True, 1, "24 real tiles")
+    assert sum(part["pictures"] for part in facts["per_class"].values()) == 24
+
+
+def test_parity_of_another_model_gives_figures_and_exit_code_1(
+    model: Path,
+    int8: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["parity", str(model), str(int8)]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("24 synthetic tiles, tolerance of fp32\nclass ")
+    assert "\nall " in out
+    assert "answers differently from its reference" in err
+
+
+def test_parity_of_unknown_precision_is_an_error(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["parity", str(model), str(model), "--precision", "fp8"]) == 2
+    assert "unknown precision 'fp8'" in capsys.readouterr().err
+
+
+def test_export_verb_writes_artefact_and_names_its_figures(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["--set", "export.parity_per_class=1", "--set", "export.fp16_min_dice=0.9"]
+    code = main(["export", "--model", str(model), "--precision", "fp16", *few, "--out", "made"])
+    assert code == 0
+    assert {path.name for path in Path("made").iterdir()} == {
+        "nano-fp16.onnx",
+        "nano-fp16.onnx.json",
+    }
+    assert "compared on 6 synthetic tiles" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "x.onnx"], "name --model"),
+        (
+            ["--model", "m.safetensors", "--precision", "int8", "--out", "x.onnx"],
+            "give --out a folder",
+        ),
+        (["--to", "coreml", "--out", "made"], "unknown target 'coreml'"),
+    ],
+)
+def test_export_verb_of_words_that_do_not_fit_is_an_error(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,209 @@
+"""Two folds of synthetic answers, joined; and what is chosen from them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.splits import Split
+from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.evaluate import choose_decision, evaluate
+from magtiles_seg.evaluate.choices import Choice
+from magtiles_seg.evaluate.crossval import OutOfFold, evaluate_folds, repeat
+from magtiles_seg.evaluate.gallery import Gallery
+from magtiles_seg.evaluate.joined import folds_to_markdown, repeats_to_markdown, save_folds
+from magtiles_seg.evaluate.runs import find_runs
+from magtiles_seg.labels import LABELS
+from magtiles_seg.result import Decision, Segmentation
+
+Pixels = npt.NDArray[np.uint8]
+SIDE = 16
+
+
+class Model:
+    """Takes grey levels for probabilities, and everything for a crack."""
+
+    spec = SimpleNamespace(card=SimpleNamespace(labels=LABELS))
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self, image: Pixels) -> tuple[npt.NDArray[np.float32], Pixels]:
+        probability = ((image.astype(np.float32) + 1) / 257).astype(np.float32)
+        return probability, np.full_like(image, LABELS.index("crack"))
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> dict[str, Sample]:
+    """Twenty pictures of ten tiles, every other one with a crack; brighter where it is."""
+    rng, found = np.random.default_rng(0), {}
+    for number in range(20):
+        label = "crack" if number % 2 else "free"
+        image = rng.integers(0, 120, (SIDE, SIDE)).astype(np.uint8)
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        if label == "crack":
+            mask[4:8, 2:14] = 255
+            image[4:8, 2:14] += 90
+        name = f"exp1_num_{1000 * (number // 2) + number}"
+        paths = tmp_path / f"{name}.bmp", tmp_path / f"{name}.png"
+        for path, pixels in zip(paths, (image, mask), strict=True):
+            Image.fromarray(pixels).save(path)
+        found[name] = Sample(name, label, *paths, group=number // 2)
+    return found
+
+
+@pytest.fixture
+def folders(samples: dict[str, Sample], tmp_path: Path) -> list[Path]:
+    ids, folders = list(samples), []
+    for fold in (0, 1):
+        test, rest = ids[fold * 10 : fold * 10 + 10], ids[10 - fold * 10 : 20 - fold * 10]
+        split = Split("grouped", 0, fold, 2, 0.4, tuple(rest[4:]), tuple(rest[:4]), tuple(test), "")
+        folder = tmp_path / f"fold{fold}"
+        folder.mkdir()
+        (folder / "split.json").write_text(split.to_json())
+        (folder / "model.safetensors").touch()
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture
+def joined(samples: dict[str, Sample], folders: list[Path]) -> OutOfFold:
+    return evaluate_folds(find_runs(folders), samples, open_model=Model, resamples=20)
+
+
+def test_folds_joined_score_every_picture_once(joined: OutOfFold) -> None:
+    assert len(joined.result.records) == 20
+    assert list(joined.by_fold) == ["fold0", "fold1"]
+    assert joined.run_of["exp1_num_0"].directory.name == "fold0"
+
+
+def test_folds_thresholds_come_from_the_validation_part_alone(
+    samples: dict[str, Sample], folders: list[Path]
+) -> None:
+    seen: list[Decision] = []
+    evaluate_folds(
+        find_runs(folders[:1]),
+        {name: replace(sample, label=sample.label) for name, sample in samples.items()},
+        open_model=Model,
+        resamples=0,
+        watch=lambda _, result, __: seen.append(result.decision),
+    )
+    blank = Image.fromarray(np.zeros((SIDE, SIDE), np.uint8))
+    tested = find_runs(folders[:1])[0].part("test", samples)
+    for sample in tested[3:]:
+        assert sample.mask_path is not None
+        blank.save(sample.mask_path)
+    again: list[Decision] = []
+    evaluate_folds(
+        find_runs(folders[:1]),
+        samples,
+        open_model=Model,
+        resamples=0,
+        watch=lambda _, result, __: again.append(result.decision),
+    )
+    assert set(again) == set(seen)
+    assert len(set(seen)) == 1
+
+
+def test_choice_gives_the_calibrated_model_the_mask_of_the_raw_one(
+    joined: OutOfFold, samples: dict[str, Sample]
+) -> None:
+    assert joined.choice is not None
+    choice, model = joined.choice, Model(Path())
+
+    def calibrated(image: Pixels) -> Segmentation:
+        probability, classes = model(image)
+        probability = choice.pixel(probability).astype(np.float32)
+        return Segmentation.from_prediction(image, probability, classes, decision=choice.decision)
+
+    result = evaluate(calibrated, list(samples.values()), resamples=0)
+    caught = result.records.verdict[result.records.is_defect] == "reject"
+    assert caught.mean() >= choice.recall
+    raw = choose_decision(model, samples.values())
+    expected = evaluate(model, list(samples.values()), decision=raw, resamples=0)
+    assert result.records.counts.tolist() == expected.records.counts.tolist()
+
+
+def test_choice_written_reads_back_the_same(joined: OutOfFold) -> None:
+    assert joined.choice is not None
+    assert Choice.from_json(joined.choice.to_json()) == joined.choice
+    with pytest.raises(DataError, match=r"no choice of thresholds.*evaluate --folds"):
+        Choice.from_json("{}")
+
+
+def test_calibration_of_pixels_lowers_the_error(joined: OutOfFold) -> None:
+    error = {name: value for name, (_, value) in joined.reliability.items()}
+    assert error["pixels_after"] < error["pixels_before"]
+
+
+def test_folds_saved_are_files_a_reader_can_open(joined: OutOfFold, tmp_path: Path) -> None:
+    save_folds(joined, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"metrics.json", "choice.json", "report.md", "roc.svg", "pictures.csv"} <= names
+    assert {"reliability_pixels.svg", "reliability_pictures_after.csv"} <= names
+    assert json.loads((tmp_path / "out" / "choice.json").read_text())["tiles"] == 10
+    assert "| fold1 |" in folds_to_markdown(joined)
+
+
+def test_published_protocol_joined_needs_no_choice(
+    samples: dict[str, Sample], folders: list[Path]
+) -> None:
+    runs = find_runs(folders)
+    joined = evaluate_folds(runs, samples, open_model=Model, protocol="P1b", resamples=0)
+    assert (joined.choice, joined.reliability) == (None, {})
+
+
+def test_folds_that_overlap_are_refused(samples: dict[str, Sample], folders: list[Path]) -> None:
+    with pytest.raises(DataError, match="stand in more than one part"):
+        evaluate_folds(find_runs([folders[0]] * 2), samples, open_model=Model, resamples=0)
+
+
+def test_run_without_a_model_or_picture_is_refused(
+    samples: dict[str, Sample], folders: list[Path]
+) -> None:
+    run = find_runs(folders)[0]
+    with pytest.raises(DataError, match="names 10 pictures that the data set lacks"):
+        run.part("test", {})
+    assert len(run.part("test", samples)) == 10
+    (folders[0] / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"fold0 is no run: expected split\.json and model\.onnx"):
+        find_runs(folders)
+
+
+def test_repeat_hand_worked_is_mean_and_sample_deviation() -> None:
+    summary = repeat([{"iou": 0.8, "dice": 0.9}, {"iou": 0.9, "dice": 0.9}])
+    assert summary["iou"] == pytest.approx((0.85, 0.0707107), abs=1e-6)
+    assert summary["dice"] == pytest.approx((0.9, 0))
+    text = repeats_to_markdown("P1", {"a": {"iou": 0.8}, "b": {"iou": 0.9}}, {"iou": (0.85, 0.07)})
+    assert "| iou | 0.8500 ± 0.0700 | 0.8000 | 0.9000 |" in text
+    with pytest.raises(ConfigError, match="at least two repeats, got 1"):
+        repeat([{"iou": 0.8}])
+
+
+def test_gallery_keeps_the_highest_ranks_in_order(tmp_path: Path) -> None:
+    gallery, image = Gallery(2), np.zeros((4, 4), np.uint8)
+    answer: Any = Model(Path())(image)
+    result = Segmentation.from_prediction(image, *answer, decision=Decision())
+    for rank, name in ((0.1, "low"), (0.9, "high"), (0.5, "middle")):
+        gallery.add(rank, f"<{name}>", result, image, name=name)
+    page = gallery.save(tmp_path / "g", title="t", lead="l").read_text()
+    assert {path.name for path in (tmp_path / "g").glob("*.png")} == {
+        "001_high.png",
+        "002_middle.png",
+    }
+    assert page.index("&lt;high&gt;") < page.index("&lt;middle&gt;")

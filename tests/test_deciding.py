@@ -1,0 +1,40 @@
+"""The picture's score: what calibration makes of the mean of the largest probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magtiles_seg.errors import ConfigError
+from magtiles_seg.result import Decision
+
+chances = st.floats(0, 1)
+
+
+def test_score_without_calibration_is_the_mean_itself() -> None:
+    assert Decision().score(0.123) == 0.123
+
+
+def test_score_calibrated_hand_worked() -> None:
+    decision = Decision(score_scale=2, score_bias=math.log(3))
+    assert decision.score(0.5) == pytest.approx(3 / 4)
+    assert decision.score(0.25) == pytest.approx((3 / 9) / (1 + 3 / 9))
+    assert (decision.score(0.0), decision.score(1.0)) == (0.0, 1.0)
+
+
+@given(chances, chances, st.floats(0.1, 10), st.floats(-10, 10))
+def test_score_any_calibration_keeps_the_order(
+    low: float, high: float, scale: float, bias: float
+) -> None:
+    decision = Decision(score_scale=scale, score_bias=bias)
+    low, high = sorted((low, high))
+    assert 0 <= decision.score(low) <= decision.score(high) <= 1
+
+
+@pytest.mark.parametrize("values", [{"score_scale": 0}, {"score_bias": math.inf}])
+def test_score_of_a_senseless_calibration_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        Decision(**values)  # type: ignore[arg-type]  # a float for an int is the mistake at hand
