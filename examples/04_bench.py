@@ -1,13 +1,12 @@
-"""How long a tile takes: the bundled model, end to end, beside the same network in eager torch."""
+"""How long a tile takes, end to end, by every backend here and beside eager torch, in one run."""
 
 import sys
 
 from magtiles_seg.export.bench import measure
+from magtiles_seg.export.benchtable import as_markdown
 
-rounds = int(sys.argv[1]) if sys.argv[1:] else 5
-report = measure(rounds=rounds)
-
-print(f"{report.height_px} x {report.width_px} px, {report.threads} threads, {report.architecture}")
-print(f"eager torch fp32 {report.eager_ms:7.1f} ms")
-print(f"Segmenter        {report.segmenter_ms:7.1f} ms, {report.provider}")
-print(f"{report.speedup:.2f} times as fast, own overhead {report.overhead_fraction:.1%}")
+rounds = int(sys.argv[1]) if sys.argv[1:] else 3
+report = measure(rounds=rounds, reference=rounds >= 20)
+print(as_markdown(report))
+fastest = min((row for row in report.rows if row.candidate), key=lambda row: row.p50_ms)
+print(f"\nfastest: {fastest.name}, {fastest.p50_ms:.1f} ms a tile")

@@ -1,156 +1,283 @@
-"""How long a picture takes, end to end, beside eager torch fp32 of the same network in one run.
+"""How fast this machine segments, and by which backend: the measurement behind `bench`.
 
-Only ratios inside one run mean anything on a machine that does other work as well. The contestants
-take turns in short bursts; each burst starts with calls that are not counted, in which the threads
-of the one before go to sleep, and the ratio is the median over the rounds.
+Only ratios inside one run mean anything on a machine that does other work as well. So the
+contestants take turns in short bursts; each burst starts with calls that are not counted, in which
+the threads of the one before go to sleep, and a ratio is the median over the rounds.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
-from magtiles_seg.infer.segmenter import Segmenter
-
-try:
-    import torch
-
-    from magtiles_seg.model.network import build_network
-except ImportError as error:
-    raise BackendUnavailableError(
-        "the benchmark compares with eager torch: pip install 'magtiles-seg[train]'"
-    ) from error
+from magtiles_seg.export.contestants import (
+    Candidate,
+    Case,
+    Contestant,
+    enter,
+    enter_eager,
+    enter_gemm,
+    enter_reference,
+    find_candidates,
+)
+from magtiles_seg.export.peak import peak_mib
+from magtiles_seg.infer.backends.base import file_sha256
+from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+from magtiles_seg.infer.selection import machine
 
 _UNCOUNTED = 2
+_TILE = Case(height_px=288, width_px=220)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """What one contestant did; times of one call, over all counted calls.
+
+    Attributes:
+        name: File, backend, device and precision, or what is compared with.
+        kind: See `Contestant.kind`.
+        candidate: How a Segmenter runs so; None for those that are only compared with.
+        threads: Of one inference on a CPU.
+        height_px: Of a picture.
+        width_px: Of a picture.
+        batch: Pictures in a call.
+        p50_ms: Median latency, end to end.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        pictures_s: Pictures a second, by the median; None: it takes no pictures of the case.
+        mpix_s: Megapixels a second, likewise.
+        times_eager: Eager's time over this one's, median over the rounds; None: it took no part.
+        times_reference: The reference's time for as many pictures over this one's, likewise.
+        overhead_fraction: Share of the time outside the runtime; None: not a candidate.
+        gflop_s: Operations of the network over the runtime's median time, in 10^9 a second.
+        gemm_fraction: That, as a share of what the matrix product reached in the same rounds.
+        peak_mib: Greatest resident memory of a fresh process that runs this; None: not measured.
+    """
+
+    name: str
+    kind: str
+    candidate: Candidate | None
+    threads: int
+    height_px: int
+    width_px: int
+    batch: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    pictures_s: float | None
+    mpix_s: float | None
+    times_eager: float | None
+    times_reference: float | None
+    overhead_fraction: float | None
+    gflop_s: float | None
+    gemm_fraction: float | None
+    peak_mib: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """What a comparison measured; latencies of one picture, medians over all counted calls.
+    """All that one run measured.
 
     Attributes:
+        machine: Name of CPU and GPU, cores.
+        load: Processes that wanted a CPU while it ran, average of the last minute; 0: unknown.
+        model: The model file.
+        model_sha256: Of that file.
         architecture: Of the network.
-        provider: What executed the model file.
-        height_px: Of the picture.
-        width_px: Of the picture.
-        threads: Of either contestant.
-        rounds: How many times each contestant had its turn.
-        segmenter_ms: From array to `Segmentation`.
-        runtime_ms: The share of the model file's runtime in it.
-        eager_ms: The bare network in eager torch fp32, without preparing or deciding anything.
-        speedup: Eager's time over the Segmenter's, median over the rounds.
-        overhead_fraction: Share of the Segmenter's time outside the runtime, likewise.
+        rounds: How many turns each contestant had.
+        rows: One a contestant and case, in the order they were named.
     """
 
+    machine: str
+    load: float
+    model: str
+    model_sha256: str
     architecture: str
-    provider: str
-    height_px: int
-    width_px: int
-    threads: int
     rounds: int
-    segmenter_ms: float
-    runtime_ms: float
-    eager_ms: float
-    speedup: float
-    overhead_fraction: float
+    rows: tuple[BenchRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures by name."""
-        return asdict(self)
+        """Return the figures as plain JSON values."""
+        fields = asdict(self)
+        for row in fields["rows"]:
+            if row["candidate"]:
+                row["candidate"]["path"] = str(row["candidate"]["path"])
+        return {**fields, "rows": list(fields["rows"])}
 
 
 def measure(
     model: str | os.PathLike[str] | None = None,
     *,
-    size_hw: tuple[int, int] = (288, 220),
-    threads: int | None = None,
+    cases: Sequence[Case] = (_TILE,),
+    also: Sequence[Path] = (),
+    backends: Sequence[str] = (),
+    threads: Sequence[int] = (),
     rounds: int = 20,
     burst: int = 5,
+    reference: bool = False,
+    memory: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> BenchReport:
-    """Compare `Segmenter`, end to end, with eager torch fp32 of the same network.
+    """Compare all ways to run a model on this machine, end to end.
 
-    The eager network has fresh weights, on which its speed does not depend.
+    With torch installed, eager torch fp32 of the same network and a large matrix product take part.
 
     Args:
         model: An `.onnx` file; None: the bundled model.
-        size_hw: Height and width of the picture, a synthetic tile with a defect, in px.
-        threads: Of either contestant; None: all physical cores that the process may use.
+        cases: What is segmented in a call.
+        also: Other ONNX files of the same model, such as its int8 version.
+        backends: Only these; none: all that are installed.
+        threads: Of one inference on a CPU, each for itself; none: all cores.
         rounds: How many turns each contestant has.
         burst: Counted calls in a turn.
-        progress: Called with (rounds done, rounds).
+        reference: Let the 41 M-parameter reference network take part.
+        memory: Measure peak memory too, of a fresh process each.
+        progress: Called with (rounds done, rounds of all groups).
 
     Raises:
-        ConfigError: `rounds` or `burst` is less than 1.
+        FileNotFoundError, ModelError: A model file cannot be loaded.
+        ConfigError: A number is less than 1, or a backend has no sense here.
+        BackendUnavailableError: A backend that was named, or torch for `reference`, is missing.
     """
-    if rounds < 1 or burst < 1:
-        raise ConfigError(f"rounds and burst must be at least 1, got {rounds} and {burst}")
-    with Segmenter(model, threads=threads) as segmenter, _torch_threads(segmenter.spec.threads):
-        turns = []
-        contestants = _contestants(segmenter, size_hw)
-        for done in range(rounds):
-            turns.append([_turn(call, burst) for call in contestants])
-            if progress is not None:
-                progress(done + 1, rounds)
-        return _report(segmenter, size_hw, np.array(turns))
+    if rounds < 1 or burst < 1 or not cases:
+        raise ConfigError(
+            f"rounds, burst and cases must be at least 1, got {rounds}, {burst} and {len(cases)}"
+        )
+    path = BUNDLED_MODEL if model is None else Path(model)
+    sha256 = file_sha256(path)
+    candidates = find_candidates(path, also=also, backends=backends, threads=threads)
+    counts = sorted({candidate.threads or 1 for candidate in candidates})
+    groups = [(case, count) for case in cases for count in counts]
+    done = 0
 
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, rounds * len(groups))
 
-def _contestants(segmenter: Segmenter, size_hw: tuple[int, int]) -> tuple[Callable[[], Any], ...]:
-    from magtiles_seg.dataset.synthetic import synthetic_tile
-
-    card = segmenter.spec.card
-    picture = synthetic_tile(1, defect="blowhole", size_hw=size_hw).image
-    network = build_network(card.architecture, labels=card.labels).eval()
-    padded = [-(-side // card.stride) * card.stride for side in size_hw]
-    grey = torch.full((1, 1, *padded), 127.0)
-
-    def eager() -> None:
-        with torch.inference_mode():
-            network(grey)
-
-    return lambda: segmenter(picture), lambda: segmenter.backend.infer(picture[None]), eager
-
-
-def _turn(call: Callable[[], Any], burst: int) -> list[float]:
-    """Return the milliseconds of each counted call."""
-    for _ in range(_UNCOUNTED):
-        call()
-    times_ms = []
-    for _ in range(burst):
-        start = time.perf_counter()
-        call()
-        times_ms.append((time.perf_counter() - start) * 1e3)
-    return times_ms
-
-
-def _report(segmenter: Segmenter, size_hw: tuple[int, int], times_ms: Any) -> BenchReport:  # noqa: ANN401
-    """Return the report of times (rounds, 3 contestants, burst)."""
-    segmenter_ms, runtime_ms, eager_ms = np.median(times_ms, axis=2).T
-    spec = segmenter.spec
+    rows: list[BenchRow] = []
+    architecture = ""
+    for case, count in groups:
+        entered = [enter(one, case) for one in candidates if one.threads == count]
+        spec = entered[0].spec
+        assert spec is not None
+        architecture = spec.card.architecture
+        with _torch_threads(count):
+            others = _others(architecture, spec.card.labels, case, reference=reference)
+            contestants = [*entered, *others]
+            turns = _play(contestants, rounds, burst, tick)
+        rows += _rows(contestants, turns, case, count, memory=memory)
     return BenchReport(
-        architecture=spec.card.architecture,
-        provider=spec.provider,
-        height_px=size_hw[0],
-        width_px=size_hw[1],
-        threads=spec.threads,
-        rounds=len(times_ms),
-        segmenter_ms=float(np.median(segmenter_ms)),
-        runtime_ms=float(np.median(runtime_ms)),
-        eager_ms=float(np.median(eager_ms)),
-        speedup=float(np.median(eager_ms / segmenter_ms)),
-        overhead_fraction=float(np.median(1 - runtime_ms / segmenter_ms)),
+        machine=machine(),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+        model=path.name,
+        model_sha256=sha256,
+        architecture=architecture,
+        rounds=rounds,
+        rows=tuple(rows),
     )
+
+
+def _others(
+    architecture: str, labels: tuple[str, ...], case: Case, *, reference: bool
+) -> list[Contestant]:
+    """Return what candidates are compared with; without torch nothing, unless it was asked for."""
+    with suppress(*(() if reference else (BackendUnavailableError,))):
+        others = [enter_eager(architecture, labels, case)]
+        if reference:
+            others.append(enter_reference())
+        return [*others, enter_gemm()]
+    return []
+
+
+def _play(
+    contestants: Sequence[Contestant], rounds: int, burst: int, tick: Callable[[], None]
+) -> npt.NDArray[np.float64]:
+    """Return the seconds of each counted call: (contestants, 2, rounds, burst).
+
+    The second axis is the whole call, and the part of it within the runtime.
+    """
+    times_s = np.empty((len(contestants), 2, rounds, burst))
+    for turn in range(rounds):
+        for number, contestant in enumerate(contestants):
+            for _ in range(_UNCOUNTED):
+                contestant.call()
+            for call in range(burst):
+                contestant.inside_s = 0.0
+                start = time.perf_counter()
+                contestant.call()
+                whole = time.perf_counter() - start
+                times_s[number, :, turn, call] = whole, contestant.inside_s or whole
+        tick()
+    return times_s
+
+
+def _rows(
+    contestants: Sequence[Contestant],
+    times_s: npt.NDArray[np.float64],
+    case: Case,
+    threads: int,
+    *,
+    memory: bool,
+) -> list[BenchRow]:
+    """Return one row a contestant, from the times that `_play` returned."""
+    medians = np.median(times_s, axis=3)
+    by_kind = {one.kind: (one, turn) for one, (turn, _) in zip(contestants, medians, strict=True)}
+
+    def ratio(kind: str, turn: npt.NDArray[np.float64], factor: float = 1) -> float | None:
+        """Return the time of a kind over this one's, median over the rounds."""
+        return float(np.median(by_kind[kind][1] * factor / turn)) if kind in by_kind else None
+
+    rows = []
+    for one, times, (turn, running) in zip(contestants, times_s, medians, strict=True):
+        p50, p95, p99 = (float(figure) * 1e3 for figure in np.percentile(times[0], (50, 95, 99)))
+        of_case = one.kind in ("candidate", "eager")
+        gemm = by_kind["sgemm"][0].gflop if "sgemm" in by_kind else None
+        rows.append(
+            BenchRow(
+                name=one.name,
+                kind=one.kind,
+                candidate=one.candidate,
+                threads=threads,
+                height_px=case.height_px,
+                width_px=case.width_px,
+                batch=case.batch,
+                p50_ms=p50,
+                p95_ms=p95,
+                p99_ms=p99,
+                pictures_s=case.batch * 1e3 / p50 if of_case else None,
+                mpix_s=case.pixels / p50 / 1e3 if of_case else None,
+                times_eager=ratio("eager", turn) if of_case else None,
+                times_reference=ratio("reference", turn, case.batch) if of_case else None,
+                overhead_fraction=float(np.median(1 - times[1] / times[0]))
+                if one.candidate
+                else None,
+                gflop_s=one.gflop and float(np.median(one.gflop / running)),
+                gemm_fraction=one.gflop and gemm and ratio("sgemm", running, one.gflop / gemm),
+                peak_mib=peak_mib(one.candidate, case) if memory and one.candidate else None,
+            )
+        )
+    return rows
 
 
 @contextmanager
 def _torch_threads(threads: int) -> Iterator[None]:
+    """Set torch's threads for a while; without torch nothing happens."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
+from magtiles_seg.export.files import parse_sealed, sealed, staged
 from magtiles_seg.export.parity import ParityReport, Tolerance, check, compare, frozen_pictures
 from magtiles_seg.infer.backends.base import read_model
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
 from magtiles_seg.infer.backends.ort import OrtBackend
-from magtiles_seg.model.card import CARD_KEY, SEAL_KEY, ModelCard, check_seal, seal_onnx
+from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.checkpoint import load_checkpoint
 from magtiles_seg.model.network import SegmentationNetwork
 
@@ -33,7 +34,15 @@ except ImportError as error:
         "export needs torch, onnx and onnxscript: pip install 'magtiles-seg[export]'"
     ) from error
 
-__all__ = ["OPSET", "PRECISIONS", "InferenceGraph", "build_onnx", "export_onnx", "rewrite_card"]
+__all__ = [
+    "OPSET",
+    "PRECISIONS",
+    "InferenceGraph",
+    "build_onnx",
+    "checkpoint_onnx",
+    "export_onnx",
+    "rewrite_card",
+]
 
 OPSET = 18
 """The exporter's native operator set, within what onnxruntime, OpenVINO and TensorRT 10 read."""
@@ -79,15 +88,30 @@ def export_onnx(
     path = Path(path)
     reference = EagerBackend(Path(checkpoint))
     card = _with_facts(card or reference.spec.card, reference.spec.card)
-    network, _ = load_checkpoint(checkpoint)
     images = frozen_pictures() if pictures is None else pictures
-    data = build_onnx(network, card, precision=precision)
-    with _staged(path, data) as part:
+    data = build_onnx(load_checkpoint(checkpoint)[0], card, precision=precision)
+    with staged(path, data) as part:
         candidate = OrtBackend(part)
         report = compare(reference, candidate, images, decision=card.decision)
         candidate.close()
         check(report, tolerance or Tolerance())
     return report
+
+
+def checkpoint_onnx(checkpoint: str | os.PathLike[str], card: ModelCard | None = None) -> bytes:
+    """Return a checkpoint as a sealed fp32 ONNX file, from which other precisions are made.
+
+    Args:
+        checkpoint: As for `export_onnx`.
+        card: Likewise.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ModelError: The checkpoint is damaged, or its graph is not valid ONNX.
+    """
+    facts = EagerBackend(Path(checkpoint)).spec.card
+    network, _ = load_checkpoint(checkpoint)
+    return build_onnx(network, _with_facts(card or facts, facts), precision="fp32")
 
 
 def build_onnx(network: SegmentationNetwork, card: ModelCard, *, precision: str = "fp16") -> bytes:
@@ -115,7 +139,7 @@ def build_onnx(network: SegmentationNetwork, card: ModelCard, *, precision: str 
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"the exported graph is not valid ONNX: {error}") from error
-    return _sealed(model, card)
+    return sealed(model, card)
 
 
 def rewrite_card(path: str | os.PathLike[str], card: ModelCard) -> None:
@@ -130,20 +154,9 @@ def rewrite_card(path: str | os.PathLike[str], card: ModelCard) -> None:
         ModelError: The file is damaged, or not a model of this package.
     """
     path = Path(path)
-    data = read_model(path)
-    check_seal(data, str(path))
-    model = onnx.load_from_string(data)
-    stored = {entry.key: entry.value for entry in model.metadata_props}
-    facts = ModelCard.from_json(stored.get(CARD_KEY, ""))
-    with _staged(path, _sealed(model, _with_facts(card, facts))):
+    model, facts = parse_sealed(read_model(path), str(path))
+    with staged(path, sealed(model, _with_facts(card, facts))):
         pass
-
-
-def _sealed(model: onnx.ModelProto, card: ModelCard) -> bytes:
-    model.ClearField("metadata_props")
-    for key, value in ((CARD_KEY, card.to_json()), (SEAL_KEY, "0" * 64)):
-        model.metadata_props.add(key=key, value=value)
-    return seal_onnx(model.SerializeToString(deterministic=True))
 
 
 def _with_facts(card: ModelCard, facts: ModelCard) -> ModelCard:
@@ -229,19 +242,3 @@ def _halve_weights(model: onnx.ModelProto) -> None:
     nodes = [*casts, *graph.node]
     graph.ClearField("node")
     graph.node.extend(nodes)
-
-
-@contextlib.contextmanager
-def _staged(path: Path, data: bytes) -> Iterator[Path]:
-    """Write beside `path` and put it in place when the block ends well; otherwise remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 from magtiles_seg.image import ImageSource, read_image
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import MIN_SIDE_PX
+from magtiles_seg.infer.selection import open_selected, selection_path
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class Segmenter:
         self,
         model: str | os.PathLike[str] | None = None,
         *,
-        device: str = "cpu",
+        device: str | None = None,
         backend: str | None = None,
+        precision: str | None = None,
         threshold: float | None = None,
         min_area_px: int | None = None,
         reject_score: float | None = None,
@@ -52,22 +54,33 @@ class Segmenter:
     ) -> None:
         """Load a model.
 
+        Where device, backend, precision and threads are all left open, the configuration runs that
+        `magtiles-seg bench --select` found for this model on this machine, and `spec.selection`
+        says so; without one, onnxruntime on the CPU.
+
         Args:
             model: An `.onnx` file or a `.safetensors` checkpoint; None: the bundled model.
-            device: `"cpu"`, `"cuda"` or `"cuda:N"`.
-            backend: `"onnxruntime"` or `"eager"`; None chooses by the file's suffix.
+            device: `"cpu"`, `"cuda"`, `"cuda:N"`, or `"tensorrt"` for onnxruntime's TensorRT
+                execution provider; None: as selected, or the CPU.
+            backend: `"onnxruntime"`, `"openvino"` or `"eager"`; None: as selected, or by the file's
+                suffix.
+            precision: `"fp32"` or `"bf16"`, of OpenVINO's arithmetic; None: as selected, or fp32.
             threshold: A pixel of at least this probability is defect; None: as the model says.
             min_area_px: Smaller connected regions are dropped; None: as the model says.
             reject_score: A picture of at least this score is rejected; None: as the model says.
             review_score: From this score on a picture wants review; None: as the model says.
             mm_per_px: Scale of the pictures, for measures in mm; None: unknown.
-            threads: Of one inference on a CPU; None: all physical cores that the process may use.
+            threads: Of one inference on a CPU; None: as selected, or all physical cores that the
+                process may use.
 
         Raises:
             FileNotFoundError: There is no such model file.
             ModelError: The file is damaged, or not a model of this package.
             ConfigError: A value is of no sense.
             BackendUnavailableError: The runtime, or its support for the device, is not installed.
+
+        Warns:
+            SelectionWarning: What was selected for this machine cannot be used; the default runs.
         """
         if model is None and not BUNDLED_MODEL.exists():
             raise FileNotFoundError(
@@ -75,7 +88,8 @@ class Segmenter:
                 "reinstall magtiles-seg, or name a model file that `magtiles-seg export` wrote"
             )
         path = BUNDLED_MODEL if model is None else Path(model)
-        self._backend = open_backend(path, device=device, backend=backend, threads=threads)
+        asked = {"device": device, "backend": backend, "precision": precision, "threads": threads}
+        self._backend, self._spec = _open(path, asked)
         self._mm_per_px = mm_per_px
         self._decision = _changed(
             self.spec.card.decision,
@@ -94,7 +108,7 @@ class Segmenter:
     @property
     def spec(self) -> BackendSpec:
         """What runs, on what, and the model's card."""
-        return self._backend.spec
+        return self._spec
 
     @property
     def decision(self) -> Decision:
@@ -244,6 +258,14 @@ class _Picture:
         )
         source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         return cls(pixels, padded, source)
+
+
+def _open(path: Path, asked: dict[str, Any]) -> tuple[Backend, BackendSpec]:
+    """Load a model as asked for; where nothing is, as selected for this machine."""
+    if all(value is None for value in asked.values()) and (chosen := open_selected(path)):
+        return chosen, replace(chosen.spec, selection=str(selection_path()))
+    backend = open_backend(path, **asked)
+    return backend, backend.spec
 
 
 def _groups(pictures: Sequence[_Picture]) -> Iterator[list[int]]:

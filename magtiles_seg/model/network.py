@@ -18,7 +18,6 @@ https://arxiv.org/abs/1609.05158.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.labels import LABELS
+from magtiles_seg.model.nano import NanoDecoder, NanoEncoder, conv_bn
 
 GREY_CENTRE, GREY_SCALE = 127.5, 127.5
 """Grey levels 0..255 become (x - 127.5) / 127.5 inside the network, as the encoder was trained."""
@@ -65,27 +65,6 @@ LITE_STAGES: dict[str, tuple[_Stage, ...]] = {
     "lite2": _lite_stages((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
 }
 ARCHITECTURES: tuple[str, ...] = (*LITE_STAGES, "nano")
-
-
-def conv_bn(
-    in_channels: int,
-    out_channels: int,
-    kernel: int,
-    *,
-    stride: int = 1,
-    groups: int = 1,
-    activate: bool = True,
-) -> nn.Sequential:
-    """Return convolution, batch norm and (if `activate`) ReLU6; only `stride` changes the size."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(
-            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-        ),
-        nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03),
-    ]
-    if activate:
-        layers.append(nn.ReLU6(inplace=True))
-    return nn.Sequential(*layers)
 
 
 class InvertedResidual(nn.Module):
@@ -153,58 +132,6 @@ class LiteEncoder(nn.Module):
         return features
 
 
-class PlainResidual(nn.Module):
-    """Two 3x3 convolutions added to their input.
-
-    Source: https://arxiv.org/abs/1512.03385, figure 2.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = conv_bn(channels, channels, 3)
-        self.second = conv_bn(channels, channels, 3, activate=False)
-        self.activation = nn.ReLU6(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
-        out: Tensor = self.activation(x + self.second(self.first(x)))
-        return out
-
-
-class NanoEncoder(nn.Module):
-    """Plain residual stages behind a stride-4 patch stem: features at strides 4, 8 and 16.
-
-    Dense convolutions on few channels: on a CPU with wide vectors they run nearer to the
-    arithmetic limit than depthwise ones do.
-    """
-
-    def __init__(self, channels: tuple[int, int, int], blocks: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.channels = list(channels)
-        patch = nn.Conv2d(1, channels[0], 4, 4, bias=False)
-        entries: list[nn.Module] = [
-            nn.Sequential(
-                patch, nn.BatchNorm2d(channels[0], eps=1e-3, momentum=0.03), nn.ReLU6(inplace=True)
-            ),
-            *(
-                conv_bn(before, after, 3, stride=2)
-                for before, after in itertools.pairwise(channels)
-            ),
-        ]
-        self.stages = nn.ModuleList(
-            nn.Sequential(entry, *(PlainResidual(width) for _ in range(depth)))
-            for entry, width, depth in zip(entries, channels, blocks, strict=True)
-        )
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the features, finest first."""
-        features: list[Tensor] = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
-
-
 class Decoder(nn.Module):
     """From the coarsest feature to the finest: double, join, convolve (U-Net)."""
 
@@ -222,6 +149,7 @@ class Decoder(nn.Module):
             ]
             self.blocks.append(nn.Sequential(*layers))
             below = width
+        self.width = below
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Return the finest joined feature."""
@@ -246,19 +174,17 @@ class SegmentationNetwork(nn.Module):
         self.architecture = architecture
         self.labels = labels
         self.encoder: LiteEncoder | NanoEncoder
-        widths: tuple[int, ...]
-        convolutions: tuple[int, ...]
+        self.decoder: Decoder | NanoDecoder
         if architecture == "nano":
-            self.encoder = NanoEncoder((24, 40, 80), (1, 1, 2))
-            widths, convolutions = (40, 24), (1, 1)
+            self.encoder = NanoEncoder()
+            self.decoder = NanoDecoder(self.encoder.channels)
             self.stride, self.kind_stride = 16, 4
         else:
             self.encoder = LiteEncoder(LITE_STAGES[architecture])
-            widths, convolutions = (80, 48, 32, 24), (2, 2, 2, 1)
+            self.decoder = Decoder(self.encoder.channels, (80, 48, 32, 24), (2, 2, 2, 1))
             self.stride, self.kind_stride = 32, 2
-        self.decoder = Decoder(self.encoder.channels, widths, convolutions)
-        self.defect_head = nn.Conv2d(widths[-1], self.kind_stride**2, 3, padding=1)
-        self.kind_head = nn.Conv2d(widths[-1], len(labels) - 1, 1)
+        self.defect_head = nn.Conv2d(self.decoder.width, self.kind_stride**2, 3, padding=1)
+        self.kind_head = nn.Conv2d(self.decoder.width, len(labels) - 1, 1)
         self.shuffle = nn.PixelShuffle(self.kind_stride)
         nn.init.zeros_(self.defect_head.weight)
         prior = torch.tensor(math.log(_DEFECT_PRIOR / (1 - _DEFECT_PRIOR)))
@@ -284,7 +210,7 @@ class SegmentationNetwork(nn.Module):
         return 2 * _reach_px(self.encoder, self.decoder) + 1
 
 
-def _reach_px(encoder: nn.Module, decoder: Decoder) -> int:
+def _reach_px(encoder: nn.Module, decoder: Decoder | NanoDecoder) -> int:
     """Return how far from an output pixel the network can see, in px, as an upper bound.
 
     Down the encoder each k x k convolution at stride s adds s * (k // 2), and each downsampling by

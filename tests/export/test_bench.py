@@ -1,45 +1,190 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from magtiles_seg.errors import ConfigError
-from magtiles_seg.export import bench
-from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg import cli
+from magtiles_seg.errors import BackendUnavailableError, ConfigError, ParityError
+from magtiles_seg.export import bench, benchtable
+from magtiles_seg.export.bench import BenchReport
+from magtiles_seg.export.choosing import choose
+from magtiles_seg.export.contestants import Candidate, Case, Contestant, find_candidates
+from magtiles_seg.export.parity import Tolerance
+from magtiles_seg.export.peak import peak_mib
+from magtiles_seg.export.reference import ReferenceNetwork
+
+SMALL = Case(height_px=64, width_px=70)
 
 
-def test_measure_reports_both_contestants_and_restores_torch(model: Path) -> None:
+@pytest.fixture(scope="module")
+def report(model: Path) -> BenchReport:
+    """Of two sizes, on onnxruntime alone."""
+    cases = (SMALL, Case(height_px=64, width_px=80, batch=2))
+    return bench.measure(
+        model, cases=cases, backends=["onnxruntime"], threads=[1], rounds=2, burst=1
+    )
+
+
+def test_measure_reports_each_contestant_of_each_case(report: BenchReport) -> None:
+    kinds = [(row.kind, row.batch) for row in report.rows]
+    assert kinds == [(kind, n) for n in (1, 2) for kind in ("candidate", "eager", "sgemm")]
+    assert report.architecture == "nano"
+    for row in report.rows:
+        assert 0 < row.p50_ms <= row.p95_ms <= row.p99_ms
+        assert (row.mpix_s is None) == (row.kind == "sgemm")
+        assert row.gflop_s is not None
+        assert row.gflop_s > 0
+    assert report.rows[1].times_eager == report.rows[2 + 2].times_eager == 1
+    assert report.rows[2].gemm_fraction == pytest.approx(1)
+    assert 0 < (report.rows[0].overhead_fraction or 0) < 1
+
+
+def test_measure_restores_torch_and_tells_its_progress(model: Path) -> None:
     threads, steps = torch.get_num_threads(), []
-    report = bench.measure(
+    bench.measure(
         model,
-        size_hw=(64, 70),
-        threads=1,
+        cases=[SMALL],
+        backends=["onnxruntime"],
+        threads=[1],
         rounds=2,
         burst=1,
         progress=lambda done, total: steps.append((done, total)),
     )
-    assert (report.architecture, report.threads, report.rounds) == ("nano", 1, 2)
-    assert (report.height_px, report.width_px) == (64, 70)
-    assert min(report.segmenter_ms, report.runtime_ms, report.eager_ms, report.speedup) > 0
     assert steps == [(1, 2), (2, 2)]
     assert torch.get_num_threads() == threads
 
 
-def test_report_takes_the_median_of_ratios_of_rounds(model: Path) -> None:
-    turns = [  # round x contestant (segmenter, runtime, eager) x burst
-        [[10, 10, 99], [5, 5, 5], [20, 20, 20]],
-        [[20, 20, 20], [18, 18, 18], [100, 100, 100]],
-        [[10, 10, 10], [9, 9, 9], [30, 30, 30]],
+def test_rows_take_the_median_of_ratios_of_rounds() -> None:
+    case = Case(height_px=100, width_px=100, batch=2)
+    contestants = [
+        Contestant(name=kind, kind=kind, call=lambda: None, gflop=gflop)
+        for kind, gflop in (("candidate", 1.0), ("eager", 1.0), ("reference", None), ("sgemm", 4.0))
     ]
-    report = bench._report(Segmenter(model, threads=1), (288, 220), np.array(turns, float))
-    assert (report.segmenter_ms, report.runtime_ms, report.eager_ms) == (10, 9, 30)
-    assert report.speedup == 3
-    assert report.overhead_fraction == pytest.approx(0.1)
+    contestants[0].candidate = Candidate(path=Path("m.onnx"), backend="onnxruntime", threads=1)
+    whole = np.array([[10, 20, 10], [30, 100, 20], [60, 60, 60], [10, 20, 20]], float)
+    times_s = np.repeat(np.stack([whole, whole], axis=1)[..., None], 3, axis=3) / 1e3
+    times_s[0, 1] = times_s[0, 0] * 0.9
+    row = bench._rows(contestants, times_s, case, 1, memory=False)[0]
+    assert row.p50_ms == pytest.approx(10)
+    assert row.times_eager == pytest.approx(3)
+    assert row.times_reference == pytest.approx(12)  # two pictures of the reference a call
+    assert row.overhead_fraction == pytest.approx(0.1)
+    assert row.gflop_s == pytest.approx(1 / 9e-3)
+    # A quarter of the median of 10/9, 20/18 and 20/9: a quarter of its work.
+    assert row.gemm_fraction == pytest.approx(10 / 9 / 4)
+    assert row.pictures_s == pytest.approx(200)
+    assert row.mpix_s == pytest.approx(2)
 
 
-def test_measure_of_no_round_is_config_error() -> None:
-    with pytest.raises(ConfigError, match="rounds and burst must be at least 1"):
-        bench.measure(rounds=0)
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"burst": 0}, {"cases": ()}])
+def test_measure_of_nothing_is_config_error(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="rounds, burst and cases must be at least 1"):
+        bench.measure(**wrong)  # type: ignore[arg-type]
+
+
+def test_reference_network_has_the_41_m_parameters_that_it_stands_for() -> None:
+    with torch.device("meta"):
+        network = ReferenceNetwork().eval()
+        logits = network(torch.zeros(1, 3, 64, 96))
+    assert logits.shape == (1, 2, 64, 96)
+    parameters = sum(weight.numel() for weight in network.parameters())
+    assert parameters == pytest.approx(41.2e6, rel=0.005)
+
+
+def test_candidates_cover_files_threads_and_installed_backends(model: Path) -> None:
+    pytest.importorskip("openvino")
+    found = find_candidates(model, also=[Path("int8.onnx")], threads=[1, 2])
+    ways = {(one.path.name, one.backend, one.threads) for one in found if one.device == "cpu"}
+    backends = ("onnxruntime", "openvino")
+    assert ways == {
+        (name, backend, threads)
+        for name in (model.name, "int8.onnx")
+        for backend in backends
+        for threads in (1, 2)
+    }
+
+
+def test_candidate_of_unknown_backend_is_config_error(model: Path) -> None:
+    with pytest.raises(ConfigError, match="'eager' runs no ONNX files"):
+        find_candidates(model, backends=["eager"])
+
+
+def test_candidate_of_missing_backend_is_an_error_only_when_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    assert {one.backend for one in find_candidates(model)} == {"onnxruntime"}
+    with pytest.raises(BackendUnavailableError, match="OpenVINO is not installed"):
+        find_candidates(model, backends=["openvino"])
+
+
+def test_peak_memory_is_that_of_a_whole_process(model: Path) -> None:
+    peak = peak_mib(Candidate(path=model, backend="onnxruntime", threads=1), SMALL)
+    assert peak is None or 30 < peak < 4000
+
+
+def test_table_has_a_line_a_row_and_chart_is_drawn(report: BenchReport) -> None:
+    lines = benchtable.as_markdown(report).splitlines()
+    assert len(lines) == 4 + len(report.rows)
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    chart = np.asarray(benchtable.draw_chart(report))
+    assert chart.std() > 10
+
+
+def _with_times(report: BenchReport, *candidates: tuple[Candidate, float]) -> BenchReport:
+    row = report.rows[0]
+    rows = tuple(replace(row, candidate=one, p50_ms=ms) for one, ms in candidates)
+    return replace(report, rows=rows)
+
+
+def test_choose_takes_the_fastest_that_passes_parity(
+    report: BenchReport, model: Path, tmp_path: Path
+) -> None:
+    from magtiles_seg.export.graph import export_onnx
+    from magtiles_seg.model.checkpoint import save_checkpoint
+    from magtiles_seg.model.network import build_network
+
+    wrong = tmp_path / "wrong.safetensors"
+    save_checkpoint(wrong, build_network("nano"), {})
+    export_onnx(wrong, wrong.with_suffix(".onnx"))
+    plain = Candidate(path=model, backend="onnxruntime", threads=1)
+    slow = replace(plain, threads=2)
+    other = replace(plain, path=wrong.with_suffix(".onnx"))
+    refused: list[Candidate] = []
+    chosen = choose(
+        _with_times(report, (slow, 30.0), (plain, 20.0), (other, 10.0)),
+        model,
+        refused=lambda candidate, _: refused.append(candidate),
+    )
+    assert (chosen.backend, chosen.threads, chosen.file) == ("onnxruntime", 1, None)
+    assert refused == [other]
+    with pytest.raises(ParityError, match="no candidate answers"):
+        choose(_with_times(report, (other, 10.0)), model)
+    loose = Tolerance(min_dice=0, max_abs_diff=1, max_flipped_fraction=1)
+    chosen = choose(_with_times(report, (other, 10.0)), model, tolerance=lambda _: loose)
+    assert chosen.file == str(other.path)
+
+
+def test_bench_verb_writes_report_and_selects(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--size", "64x70", "--rounds", "1", "--threads", "1", "--backend", "onnxruntime"]
+    where = ["--model", str(model), "--out", str(tmp_path / "out"), "--select"]
+    assert cli.main(["bench", *words, *where]) == 0
+    assert "selected onnxruntime" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["bench.json", "bench.md", "bench.png"]
+    saved = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
+    assert saved["rows"][0]["candidate"]["backend"] == "onnxruntime"
+    assert cli.main(["info", "--model", str(model)]) == 0
+    assert "nothing-selected.json" in capsys.readouterr().out
+
+
+def test_bench_verb_with_wrong_size_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--size", "288"]) == 2
+    assert "expected height x width" in capsys.readouterr().err

@@ -87,7 +87,7 @@ GOOD = ParityReport(
 
 
 def report(**changes: float) -> ParityReport:
-    return ParityReport(**{**GOOD.to_dict(), **changes})  # type: ignore[arg-type]
+    return ParityReport(**{**GOOD.to_dict(), **changes})
 
 
 def test_check_at_the_tolerance_passes() -> None:

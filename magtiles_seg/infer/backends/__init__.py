@@ -9,43 +9,81 @@ from magtiles_seg.infer.backends.base import Backend, BackendSpec
 
 __all__ = ["BACKENDS", "Backend", "BackendSpec", "open_backend"]
 
-BACKENDS: dict[str, str] = {"eager": ".safetensors", "onnxruntime": ".onnx"}
-"""Names of the backends, and the suffix of the model files that each one runs."""
+BACKENDS: dict[str, str] = {
+    "eager": ".safetensors",
+    "onnxruntime": ".onnx",
+    "openvino": ".onnx",
+    "tensorrt": ".engine",
+}
+"""Names of the backends, and the suffix of the model files that each one runs; where two run the
+same files, the first is the one that a suffix alone chooses."""
 
 
 def open_backend(
-    path: Path, *, device: str = "cpu", backend: str | None = None, threads: int | None = None
+    path: Path,
+    *,
+    device: str | None = None,
+    backend: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    rebuild: bool = False,
 ) -> Backend:
     """Load a model.
 
     Args:
-        path: A `.onnx` file or a `.safetensors` checkpoint.
-        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+        path: An `.onnx` file, an `.engine` or a `.safetensors` checkpoint.
+        device: `"cpu"`, `"cuda"` or `"cuda:N"`; onnxruntime takes `"tensorrt"` and `"tensorrt:N"`
+            too, which is its TensorRT execution provider; None: the CPU, for an engine `"cuda"`.
         backend: A name from `BACKENDS`; None chooses by the file's suffix.
         threads: Of one inference on a CPU; None: all physical cores that the process may use.
+        precision: `"fp32"` or `"bf16"`, of OpenVINO's arithmetic; None: fp32, and for the others
+            as the file has it.
+        rebuild: Whether an engine that does not fit this machine is built again from the ONNX file
+            beside it; otherwise it is an error.
 
     Raises:
         FileNotFoundError: There is no such file.
         ModelError: The file is damaged, or not a model of this package.
-        ConfigError: The device, the backend or the number of threads has no sense.
+        ConfigError: The device, the backend, the precision or the number of threads has no sense.
         BackendUnavailableError: The runtime, or its support for the device, is not installed.
     """
-    suffix = path.suffix.lower()
-    if backend is None:
-        backend = next((name for name, wanted in BACKENDS.items() if wanted == suffix), None)
-        if backend is None:
-            raise ModelError(
-                f"{path} is not a model file: "
-                f"expected a name ending in {' or '.join(BACKENDS.values())}"
-            )
-    if backend not in BACKENDS:
-        raise ConfigError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    if suffix != BACKENDS[backend]:
-        raise ConfigError(f"backend {backend!r} runs {BACKENDS[backend]} files, got {path}")
+    backend = _choose(path, backend)
+    if precision is not None and backend != "openvino":
+        raise ConfigError(
+            f"precision={precision!r} is for backend 'openvino'; {backend!r} computes as the model "
+            "file has it: export the model in that precision"
+        )
+    if backend == "tensorrt":
+        from magtiles_seg.infer.backends.trt import TrtBackend
+
+        return TrtBackend(path, device=device or "cuda", rebuild=rebuild)
+    device = device or "cpu"
     if backend == "onnxruntime":
         from magtiles_seg.infer.backends.ort import OrtBackend
 
         return OrtBackend(path, device=device, threads=threads)
+    if backend == "openvino":
+        from magtiles_seg.infer.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(path, device=device, threads=threads, precision=precision)
     from magtiles_seg.infer.backends.eager import EagerBackend
 
     return EagerBackend(path, device=device, threads=threads)
+
+
+def _choose(path: Path, backend: str | None) -> str:
+    """Return the name of the backend that is to run a file."""
+    suffix = path.suffix.lower()
+    if backend is None:
+        for name, wanted in BACKENDS.items():
+            if wanted == suffix:
+                return name
+        raise ModelError(
+            f"{path} is not a model file: "
+            f"expected a name ending in {' or '.join(dict.fromkeys(BACKENDS.values()))}"
+        )
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    if suffix != BACKENDS[backend]:
+        raise ConfigError(f"backend {backend!r} runs {BACKENDS[backend]} files, got {path}")
+    return backend

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,13 +27,16 @@ class BackendSpec:
     """What runs, and on what.
 
     Attributes:
-        name: `"onnxruntime"` or `"eager"`.
+        name: A name from `BACKENDS`, such as `"onnxruntime"`.
         device: `"cpu"` or `"cuda:0"`.
         provider: What really executes the graph, as the runtime itself reports it.
         threads: Of one inference on a CPU.
         path: The model file.
         sha256: Of the model file.
         card: What the model says about itself.
+        precision: Of the arithmetic where the file leaves it to the runtime: `"fp32"` or `"bf16"`.
+        selection: The file that chose this configuration, see `infer.selection`; empty: the caller
+            or the defaults did.
     """
 
     name: str
@@ -42,6 +46,8 @@ class BackendSpec:
     path: Path
     sha256: str
     card: ModelCard
+    precision: str = "fp32"
+    selection: str = ""
 
 
 class Backend(Protocol):
@@ -101,16 +107,31 @@ def read_model(path: Path) -> bytes:
         raise ModelError(f"cannot read the model file {path}: {error.strerror}") from error
 
 
-def parse_device(device: str) -> tuple[str, int]:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a model file, as `BackendSpec.sha256` has it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelError: It cannot be read.
+    """
+    return hashlib.sha256(read_model(path)).hexdigest()
+
+
+def parse_device(device: str, accelerators: Sequence[str] = ("cuda",)) -> tuple[str, int]:
     """Return kind and number of a device: `"cpu"`, `"cuda"` (number 0) or `"cuda:1"`.
+
+    Args:
+        device: What the caller asked for.
+        accelerators: The kinds beside the CPU that the runtime has.
 
     Raises:
         ConfigError: It is none of these.
     """
-    match = re.fullmatch(r"(cpu)|(cuda)(?::(\d+))?", device)
-    if match is None:
-        raise ConfigError(f"unknown device {device!r}: expected 'cpu', 'cuda' or 'cuda:N'")
-    return match[1] or match[2], int(match[3] or 0)
+    kind, colon, number = device.partition(":")
+    if device == "cpu" or (kind in accelerators and (not colon or number.isdecimal())):
+        return kind, int(number or 0)
+    expected = "".join(f", {kind!r}, '{kind}:N'" for kind in accelerators)
+    raise ConfigError(f"unknown device {device!r}: expected 'cpu'{expected}")
 
 
 def check_threads(threads: int | None) -> int:

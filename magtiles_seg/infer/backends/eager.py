@@ -179,6 +179,7 @@ def card_of(
             git_revision=meta.get("git_revision", ""),
             weights_sha256=weights_sha256,
             licence=meta.get("licence", "Apache-2.0"),
+            calibration=meta.get("calibration", {}),
         )
     except (ConfigError, TypeError) as error:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""ONNX models on onnxruntime, on the CPU or a CUDA device."""
+"""ONNX models on onnxruntime: on the CPU, or on an NVIDIA GPU by CUDA or TensorRT."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 _OUTPUTS = ["probability", "classes"]
 _FATAL_ONLY = 4  # What fails is raised as an exception; the runtime need not print it as well.
 _GPU_FIX = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 
 
 class OrtBackend:
@@ -35,7 +40,8 @@ class OrtBackend:
 
         Args:
             path: A file that `magtiles_seg.export` wrote.
-            device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+            device: `"cpu"`, `"cuda"`, `"cuda:N"`, `"tensorrt"` or `"tensorrt:N"`: the last two are
+                onnxruntime's TensorRT execution provider, with CUDA for what TensorRT cannot run.
             threads: Of one inference on a CPU; None: all physical cores that the process may use.
 
         Raises:
@@ -44,12 +50,13 @@ class OrtBackend:
             ConfigError: The device or the number of threads has no sense.
             BackendUnavailableError: onnxruntime, or its support for the device, is not installed.
         """
-        kind, number = parse_device(device)
+        kind, number = parse_device(device, accelerators=("cuda", "tensorrt"))
         threads = check_threads(threads)
         data = read_model(path)
         check_seal(data, str(path))
         session = _open_session(data, path, kind=kind, number=number, threads=threads)
         self._session: onnxruntime.InferenceSession | None = session
+        self._gpu = None if kind == "cpu" else number
         self._spec = BackendSpec(
             name="onnxruntime",
             device="cpu" if kind == "cpu" else f"{kind}:{number}",
@@ -78,7 +85,10 @@ class OrtBackend:
         if session is None:
             raise InferenceError(f"the model {self._spec.path} is closed: make a new Segmenter")
         try:
-            probability, classes = session.run(_OUTPUTS, {"image": images})
+            if self._gpu is None:
+                probability, classes = session.run(_OUTPUTS, {"image": images})
+            else:
+                probability, classes = _run_bound(session, images, self._gpu)
         except Exception as error:
             raise InferenceError(
                 f"onnxruntime failed on pictures {images.shape}: {_first_line(error)}; "
@@ -100,26 +110,24 @@ def _open_session(
         raise BackendUnavailableError(
             "onnxruntime is not installed: pip install onnxruntime"
         ) from error
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if kind == "cuda":
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": number}))
-        available = onnxruntime.get_available_providers()
-        if "CUDAExecutionProvider" not in available:
-            raise BackendUnavailableError(
-                f"device 'cuda' needs the GPU build of onnxruntime, got {available}: {_GPU_FIX}"
-            )
+    available = onnxruntime.get_available_providers()
+    if _PROVIDERS[kind] not in available:
+        raise BackendUnavailableError(
+            f"device {kind!r} needs the GPU build of onnxruntime with {_PROVIDERS[kind]}, "
+            f"got {available}: {_GPU_FIX}"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY
     try:
         session = onnxruntime.InferenceSession(
-            data, options, providers=providers, enable_fallback=0
+            data, options, providers=_providers(kind, number), enable_fallback=0
         )
     except Exception as error:
-        if kind == "cuda":
+        if kind != "cpu":
             raise BackendUnavailableError(
-                f"onnxruntime cannot use cuda:{number}: {_first_line(error)}"
+                f"onnxruntime cannot use {kind}:{number}: {_first_line(error)}"
             ) from error
         raise ModelError(
             f"onnxruntime cannot load {path}: {_first_line(error)}; export the model again"
@@ -128,13 +136,41 @@ def _open_session(
     return session
 
 
+def _providers(kind: str, number: int) -> list[Any]:
+    """Return the execution providers for a device, and behind it those for what it cannot run."""
+    order = ["cpu"] if kind == "cpu" else list(dict.fromkeys((kind, "cuda", "cpu")))
+    return [
+        _PROVIDERS[name] if name == "cpu" else (_PROVIDERS[name], {"device_id": number})
+        for name in order
+    ]
+
+
+def _run_bound(
+    session: onnxruntime.InferenceSession, images: npt.NDArray[np.uint8], number: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Run with input and outputs bound to GPU memory: each is copied once, and nothing between."""
+    import onnxruntime
+
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(
+        "image",
+        onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), "cuda", number),
+    )
+    for name in _OUTPUTS:
+        binding.bind_output(name, "cuda", number)
+    session.run_with_iobinding(binding)
+    probability, classes = binding.copy_outputs_to_cpu()
+    return probability, classes
+
+
 def _check_provider(session: onnxruntime.InferenceSession, kind: str, number: int) -> None:
     """Raise if onnxruntime settled for another provider, as it does without a word."""
     used = session.get_providers()
-    if used[0] != f"{kind.upper()}ExecutionProvider":
+    if used[0] != _PROVIDERS[kind]:
         raise BackendUnavailableError(
             f"onnxruntime did not start on {kind}:{number} and would run on {used[0]}: check the "
-            "NVIDIA driver, CUDA and cuDNN that onnxruntime-gpu asks for, or use device='cpu'"
+            "NVIDIA driver and the libraries (CUDA, cuDNN, TensorRT) that onnxruntime-gpu asks "
+            "for, or use device='cpu'"
         )
 
 

@@ -1,0 +1,125 @@
+"""`magtiles-seg bench`: how fast this machine segments, and which backend is the fastest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magtiles_seg import errors
+from magtiles_seg.commands import options
+from magtiles_seg.progress import bar
+
+if TYPE_CHECKING:
+    from magtiles_seg.config import ExportParams
+    from magtiles_seg.export.bench import BenchReport
+    from magtiles_seg.export.contestants import Candidate, Case
+    from magtiles_seg.export.parity import Tolerance
+
+_EXAMPLES = """
+  magtiles-seg bench
+  magtiles-seg bench --size 288x220 256x2048 --threads 1 2 --reference --out bench/
+  magtiles-seg bench --also int8/model.onnx --select
+"""
+
+
+def add(verbs: options.Verbs) -> None:
+    """Add the verb."""
+    verb = options.add_verb(
+        verbs, "bench", "compare the backends of this machine", run, examples=_EXAMPLES
+    )
+    options.add_model(verb)
+    options.add_params(verb)
+    for name, kind, metavar, text in (
+        ("size", str, "HxW", "pictures' height and width (default: 288x220)"),
+        ("batch", int, "N", "pictures in a call (default: 1)"),
+        ("threads", int, "N", "of one inference on a CPU (default: all cores)"),
+        ("backend", str, "NAME", "only these (default: all that are installed)"),
+        ("also", Path, "FILE", "other ONNX files of the same model, such as its int8 version"),
+    ):
+        verb.add_argument(f"--{name}", nargs="+", type=kind, default=[], metavar=metavar, help=text)
+    verb.add_argument("--rounds", type=int, default=20, metavar="N", help="turns (default: 20)")
+    verb.add_argument(
+        "--reference", action="store_true", help="beside a U-Net of 41 M parameters, in torch"
+    )
+    verb.add_argument("--memory", action="store_true", help="measure peak memory, too")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="write bench.md, .json and .png here")
+    verb.add_argument(
+        "--select",
+        action="store_true",
+        help="from now on segment with the fastest that passes parity",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, show, write and choose."""
+    from magtiles_seg.export import bench, benchtable
+
+    with bar("bench", "round") as progress:
+        report = bench.measure(
+            arguments.model,
+            cases=_cases(arguments),
+            also=arguments.also,
+            backends=arguments.backend,
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            reference=arguments.reference,
+            memory=arguments.memory,
+            progress=progress,
+        )
+    table, text = benchtable.as_markdown(report), json.dumps(report.to_dict(), indent=2)
+    print(text if arguments.json else table)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "bench.md").write_text(table + "\n", encoding="utf-8")
+        (arguments.out / "bench.json").write_text(text + "\n", encoding="utf-8")
+        benchtable.draw_chart(report).save(arguments.out / "bench.png")
+    if arguments.select:
+        _select(arguments, report)
+    return options.ACCEPTED
+
+
+def _cases(arguments: argparse.Namespace) -> list[Case]:
+    from magtiles_seg.export.contestants import Case
+
+    sizes = [size.lower().split("x") for size in arguments.size or ["288x220"]]
+    if not all(len(size) == 2 and all(side.isdecimal() for side in size) for size in sizes):
+        raise errors.ConfigError(
+            f"--size is {' '.join(arguments.size)}; expected height x width, such as 288x220"
+        )
+    return [
+        Case(height_px=int(height), width_px=int(width), batch=batch)
+        for height, width in sizes
+        for batch in arguments.batch or [1]
+    ]
+
+
+def _select(arguments: argparse.Namespace, report: BenchReport) -> None:
+    from magtiles_seg.export.choosing import choose
+    from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+    from magtiles_seg.infer.selection import save_selection
+    from magtiles_seg.progress import complain
+
+    params = options.read_params(arguments).export
+    selection = choose(
+        report,
+        arguments.model or BUNDLED_MODEL,
+        tolerance=lambda candidate: _tolerance(candidate, params),
+        refused=lambda _, error: complain(error),
+    )
+    path = save_selection(report.model_sha256, selection)
+    print(f"\nselected {selection.backend}, {selection.measured}\nwritten to {path}")
+
+
+def _tolerance(candidate: Candidate, params: ExportParams) -> Tolerance:
+    """Return how far a candidate may stray: as its arithmetic is, by the manifest beside it."""
+    from magtiles_seg.export.manifest import Manifest, manifest_path
+    from magtiles_seg.export.parity import Tolerance
+
+    if candidate.precision == "bf16":
+        return Tolerance.of(params, "fp16")
+    if not manifest_path(candidate.path).exists():
+        return Tolerance.of(params, "fp32")
+    return Tolerance.of(params, Manifest.read(candidate.path).precision)

@@ -1,0 +1,280 @@
+"""Artefacts: a model in a precision, for a runtime, with its manifest, if it passes parity."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magtiles_seg.errors import BackendUnavailableError, ConfigError
+from magtiles_seg.export.files import parse_sealed, staged
+from magtiles_seg.export.manifest import (
+    Manifest,
+    local_environment,
+    manifest_path,
+    sha256_of,
+)
+from magtiles_seg.export.parity import ParityReport, Tolerance, check, compare
+from magtiles_seg.export.precision import convert, rehearse_fp16
+from magtiles_seg.export.recipe import Recipe
+from magtiles_seg.export.tilesets import TileSet
+from magtiles_seg.infer.backends import open_backend
+from magtiles_seg.infer.backends.base import Backend, read_model
+from magtiles_seg.model.card import ModelCard, check_seal
+
+if TYPE_CHECKING:
+    from magtiles_seg.export.engine import BuiltEngine
+
+TARGETS = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "rtx": "tensorrt-rtx",
+}
+"""What an artefact can be made for, and the package that runs it."""
+
+ENGINES = ("tensorrt", "rtx")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what goes on (`"calibrate"`, `"build"` or `"compare"`), how much is done, and of how
+much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be made.
+
+    Attributes:
+        target: One of `TARGETS`.
+        precision: `"fp32"`, `"fp16"` or `"int8"`, of the arithmetic.
+        recipe: Shapes and options of an engine; the other targets take none.
+        compute_capabilities: Of an engine of `"rtx"`, as `("SM86", "SM120")`; empty: the recipe's.
+        tolerance: How far the artefact may stray from the fp32 model.
+
+    Raises:
+        ConfigError: The target is unknown, or the parts do not fit it.
+    """
+
+    target: str
+    precision: str
+    recipe: Recipe | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit the target."""
+        if self.target not in TARGETS:
+            raise ConfigError(
+                f"unknown target {self.target!r}: expected one of {', '.join(TARGETS)}"
+            )
+        if self.target not in ENGINES and (self.recipe or self.compute_capabilities):
+            raise ConfigError(
+                f"a recipe and compute capabilities are for an engine, got target {self.target!r}: "
+                "leave them out, or export to tensorrt or rtx"
+            )
+
+
+def export_artefact(
+    model: Path,
+    folder: Path,
+    order: Order,
+    *,
+    proof: TileSet,
+    calibration: TileSet | None = None,
+    card: ModelCard | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, Manifest]:
+    """Write a model as an artefact and its manifest, if it answers as the model does.
+
+    Args:
+        model: An fp32 `.onnx` file of this package, or a `.safetensors` checkpoint.
+        folder: Where to write; made when missing. Older files of the same name are replaced, and
+            only by whole and proved ones.
+        order: What to make.
+        proof: On which the artefact is compared with the model.
+        calibration: On which int8 is calibrated; the other precisions need none.
+        card: Of a checkpoint, what the artefact is to say about itself; None: what it tells.
+        progress: See `Progress`.
+
+    Returns:
+        The artefact's path and its manifest. Beside an engine stands the ONNX file it was built
+        from. An engine for a GPU that is not here cannot run: its manifest then says that the ONNX
+        graph was compared in its place.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ModelError: It is damaged, no fp32 model, or the runtime cannot compile it.
+        ParityError: The artefact answers differently; nothing is written.
+        ConfigError: The order makes no sense, or int8 lacks its calibration.
+        BackendUnavailableError: The runtime is not installed.
+    """
+    progress = progress or (lambda _stage, _done, _total: None)
+    source = _fp32_onnx(model, card)
+    pictures = calibration.pictures if calibration else ()
+    data = convert(
+        source, order.precision, pictures=pictures, progress=_part(progress, "calibrate")
+    )
+    stem = f"{model.stem}-{order.precision}"
+    with tempfile.TemporaryDirectory() as scratch, _reference(model, source, scratch) as reference:
+        gate = _Gate(reference, order.tolerance, proof, Path(scratch), _part(progress, "compare"))
+        manifest = _draft(data, order)
+        if order.precision == "fp16":
+            gate.pass_bytes("rehearsal", rehearse_fp16(source))
+        if order.target in ENGINES:
+            gate.pass_bytes("onnx", data)
+            built = _build(data, order, folder / f"{stem}.timing", _part(progress, "build"))
+            path, content = _engine_path(folder, stem, order), built.plan
+            known = {entry.name for entry in fields(Manifest)}
+            facts = {key: value for key, value in built.facts.items() if key in known}
+            manifest = replace(manifest, **{**facts, "precision": order.precision})
+            gate.fit(manifest.profile)
+        else:
+            path, content = folder / f"{stem}.onnx", data
+        manifest = replace(manifest, sha256=sha256_of(content))
+        written = _write(path, content, manifest, gate, order)
+    if order.target in ENGINES:  # a stale engine is built again from it
+        with staged(folder / f"{stem}.onnx", data):
+            pass
+    return path, written
+
+
+def _draft(data: bytes, order: Order) -> Manifest:
+    """Return what can be said of an artefact before it is built."""
+    _, card = parse_sealed(data, "the converted model")
+    return Manifest(
+        sha256="",
+        onnx_sha256=sha256_of(data),
+        precision=order.precision,
+        environment=local_environment(TARGETS[order.target]),
+        card=card,
+    )
+
+
+def _engine_path(folder: Path, stem: str, order: Order) -> Path:
+    suffix = f"-{order.recipe.name}" if order.recipe else ""
+    return folder / f"{stem}{suffix}.engine"
+
+
+def _build(
+    data: bytes, order: Order, cache: Path, progress: Callable[[int, int], None]
+) -> BuiltEngine:
+    """Return an engine; what the builder measured is kept for the next build on the same GPU."""
+    from magtiles_seg.export.engine import build_engine
+
+    recipe = order.recipe or Recipe(name="default")
+    measured = cache.read_bytes() if order.target == "tensorrt" and cache.exists() else None
+    built = build_engine(
+        data,
+        replace(recipe, precision=order.precision),
+        flavour=order.target,
+        compute_capabilities=order.compute_capabilities,
+        timing_cache=measured,
+        progress=progress,
+    )
+    if built.timing_cache is not None:
+        with staged(cache, built.timing_cache):
+            pass
+    return built
+
+
+def _write(path: Path, content: bytes, manifest: Manifest, gate: _Gate, order: Order) -> Manifest:
+    """Put artefact and manifest in place if the artefact itself passes, wherever it can run."""
+    with staged(path, content) as part:
+        manifest.write(part)  # an engine is loaded by its manifest
+        try:
+            with closing(_open(part, order.target)) as candidate:
+                gate.pass_backend("artefact", candidate)
+        except BackendUnavailableError:
+            if order.target != "rtx":
+                raise
+        finally:
+            manifest_path(part).unlink(missing_ok=True)
+        manifest = replace(manifest, parity=gate.parity)
+        manifest.write(path)
+    return manifest
+
+
+def _open(path: Path, target: str) -> Backend:
+    if target in ENGINES:
+        return open_backend(path, device="cuda")
+    return open_backend(path, device="cpu", backend=TARGETS[target])
+
+
+def _fp32_onnx(model: Path, card: ModelCard | None) -> bytes:
+    """Return a model as an fp32 ONNX file."""
+    if model.suffix.lower() == ".safetensors":
+        from magtiles_seg.export.graph import checkpoint_onnx
+
+        return checkpoint_onnx(model, card)
+    data = read_model(model)
+    check_seal(data, str(model))
+    return data
+
+
+def _part(progress: Progress, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(stage, done, total)
+
+
+@contextmanager
+def _reference(model: Path, source: bytes, scratch: str) -> Iterator[Backend]:
+    """Give the fp32 model: eager torch of a checkpoint, otherwise the ONNX file."""
+    eager = model.suffix.lower() == ".safetensors"
+    path = model if eager else Path(scratch) / model.name
+    if not eager:
+        path.write_bytes(source)
+    with closing(open_backend(path, device="cpu")) as backend:
+        yield backend
+
+
+class _Gate:
+    """Compares whatever is about to be written with the reference, and remembers the figures."""
+
+    def __init__(
+        self,
+        reference: Backend,
+        tolerance: Tolerance,
+        proof: TileSet,
+        scratch: Path,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.parity: dict[str, Any] = {"tiles": str(proof), "tolerance": asdict(tolerance)}
+        self._reference = reference
+        self._tolerance = tolerance
+        self._proof = proof
+        self._scratch = scratch
+        self._progress = progress
+
+    def fit(self, profile: Mapping[str, list[int]]) -> None:
+        """Bring the tiles to the shapes (N, H, W) that an engine takes."""
+        self._proof = self._proof.within(profile["min"][1:], profile["max"][1:])
+
+    def pass_bytes(self, subject: str, data: bytes) -> None:
+        """Compare an ONNX file on onnxruntime.
+
+        Raises:
+            ParityError: It answers differently.
+        """
+        path = self._scratch / f"{subject}.onnx"
+        path.write_bytes(data)
+        with closing(open_backend(path, device="cpu", backend="onnxruntime")) as candidate:
+            self.pass_backend(subject, candidate)
+
+    def pass_backend(self, subject: str, candidate: Backend) -> None:
+        """Compare a loaded model.
+
+        Raises:
+            ParityError: It answers differently.
+        """
+        report: ParityReport = compare(
+            self._reference,
+            candidate,
+            self._proof.pictures,
+            classes=self._proof.classes,
+            decision=candidate.spec.card.decision,
+            progress=self._progress,
+        )
+        check(report, self._tolerance)
+        self.parity[subject] = {"ran_on": candidate.spec.provider, **report.to_dict()}

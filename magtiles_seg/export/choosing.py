@@ -1,0 +1,90 @@
+"""Choosing: the fastest way to run a model on this machine that answers as the model does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import ConfigError, ParityError
+from magtiles_seg.export.parity import Tolerance, check, compare, frozen_pictures
+from magtiles_seg.infer.backends.base import file_sha256
+from magtiles_seg.infer.backends.ort import OrtBackend
+from magtiles_seg.infer.selection import Selection, runtime_of
+
+if TYPE_CHECKING:
+    from magtiles_seg.export.bench import BenchReport
+    from magtiles_seg.export.contestants import Candidate
+
+
+def choose(
+    report: BenchReport,
+    model: Path,
+    *,
+    tolerance: Callable[[Candidate], Tolerance] | None = None,
+    pictures: Sequence[npt.NDArray[np.uint8]] | None = None,
+    refused: Callable[[Candidate, ParityError], None] | None = None,
+) -> Selection:
+    """Return the fastest candidate of a report that passes parity with the model.
+
+    The reference is the model file itself on onnxruntime and the CPU. Over several cases the
+    candidate wins whose median latencies have the least geometric mean.
+
+    Args:
+        report: What `bench.measure` returned.
+        model: The model file that was measured.
+        tolerance: How far a candidate may stray; None: the defaults for fp32.
+        pictures: (H, W) uint8 each, to compare on; None: `parity.frozen_pictures()`.
+        refused: Called with each faster candidate that fails, and why.
+
+    Raises:
+        ConfigError: The report holds no candidate, or not all in each case.
+        ParityError: No candidate passes.
+    """
+    ranked = _ranking(report)
+    reference = OrtBackend(model)
+    images = frozen_pictures() if pictures is None else pictures
+    for candidate, seconds in ranked:
+        with candidate.open() as segmenter:
+            try:
+                allowed = tolerance(candidate) if tolerance else Tolerance()
+                check(compare(reference, segmenter.backend, images), allowed)
+            except ParityError as error:
+                if refused is not None:
+                    refused(candidate, error)
+                continue
+        return _selection(candidate, model, f"{seconds * 1e3:.1f} ms, {report.machine}")
+    raise ParityError("no candidate answers as the model does: nothing is selected")
+
+
+def _ranking(report: BenchReport) -> list[tuple[Candidate, float]]:
+    """Return the candidates with the geometric mean of their median seconds, fastest first."""
+    times: dict[Candidate, list[float]] = {}
+    for row in report.rows:
+        if row.candidate is not None:
+            times.setdefault(row.candidate, []).append(row.p50_ms / 1e3)
+    if not times:
+        raise ConfigError("there is nothing to select from: the report holds no candidate")
+    means = [
+        (one, math.exp(sum(map(math.log, seconds)) / len(seconds)))
+        for one, seconds in times.items()
+    ]
+    return sorted(means, key=lambda pair: pair[1])
+
+
+def _selection(candidate: Candidate, model: Path, measured: str) -> Selection:
+    other = candidate.path.resolve() != model.resolve()
+    return Selection(
+        backend=candidate.backend,
+        device=candidate.device,
+        threads=candidate.threads or 1,
+        precision=candidate.precision,
+        runtime=runtime_of(candidate.backend),
+        file=str(candidate.path.resolve()) if other else None,
+        file_sha256=file_sha256(candidate.path) if other else "",
+        measured=measured,
+    )

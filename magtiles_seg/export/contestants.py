@@ -1,0 +1,272 @@
+"""Who takes part in a benchmark: ways to run a model on this machine, and what to compare with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import BackendUnavailableError, ConfigError
+from magtiles_seg.infer.backends import BACKENDS
+from magtiles_seg.infer.backends.base import check_threads
+from magtiles_seg.infer.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from magtiles_seg.infer.backends import Backend, BackendSpec
+
+_GEMM_SIDE = 1024
+_GPU_PROVIDERS = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to run a model; a `Segmenter` takes the same words."""
+
+    path: Path
+    backend: str
+    device: str = "cpu"
+    threads: int | None = None
+    precision: str | None = None
+
+    def open(self) -> Segmenter:
+        """Return a Segmenter that runs so."""
+        return Segmenter(
+            self.path,
+            backend=self.backend,
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is segmented in one call: `batch` pictures of one size."""
+
+    height_px: int
+    width_px: int
+    batch: int = 1
+
+    @property
+    def pixels(self) -> int:
+        """Of all pictures of a call."""
+        return self.height_px * self.width_px * self.batch
+
+    def pictures(self) -> npt.NDArray[np.uint8]:
+        """Return (batch, H, W) uint8, one synthetic tile with a defect."""
+        from magtiles_seg.dataset.synthetic import synthetic_tile
+
+        size_hw = (self.height_px, self.width_px)
+        tile = synthetic_tile(1, defect="blowhole", size_hw=size_hw).image
+        return np.ascontiguousarray(np.broadcast_to(tile, (self.batch, *size_hw)))
+
+
+@dataclass(kw_only=True)
+class Contestant:
+    """What takes its turns in a benchmark.
+
+    Attributes:
+        name: How the table calls it.
+        kind: `"candidate"`, or what candidates are compared with: `"eager"`, `"reference"`,
+            `"sgemm"`.
+        call: One counted call.
+        gflop: Multiplications and additions of a call, in 10^9; None: unknown.
+        candidate: What it runs; None for those that are only compared with.
+        spec: Of the candidate's backend.
+        inside_s: Seconds that candidates have spent within the runtime; whoever times them resets
+            it.
+    """
+
+    name: str
+    kind: str
+    call: Callable[[], Any]
+    gflop: float | None = None
+    candidate: Candidate | None = None
+    spec: BackendSpec | None = None
+    inside_s: float = 0.0
+
+
+def find_candidates(
+    model: Path,
+    *,
+    also: Sequence[Path] = (),
+    backends: Sequence[str] = (),
+    threads: Sequence[int] = (),
+) -> list[Candidate]:
+    """Return every way to run a model that this machine has.
+
+    Args:
+        model: An ONNX file.
+        also: Other ONNX files of the same model, such as its int8 version.
+        backends: Only these, and an error where one is not there; none: all that are installed.
+        threads: Of one inference on a CPU; none: all cores.
+
+    Raises:
+        ConfigError: A backend has no sense here.
+        BackendUnavailableError: A backend that was named is not installed.
+    """
+    for name in backends:
+        if BACKENDS.get(name) != ".onnx":
+            known = [name for name, suffix in BACKENDS.items() if suffix == ".onnx"]
+            raise ConfigError(f"backend {name!r} runs no ONNX files: expected some of {known}")
+    found = []
+    for backend in backends or ("onnxruntime", "openvino"):
+        ways: list[dict[str, Any]] = []
+        with suppress(*(() if backends else (BackendUnavailableError,))):
+            ways = _ways(backend)
+        for path in (model, *also):
+            for way in ways:
+                counts = (threads or (None,)) if way["device"] == "cpu" else (None,)
+                found += [
+                    Candidate(path=path, backend=backend, threads=check_threads(count), **way)
+                    for count in counts
+                ]
+    return found
+
+
+def _ways(backend: str) -> list[dict[str, Any]]:
+    """Return devices and precisions of an installed backend."""
+    if backend == "openvino":
+        from magtiles_seg.infer.backends.openvino import has_bf16
+
+        precisions = ("fp32", "bf16") if has_bf16() else ("fp32",)
+        return [{"device": "cpu", "precision": precision} for precision in precisions]
+    import onnxruntime
+
+    available = onnxruntime.get_available_providers()
+    gpus = [device for provider, device in _GPU_PROVIDERS.items() if provider in available]
+    return [{"device": device} for device in ("cpu", *gpus)]
+
+
+def enter(candidate: Candidate, case: Case) -> Contestant:
+    """Return a candidate that is ready to segment, end to end, and times its runtime apart."""
+    segmenter = candidate.open()
+    pictures = case.pictures()
+    spec = segmenter.spec
+    contestant = Contestant(
+        name=f"{candidate.path.stem}, {spec.name} {spec.device} {spec.precision}",
+        kind="candidate",
+        call=lambda: segmenter.batch(pictures),
+        gflop=network_gflop(spec.card.architecture, spec.card.labels, case),
+        candidate=candidate,
+        spec=spec,
+    )
+    segmenter._backend = _Timed(segmenter.backend, contestant)
+    if case.batch == 1:
+        contestant.call = lambda: segmenter(pictures[0])
+    return contestant
+
+
+class _Timed:
+    """A backend that notes in its contestant how long each call takes."""
+
+    def __init__(self, backend: Backend, contestant: Contestant) -> None:
+        self._backend, self._contestant = backend, contestant
+
+    @property
+    def spec(self) -> BackendSpec:
+        return self._backend.spec
+
+    def infer(
+        self, images: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        start = time.perf_counter()
+        answer = self._backend.infer(images)
+        self._contestant.inside_s += time.perf_counter() - start
+        return answer
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+def enter_eager(architecture: str, labels: tuple[str, ...], case: Case) -> Contestant:
+    """Return the bare network in eager torch fp32, with fresh weights: its speed is the same.
+
+    Raises:
+        BackendUnavailableError: torch is not installed.
+    """
+    torch, build_network = _torch_parts()
+    network = build_network(architecture, labels=labels).eval()
+    grey = torch.full(_padded(network.stride, case), 127.0)
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def call() -> None:
+        network(grey)
+
+    gflop = network_gflop(architecture, labels, case)
+    return Contestant(name="eager torch fp32", kind="eager", call=call, gflop=gflop)
+
+
+def enter_reference() -> Contestant:
+    """Return the reference network in eager torch fp32, on the one picture size that it takes.
+
+    Raises:
+        BackendUnavailableError: torch is not installed.
+    """
+    torch, _ = _torch_parts()
+    from magtiles_seg.export.reference import SIDE_PX, ReferenceNetwork
+
+    network = ReferenceNetwork().eval()
+    picture = torch.full((1, 3, SIDE_PX, SIDE_PX), 0.5)
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def call() -> None:
+        network(picture)
+
+    name = f"reference at {SIDE_PX}x{SIDE_PX}, eager"
+    return Contestant(name=name, kind="reference", call=call)
+
+
+def enter_gemm() -> Contestant:
+    """Return a large matrix product: what this machine's arithmetic can reach.
+
+    Raises:
+        BackendUnavailableError: torch is not installed.
+    """
+    torch, _ = _torch_parts()
+    left, right = (torch.full((_GEMM_SIDE, _GEMM_SIDE), 0.5) for _ in range(2))
+    gflop = 2 * _GEMM_SIDE**3 / 1e9
+    return Contestant(
+        name=f"sgemm {_GEMM_SIDE}",
+        kind="sgemm",
+        call=lambda: torch.mm(left, right),
+        gflop=gflop,
+    )
+
+
+def network_gflop(architecture: str, labels: tuple[str, ...], case: Case) -> float | None:
+    """Return the 10^9 operations of a network's convolutions; None without torch."""
+    try:
+        torch, build_network = _torch_parts()
+    except BackendUnavailableError:
+        return None
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        network = build_network(architecture, labels=labels).eval()
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            network(torch.zeros(_padded(network.stride, case)))
+    return float(counter.get_total_flops()) / 1e9
+
+
+def _padded(stride: int, case: Case) -> tuple[int, int, int, int]:
+    height, width = (-(-side // stride) * stride for side in (case.height_px, case.width_px))
+    return case.batch, 1, height, width
+
+
+def _torch_parts() -> tuple[Any, Any]:
+    try:
+        import torch
+
+        from magtiles_seg.model.network import build_network
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "comparing with eager torch needs torch: pip install 'magtiles-seg[train]'"
+        ) from error
+    return torch, build_network

@@ -1,0 +1,69 @@
+"""How export writes: sealed ONNX bytes, and files that appear only when they have passed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from magtiles_seg.errors import BackendUnavailableError
+from magtiles_seg.model.card import CARD_KEY, SEAL_KEY, ModelCard, check_seal, seal_onnx
+
+try:
+    import onnx
+except ImportError as error:
+    raise BackendUnavailableError(
+        "export needs onnx: pip install 'magtiles-seg[export]'"
+    ) from error
+
+
+def parse_sealed(data: bytes, name: str) -> tuple[onnx.ModelProto, ModelCard]:
+    """Return graph and card of an ONNX file of this package.
+
+    Args:
+        data: The whole file.
+        name: What to call the file in a message.
+
+    Raises:
+        ModelError: The file is damaged, or not a model of this package.
+    """
+    check_seal(data, name)
+    model = onnx.load_from_string(data)
+    stored = {entry.key: entry.value for entry in model.metadata_props}
+    return model, ModelCard.from_json(stored.get(CARD_KEY, ""))
+
+
+def sealed(model: onnx.ModelProto, card: ModelCard) -> bytes:
+    """Return a graph as the bytes of a model file: with its card, and with a seal over the whole.
+
+    Args:
+        model: The graph; its metadata are replaced.
+        card: What the file is to say about itself.
+    """
+    model.ClearField("metadata_props")
+    for key, value in ((CARD_KEY, card.to_json()), (SEAL_KEY, "0" * 64)):
+        model.metadata_props.add(key=key, value=value)
+    return seal_onnx(model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def staged(path: Path, data: bytes) -> Iterator[Path]:
+    """Write beside `path` and put it in place when the block ends well; otherwise remove it.
+
+    Args:
+        path: Where the file is to stand. The one written first has the same suffix, so that a
+            backend can be chosen by it.
+        data: Its content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,124 @@
+"""Rebuild: an engine that does not fit its machine, made again from the ONNX file beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import ConfigError, ModelError
+from magtiles_seg.export.engine import BuiltEngine, build_engine
+from magtiles_seg.export.manifest import Manifest, manifest_path, sha256_of
+from magtiles_seg.export.parity import Tolerance, check, compare, frozen_pictures
+from magtiles_seg.export.recipe import Recipe
+from magtiles_seg.infer.backends.cuda import Cuda
+from magtiles_seg.infer.backends.ort import OrtBackend
+from magtiles_seg.infer.backends.trt import TrtBackend
+
+
+def rebuild_engine(
+    path: Path,
+    manifest: Manifest,
+    *,
+    flavour: str,
+    device: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Build an engine again for this machine's GPU, and put it in place if it passes parity.
+
+    It is compared with its own ONNX file on the CPU. If anything fails, the old files stay.
+
+    Args:
+        path: The `.engine` file to replace, its ONNX file in the same folder.
+        manifest: Of the engine: by which recipe it was built, and from which ONNX file.
+        flavour: `"tensorrt"` or `"rtx"`.
+        device: Number of the GPU.
+        progress: Called with (steps done, steps known so far).
+
+    Raises:
+        ModelError: The ONNX file is not there, or cannot be built.
+        ParityError: The new engine answers differently.
+        BackendUnavailableError: The library or the GPU is not there.
+    """
+    source, data = _find_onnx(path, manifest.onnx_sha256)
+    capability = Cuda(device).gpu().compute_capability
+    try:
+        recipe = replace(Recipe(**manifest.recipe), compute_capability=capability)
+    except (ConfigError, TypeError) as error:
+        raise ModelError(
+            f"the manifest of {path} holds no recipe to build by: {error}; export the model again"
+        ) from error
+    built = build_engine(data, recipe, flavour=flavour, device=device, progress=progress)
+    fresh = _manifest(manifest, built)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        part.write_bytes(built.plan)
+        fresh.write(part)
+        figures = _prove(source, part, fresh, device)
+        replace(fresh, parity={**fresh.parity, "artefact": figures}).write(part)
+        part.replace(path)
+        manifest_path(part).replace(manifest_path(path))
+    finally:
+        part.unlink(missing_ok=True)
+        manifest_path(part).unlink(missing_ok=True)
+
+
+def _find_onnx(path: Path, sha256: str) -> tuple[Path, bytes]:
+    """Return the ONNX file beside an engine that it was made from."""
+    found = sorted(path.parent.glob("*.onnx"))
+    for candidate in found:
+        data = candidate.read_bytes()
+        if sha256_of(data) == sha256:
+            return candidate, data
+    names = ", ".join(candidate.name for candidate in found) or "no .onnx file"
+    raise ModelError(
+        f"{path} cannot be built again: expected its ONNX file (SHA-256 {sha256[:12]}…) in "
+        f"{path.parent}, got {names}; copy that file there, or export the model again"
+    )
+
+
+def _manifest(old: Manifest, built: BuiltEngine) -> Manifest:
+    return replace(
+        old,
+        sha256=sha256_of(built.plan),
+        environment=built.facts["environment"],
+        profile=built.facts["profile"],
+        recipe=built.facts["recipe"],
+    )
+
+
+def _prove(source: Path, part: Path, manifest: Manifest, device: int) -> dict[str, Any]:
+    """Compare an engine with its ONNX file, and return the figures."""
+    recipe = Recipe(**manifest.recipe)
+    reference = OrtBackend(source)
+    candidate = TrtBackend(part, device=f"cuda:{device}")
+    try:
+        report = compare(reference, candidate, pictures_within(recipe))
+    finally:
+        candidate.close()
+        reference.close()
+    check(report, Tolerance(**manifest.parity.get("tolerance", {})))
+    return {"ran_on": candidate.spec.provider, **report.to_dict()}
+
+
+def pictures_within(recipe: Recipe) -> list[npt.NDArray[np.uint8]]:
+    """Return the frozen pictures, mirrored on or cut where the recipe's shapes do not take them.
+
+    Args:
+        recipe: Whose least and greatest shapes bound the sizes.
+
+    Returns:
+        (H, W) uint8 each.
+    """
+    (_, *least), _, (_, *greatest) = recipe.shapes
+    pictures = []
+    for picture in frozen_pictures():
+        missing = [max(0, low - side) for low, side in zip(least, picture.shape, strict=True)]
+        padded = np.pad(picture, [(0, more) for more in missing], mode="symmetric")
+        pictures.append(np.ascontiguousarray(padded[: greatest[0], : greatest[1]]))
+    return pictures

@@ -1,0 +1,196 @@
+"""ONNX models on OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    InferenceError,
+    ModelError,
+)
+from magtiles_seg.infer.backends.base import (
+    BackendSpec,
+    check_images,
+    check_threads,
+    parse_device,
+    read_model,
+)
+from magtiles_seg.model.card import CARD_KEY, ModelCard, check_seal
+
+if TYPE_CHECKING:
+    import openvino
+
+_OUTPUTS = ["probability", "classes"]
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoBackend:
+    """One compiled model, shared by all threads; each call in progress has its own request."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        precision: str | None = None,
+    ) -> None:
+        """Compile an ONNX model for this CPU.
+
+        OpenVINO left to itself computes in bf16 wherever the CPU can, which moves the answers. Here
+        the arithmetic is what was asked for, and fp32 when nothing was.
+
+        Args:
+            path: A file that `magtiles_seg.export` wrote.
+            device: `"cpu"`.
+            threads: Of one inference; None: all physical cores that the process may use.
+            precision: `"fp32"` or, where the CPU has it, `"bf16"`; None: `"fp32"`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ModelError: The file is damaged, or not a model of this package.
+            ConfigError: The device, the precision or the number of threads has no sense.
+            BackendUnavailableError: OpenVINO is not installed, or the CPU has no bf16.
+        """
+        parse_device(device, accelerators=())
+        threads = check_threads(threads)
+        precision = precision or "fp32"
+        if precision not in _PRECISIONS:
+            raise ConfigError(
+                f"unknown precision {precision!r}: OpenVINO computes in {', '.join(_PRECISIONS)}"
+            )
+        data = read_model(path)
+        check_seal(data, str(path))
+        compiled, card = _compile(data, path, threads=threads, precision=precision)
+        self._compiled: openvino.CompiledModel | None = compiled
+        self._idle: deque[openvino.InferRequest] = deque()
+        self._spec = BackendSpec(
+            name="openvino",
+            device="cpu",
+            provider=_provider(),
+            threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            path=path,
+            sha256=hashlib.sha256(data).hexdigest(),
+            card=card,
+            precision=precision,
+        )
+
+    @property
+    def spec(self) -> BackendSpec:
+        """What runs, and on what."""
+        return self._spec
+
+    def infer(
+        self, images: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
+
+        Raises:
+            InferenceError: The pictures do not fit, the backend is closed, or OpenVINO failed.
+        """
+        check_images(images)
+        compiled = self._compiled
+        if compiled is None:
+            raise InferenceError(f"the model {self._spec.path} is closed: make a new Segmenter")
+        try:
+            try:
+                request = self._idle.pop()
+            except IndexError:
+                request = compiled.create_infer_request()
+            request.infer([np.ascontiguousarray(images)], share_inputs=True)
+            # Copies: the next call of this request overwrites its own tensors.
+            probability, classes = (request.get_tensor(name).data.copy() for name in _OUTPUTS)
+        except RuntimeError as error:
+            raise InferenceError(
+                f"OpenVINO failed on pictures {images.shape}: {_reason(error)}; "
+                "if memory ran out, use smaller pictures"
+            ) from error
+        if self._compiled is not None:
+            self._idle.append(request)
+        return probability, classes
+
+    def close(self) -> None:
+        """Free the model once the calls in progress have ended."""
+        self._compiled = None
+        self._idle.clear()
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO would compute in bf16 on this CPU.
+
+    Raises:
+        BackendUnavailableError: OpenVINO is not installed.
+    """
+    capabilities: list[str] = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in capabilities
+
+
+def _core() -> openvino.Core:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "OpenVINO is not installed: pip install 'magtiles-seg[openvino]'"
+        ) from error
+    return openvino.Core()
+
+
+def _compile(
+    data: bytes, path: Path, *, threads: int, precision: str
+) -> tuple[openvino.CompiledModel, ModelCard]:
+    core = _core()
+    if precision == "bf16" and not has_bf16():
+        raise BackendUnavailableError(
+            "this CPU has no bf16 (AVX512_BF16 or AMX), and OpenVINO would compute in fp32: "
+            "use precision='fp32'"
+        )
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+    }
+    try:
+        model = core.read_model(io.BytesIO(data))
+        card = _read_card(model, path)
+        return core.compile_model(model, "CPU", options), card
+    except RuntimeError as error:
+        raise ModelError(
+            f"OpenVINO cannot load {path}: {_reason(error)}; export the model again"
+        ) from error
+
+
+def _read_card(model: openvino.Model, path: Path) -> ModelCard:
+    inputs = [
+        (entry.any_name, entry.element_type.get_type_name(), len(entry.partial_shape))
+        for entry in model.inputs
+    ]
+    outputs = [entry.any_name for entry in model.outputs]
+    where: list[Any] = ["framework", CARD_KEY]
+    if inputs != [("image", "u8", 3)] or outputs != _OUTPUTS or not model.has_rt_info(where):
+        raise ModelError(
+            f"{path} is not a magtiles-seg model: expected one input 'image' u8 (N, H, W), "
+            f"outputs {_OUTPUTS} and the metadata {CARD_KEY!r}, got inputs {inputs}, "
+            f"outputs {outputs}; make the file with `magtiles-seg export`"
+        )
+    return ModelCard.from_json(str(model.get_rt_info(where).value))
+
+
+def _provider() -> str:
+    from importlib.metadata import version
+
+    return f"OpenVINO {version('openvino')} CPU"
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of OpenVINO's message; those before it name its source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from magtiles_seg.export.equalise import equalise
+
+WIDTH = 3
+RANDOM = np.random.default_rng(0)
+
+
+def weight(name: str, *shape: int) -> onnx.TensorProto:
+    values = RANDOM.normal(size=shape) * 10.0 ** RANDOM.uniform(-2, 1, (shape[0], 1, 1, 1))
+    return numpy_helper.from_array(values.reshape(shape).astype(np.float32), name)
+
+
+def bottleneck(*, clipped: bool = False) -> onnx.ModelProto:
+    """Two projections joined by an addition, read by a convolution and, doubled, by a decoder."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["image", "one"], ["channel"]),
+        helper.make_node("Cast", ["channel"], ["grey"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Conv", ["grey", "w0", "b0"], ["a"]),
+        helper.make_node(
+            "Clip" if clipped else "Conv", ["a"] if clipped else ["a", "w1", "b1"], ["b"]
+        ),
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("Conv", ["sum", "w2", "b2"], ["c"]),
+        helper.make_node("Clip", ["c", "zero", "six"], ["d"]),
+        helper.make_node("Concat", ["d", "sum"], ["both"], axis=1),
+        helper.make_node("Conv", ["both", "w3", "b3"], ["e"]),
+        helper.make_node("Sigmoid", ["e"], ["probability"]),
+    ]
+    values = [
+        numpy_helper.from_array(np.array([1]), "one"),
+        numpy_helper.from_array(np.array(0, np.float32), "zero"),
+        numpy_helper.from_array(np.array(6, np.float32), "six"),
+        weight("w0", WIDTH, 1, 1, 1),
+        *(weight(f"w{index}", WIDTH, WIDTH, 1, 1) for index in (1, 2)),
+        weight("w3", 1, 2 * WIDTH, 1, 1),
+        *(
+            numpy_helper.from_array(RANDOM.normal(size=WIDTH).astype(np.float32), f"b{i}")
+            for i in range(3)
+        ),
+        numpy_helper.from_array(np.zeros(1, np.float32), "b3"),
+    ]
+    image = helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, ["n", "h", "w"])
+    answer = helper.make_tensor_value_info("probability", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [image], [answer], values)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def run(model: onnx.ModelProto, output: str) -> NDArray[np.float32]:
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    if output != "probability":
+        probe.graph.output.append(
+            helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None)
+        )
+    session = onnxruntime.InferenceSession(probe.SerializeToString())
+    answer: NDArray[np.float32] = session.run([output], {"image": PICTURE[None]})[0]
+    return answer
+
+
+PICTURE = RANDOM.integers(0, 256, (32, 32), np.uint8)
+
+
+def test_equalise_brings_channels_to_one_range_and_keeps_the_answers() -> None:
+    model = bottleneck()
+    before, spread = run(model, "probability"), np.abs(run(model, "sum")).max(axis=(0, 2, 3))
+    assert equalise(model, [PICTURE]) == 1
+    tensors = [np.abs(run(model, name)).max(axis=(0, 2, 3)) for name in ("a", "b", "sum")]
+    assert np.allclose(np.max(tensors, axis=0), 6)
+    assert spread.max() > 2 * spread.min()
+    assert np.abs(run(model, "probability") - before).max() <= 1e-5
+
+
+def test_equalise_leaves_alone_what_a_clip_writes() -> None:
+    model = bottleneck(clipped=True)
+    before = model.SerializeToString()
+    assert equalise(model, [PICTURE]) == 0
+    assert model.SerializeToString() == before
