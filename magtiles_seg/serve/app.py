@@ -1,0 +1,262 @@
+"""`create_app`: the service as a Starlette application.
+
+| path | answer |
+|---|---|
+| `POST /analyze` | the defect mask of a picture, and more where asked |
+| `/livez`, `/readyz` | whether the process lives; whether it should get requests |
+| `/metrics` | counters for Prometheus |
+| `/openapi.json`, `/docs`, `/` | what it takes and answers |
+| `/demo` | the browser demo, where gradio is installed |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from anyio import CapacityLimiter
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from magtiles_seg.infer.backends.base import available_cores
+from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.serve import openapi, pages
+from magtiles_seg.serve.analyze import Analyzer
+from magtiles_seg.serve.auth import ApiKeys
+from magtiles_seg.serve.batching import Batcher
+from magtiles_seg.serve.drift import DriftMonitor
+from magtiles_seg.serve.envelope import Envelope, lineage_headers
+from magtiles_seg.serve.health import Readiness
+from magtiles_seg.serve.limits import Gate
+from magtiles_seg.serve.metrics import CONTENT_TYPE, Metrics
+from magtiles_seg.serve.problems import (
+    Problem,
+    on_defect_of_ours,
+    on_http_exception,
+    on_problem,
+)
+from magtiles_seg.serve.settings import Settings
+from magtiles_seg.serve.shadow import Shadow
+
+_log = logging.getLogger("magtiles_seg.serve")
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """Load the model and return the service.
+
+    Args:
+        settings: None reads them from the environment.
+
+    Raises:
+        ConfigError: A setting has no sense.
+        FileNotFoundError, ModelError, BackendUnavailableError: The model cannot be loaded.
+    """
+    settings = settings or Settings.read()
+    keys = ApiKeys.parse(settings.api_keys)
+    plan = settings.plan(available_cores())
+    segmenter = _open(settings, plan.threads)
+    metrics = Metrics()
+    batcher = Batcher(
+        segmenter,
+        streams=plan.streams,
+        max_batch=plan.max_batch,
+        wait_s=settings.batch_wait_ms / 1000,
+        observe=metrics.batch,
+    )
+    analyzer = Analyzer(
+        settings=settings,
+        keys=keys,
+        gate=Gate(settings.max_in_flight),
+        batcher=batcher,
+        limiter=CapacityLimiter(plan.streams),
+        metrics=metrics,
+        monitor=DriftMonitor(segmenter.spec.card.input_statistics, window=settings.drift_window),
+        shadow=_shadow(settings, metrics),
+    )
+    return _assemble(settings, segmenter, analyzer, Readiness(segmenter, batcher, metrics))
+
+
+def _open(settings: Settings, threads: int) -> Segmenter:
+    return Segmenter(
+        settings.model,
+        device=settings.device,
+        threshold=settings.threshold,
+        min_area_px=settings.min_area_px,
+        reject_score=settings.reject_score,
+        review_score=settings.review_score,
+        mm_per_px=settings.mm_per_px,
+        threads=threads,
+    )
+
+
+def _shadow(settings: Settings, metrics: Metrics) -> Shadow | None:
+    if settings.shadow_url is None:
+        return None
+    report = Path(settings.shadow_report) if settings.shadow_report else None
+    return Shadow(
+        settings.shadow_url, fraction=settings.shadow_fraction, metrics=metrics, report=report
+    )
+
+
+def _assemble(
+    settings: Settings, segmenter: Segmenter, analyzer: Analyzer, readiness: Readiness
+) -> Starlette:
+    with_demo = settings.demo and not settings.api_keys and find_spec("gradio") is not None
+    lineage = lineage_headers(segmenter.spec, settings.model_version)
+    middleware = [
+        Middleware(Envelope, analyzer.metrics, readiness, headers=lineage),
+        Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes),
+    ]
+    if settings.cors_origins:
+        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+        headers = ["Authorization", "X-API-Key"]
+        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers))
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with _running(analyzer, readiness):
+            with _draining_first(readiness, settings.drain_s):
+                yield
+        segmenter.close()
+
+    app = Starlette(
+        routes=[
+            Route("/analyze", analyzer.post, methods=["POST"]),
+            *_facts(settings, segmenter, analyzer, readiness, with_demo=with_demo),
+        ],
+        middleware=middleware,
+        exception_handlers={
+            Problem: on_problem,
+            HTTPException: on_http_exception,
+            Exception: on_defect_of_ours,
+        },
+        lifespan=lifespan,
+    )
+    app.state.analyzer, app.state.readiness = analyzer, readiness
+    if with_demo:
+        import_module("magtiles_seg.serve.demo").mount(app, segmenter)
+    return app
+
+
+def _facts(
+    settings: Settings,
+    segmenter: Segmenter,
+    analyzer: Analyzer,
+    readiness: Readiness,
+    *,
+    with_demo: bool,
+) -> list[Route]:
+    """Return the routes that tell of the service."""
+    document = openapi.document(settings)
+    text, page = json.dumps(document), pages.reference(document)
+    home = pages.landing(segmenter.spec, demo=with_demo)
+    spec, metrics = segmenter.spec, analyzer.metrics
+    metrics.model.labels(spec.card.name, spec.sha256, spec.name, spec.device).set(1)
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("alive\n")
+
+    async def readyz(_: Request) -> Response:
+        trouble = readiness.trouble()
+        if trouble is not None:
+            raise Problem(503, trouble)
+        return PlainTextResponse("ready\n")
+
+    async def numbers(_: Request) -> Response:
+        metrics.in_flight.set(analyzer.gate.inside)
+        metrics.queue.set(len(analyzer.batcher))
+        return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def schema(_: Request) -> Response:
+        return Response(text, media_type="application/json")
+
+    async def reference(_: Request) -> Response:
+        return HTMLResponse(page)
+
+    async def landing(_: Request) -> Response:
+        return HTMLResponse(home)
+
+    return [
+        Route("/livez", livez),
+        Route("/readyz", readyz),
+        Route("/metrics", numbers),
+        Route("/openapi.json", schema),
+        Route("/docs", reference),
+        Route("/", landing),
+    ]
+
+
+@asynccontextmanager
+async def _running(analyzer: Analyzer, readiness: Readiness) -> AsyncIterator[None]:
+    """Keep what works in the background alive for as long as the service is."""
+    jobs = [analyzer.batcher.run(), readiness.run()]
+    jobs += [analyzer.shadow.run()] if analyzer.shadow else []
+    tasks = [asyncio.create_task(job) for job in jobs]
+    if not analyzer.monitor.has_reference:
+        _log.info("the model's card has no input statistics: drift is not measured")
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        gate = analyzer.gate
+        _log.info("accepted %d requests, answered %d", gate.accepted, gate.answered)
+
+
+@contextmanager
+def _draining_first(readiness: Readiness, seconds: float) -> Iterator[None]:
+    """Go on for some time after SIGTERM on open connections, before the server closes them.
+
+    Without it, a request that arrives on an idle connection while the server closes it is lost. The
+    port closes first: clients that are told to leave would else connect anew, and be reset.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    servers_own = signal.getsignal(signal.SIGTERM)
+
+    def close(number: int, frame: FrameType | None) -> None:
+        if callable(servers_own):
+            servers_own(number, frame)
+        else:
+            signal.signal(number, servers_own)
+            signal.raise_signal(number)
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        def begin() -> None:
+            readiness.draining = True
+            _stop_listening(servers_own)
+            loop.call_later(seconds, close, number, frame)
+
+        loop.call_soon_threadsafe(begin)
+
+    signal.signal(signal.SIGTERM, drain)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, servers_own)
+
+
+def _stop_listening(servers_own: object) -> None:
+    """Close the ports of the uvicorn server whose signal handler this is."""
+    for listener in getattr(getattr(servers_own, "__self__", None), "servers", ()):
+        listener.close()

@@ -1,0 +1,117 @@
+"""The demo's second tab: many pictures, one table, a CSV to take away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+
+from magtiles_seg.dataset.synthetic import DEFECTS, synthetic_tile
+from magtiles_seg.errors import ImageError
+from magtiles_seg.serve.demo_pages import (
+    Answer,
+    answer_counts,
+    answer_table,
+    answers_csv,
+    notice_card,
+)
+from magtiles_seg.serve.demo_pictures import draw_numbered
+
+if TYPE_CHECKING:
+    from magtiles_seg.serve.demo_tile import Controls, Judge
+
+MAX_PICTURES = 100
+_SAMPLES = 12
+_DRAWN = 24
+
+
+def add_many_tab(judge: Judge, controls: Controls) -> None:
+    """Fill the tab; thresholds and scale are those of the first one."""
+    gr.HTML("<p>Thresholds and scale are those of the first tab.</p>")
+    files = gr.File(
+        file_count="multiple",
+        label=f"Pictures of tiles, up to {MAX_PICTURES}",
+        height=130,
+        elem_id="many",
+    )
+    with gr.Row():
+        sample = gr.Button("Try twelve synthetic tiles", elem_id="sample")
+        download = gr.DownloadButton(
+            "Download CSV", variant="primary", interactive=False, elem_id="csv"
+        )
+    counts = gr.HTML(elem_id="counts")
+    table = gr.HTML(elem_id="answers")
+    gallery = gr.Gallery(
+        label="What was found",
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        format="jpeg",
+        visible=False,
+        interactive=False,
+        elem_id="drawn",
+    )
+    shown = [counts, table, download, gallery]
+
+    def run(paths: list[str] | None, *sliders: Any) -> Iterator[list[Any]]:  # noqa: ANN401
+        yield from _inspect(judge, paths or [], sliders, download.GRADIO_CACHE)
+
+    def run_sample(*sliders: Any) -> Iterator[list[Any]]:  # noqa: ANN401
+        yield from _inspect(
+            judge, _draw_samples(download.GRADIO_CACHE), sliders, download.GRADIO_CACHE
+        )
+
+    sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    gr.on([files.upload, files.clear, files.delete], run, [files, *sliders], shown, **quiet)
+    sample.click(run_sample, sliders, shown, **quiet)
+
+
+def _inspect(
+    judge: Judge, paths: list[str], sliders: tuple[Any, ...], cache: str
+) -> Iterator[list[Any]]:
+    """Inspect one picture after the other and yield what the tab shows meanwhile."""
+    threshold, reject_score, mm_per_px = sliders
+    nothing = [gr.DownloadButton(value=None, interactive=False), gr.Gallery(visible=False)]
+    if not paths or len(paths) > MAX_PICTURES:
+        text = f"Got {len(paths)}; expected up to {MAX_PICTURES}. More fit in the command line."
+        yield [notice_card("Too many pictures", text) if paths else "", "", *nothing]
+        return
+    answers: list[Answer] = []
+    for path in paths:
+        name = Path(path).name
+        try:
+            answers.append(Answer(name=name, result=judge.inspect(path, threshold, reject_score)))
+        except ImageError as error:
+            answers.append(Answer(name=name, error=str(error)))
+        yield [answer_counts(answers, len(paths)), answer_table(answers), *nothing]
+    content = answers_csv(answers, mm_per_px or None).encode()
+    drawn = [
+        (draw_numbered(one.result), one.name)
+        for one in answers
+        if one.result and one.result.defects
+    ]
+    yield [
+        gr.skip(),
+        gr.skip(),
+        gr.DownloadButton(
+            value=save_bytes_to_cache(content, "defects.csv", cache), interactive=True
+        ),
+        gr.Gallery(drawn[:_DRAWN], visible=bool(drawn)),
+    ]
+
+
+def _draw_samples(cache: str) -> list[str]:
+    """Write some synthetic tiles, half of them sound, and return their paths."""
+    import cv2
+
+    paths = []
+    for index in range(_SAMPLES):
+        defect = DEFECTS[index // 2 % len(DEFECTS)] if index % 2 else None
+        tile = synthetic_tile(40 + index, defect=defect, exposure=3)
+        _, encoded = cv2.imencode(".png", tile.image)
+        paths.append(save_bytes_to_cache(encoded.tobytes(), f"tile_{index + 1:02}.png", cache))
+    return paths

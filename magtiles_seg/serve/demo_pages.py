@@ -1,0 +1,240 @@
+"""The demo's words: verdict, tables and notices as HTML, the table of many pictures as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from magtiles_seg.labels import BACKGROUND, color_rgb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from magtiles_seg.infer.webdefects import WebDefect
+    from magtiles_seg.infer.webreport import WebReport
+    from magtiles_seg.regions import Defect
+    from magtiles_seg.result import Segmentation
+
+_WORDS = {"accept": "Accept", "review": "Review", "reject": "Reject"}
+_SHOWN = 30
+_CSV_HEADER = (
+    "picture",
+    "verdict",
+    "score",
+    "defects",
+    "defect",
+    "label",
+    "defect_score",
+    "area_px",
+    "length_px",
+    "width_px",
+    "area_mm2",
+    "length_mm",
+    "width_mm",
+    "error",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of one of many pictures.
+
+    Attributes:
+        name: The file's name.
+        result: None where the picture could not be read.
+        error: Why not.
+    """
+
+    name: str
+    result: Segmentation | None = None
+    error: str = ""
+
+
+def verdict_card(result: Segmentation) -> str:
+    """Return the verdict in large letters and, in one sentence, why."""
+    count = len(result.defects)
+    found = "no defect" if not count else "1 defect" if count == 1 else f"{count} defects"
+    limit = result.decision.reject_score
+    side = "at or above" if result.score >= limit else "below"
+    why = f"Score {result.score:.3g}, {side} the reject score {limit:.3g}"
+    return (
+        f'<div class="verdict {result.verdict}" role="status"><b>{_WORDS[result.verdict]}</b>'
+        f"<span><i>{found}</i>{why}</span></div>"
+    )
+
+
+def notice_card(title: str, text: str) -> str:
+    """Return a message in the place of a verdict."""
+    return (
+        f'<div class="verdict notice" role="status"><b>{escape(title)}</b>'
+        f"<span>{escape(text)}</span></div>"
+    )
+
+
+def legend(labels: Sequence[str]) -> str:
+    """Return the classes with their colours."""
+    chips = (_chip(labels, label) for label in labels if label != BACKGROUND)
+    return f'<div class="legend">{"".join(chips)}</div>'
+
+
+def defect_table(result: Segmentation, mm_per_px: float | None) -> str:
+    """Return the defects, largest first, numbered as on the overlay.
+
+    Args:
+        result: Of one picture.
+        mm_per_px: Scale of the picture; None: sizes in pixels alone.
+    """
+    if not result.defects:
+        return '<p class="empty">No region above the threshold.</p>'
+    head = ["#", "class", "size", "area", "score"]
+    rows = [
+        [
+            str(number),
+            _chip(result.labels, defect.label),
+            _both(_size(defect, 1, "px", 0), mm_per_px and _size(defect, mm_per_px, "mm", 2)),
+            _both(f"{defect.area_px} px", mm_per_px and f"{defect.area_px * mm_per_px**2:.2f} mm²"),
+            f"{defect.score:.2f}",
+        ]
+        for number, defect in enumerate(result.defects[:_SHOWN], start=1)
+    ]
+    return _table(head, rows) + _more(len(result.defects))
+
+
+def answer_table(answers: Sequence[Answer]) -> str:
+    """Return a line per picture of many."""
+    head = ["picture", "verdict", "score", "defects"]
+    rows = []
+    for answer in answers:
+        name = f'<span class="name">{escape(answer.name)}</span>'
+        if answer.result is None:
+            said = f'<span class="why">{escape(answer.error)}</span>'
+            rows.append([name, _pill("notice", "Not read"), "", said])
+            continue
+        result = answer.result
+        found = (f"{_chip(result.labels, d.label)} {d.area_px} px" for d in result.defects[:4])
+        more = f" +{len(result.defects) - 4}" if len(result.defects) > 4 else ""
+        verdict = _pill(result.verdict, _WORDS[result.verdict])
+        rows.append([name, verdict, f"{result.score:.2f}", " ".join(found) + more])
+    return _table(head, rows)
+
+
+def answer_counts(answers: Sequence[Answer], total: int) -> str:
+    """Return how many pictures came out how, as cards."""
+    verdicts = [answer.result.verdict if answer.result else "notice" for answer in answers]
+    counts = [("all", f"{len(answers)} of {total}", "inspected")]
+    for kind, word in (*_WORDS.items(), ("notice", "Not read")):
+        if kind in ("accept", "reject") or kind in verdicts:
+            counts.append((kind, str(verdicts.count(kind)), word.lower()))
+    return _cards(counts)
+
+
+def answers_csv(answers: Iterable[Answer], mm_per_px: float | None) -> str:
+    """Return a line per defect; a picture without one, or one that was not read, has one line.
+
+    Args:
+        answers: In the order of the pictures.
+        mm_per_px: Scale of the pictures; None leaves the columns in mm empty.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_CSV_HEADER)
+    blank = [""] * 9
+    for answer in answers:
+        if answer.result is None:
+            rows.writerow([answer.name, "not read", "", "", *blank, answer.error])
+            continue
+        result = answer.result
+        about = [answer.name, result.verdict, f"{result.score:.6f}", len(result.defects)]
+        for number, defect in enumerate(result.defects, start=1):
+            rows.writerow([*about, number, *_measures(defect, mm_per_px), ""])
+        if not result.defects:
+            rows.writerow([*about, *blank, ""])
+    return text.getvalue()
+
+
+def web_cards(report: WebReport, line: int, line_mm: float | None, seconds: float) -> str:
+    """Return where the web stands."""
+    length = f"{line * line_mm / 1000:.2f} m" if line_mm else f"{line:,} lines"
+    pace = f"{report.lines / seconds:,.0f}" if seconds else "0"
+    return _cards(
+        [
+            ("all", length, "passed"),
+            ("all", f"{report.lines:,}", "lines inspected"),
+            ("reject" if report.defects else "accept", str(report.defects), "defects"),
+            ("all", pace, "lines a second"),
+        ]
+    )
+
+
+def web_table(defects: Sequence[WebDefect], labels: Sequence[str]) -> str:
+    """Return the latest defects of a web, the newest first."""
+    if not defects:
+        return '<p class="empty">Nothing found yet.</p>'
+    rows = [
+        [
+            str(number),
+            _chip(labels, defect.label),
+            f"{defect.first_line:,} to {defect.last_line:,}",
+            _both(_size(defect, 1, "px", 0), _in_mm(defect)),
+            f"{defect.score:.2f}",
+        ]
+        for number, defect in reversed(list(enumerate(defects, start=1)))
+    ]
+    head = ["#", "class", "lines", "size", "score"]
+    return _table(head, rows[:_SHOWN]) + _more(len(rows))
+
+
+def _measures(defect: Defect, mm_per_px: float | None) -> list[str]:
+    sides = (defect.length_px, defect.width_px)
+    in_mm = [""] * 3
+    if mm_per_px:
+        area_mm2 = defect.area_px * mm_per_px**2
+        in_mm = [f"{area_mm2:.4f}", *(f"{side * mm_per_px:.4f}" for side in sides)]
+    in_px = [str(defect.area_px), *(f"{side:.2f}" for side in sides)]
+    return [defect.label, f"{defect.score:.6f}", *in_px, *in_mm]
+
+
+def _size(defect: Defect, scale: float, unit: str, digits: int) -> str:
+    length, width = defect.length_px * scale, defect.width_px * scale
+    return f"{length:.{digits}f} × {width:.{digits}f} {unit}"
+
+
+def _in_mm(defect: WebDefect) -> str | None:
+    if defect.length_mm is None or defect.width_mm is None:
+        return None
+    return f"{defect.length_mm:.1f} × {defect.width_mm:.1f} mm"
+
+
+def _both(first: str, second: str | float | None) -> str:
+    return f"{first}<small>{second}</small>" if second else first
+
+
+def _chip(labels: Sequence[str], label: str) -> str:
+    red, green, blue = color_rgb(list(labels).index(label))
+    dot = f'<i style="background:rgb({red},{green},{blue})"></i>'
+    return f'<span class="chip">{dot}{escape(label)}</span>'
+
+
+def _pill(kind: str, word: str) -> str:
+    return f'<span class="pill {kind}">{word}</span>'
+
+
+def _cards(counts: Iterable[tuple[str, str, str]]) -> str:
+    cards = (f'<div class="{kind}"><b>{value}</b>{word}</div>' for kind, value, word in counts)
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        f'<div class="table"><table><thead><tr>{titles}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _more(count: int) -> str:
+    return f'<p class="empty">and {count - _SHOWN} more</p>' if count > _SHOWN else ""

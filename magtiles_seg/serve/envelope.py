@@ -1,0 +1,78 @@
+"""Around every answer: its count and time, the model's lineage, and the end of a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from magtiles_seg.infer.backends.base import BackendSpec
+from magtiles_seg.serve.health import Readiness
+from magtiles_seg.serve.metrics import Metrics
+from magtiles_seg.serve.problems import MEDIA_TYPE, TOO_LARGE, Problem
+
+_OURS = ("/analyze", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/")
+
+
+def lineage_headers(spec: BackendSpec, version: str | None = None) -> dict[str, str]:
+    """Return which model answers, as `X-Model-*` headers; what is not known is left out."""
+    card = spec.card
+    known = {
+        "X-Model-Name": card.name,
+        "X-Model-Version": version or "",
+        "X-Model-Architecture": card.architecture,
+        "X-Model-SHA256": spec.sha256,
+        "X-Model-Git-Revision": card.git_revision,
+        "X-Model-Backend": f"{spec.name}, {spec.provider}",
+    }
+    return {name: _latin(value) for name, value in known.items() if value}
+
+
+def _latin(text: str) -> str:
+    """Return a text as a header may hold it."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable.encode("latin-1", "replace").decode("latin-1")
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """An ASGI middleware, the outermost one."""
+
+    app: ASGIApp
+    metrics: Metrics
+    readiness: Readiness
+    headers: Mapping[str, str]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, status = perf_counter(), 500
+        refused = False
+
+        async def sent(message: Message) -> None:
+            nonlocal status, refused
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                refused = status == 413 and headers.get("content-type") != MEDIA_TYPE
+                if refused:  # by the framework, in plain text
+                    await Problem(413, TOO_LARGE).response()(scope, receive, send)
+                    return
+                headers.update({**self.headers, "X-Content-Type-Options": "nosniff"})
+                if self.readiness.draining:
+                    headers["Connection"] = "close"
+            elif refused:
+                return
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        finally:
+            path = scope["path"] if scope["path"] in _OURS else "other"
+            self.metrics.requests.labels(path, str(status)).inc()
+            self.metrics.request_seconds.labels(path).observe(perf_counter() - start)

@@ -1,0 +1,176 @@
+"""The service's OpenAPI 3.1 document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import magtiles_seg
+from magtiles_seg.serve.replies import INCLUDES, MASKS
+from magtiles_seg.serve.settings import Settings
+
+_PROBLEMS = {
+    "400": "The form, the picture or a query word has no sense",
+    "406": "Neither JSON nor PNG is accepted",
+    "408": "The upload came too slowly",
+    "413": "The request or the picture is too large",
+    "415": "No form, or a file of a format that is not taken",
+    "503": "Too busy, or too slow: try again after `Retry-After` seconds",
+}
+_PNG_URL = {"type": "string", "pattern": "^data:image/png;base64,"}
+_PIXELS = {"type": "integer", "minimum": 0}
+
+
+def document(settings: Settings) -> dict[str, Any]:
+    """Return the document, as JSON values.
+
+    Args:
+        settings: Decide whether a key is asked for, and how many files are taken.
+    """
+    paths: dict[str, Any] = {"/analyze": {"post": _analyze(settings)}}
+    for path, purpose, kind in (
+        ("/livez", "Whether the process is alive", "text/plain"),
+        ("/metrics", "Counters for Prometheus", "text/plain"),
+        ("/openapi.json", "This document", "application/json"),
+        ("/docs", "This document as a page", "text/html"),
+        ("/", "What this is", "text/html"),
+    ):
+        paths[path] = {"get": {"summary": purpose, "responses": {"200": _content("OK", kind)}}}
+    paths["/readyz"] = {
+        "get": {
+            "summary": "Whether the model is warm and reproduces its golden tile",
+            "responses": {
+                "200": _content("Ready", "text/plain"),
+                "503": _problem("Not ready; `detail` says why"),
+            },
+        }
+    }
+    schemas = {"Result": _result(), "Problem": _problem_schema(), "Defect": _defect()}
+    components: dict[str, Any] = {"schemas": schemas}
+    if settings.api_keys:
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "magtiles-seg",
+            "version": magtiles_seg.__version__,
+            "summary": "Finds surface defects of magnetic tiles.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": components,
+    }
+
+
+def _analyze(settings: Settings) -> dict[str, Any]:
+    picture: dict[str, Any] = {"type": "string", "contentMediaType": "application/octet-stream"}
+    if settings.max_files > 1:
+        picture = {"type": "array", "items": picture, "minItems": 1, "maxItems": settings.max_files}
+    form = {"type": "object", "properties": {"image": picture}, "required": ["image"]}
+    answers: dict[str, Any] = {"$ref": "#/components/schemas/Result"}
+    if settings.max_files > 1:
+        several = {"type": "array", "items": answers}
+        wrapped = {"type": "object", "properties": {"results": several}, "required": ["results"]}
+        answers = {"anyOf": [answers, wrapped]}
+    problems = dict(_PROBLEMS)
+    if settings.api_keys:
+        problems["401"] = "No valid API key"
+    return {
+        "summary": "Find the defects of a picture",
+        "description": "The mask has the picture's own size: 0 sound, 1 defect.",
+        "parameters": [
+            _query("include", {"type": "string", "pattern": _words_pattern()}, "Words with commas"),
+            _query("mask", {"type": "string", "enum": list(MASKS)}, "Form of the mask in JSON"),
+        ],
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+        "responses": {
+            "200": {
+                "description": "The answer; its headers name the model",
+                "headers": {"X-Model-SHA256": {"schema": {"type": "string"}}},
+                "content": {
+                    "application/json": {"schema": answers},
+                    "image/png": {"schema": {"type": "string", "contentMediaType": "image/png"}},
+                },
+            },
+            **{status: _problem(text) for status, text in sorted(problems.items())},
+        },
+        **({"security": [{"bearer": []}, {"header": []}]} if settings.api_keys else {}),
+    }
+
+
+def _words_pattern() -> str:
+    word = f"({'|'.join(INCLUDES)})"
+    return f"^{word}(,{word})*$"
+
+
+def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False, "description": text, "schema": schema}
+
+
+def _content(text: str, kind: str) -> dict[str, Any]:
+    schema = {} if kind == "application/json" else {"type": "string"}
+    return {"description": text, "content": {kind: {"schema": schema}}}
+
+
+def _problem(text: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": text, "content": {"application/problem+json": {"schema": schema}}}
+
+
+def _result() -> dict[str, Any]:
+    rows = {"type": "array", "items": {"type": "integer", "enum": [0, 1]}}
+    lengths = {"type": "array", "items": _PIXELS}
+    defects = {"type": "array", "items": {"$ref": "#/components/schemas/Defect"}}
+    return {
+        "type": "object",
+        "properties": {
+            "pred": {"type": "array", "items": rows, "description": "(H, W): 0 sound, 1 defect"},
+            "rle": {
+                "type": "object",
+                "description": "COCO run lengths, down the columns, 0 first",
+                "properties": {"size": lengths, "counts": lengths},
+                "required": ["size", "counts"],
+            },
+            "verdict": {"enum": ["accept", "review", "reject"]},
+            "score": {"type": "number", "minimum": 0, "maximum": 1},
+            "defects": defects,
+            "probability": {**_PNG_URL, "description": "0 to 255 stands for 0 to 1"},
+            "classes": {**_PNG_URL, "description": "Index into `labels`"},
+            "labels": {"type": "array", "items": {"type": "string"}},
+            "overlay": _PNG_URL,
+        },
+        "additionalProperties": False,
+    }
+
+
+def _defect() -> dict[str, Any]:
+    box = {"type": "array", "items": _PIXELS, "minItems": 4, "maxItems": 4}
+    point = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+    size = {"type": "number", "minimum": 0}
+    in_mm = {name: {"type": ["number", "null"]} for name in ("area_mm2", "length_mm", "width_mm")}
+    properties: dict[str, Any] = {
+        "label": {"type": "string"},
+        "score": {"type": "number", "minimum": 0, "maximum": 1},
+        "area_px": {"type": "integer", "minimum": 1},
+        "bbox_xyxy_px": box,
+        "centroid_xy_px": point,
+        "length_px": size,
+        "width_px": size,
+    }
+    return {
+        "type": "object",
+        "properties": {**properties, **in_mm},
+        "required": sorted(properties),
+    }
+
+
+def _problem_schema() -> dict[str, Any]:
+    properties = {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+    }
+    return {"type": "object", "properties": properties, "required": sorted(properties)}

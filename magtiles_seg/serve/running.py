@@ -1,0 +1,100 @@
+"""Runs the service under uvicorn: one process, or several that share a port and their metrics."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import uvicorn
+
+from magtiles_seg.infer.backends.base import available_cores
+from magtiles_seg.serve.settings import Settings, unknown_variables
+
+_APP = "magtiles_seg.serve.app:create_app"
+_KEEP_ALIVE_S = 75  # longer than proxies keep theirs, so that the proxy closes first
+_BACKLOG = 2048
+
+
+def _logging() -> dict[str, Any]:
+    """Return uvicorn's own logging, with this package's messages among them."""
+    config = deepcopy(uvicorn.config.LOGGING_CONFIG)
+    ours = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    config["loggers"]["magtiles_seg"] = ours
+    return config
+
+
+def run(settings: Settings, tell: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl+C, then answer what was accepted and return.
+
+    Args:
+        settings: Handed to the processes through their environment.
+        tell: Gets each line of what the service is about to do, without secrets.
+    """
+    plan = settings.plan(available_cores())
+    settings = replace(settings, workers=plan.workers, threads=plan.threads)
+    for name, value in settings.shown().items():
+        tell(f"{name:<16}{value}")
+    for remark in unknown_variables(os.environ):
+        tell(remark)
+    tell(
+        f"{plan.workers} workers x {plan.streams} inferences at once x {plan.threads} threads, "
+        f"batches of at most {plan.max_batch}"
+    )
+    os.environ.update(settings.to_environment())
+    shared = tempfile.mkdtemp(prefix="magtiles-") if plan.workers > 1 else None
+    if shared:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
+    try:
+        uvicorn.run(
+            _APP,
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=plan.workers,
+            access_log=False,
+            log_config=_logging(),
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(settings.timeout_s + settings.read_timeout_s) + 1,
+            backlog=_BACKLOG,
+        )
+    finally:
+        if shared:
+            shutil.rmtree(shared, ignore_errors=True)
+
+
+@contextmanager
+def local_service(url: str | None = None) -> Iterator[str]:
+    """Give the address of a running service, or of one in this process for as long as it is used.
+
+    Args:
+        url: Address of a running one; None starts one on a free port.
+
+    Example:
+        >>> with local_service() as url:
+        ...     httpx.post(f"{url}/analyze", files={"image": picture})
+    """
+    if url is not None:
+        yield url
+        return
+    from magtiles_seg.serve.app import create_app
+
+    app = create_app(Settings(demo=False))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

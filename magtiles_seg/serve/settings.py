@@ -1,0 +1,244 @@
+"""How the service is configured: defaults, then `MAGTILES_…` in the environment, then flags."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from magtiles_seg.checks import check_fields, nearest, raise_if_any, within
+from magtiles_seg.errors import ConfigError
+
+PREFIX = "MAGTILES_"
+"""Before the name of each setting in the environment, in capitals: `MAGTILES_PORT`."""
+
+_SECRET = ("api_keys",)
+_FOREIGN = {"MAGTILES_DATA"}  # read by other parts of the project
+_CORES_PER_WORKER = 8
+_WORDS = {"1": True, "true": True, "yes": True, "on": True}
+_WORDS |= {"0": False, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the service does and does not do. Making one checks every value.
+
+    Attributes:
+        host: Address to listen on; `0.0.0.0` for all.
+        port: Port to listen on.
+        workers: Processes; 0: one for every eight cores, one on a GPU.
+        threads: CPU threads of one inference; 0: one, and as many inferences at once as cores.
+        model: A model file; None: the bundled model.
+        model_version: What people call this state of it; answers name it.
+        device: `cpu`, `cuda` or `cuda:N`.
+        threshold: A pixel of at least this probability is defect; None: as the model says.
+        min_area_px: Smaller defects are dropped; None: as the model says.
+        reject_score: A picture of at least this score is rejected; None: as the model says.
+        review_score: From this score on a picture wants review; None: as the model says.
+        mm_per_px: Scale of the pictures, for sizes in mm; None: unknown.
+        max_batch: Most pictures in one inference; 0: one on a CPU, 16 on a GPU.
+        batch_wait_ms: How long a picture may wait for others of its size.
+        max_in_flight: Requests inside a worker; the next one gets 503.
+        timeout_s: Longest time from a whole upload to its answer; then 503.
+        read_timeout_s: Longest time for an upload to arrive; then 408.
+        drain_s: After SIGTERM, how long idle connections may still bring a request.
+        max_body_mb: Largest request body, in MB of 1,000,000 bytes.
+        max_pixels: Largest picture, checked before it is decoded.
+        max_files: Pictures in one request.
+        formats: Picture formats that are taken, a comma between.
+        api_keys: `name:sha256` pairs, a comma between; None: anyone may ask.
+        cors_origins: Origins whose pages may call the service, a comma between; None: none.
+        demo: Whether to mount the browser demo, where gradio is installed and no key is asked.
+        shadow_url: Address of another `/analyze` that gets a share of the requests; None: off.
+        shadow_fraction: That share.
+        shadow_report: Directory for the report of the worst disagreements; None: no report.
+        drift_window: Pictures in the running input statistics.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = within(8000, 0, 65535)
+    workers: int = within(0, 0)
+    threads: int = within(0, 0)
+    model: str | None = None
+    model_version: str | None = None
+    device: str = "cpu"
+    threshold: float | None = within(None, 0, 1)
+    min_area_px: int | None = within(None, 1)
+    reject_score: float | None = within(None, 0, 1)
+    review_score: float | None = within(None, 0, 1)
+    mm_per_px: float | None = within(None, 0)
+    max_batch: int = within(0, 0)
+    batch_wait_ms: float = within(2.0, 0, 1000)
+    max_in_flight: int = within(128, 1)
+    timeout_s: float = within(30.0, 0.01)
+    read_timeout_s: float = within(10.0, 0.01)
+    drain_s: float = within(2.0, 0)
+    max_body_mb: float = within(16.0, 0.001)
+    max_pixels: int = within(4_000_000, 1)
+    max_files: int = within(1, 1)
+    formats: str = "PNG,JPEG,BMP,TIFF,WEBP"
+    api_keys: str | None = field(default=None, repr=False)
+    cors_origins: str | None = None
+    demo: bool = True
+    shadow_url: str | None = None
+    shadow_fraction: float = within(0.1, 0, 1)
+    shadow_report: str | None = None
+    drift_window: int = within(500, 10)
+
+    def __post_init__(self) -> None:
+        """Check types, ranges and words."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        found, checked = check_fields(type(self), "serve", values)
+        found += _unknown_formats(self.formats) if isinstance(self.formats, str) else []
+        if isinstance(self.shadow_url, str) and not self.shadow_url.startswith(("http:", "https:")):
+            found.append(f"serve.shadow_url: expected http:// or https://, got {self.shadow_url!r}")
+        raise_if_any(found, "settings")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def read(
+        cls, environment: Mapping[str, str] | None = None, flags: Mapping[str, Any] | None = None
+    ) -> Settings:
+        """Return the settings of an environment, overridden by flags.
+
+        Args:
+            environment: Variables by name; None: those of the process. `PORT`, as hosting services
+                set it, stands in for `MAGTILES_PORT`. An empty value counts as none.
+            flags: Settings by name; None values are skipped.
+
+        Raises:
+            ConfigError: A value has no sense: all of them at once.
+        """
+        environment = os.environ if environment is None else environment
+        found: list[str] = []
+        values: dict[str, Any] = {}
+        for entry in fields(cls):
+            text = environment.get(f"{PREFIX}{entry.name.upper()}", "")
+            if not text and entry.name == "port":
+                text = environment.get("PORT", "")
+            if text:
+                try:
+                    values[entry.name] = parse(text, str(entry.type))
+                except ValueError as error:
+                    found.append(f"{PREFIX}{entry.name.upper()}: {error}")
+        raise_if_any(found, "environment")
+        given = {name: value for name, value in (flags or {}).items() if value is not None}
+        return cls(**{**values, **given})
+
+    def to_environment(self) -> dict[str, str]:
+        """Return what `read` reads these settings from; an empty text stands for None."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {
+            f"{PREFIX}{name.upper()}": "" if value is None else str(value)
+            for name, value in values.items()
+        }
+
+    def shown(self) -> dict[str, str]:
+        """Return every setting as text, without secrets."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for name in _SECRET:
+            names = [pair.split(":")[0] for pair in (values[name] or "").split(",") if pair]
+            values[name] = f"set ({', '.join(names)})" if names else None
+        values["shadow_url"] = _without_password(self.shadow_url)
+        return {name: "-" if value is None else str(value) for name, value in values.items()}
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest request body, in bytes."""
+        return int(self.max_body_mb * 1_000_000)
+
+    @property
+    def format_names(self) -> frozenset[str]:
+        """Picture formats that are taken, by Pillow's names."""
+        return frozenset(name.strip().upper() for name in self.formats.split(","))
+
+    def plan(self, cores: int) -> Plan:
+        """Divide a machine's cores into workers, inferences at once, and threads of each.
+
+        Two inferences on one core each finish more pictures than one inference on two cores, so
+        that is what 0 chooses.
+
+        Args:
+            cores: Physical cores that the process may use.
+        """
+        on_cpu = self.device == "cpu"
+        threads = min(self.threads, cores) or 1
+        most = min(-(-cores // _CORES_PER_WORKER), cores // threads) if on_cpu else 1
+        workers = self.workers or most
+        streams = max(1, cores // workers // threads) if on_cpu else 1
+        batch = self.max_batch or (1 if on_cpu else 16)
+        return Plan(workers=workers, streams=streams, threads=threads, max_batch=batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How the cores are used.
+
+    Attributes:
+        workers: Processes.
+        streams: Inferences at once in each.
+        threads: Of one inference.
+        max_batch: Most pictures in one inference.
+    """
+
+    workers: int
+    streams: int
+    threads: int
+    max_batch: int
+
+
+def parse(text: str, kind: str) -> bool | int | float | str:
+    """Return the value that a text stands for.
+
+    Args:
+        text: From the environment or a command line.
+        kind: The setting's type as it is written, such as `float | None`.
+
+    Raises:
+        ValueError: The text is no such value.
+    """
+    kind = kind.removesuffix(" | None")
+    if kind == "bool":
+        if text.lower() not in _WORDS:
+            raise ValueError(f"expected true or false, got {text!r}")
+        return _WORDS[text.lower()]
+    if kind not in ("int", "float"):
+        return text
+    try:
+        return int(text) if kind == "int" else float(text)
+    except ValueError:
+        wanted = "a whole number" if kind == "int" else "a number"
+        raise ValueError(f"expected {wanted}, got {text!r}") from None
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a remark on every `MAGTILES_…` variable that no setting reads."""
+    known = {f"{PREFIX}{entry.name.upper()}" for entry in fields(Settings)}
+    return [
+        f"{name} is no setting{nearest(name, known)}"
+        for name in sorted(environment)
+        if name.startswith(PREFIX) and name not in known | _FOREIGN
+    ]
+
+
+def _unknown_formats(text: str) -> list[str]:
+    from magtiles_seg.image import FORMATS
+
+    names = [name.strip().upper() for name in text.split(",")]
+    return [
+        f"serve.formats: expected some of {', '.join(FORMATS)}, got {name!r}"
+        for name in names
+        if name not in FORMATS
+    ]
+
+
+def _without_password(url: str | None) -> str | None:
+    if url is None or "@" not in url:
+        return url
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://…@{rest.rpartition('@')[2]}"
+
+
+__all__ = ["PREFIX", "ConfigError", "Plan", "Settings", "parse", "unknown_variables"]

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from magtiles_seg import Segmenter
+from magtiles_seg.serve import batching
+from magtiles_seg.serve.auth import new_key
+
+OpenClient = Callable[..., TestClient]
+PROBLEM = "application/problem+json"
+
+
+def send(client: TestClient, data: bytes, query: str = "", **headers: str) -> Any:  # noqa: ANN401
+    return client.post(f"/analyze{query}", files={"image": ("t.png", data)}, headers=headers)
+
+
+def assert_problem(reply: Any, status: int, words: str) -> None:  # noqa: ANN401
+    assert (reply.status_code, reply.headers["content-type"]) == (status, PROBLEM)
+    problem = reply.json()
+    assert problem["status"] == status
+    assert re.search(words, problem["detail"]), problem
+    assert not re.search(r"Traceback|\.py|0x[0-9a-f]|/(tmp|work|usr|home)", reply.text)
+
+
+def test_analyze_answers_pred_alone_as_the_library_does(
+    client: TestClient, png: bytes, model: Path
+) -> None:
+    with Segmenter(model, threads=1) as segmenter:
+        expected = segmenter(png)
+    reply = send(client, png)
+    assert reply.json() == {"pred": expected.mask.tolist()}
+    assert (reply.headers["x-verdict"], reply.headers["x-model-name"]) == (expected.verdict, "nano")
+    assert reply.headers["x-model-sha256"] == segmenter.spec.sha256
+
+
+@pytest.mark.parametrize(("kind", "size_hw"), [("JPEG", (64, 200)), ("BMP", (90, 64))])
+def test_analyze_any_size_and_format_gets_a_mask_of_its_own_size(
+    client: TestClient, kind: str, size_hw: tuple[int, int]
+) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full(size_hw, 90, np.uint8)).save(file, kind)
+    assert np.shape(send(client, file.getvalue()).json()["pred"]) == size_hw
+
+
+def test_analyze_png_and_words_are_given_where_asked(client: TestClient, png: bytes) -> None:
+    pred = np.array(send(client, png).json()["pred"])
+    reply = send(client, png, accept="image/png")
+    mask = cv2.imdecode(np.frombuffer(reply.content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(np.asarray(mask), pred * 255)
+    answer = send(client, png, "?include=verdict,defects&mask=none").json()
+    assert answer.keys() == {"verdict", "score", "defects"}
+
+
+def test_analyze_several_files_only_where_the_setting_allows(
+    client: TestClient, open_client: OpenClient, png: bytes
+) -> None:
+    files = [("image", ("a.png", png)), ("image", ("b.png", png))]
+    assert_problem(client.post("/analyze", files=files), 400, "Too many files")
+    several = open_client(max_files=2)
+    answers = several.post("/analyze", files=files).json()["results"]
+    assert answers[0] == answers[1] == send(several, png).json()
+    refused = several.post("/analyze", files=files, headers={"accept": "image/png"})
+    assert_problem(refused, 400, "one mask")
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "words"),
+    [
+        (b"", 400, "empty"),
+        (b"%PDF-1.7", 415, "none of BMP, JPEG"),
+        (b"\x89PNG\r\n\x1a\n broken", 400, "damaged|decoded"),
+        (b"\xff\xd8\xff broken", 400, "damaged|decoded"),
+    ],
+)
+def test_analyze_what_is_no_picture_is_refused(
+    client: TestClient, data: bytes, status: int, words: str
+) -> None:
+    assert_problem(send(client, data), status, words)
+
+
+def test_analyze_bomb_is_refused_before_it_is_decoded(open_client: OpenClient) -> None:
+    file = io.BytesIO()
+    Image.new("1", (9_000, 9_000)).save(file, "PNG")
+    assert_problem(send(open_client(), file.getvalue()), 413, "9000 x 9000 px; expected at most")
+
+
+def test_analyze_form_without_the_field_or_no_form_is_refused(client: TestClient) -> None:
+    assert_problem(client.post("/analyze", files={"picture": b"x"}), 400, "no such field")
+    text = client.post("/analyze", files={"image": (None, "x")})
+    assert_problem(text, 400, "a text there")
+    assert_problem(client.post("/analyze", json={}), 415, "multipart/form-data")
+    bare = client.post("/analyze", content=b"x", headers={"content-type": "multipart/form-data"})
+    assert_problem(bare, 400, "boundary")
+
+
+def test_analyze_body_over_the_limit_is_413_counted_or_declared(open_client: OpenClient) -> None:
+    client = open_client(max_body_mb=0.01)
+    assert_problem(send(client, bytes(20_000)), 413, "larger than")
+    head = {"content-type": "multipart/form-data; boundary=x"}
+    chunks = client.post("/analyze", content=(bytes(5000) for _ in range(4)), headers=head)
+    assert chunks.status_code in (400, 413)
+    assert chunks.headers["content-type"] == PROBLEM
+
+
+def test_analyze_format_outside_the_allow_list_is_415(open_client: OpenClient, png: bytes) -> None:
+    assert_problem(send(open_client(formats="JPEG"), png), 415, "none of JPEG")
+
+
+def test_analyze_without_a_place_is_503_with_retry_after(
+    open_client: OpenClient, png: bytes
+) -> None:
+    client = open_client(max_in_flight=1)
+    with client.app.state.analyzer.gate.entered():  # type: ignore[attr-defined]
+        reply = send(client, png)
+    assert_problem(reply, 503, "try again")
+    assert int(reply.headers["retry-after"]) >= 1
+    assert send(client, png).status_code == 200
+
+
+def test_analyze_too_slow_is_503_and_the_service_goes_on(
+    open_client: OpenClient, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = open_client(timeout_s=0.2)
+    batcher = client.app.state.analyzer.batcher  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(batching.Batcher, "submit", lambda *_: __import__("asyncio").sleep(30))
+        assert_problem(send(client, png), 503, "no answer within")
+    assert len(batcher) == 0
+
+
+def test_analyze_failing_model_is_503_that_tells_nothing_of_it(
+    open_client: OpenClient, png: bytes
+) -> None:
+    client = open_client()
+    client.app.state.analyzer.batcher._segmenter.close()  # type: ignore[attr-defined]
+    assert_problem(send(client, png), 503, "the model failed on this request; try again")
+
+
+def test_analyze_defect_of_ours_is_500_without_a_stack(
+    open_client: OpenClient, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = open_client()
+    monkeypatch.setattr("magtiles_seg.serve.analyze._finish", lambda *_: 1 / 0)
+    assert_problem(send(client, png), 500, "its log says why")
+
+
+def test_analyze_with_keys_asks_for_one_of_them(open_client: OpenClient, png: bytes) -> None:
+    (old, first), (new, second) = new_key("old"), new_key("new")
+    client = open_client(api_keys=f"{first},{second}")
+    refused = send(client, png)
+    assert_problem(refused, 401, "expected a valid key")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert send(client, png, authorization=f"Bearer {old}").status_code == 200
+    assert send(client, png, **{"X-API-Key": new}).status_code == 200
+    assert client.get("/livez").status_code == 200
+
+
+def test_cors_is_off_unless_an_origin_is_named(
+    client: TestClient, open_client: OpenClient, png: bytes
+) -> None:
+    page = "https://line.example"
+    assert "access-control-allow-origin" not in send(client, png, origin=page).headers
+    open_to_page = open_client(cors_origins=page)
+    assert send(open_to_page, png, origin=page).headers["access-control-allow-origin"] == page
+    other = send(open_to_page, png, origin="https://else.example")
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_readyz_is_ready_when_warm_and_says_so_when_draining(open_client: OpenClient) -> None:
+    client = open_client()
+    ready = [client.get("/readyz").status_code for _ in range(200)]
+    assert ready[-1] == 200
+    client.app.state.readiness.draining = True  # type: ignore[attr-defined]
+    reply = client.get("/readyz")
+    assert_problem(reply, 503, "about to end")
+    assert reply.headers["connection"] == "close"
+    assert client.get("/livez").text == "alive\n"
+
+
+def test_metrics_count_requests_stages_verdicts_and_inputs(
+    open_client: OpenClient, png: bytes
+) -> None:
+    client = open_client()
+    verdict = send(client, png).headers["x-verdict"]
+    send(client, b"")
+    client.get("/secret/path")
+    text = client.get("/metrics").text
+    for line in (
+        'magtiles_requests_total{path="/analyze",status="200"} 1.0',
+        'magtiles_requests_total{path="/analyze",status="400"} 1.0',
+        'magtiles_requests_total{path="other",status="404"} 1.0',
+        f'magtiles_pictures_total{{verdict="{verdict}"}} 1.0',
+        'magtiles_stage_seconds_count{stage="decode"} 1.0',
+        "magtiles_in_flight 0.0",
+        "magtiles_ready 1.0",
+    ):
+        assert line in text
+    level = re.search(r'input_mean\{feature="gray_level"\} ([\d.]+)', text)
+    assert level is not None
+    assert 10 < float(level[1]) < 245
+    assert "secret" not in text
+
+
+def test_pages_need_nothing_from_elsewhere_and_escape_what_they_show(client: TestClient) -> None:
+    for path in ("/", "/docs"):
+        reply = client.get(path)
+        assert reply.headers["content-type"].startswith("text/html")
+        assert not re.search(r"<script|src=|https?://", reply.text)
+    assert "?include=" in client.get("/docs").text
+
+
+def test_openapi_names_every_route_and_asks_for_keys_only_where_set(
+    client: TestClient, open_client: OpenClient
+) -> None:
+    document = client.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    routes = {route.path for route in client.app.routes}  # type: ignore[attr-defined]
+    assert set(document["paths"]) == routes
+    assert "securitySchemes" not in json.dumps(document)
+    guarded = open_client(api_keys=new_key("a")[1]).get("/openapi.json").json()
+    assert "401" in guarded["paths"]["/analyze"]["post"]["responses"]

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("gradio")
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from magtiles_seg import ImageError, Segmenter
+from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.serve.demo import create_app, mount
+from magtiles_seg.serve.demo_many import MAX_PICTURES, _inspect
+from magtiles_seg.serve.demo_tile import MAX_PIXELS, Judge
+from magtiles_seg.serve.demo_web import _pass
+
+T = TypeVar("T")
+
+
+def in_a_loop(make: Callable[[], T]) -> T:
+    """Call a function inside an event loop: outside, Gradio makes loops and leaves them open."""
+
+    async def call() -> T:
+        return make()
+
+    return asyncio.run(call())
+
+
+@pytest.fixture(scope="module")
+def client(segmenter: Segmenter) -> Iterator[TestClient]:
+    with TestClient(in_a_loop(lambda: create_app(segmenter))) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Iterator[Segmenter]:
+    with Segmenter() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def judge(segmenter: Segmenter) -> Judge:
+    return Judge(segmenter)
+
+
+@pytest.fixture
+def tile(tmp_path: Path) -> str:
+    path = tmp_path / "tile.png"
+    cv2.imwrite(str(path), synthetic_tile(25, defect="crack", exposure=3, size_hw=(80, 96)).image)
+    return str(path)
+
+
+class Counting:
+    """A Segmenter that counts its calls."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.decision, self.calls, self._segmenter = segmenter.decision, 0, segmenter
+
+    def __call__(self, image: object) -> object:
+        self.calls += 1
+        return self._segmenter(image)  # type: ignore[arg-type]
+
+
+def test_moving_a_slider_decides_anew_without_inference(segmenter: Segmenter, tile: str) -> None:
+    counting = Counting(segmenter)
+    judge = Judge(counting)  # type: ignore[arg-type]
+    result = judge.inspect(tile, 0.001, 0.999)
+    strict = judge.decide(result, 0.999, 0.001)
+    assert counting.calls == 1
+    assert strict.mask.sum() < result.mask.sum()
+    assert (result.verdict, strict.verdict) == ("accept", "reject")
+
+
+def test_sliders_at_rest_mean_the_models_own_thresholds_to_the_last_digit(
+    judge: Judge, segmenter: Segmenter, tile: str
+) -> None:
+    own = segmenter.decision
+    result = judge.inspect(tile, round(own.threshold, 3), round(own.reject_score, 3))
+    assert result.decision == own
+
+
+def test_reject_slider_below_the_review_score_lowers_that_too(tile: str) -> None:
+    with Segmenter(reject_score=0.8, review_score=0.5) as segmenter:
+        result = Judge(segmenter).inspect(tile, 0.5, 0.2)
+    assert result.decision.review_score == result.decision.reject_score == 0.2
+
+
+def test_text_file_is_refused_with_a_message_that_names_no_path(
+    judge: Judge, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.png"
+    path.write_text("not a picture")
+    with pytest.raises(ImageError, match="no picture in a format that is read") as caught:
+        judge.inspect(str(path), 0.5, 0.5)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_picture_over_the_demos_size_is_refused(judge: Judge, tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    side = int(MAX_PIXELS**0.5) + 1
+    cv2.imwrite(str(path), np.zeros((side, side), np.uint8))
+    with pytest.raises(ImageError, match="expected at most 4,000,000 px"):
+        judge.inspect(str(path), 0.5, 0.5)
+
+
+def test_many_files_with_a_bad_one_give_a_csv_with_a_line_for_each(
+    judge: Judge, tile: str, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG")
+    shown = list(_inspect(judge, [tile, str(bad)], (0.5, 0.5, 0.1), str(tmp_path)))
+    assert len(shown) == 3
+    content = Path(shown[-1][2].value["path"]).read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(content)))
+    assert {row["picture"] for row in rows} == {"tile.png", "bad.png"}
+    (refused,) = (row for row in rows if row["picture"] == "bad.png")
+    assert refused["verdict"] == "not read"
+    assert "damaged header" in refused["error"]
+
+
+def test_more_files_than_the_limit_are_refused_with_the_number(
+    judge: Judge, tile: str, tmp_path: Path
+) -> None:
+    (shown,) = _inspect(judge, [tile] * (MAX_PICTURES + 1), (0.5, 0.5, 0), str(tmp_path))
+    assert f"Got {MAX_PICTURES + 1}; expected up to {MAX_PICTURES}" in shown[0]
+
+
+def test_web_first_block_shows_its_lines_before_any_verdict(segmenter: Segmenter) -> None:
+    cards, picture, table = next(_pass(segmenter, 0.5))
+    assert "<b>0</b>lines inspected" in cards
+    assert picture.visible
+    assert "Nothing found yet" in table
+
+
+def test_page_names_no_font_or_style_of_another_host(client: TestClient) -> None:
+    theme = client.get("/demo/theme.css").text
+    assert "system-ui" in theme
+    assert "fonts.g" not in theme
+    assert "@import" not in theme
+
+
+def test_page_sends_no_telemetry_and_offers_no_call_but_its_own(client: TestClient) -> None:
+    config = client.get("/demo/config").json()
+    assert config["analytics_enabled"] is False
+    assert {call["api_visibility"] for call in config["dependencies"]} <= {"private"}
+
+
+def test_root_of_the_demo_alone_leads_to_its_page(client: TestClient) -> None:
+    assert client.get("/", follow_redirects=False).headers["location"] == "/demo/"
+    assert "Defects of magnetic tiles" in client.get("/demo/").text
+
+
+def test_mount_keeps_the_application_its_routes_and_its_lifespan(segmenter: Segmenter) -> None:
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, str]]:
+        yield {"model": "loaded"}
+
+    def say(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.state.model)
+
+    app = Starlette(routes=[Route("/say", say)], lifespan=lifespan)
+    assert in_a_loop(lambda: mount(app, segmenter)) is app
+    with TestClient(app) as client:
+        assert client.get("/say").text == "loaded"
+        assert client.get("/demo/").status_code == 200

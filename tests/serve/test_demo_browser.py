@@ -1,0 +1,217 @@
+"""The demo in a real browser. MAGTILES_ARTEFACTS names the folder of the screenshots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("playwright")
+
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from magtiles_seg.dataset.synthetic import synthetic_tile
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
+
+ARTEFACTS = Path(os.environ.get("MAGTILES_ARTEFACTS", "test-results"))
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+]
+SCREENS = {"laptop": (1366, 768), "phone": (390, 844)}
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """`magtiles-seg demo` as a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; from magtiles_seg.cli import main; sys.exit(main())"
+    process = subprocess.Popen([sys.executable, "-c", code, "demo", "--port", str(port)])
+    url = f"http://127.0.0.1:{port}/"
+    try:
+        _wait(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None
+        try:
+            urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as engine:
+        opened = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=SCREENS)
+def screen(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def open_page(browser: Browser, address: str, screen: str = "laptop") -> Page:
+    width, height = SCREENS[screen]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(PATIENCE_MS)
+    expect.set_options(timeout=PATIENCE_MS)
+    page.goto(address)
+    expect(page.locator("#verdict b")).to_be_visible()
+    return page
+
+
+def keep(page: Page, name: str) -> None:
+    """Keep a screenshot, and see that nothing lies beyond the screen's right edge."""
+    page.wait_for_timeout(500)
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"demo_{name}.png", full_page=True)
+    beyond = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(beyond) == 0
+
+
+def white_px(page: Page, mask: Locator) -> int:
+    content = page.request.get(str(mask.get_attribute("src"))).body()
+    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert picture is not None
+    return int(np.count_nonzero(picture))
+
+
+def test_page_at_first_sight_shows_an_answer_and_asks_no_other_host(
+    browser: Browser, address: str, screen: str
+) -> None:
+    width, height = SCREENS[screen]
+    page = browser.new_page(viewport={"width": width, "height": height})
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    expect(page.locator("#verdict b")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#overlay img")).to_be_visible()
+    expect(page.get_by_role("tab")).to_have_text(["One tile", "Many tiles", "Line scan"])
+    keep(page, f"first_{screen}")
+    foreign = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+    assert asked
+    assert not foreign
+    page.close()
+
+
+def test_upload_brings_overlay_and_table_and_the_slider_changes_the_mask(
+    browser: Browser, address: str, screen: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "tile.png"
+    cv2.imwrite(str(path), synthetic_tile(22, defect="fray", exposure=3, size_hw=(300, 240)).image)
+    page = open_page(browser, address, screen)
+    mask = page.locator("#mask img")
+    before, overlay = white_px(page, mask), page.locator("#overlay img").get_attribute("src")
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    expect(page.locator("#verdict")).to_contain_text("Waiting")
+    page.locator("#picture input[type=file]").set_input_files(path)
+    expect(page.locator("#defects tbody tr")).not_to_have_count(0)
+    expect(page.locator("#overlay img")).not_to_have_attribute("src", str(overlay))
+    uploaded, shown = white_px(page, mask), str(mask.get_attribute("src"))
+    assert uploaded > before  # a fray is larger than the example's crack
+    keep(page, f"upload_{screen}")
+    page.locator("#threshold input[type=number]").fill("0.97")
+    page.locator("#threshold input[type=number]").press("Enter")
+    expect(mask).not_to_have_attribute("src", shown)
+    assert white_px(page, mask) < uploaded
+    page.locator("#reject-score input[type=number]").fill("0.999")
+    page.locator("#reject-score input[type=number]").press("Enter")
+    expect(page.locator("#verdict")).to_contain_text("the reject score 0.999")
+    keep(page, f"slider_{screen}")
+    page.close()
+
+
+def test_example_is_taken_by_a_click(browser: Browser, address: str) -> None:
+    page = open_page(browser, address)
+    page.locator("#examples .thumbnail-item").last.click()
+    expect(page.locator("#verdict b")).to_have_text("Accept")
+    keep(page, "accepted_laptop")
+    page.close()
+
+
+def test_bad_upload_gets_a_message_and_no_result(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.png"
+    path.write_text("not a picture")
+    page = open_page(browser, address)
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    page.locator("#picture input[type=file]").set_input_files(path)
+    expect(page.locator("#verdict")).to_contain_text("The file is no picture in a format that")
+    expect(page.locator("#defects tbody tr")).to_have_count(0)
+    expect(page.locator("#picture img")).to_have_count(0)
+    keep(page, "bad_laptop")
+    page.close()
+
+
+def test_many_files_are_listed_and_their_csv_downloads(
+    browser: Browser, address: str, screen: str, tmp_path: Path
+) -> None:
+    for index, defect in enumerate(("fray", "uneven", None)):
+        tile = synthetic_tile(22, defect=defect, exposure=3, size_hw=(120, 100))
+        cv2.imwrite(str(tmp_path / f"tile_{index}.png"), tile.image)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    page = open_page(browser, address, screen)
+    page.get_by_role("tab", name="Many tiles").click()
+    page.locator("#many input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
+    button = page.get_by_text("Download CSV")
+    expect(page.locator("#answers tbody tr")).to_have_count(4)
+    expect(button).to_be_enabled()
+    with page.expect_download() as download:
+        button.click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8"))))
+    names = {"notes.txt", "tile_0.png", "tile_1.png", "tile_2.png"}
+    assert {row["picture"] for row in rows} == names
+    assert [row["picture"] for row in rows if row["verdict"] == "not read"] == ["notes.txt"]
+    keep(page, f"many_{screen}")
+    page.close()
+
+
+def test_web_grows_and_its_defects_are_listed(browser: Browser, address: str, screen: str) -> None:
+    page = open_page(browser, address, screen)
+    page.get_by_role("tab", name="Line scan").click()
+    page.locator("#start").click()
+    expect(page.locator("#web-defects tbody tr")).not_to_have_count(0)
+    shown = str(page.locator("#web img").get_attribute("src"))
+    expect(page.locator("#web img")).not_to_have_attribute("src", shown)
+    page.locator("#stop").click()
+    page.wait_for_timeout(1500)
+    keep(page, f"web_{screen}")
+    page.close()
