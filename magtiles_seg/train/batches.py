@@ -33,10 +33,18 @@ class Batch:
     target: Tensor
     kind: Tensor
 
+    def split(self, pieces: int) -> list[Batch]:
+        """Return the batch in pieces of equal size."""
+        parts = (tensor.chunk(pieces) for tensor in (self.image, self.target, self.kind))
+        return [Batch(*piece) for piece in zip(*parts, strict=True)]
+
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What makes batches what they are: with the same plan and pictures come the same batches."""
+    """What makes batches what they are: with the same plan and pictures come the same batches.
+
+    `places` are those pictures of a batch that are made; None: all.
+    """
 
     seed: int
     batch_size: int
@@ -44,6 +52,7 @@ class BatchPlan:
     kind_stride: int
     augmentation: Augmentation
     graft_fraction: float = 0.0
+    places: tuple[int, ...] | None = None
 
 
 def epoch_batches(
@@ -69,7 +78,7 @@ def epoch_batches(
     def make(step: int) -> Batch:
         rngs = [
             np.random.default_rng([plan.seed, epoch, step, index])
-            for index in range(plan.batch_size)
+            for index in (range(plan.batch_size) if plan.places is None else plan.places)
         ]
         views = [training_view(drawn(rng), plan.crop_px, rng, plan.augmentation) for rng in rngs]
         return stack(views, kind_stride=plan.kind_stride)

@@ -1,9 +1,8 @@
 """The training loop.
 
 Killed at any moment and started again with the same arguments, it goes on from the last whole
-epoch and ends in the same
-weights: every random draw is a function of seed, epoch and step, and the state of an epoch is
-    written whole or not at all.
+epoch and ends in the same weights: every random draw is a function of seed, epoch and step, and
+the state of an epoch is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from magtiles_seg.model.checkpoint import save_checkpoint
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.train.batches import Batch, BatchPlan, epoch_batches
+from magtiles_seg.train.devices import Devices
 from magtiles_seg.train.pictures import training_pictures
 from magtiles_seg.train.sampling import BalancedSampler
 from magtiles_seg.train.schedule import one_cycle
@@ -112,6 +112,7 @@ class _Run:
     ) -> None:
         self.params, self.out_dir, self.state = params, out_dir, state
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.devices = Devices(params)
         self.average = AveragedModel(
             network, avg_fn=_moving_average(params.ema_decay), use_buffers=True
         )
@@ -128,7 +129,9 @@ class _Run:
             network.kind_stride,
             Augmentation(),
             params.graft_fraction,
+            self.devices.places,
         )
+        self.model = self.devices.set_up(self.network)
         self.grafts: Grafts | None = None
 
     @classmethod
@@ -188,25 +191,27 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
         self.network.train()
-        loss = self._loss(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = self.devices.backward(batch, self._loss)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        return float(loss.detach())
+        return loss
 
     def _loss(self, batch: Batch) -> Tensor:
-        image = batch.image.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            defect_logit, kind_logits = self.network(image)
-        weights = {"dice_weight": self.params.dice_weight, "kind_weight": self.params.kind_weight}
-        return segmentation_loss(defect_logit, kind_logits, batch.target, batch.kind, **weights)
+            answer = self.model(batch.image.to(memory_format=torch.channels_last))
+        whole = self.devices.gather(*answer, batch.target, batch.kind)
+        return segmentation_loss(
+            *whole, dice_weight=self.params.dice_weight, kind_weight=self.params.kind_weight
+        )
 
     def end_epoch(self, loss: float) -> Validation:
         """Score the averaged weights, keep them if they are the best, and write the state."""
         averaged: SegmentationNetwork = self.average.module  # type: ignore[assignment]
-        found = validate(averaged, self.validation, self.protocol, bf16=self.bf16)
+        found = self.devices.of_first(
+            lambda: validate(averaged, self.validation, self.protocol, bf16=self.bf16)
+        )
         figures = found.figures
         if figures["score"] > self.state.best_score:
             self.state.best_score, self.state.best_epoch = figures["score"], self.state.epoch
@@ -215,10 +220,13 @@ class _Run:
                 "epoch": self.state.epoch,
                 "validation": figures,
             }
-            save_checkpoint(self.out_dir / CHECKPOINT, averaged, meta)
+            if self.devices.rank == 0:
+                save_checkpoint(self.out_dir / CHECKPOINT, averaged, meta)
         self.state.history.append({"loss": loss, **figures})
         self.state.epoch += 1
-        save_state(self.out_dir / STATE, self.state, self.network, self.average, self.optimizer)
+        if self.devices.rank == 0:
+            state = self.out_dir / STATE
+            save_state(state, self.state, self.network, self.average, self.optimizer)
         return found
 
 
@@ -231,7 +239,10 @@ def identity(
     """Return what makes two runs the same run, as JSON values."""
     parts = {"training": training, "validation": validation}
     digests = {name: _digest(sample.id for sample in part) for name, part in parts.items()}
-    fixed = {key: value for key, value in dataclasses.asdict(params).items() if key != "threads"}
+    fixed = dataclasses.asdict(params)
+    del fixed["threads"], fixed["devices"]
+    if params.accumulate == 1:  # so that runs from before there was a choice go on
+        del fixed["accumulate"]
     return {
         **fixed,
         "labels": list(labels),

@@ -1,0 +1,198 @@
+"""The local engine: processes on this machine, each with a model of its own.
+
+A worker that is lost (killed for memory, crashed in a decoder) is replaced and its part done again.
+If it is lost in the same part once more, the part is done picture by picture, and a picture that
+takes its worker down even then becomes a row with that as its error.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+from magtiles_seg.batch.work import Job, PartWorker
+from magtiles_seg.errors import BackendError, DataError, InferenceError
+
+_LOST_IN_A_ROW = 5
+"""So many workers lost without one picture done between them: it is not the pictures."""
+
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class _Task:
+    """A part on its way."""
+
+    part: int
+    losses: int = 0
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def careful(self) -> bool:
+        return self.losses > 1
+
+
+class _Worker:
+    """A process, the pipe to it, and what it is at."""
+
+    def __init__(self, job: Job, threads: int) -> None:
+        self.pipe, theirs = _CONTEXT.Pipe()
+        self.process: SpawnProcess = _CONTEXT.Process(
+            target=_serve, args=(job, threads, theirs), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.task: _Task | None = None
+        self.place = -1
+        self.reason = ""
+
+    def give(self, task: _Task) -> None:
+        """Hand it a part."""
+        self.task, self.place = task, -1
+        self.pipe.send((task.part, task.unreadable, task.careful))
+
+    def end(self) -> None:
+        """Stop it now."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def run_local(
+    job: Job,
+    parts: Iterable[int],
+    *,
+    workers: int,
+    threads: int,
+    report: Callable[[int, int], None],
+) -> None:
+    """Do parts in worker processes.
+
+    Args:
+        job: What the run does.
+        parts: Numbers of the parts.
+        workers: How many processes.
+        threads: Of one inference, in each.
+        report: Told how many pictures are done and how many of those got an error; errors are
+            counted when a part is whole.
+
+    Raises:
+        DataError: The source is gone, and did not come back in time.
+        OSError: The result cannot be written.
+        BackendError: The workers cannot start, or are lost without getting anything done.
+    """
+    _Pool(job, parts, workers, threads, report).run()
+
+
+class _Pool:
+    def __init__(
+        self,
+        job: Job,
+        parts: Iterable[int],
+        workers: int,
+        threads: int,
+        report: Callable[[int, int], None],
+    ) -> None:
+        self._job, self._threads, self._report = job, threads, report
+        self._todo = deque(_Task(part) for part in parts)
+        self._workers = [_Worker(job, threads) for _ in range(min(workers, len(self._todo)))]
+        self._done = self._errors = self._lost_in_a_row = 0
+
+    def run(self) -> None:
+        try:
+            for worker in self._workers:
+                worker.give(self._todo.popleft())
+            while self._workers:
+                pipes: dict[Any, _Worker] = {worker.pipe: worker for worker in self._workers}
+                for pipe in connection.wait(list(pipes)):
+                    self._hear(pipes[pipe])
+                places = sum(worker.place + 1 for worker in self._workers)
+                self._report(self._done + places, self._errors)
+        finally:
+            for worker in self._workers:
+                worker.end()
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take what a worker says: a number is the place it is at, the rest speaks for itself."""
+        try:
+            kind, value = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._replace(worker)
+            return
+        if kind == "at":
+            worker.place, self._lost_in_a_row = value, 0
+        elif kind == "fatal":
+            raise value
+        elif kind == "failed":
+            worker.reason = value
+        else:
+            count, errors = value
+            self._done, self._errors = self._done + count, self._errors + errors
+            worker.place = -1
+            if self._todo:
+                worker.give(self._todo.popleft())
+            else:
+                self._workers.remove(worker)
+                worker.end()
+
+    def _replace(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.end()
+        reason = worker.reason or f"exit code {worker.process.exitcode}"
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row >= _LOST_IN_A_ROW:
+            raise BackendError(
+                f"{_LOST_IN_A_ROW} workers were lost one after another without a picture done, the "
+                f"last with {reason}; if memory ran out, use fewer workers; what is done stays done"
+            )
+        task = worker.task
+        fresh = _Worker(self._job, self._threads)
+        self._workers.append(fresh)
+        if task is None:
+            return
+        if task.careful and worker.place >= 0:
+            task.unreadable[worker.place] = f"its worker was lost twice over it: {reason}"
+        task.losses += 1
+        fresh.give(task)
+
+
+def _serve(job: Job, threads: int, pipe: connection.Connection) -> None:
+    """Do parts until the pipe closes: what a worker process runs."""
+    _end_with_parent()
+
+    def announce(place: int) -> None:
+        pipe.send(("at", place))
+
+    try:
+        worker = PartWorker(job, threads=threads)
+        while True:
+            part, unreadable, careful = pipe.recv()
+            done = worker.run(part, announce=announce, unreadable=unreadable, careful=careful)
+            pipe.send(("done", done))
+    except EOFError:
+        return
+    except (InferenceError, MemoryError) as error:
+        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+    except (DataError, BackendError, OSError) as error:
+        pipe.send(("fatal", error))
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, be it by kill -9."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()

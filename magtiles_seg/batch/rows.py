@@ -1,0 +1,120 @@
+"""The result's table: one row a picture, one Parquet file a part."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magtiles_seg.errors import BackendUnavailableError
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as error:
+    raise BackendUnavailableError(
+        "results are Parquet, which needs pyarrow: pip install 'magtiles-seg[batch]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from magtiles_seg.regions import Defect
+    from magtiles_seg.result import Segmentation
+
+_MM = ("area_mm2", "length_mm", "width_mm")
+_DEFECT = pa.struct(
+    [
+        ("label", pa.string()),
+        ("score", pa.float64()),
+        *((name, pa.int32()) for name in ("area_px", "x0_px", "y0_px", "x1_px", "y1_px")),
+        *(
+            (name, pa.float64())
+            for name in ("centroid_x_px", "centroid_y_px", "length_px", "width_px", *_MM)
+        ),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("sha256", pa.string()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("verdict", pa.string()),
+        ("score", pa.float64()),
+        ("defect_area_px", pa.int64()),
+        ("defects", pa.list_(_DEFECT)),
+        ("mask_sha256", pa.string()),
+        ("mask_path", pa.string()),
+        ("model_sha256", pa.string()),
+        ("error", pa.string()),
+        ("read_ms", pa.float32()),
+        ("decode_ms", pa.float32()),
+        ("segment_ms", pa.float32()),
+    ]
+)
+"""Columns of the result. Of a picture with an `error`, what could not be found out is null.
+
+`sha256` is of the file's content, `mask_sha256` of the mask's bytes, (H, W) uint8 of 0 and 1.
+`mask_path` is relative to the output folder.
+"""
+
+
+def describe(result: Segmentation) -> dict[str, Any]:
+    """Return the columns that a result fills."""
+    import hashlib
+
+    height, width = result.mask.shape
+    return {
+        "height_px": height,
+        "width_px": width,
+        "verdict": result.verdict,
+        "score": result.score,
+        "defect_area_px": int(result.mask.sum()),
+        "defects": [_describe_defect(defect) for defect in result.defects],
+        "mask_sha256": hashlib.sha256(result.mask.tobytes()).hexdigest(),
+    }
+
+
+def _describe_defect(defect: Defect) -> dict[str, Any]:
+    corners = zip(("x0_px", "y0_px", "x1_px", "y1_px"), defect.bbox_xyxy_px, strict=True)
+    x, y = defect.centroid_xy_px
+    return {
+        "label": defect.label,
+        "score": defect.score,
+        "area_px": defect.area_px,
+        **dict(corners),
+        "centroid_x_px": x,
+        "centroid_y_px": y,
+        "length_px": defect.length_px,
+        "width_px": defect.width_px,
+        **{name: getattr(defect, name) for name in _MM},
+    }
+
+
+def write_part(
+    path: Path, rows: Sequence[Mapping[str, Any]], identity: Mapping[str, object]
+) -> None:
+    """Write a part's rows through to the disk, whole or not at all.
+
+    Args:
+        path: Where the part belongs; a file that stands there is replaced.
+        rows: By column; a column that a row lacks is null.
+        identity: Of the run; kept in the file's metadata.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    about = {"run": identity, "host": socket.gethostname(), "pid": os.getpid()}
+    schema = SCHEMA.with_metadata({"magtiles_seg": json.dumps(about)})
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    fresh = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        with fresh.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

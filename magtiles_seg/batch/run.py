@@ -1,0 +1,210 @@
+"""A run over an archive: listed once, done in parts, resumed exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from magtiles_seg.batch.listing import Listing, freeze
+from magtiles_seg.batch.local_engine import run_local
+from magtiles_seg.batch.source import list_names
+from magtiles_seg.batch.work import Job
+from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.infer.backends.base import available_cores
+
+_RUN = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What does the parts.
+
+    Attributes:
+        name: `"local"` or `"ray"`.
+        workers: How many workers; None: one a core, or one where there is a GPU.
+        gpus: GPUs of one worker, as a fraction; with `"ray"` only.
+        address: Of a running Ray cluster; None: that of the environment, or a new local one.
+    """
+
+    name: str = "local"
+    workers: int | None = None
+    gpus: float = 0.0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.name not in ("local", "ray"):
+            raise ConfigError(f"unknown engine {self.name!r}: expected 'local' or 'ray'")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"workers must be at least 1, got {self.workers}")
+        if self.name == "local" and (self.gpus or self.address):
+            raise ConfigError("gpus and address are for engine 'ray'; name it, or leave them out")
+
+    def layout(self, job: Job) -> tuple[int, int]:
+        """Return how many workers, and how many threads an inference takes in each."""
+        on_cpu = str(job.segmenter.get("device") or "cpu") == "cpu"
+        cores = available_cores()
+        workers = self.workers or (cores if on_cpu else 1)
+        return workers, max(1, cores // workers)
+
+
+class Progress(Protocol):
+    """Is told how far a run is."""
+
+    def listed(self, pictures: int) -> None:
+        """So many names have come."""
+
+    def done(self, pictures: int, total: int, errors: int) -> None:
+        """So many pictures are in the result or in work; so many of this session's got an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a finished run holds.
+
+    Attributes:
+        pictures: All pictures.
+        verdicts: How many got each verdict.
+        errors: How many got an error instead.
+    """
+
+    pictures: int
+    verdicts: dict[str, int]
+    errors: int
+
+
+def run_batch(job: Job, engine: Engine | None = None, progress: Progress | None = None) -> Outcome:
+    """Segment an archive into `job.out`, or go on where an earlier run was stopped.
+
+    Each picture is one row of one file in `parts/`, whatever happened on the way: killed at any
+    moment and started again, the run does what is missing, and nothing twice.
+
+    Args:
+        job: What to do.
+        engine: What does it; None: this machine's cores.
+        progress: Told how far it is.
+
+    Raises:
+        ConfigError: `job.out` holds a run with another model, decision or source, or another run
+            writes there now.
+        DataError: There is no such source, it holds no picture, or it went away for too long.
+        OSError: The result cannot be written.
+        BackendError: The model cannot be loaded, or workers are lost without getting anything done.
+
+    Example:
+        >>> run_batch(Job(source="shots", out=Path("result")))
+        Outcome(pictures=20000, verdicts={'accept': 18100, 'reject': 1899}, errors=1)
+    """
+    engine = engine or Engine()
+    (job.out / "parts").mkdir(parents=True, exist_ok=True)
+    with _alone(job.out):
+        with job.open_segmenter() as segmenter:
+            identity = job.identity(segmenter)
+        listing = _open_listing(job, identity, progress)
+        _clear(job.out / "parts")
+        todo = [part for part in range(listing.parts) if not job.part_path(part).exists()]
+        before = listing.pictures - _rows_in(todo, listing, job.part_rows)
+
+        def report(pictures: int, errors: int) -> None:
+            if progress:
+                progress.done(before + pictures, listing.pictures, errors)
+
+        report(0, 0)
+        _dispatch(job, engine, todo, report)
+    return summarize(job.out)
+
+
+def _dispatch(
+    job: Job, engine: Engine, parts: list[int], report: Callable[[int, int], None]
+) -> None:
+    if not parts:
+        return
+    workers, threads = engine.layout(job)
+    if engine.name == "local":
+        run_local(job, parts, workers=workers, threads=threads, report=report)
+        return
+    from magtiles_seg.batch.ray_engine import run_ray
+
+    run_ray(
+        job,
+        parts,
+        workers=workers,
+        threads=threads,
+        gpus=engine.gpus,
+        address=engine.address,
+        report=report,
+    )
+
+
+def _open_listing(job: Job, identity: dict[str, object], progress: Progress | None) -> Listing:
+    """Return the listing of the run that the folder holds, or list the source for a new one."""
+    path = job.out / _RUN
+    if path.exists():
+        _check_same(json.loads(path.read_text(encoding="utf-8")), identity, job.out)
+        return Listing(job.listing)
+    names = list_names(job.source, patience_s=job.patience_s)
+    listed = progress.listed if progress else None
+    listing = freeze(names, job.listing, part_rows=job.part_rows, progress=listed)
+    if not listing.pictures:
+        raise DataError(f"no picture in {job.source}: expected names ending as pictures do")
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+    return listing
+
+
+def _check_same(found: dict[str, Any], identity: dict[str, object], out: Path) -> None:
+    changed = [key for key, value in identity.items() if found.get(key) != value]
+    if changed:
+        was = ", ".join(f"{key} {found.get(key)!r}, now {identity[key]!r}" for key in changed)
+        raise ConfigError(
+            f"{out} holds a run with another {' and '.join(changed)} (was {was}): "
+            "give this run another --out, or delete that folder to start afresh"
+        )
+
+
+def _clear(parts: Path) -> None:
+    """Delete what workers that were killed while writing have left."""
+    for left in parts.glob(".part-*"):
+        left.unlink(missing_ok=True)
+
+
+def _rows_in(parts: list[int], listing: Listing, part_rows: int) -> int:
+    """Return how many pictures the parts hold; only the last part of a listing is short."""
+    short = listing.parts * part_rows - listing.pictures
+    return len(parts) * part_rows - (short if listing.parts - 1 in parts[-1:] else 0)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the kernel frees when this process ends, however it ends."""
+    import fcntl
+
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another run writes to {out} now: wait for it, or give this one another --out"
+            ) from None
+        file.write(str(os.getpid()))
+        yield
+
+
+def summarize(out: Path) -> Outcome:
+    """Count a result's verdicts, a part in memory at a time."""
+    from collections import Counter
+
+    import pyarrow.parquet as pq
+
+    counts: Counter[str | None] = Counter()
+    for path in sorted((out / "parts").glob("part-*.parquet")):
+        counts.update(pq.read_table(path, columns=["verdict"])["verdict"].to_pylist())
+    errors = counts.pop(None, 0)
+    verdicts = {str(verdict): count for verdict, count in sorted(counts.items(), key=str)}
+    return Outcome(pictures=errors + sum(verdicts.values()), verdicts=verdicts, errors=errors)

@@ -1,0 +1,224 @@
+"""What a worker does, whichever engine runs it: a part's pictures in, its Parquet file out.
+
+The file carries the part's number and is written whole, so that doing a part twice is harmless and
+doing it at least once is enough: each picture is in the result exactly once, with any engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magtiles_seg.batch.listing import Listing
+from magtiles_seg.batch.retrying import persist
+from magtiles_seg.batch.rows import describe, write_part
+from magtiles_seg.batch.source import Reader, is_url
+from magtiles_seg.errors import ImageError
+from magtiles_seg.image import read_image
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from magtiles_seg.infer.segmenter import Segmenter
+    from magtiles_seg.result import Segmentation
+
+LOCAL_READERS, REMOTE_READERS = 2, 16
+"""Threads that read and decode ahead of the model, by where the pictures lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run does; the same in every process.
+
+    Attributes:
+        source: Folder, glob, list file or URL, from `source.resolve`.
+        out: The result's folder, on a disk that all workers share.
+        segmenter: Arguments of `Segmenter` by name.
+        masks: Whether masks are written as PNG.
+        part_rows: Pictures of a part.
+        patience_s: How long an outage of the source or a full disk is waited out.
+        readers: Threads of a worker that read and decode; None: by where the pictures lie.
+    """
+
+    source: str
+    out: Path
+    segmenter: Mapping[str, Any] = field(default_factory=dict)
+    masks: bool = False
+    part_rows: int = 1000
+    patience_s: float = 300.0
+    readers: int | None = None
+
+    @property
+    def listing(self) -> Path:
+        """Folder of the frozen listing."""
+        return self.out / "listing"
+
+    def part_path(self, part: int) -> Path:
+        """Return where a part's rows belong."""
+        return self.out / "parts" / f"part-{part:08d}.parquet"
+
+    def open_segmenter(self, threads: int | None = None) -> Segmenter:
+        """Load the model; `threads` yields to the job's own."""
+        from magtiles_seg.infer.segmenter import Segmenter
+
+        given = {} if threads is None else {"threads": threads}
+        return Segmenter(**{**given, **self.segmenter})
+
+    def identity(self, segmenter: Segmenter) -> dict[str, object]:
+        """Return what makes two runs the same run, as JSON values."""
+        source = self.source
+        if not is_url(source) and Path(source).is_file():
+            source = f"{source} sha256:{hashlib.sha256(Path(source).read_bytes()).hexdigest()}"
+        spec = segmenter.spec
+        return {
+            "model_sha256": spec.sha256,
+            "backend": spec.name,
+            "device": spec.device.partition(":")[0],
+            "decision": asdict(segmenter.decision),
+            "mm_per_px": self.segmenter.get("mm_per_px"),
+            "source": source,
+            "masks": self.masks,
+            "part_rows": self.part_rows,
+        }
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A picture's bytes and pixels, or what kept them away."""
+
+    row: dict[str, Any]
+    pixels: NDArray[np.uint8] | None
+
+
+class PartWorker:
+    """Holds a loaded model and does parts with it, one at a time."""
+
+    def __init__(self, job: Job, *, threads: int | None = None) -> None:
+        """Load the model and open the listing.
+
+        Args:
+            job: What the run does.
+            threads: Of one inference; None: as the job says, or all cores.
+        """
+        self._job = job
+        self._listing = Listing(job.listing)
+        self._segmenter = job.open_segmenter(threads)
+        self._identity = job.identity(self._segmenter)
+        self._reader = Reader(job.source, patience_s=job.patience_s)
+
+    def run(
+        self,
+        part: int,
+        *,
+        announce: Callable[[int], None] | None = None,
+        unreadable: Mapping[int, str] | None = None,
+        careful: bool = False,
+    ) -> tuple[int, int]:
+        """Do a part; return how many pictures it has and how many of them got an error.
+
+        Args:
+            part: Its number.
+            announce: Told each picture's place before it is begun.
+            unreadable: Pictures by place that are not tried, with their error.
+            careful: Read nothing ahead, so that the announced picture is the only one in work.
+
+        Raises:
+            DataError: The source is gone, and did not come back in time.
+            OSError: The result cannot be written, and room was not made in time.
+            InferenceError: The runtime failed.
+        """
+        rows: list[dict[str, Any]] = []
+        given = unreadable or {}
+        names = self._listing.names(part)
+        for place, fetch in enumerate(self._fetched(names, given, careful)):
+            if announce:
+                announce(place)
+            rows.append(self._row(fetch(), part, place))
+        self._write(part, rows)
+        return len(rows), sum("error" in row for row in rows)
+
+    def _fetched(
+        self, names: Sequence[str], given: Mapping[int, str], careful: bool
+    ) -> Iterator[Callable[[], _Fetched]]:
+        """Yield, in order, what waits for each picture; some are read ahead in threads."""
+        if careful:
+            for place, name in enumerate(names):
+                yield lambda place=place, name=name: self._fetch(name, given.get(place))  # type: ignore[misc]
+            return
+        remote = bool(names) and is_url(names[0])
+        readers = self._job.readers or (REMOTE_READERS if remote else LOCAL_READERS)
+        waiting: deque[Future[_Fetched]] = deque()
+        with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
+            try:
+                for place, name in enumerate(names):
+                    waiting.append(pool.submit(self._fetch, name, given.get(place)))
+                    if len(waiting) > 2 * readers:
+                        yield waiting.popleft().result
+                while waiting:
+                    yield waiting.popleft().result
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, name: str, error: str | None) -> _Fetched:
+        # A name that is no valid UTF-8 (file names may be any bytes) is written with escapes.
+        row: dict[str, Any] = {"path": name.encode(errors="backslashreplace").decode()}
+        if error is not None:
+            return _Fetched({**row, "error": error}, None)
+        start = time.perf_counter()
+        try:
+            data = self._reader.read(name)
+            row["sha256"] = hashlib.sha256(data).hexdigest()
+            read = time.perf_counter()
+            row["read_ms"] = 1000 * (read - start)
+            pixels = read_image(data)
+        except ImageError as failed:
+            return _Fetched({**row, "error": _text(failed)}, None)
+        row["decode_ms"] = 1000 * (time.perf_counter() - read)
+        return _Fetched(row, pixels)
+
+    def _row(self, fetched: _Fetched, part: int, place: int) -> dict[str, Any]:
+        row = {**fetched.row, "model_sha256": self._segmenter.spec.sha256}
+        if fetched.pixels is None:
+            return row
+        start = time.perf_counter()
+        result = self._segmenter(fetched.pixels)
+        row["segment_ms"] = 1000 * (time.perf_counter() - start)
+        row |= describe(result)
+        if self._job.masks:
+            row["mask_path"] = f"masks/{part:08d}/{place:05d}.png"
+            self._patiently(lambda: _write_mask(self._job.out / row["mask_path"], result))
+        return row
+
+    def _write(self, part: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self._job.masks:
+            os.sync()  # a part that stands promises its masks, after a power cut as well
+        path = self._job.part_path(part)
+        self._patiently(lambda: write_part(path, rows, self._identity))
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        persist(write, patience_s=self._job.patience_s, is_final=lambda e: not _may_pass(e))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether a failed write may succeed later: room can be made on a full disk."""
+    return isinstance(error, OSError) and not isinstance(error, PermissionError | FileNotFoundError)
+
+
+def _write_mask(path: Path, result: Segmentation) -> None:
+    import cv2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _, encoded = cv2.imencode(".png", result.mask * 255)
+    path.write_bytes(encoded.tobytes())
+
+
+def _text(error: Exception) -> str:
+    return str(error).encode(errors="backslashreplace").decode()

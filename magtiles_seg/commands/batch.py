@@ -1,0 +1,135 @@
+"""`magtiles-seg batch`: an archive of any size, into Parquet."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from magtiles_seg.commands import options
+from magtiles_seg.progress import live
+
+_EXAMPLES = """
+  magtiles-seg batch shots/ --out result/
+  magtiles-seg batch 's3://factory/line-3/*.png' --out result/ --masks
+  magtiles-seg batch inventory.txt --out /shared/result --engine ray --workers 64
+
+  Stopped at any moment and started again with the same words, it does what is missing.
+  Read the result with any Parquet reader: pandas.read_parquet("result/parts").
+
+  Exit code: 0 every picture has its row (a damaged one a row with its error), 2 stopped.
+"""
+_LINE_EVERY_S = 60.0
+
+
+def add(verbs: options.Verbs) -> None:
+    """Add the verb."""
+    verb = options.add_verb(
+        verbs, "batch", "segment an archive of any size into Parquet", run, examples=_EXAMPLES
+    )
+    verb.add_argument(
+        "source", metavar="SOURCE", help="folder, quoted glob, list file, or URL such as s3://…"
+    )
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="result; shared by all workers"
+    )
+    verb.add_argument("--masks", action="store_true", help="write each mask as PNG as well")
+    verb.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="default: this machine's cores"
+    )
+    options.add_model(verb)
+    options.add_device(verb)
+    for name, kind, text in (
+        ("workers", int, "processes (default: one a core; one with a GPU)"),
+        ("threads", int, "CPU threads of one inference (default: cores / workers)"),
+        ("readers", int, "threads of a worker that read ahead (default: 2; 16 from a URL)"),
+        ("part-rows", int, "pictures in a part, the unit of work (default: 1000)"),
+        ("patience-s", float, "wait out an outage or a full disk for so long (default: 300)"),
+        ("gpus", float, "GPUs of one Ray worker, such as 0.5"),
+        ("threshold", float, "a pixel of at least this probability is defect"),
+        ("min-area-px", int, "smaller connected regions are dropped"),
+        ("reject-score", float, "a picture of at least this score is rejected"),
+        ("review-score", float, "from this score on a picture wants review"),
+        ("mm-per-px", float, "scale of the pictures, for sizes in mm"),
+    ):
+        metavar = "X" if kind is float else "N"
+        verb.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+    verb.add_argument("--address", help="of a running Ray cluster (default: a local one)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do the archive, or what is missing of it, and print what it holds."""
+    batch = options.import_extra("magtiles_seg.batch", "batch")
+    given = vars(arguments)
+    job = batch.Job(
+        source=batch.resolve(arguments.source),
+        out=arguments.out.absolute(),
+        segmenter=_segmenter_options(arguments),
+        masks=arguments.masks,
+        **_present(given, "part_rows", "patience_s", "readers"),
+    )
+    engine = batch.Engine(name=arguments.engine, **_present(given, "workers", "gpus", "address"))
+    with live() as show:
+        outcome = batch.run_batch(job, engine, _Shown(show))
+    counts = {**outcome.verdicts, "error": outcome.errors}
+    text = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    print(f"{job.out / 'parts'}: {outcome.pictures:,} pictures: {text}")
+    return options.ACCEPTED
+
+
+def _segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("device", "threshold", "min_area_px", "reject_score", "review_score", "mm_per_px")
+    found = _present(vars(arguments), *names, "threads")
+    return found if arguments.model is None else {**found, "model": arguments.model.absolute()}
+
+
+def _present(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names if values[name] is not None}
+
+
+class _Shown:
+    """Shows progress: one line that changes on a terminal, a line a minute in a log."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._first: tuple[float, int] | None = None
+        self._last_line_s = time.monotonic()
+
+    def listed(self, pictures: int) -> None:
+        self._say(f"{pictures:,} pictures listed")
+
+    def done(self, pictures: int, total: int, errors: int) -> None:
+        now_s = time.monotonic()
+        if self._first is None:
+            self._first = (now_s, pictures)
+        started_s, before = self._first
+        self._say(describe(pictures, total, errors, pictures - before, now_s - started_s))
+
+    def _say(self, text: str) -> None:
+        if sys.stderr.isatty():
+            self._show(text)
+        elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            print(f"magtiles-seg: {text}", file=sys.stderr)
+
+
+def describe(pictures: int, total: int, errors: int, new: int, elapsed_s: float) -> str:
+    """Return how far a run is, how fast it goes and how long it will take.
+
+    Args:
+        pictures: Done in all.
+        total: Of the archive.
+        errors: Pictures with an error since the run was started or resumed.
+        new: Done since then.
+        elapsed_s: Time since then.
+    """
+    text = f"{pictures:,} of {total:,} pictures"
+    if new > 0 and elapsed_s > 0:
+        rate = new / elapsed_s
+        minutes, seconds = divmod(round((total - pictures) / rate), 60)
+        hours, minutes = divmod(minutes, 60)
+        text += f", {rate:.1f} pictures/s, {hours}:{minutes:02d}:{seconds:02d} left"
+    return text + (f", {errors:,} with an error" if errors else "")

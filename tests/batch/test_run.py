@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from magtiles_seg.batch import Engine, Job, run_batch, summarize
+from magtiles_seg.errors import ConfigError, DataError
+
+ONE = Engine(workers=1)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.ParquetDataset(out / "parts").read().to_pylist()
+    return found
+
+
+def start(job: Job, *options: str) -> subprocess.Popen[bytes]:
+    words = ["--part-rows", str(job.part_rows), "--model", str(job.segmenter["model"])]
+    code = "import sys; from magtiles_seg.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "batch", job.source, "--out", str(job.out), *words, *options],
+        start_new_session=True,
+    )
+
+
+def check_exactly_once(job: Job, pictures: int, broken: int) -> None:
+    counts = Counter(row["path"] for row in rows(job.out))
+    assert len(counts) == pictures
+    assert set(counts.values()) == {1}
+    assert sum(row["error"] is not None for row in rows(job.out)) == broken
+    assert all((row["verdict"] is None) == (row["error"] is not None) for row in rows(job.out))
+
+
+def test_run_batch_with_broken_files_has_a_row_for_every_picture(
+    make_job: Callable[..., Job],
+) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    class Seen:
+        def listed(self, pictures: int) -> None:
+            assert pictures == 60
+
+        def done(self, pictures: int, total: int, errors: int) -> None:
+            seen.append((pictures, total, errors))
+
+    job = make_job()
+    outcome = run_batch(job, ONE, Seen())
+    assert (outcome.pictures, outcome.errors) == (60, 3)
+    assert sum(outcome.verdicts.values()) == 57
+    assert seen[0] == (0, 60, 0)
+    assert seen[-1] == (60, 60, 3)
+    assert [one[0] for one in seen] == sorted(one[0] for one in seen)
+    check_exactly_once(job, 60, 3)
+
+
+def test_run_batch_again_does_only_what_is_missing(make_job: Callable[..., Job]) -> None:
+    job = make_job(part_rows=20)
+    first = run_batch(job, ONE)
+    job.part_path(1).unlink()
+    kept = job.part_path(0).stat().st_mtime_ns
+    (job.out / "parts" / ".part-00000002.parquet.host.1").write_bytes(b"half")
+    assert run_batch(job, ONE) == first == summarize(job.out)
+    assert job.part_path(0).stat().st_mtime_ns == kept
+    assert len(list((job.out / "parts").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"segmenter": {"threshold": 0.9}}, "another decision"),
+        ({"part_rows": 9}, "another part_rows"),
+        ({"source": "."}, "another source"),
+    ],
+)
+def test_run_batch_into_another_run_is_refused(
+    make_job: Callable[..., Job], change: dict[str, Any], said: str
+) -> None:
+    job = make_job()
+    job.out.mkdir()
+    with job.open_segmenter() as segmenter:
+        (job.out / "run.json").write_text(json.dumps(job.identity(segmenter)))
+    change = {
+        key: {**job.segmenter, **value} if key == "segmenter" else value
+        for key, value in change.items()
+    }
+    with pytest.raises(ConfigError, match=rf"holds a run with {said} .*another --out"):
+        run_batch(replace(job, **change), ONE)
+
+
+def test_run_batch_with_another_model_is_refused(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    job.out.mkdir()
+    with job.open_segmenter() as segmenter:
+        found = {**job.identity(segmenter), "model_sha256": "0" * 64}
+    (job.out / "run.json").write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match="holds a run with another model_sha256"):
+        run_batch(job, ONE)
+
+
+def test_run_batch_beside_a_run_in_the_same_folder_is_refused(
+    make_job: Callable[..., Job],
+) -> None:
+    import fcntl
+
+    job = make_job()
+    job.out.mkdir()
+    with (job.out / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another run writes to"):
+            run_batch(job, ONE)
+
+
+def test_run_batch_of_an_empty_folder_is_refused(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no picture in .*empty"):
+        run_batch(make_job(source=str(tmp_path / "empty")), ONE)
+
+
+def test_run_batch_edited_list_file_is_another_source(
+    make_job: Callable[..., Job], tmp_path: Path, archive: Path
+) -> None:
+    names = tmp_path / "list.txt"
+    names.write_text(f"{archive}/line-0/00000.jpg")
+    job = make_job(source=str(names))
+    run_batch(job, ONE)
+    names.write_text(f"{archive}/line-1/00001.jpg")
+    with pytest.raises(ConfigError, match="another source"):
+        run_batch(job, ONE)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"name": "spark"}, "unknown engine 'spark'"),
+        ({"workers": 0}, "workers must be at least 1"),
+        ({"gpus": 0.5}, "for engine 'ray'"),
+    ],
+)
+def test_engine_without_sense_is_refused(words: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Engine(**words)
+
+
+def kill_at_random(job: Job, kills: int, seed: int, *options: str) -> None:
+    """Start the run so many times, kill it each time at another moment, then let it end."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        with start(job, *options) as process:
+            end = time.monotonic() + rng.uniform(0.1, 15)
+            while time.monotonic() < end and process.poll() is None:
+                time.sleep(0.02)
+            if rng.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()  # the workers are left to notice it
+    with start(job, *options) as process:
+        assert process.wait(300) == 0
+
+
+def test_run_batch_killed_in_the_middle_ends_exact(make_job: Callable[..., Job]) -> None:
+    job = make_job(part_rows=2)
+    with start(job, "--workers", "1") as process:
+        while not list(job.out.glob("parts/part-*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    before = len(list(job.out.glob("parts/part-*")))
+    assert before < 30
+    with start(job, "--workers", "1") as process:
+        assert process.wait(120) == 0
+    check_exactly_once(job, 60, 3)
+
+
+@pytest.mark.endurance
+def test_run_batch_killed_twenty_times_ends_exact(
+    make_job: Callable[..., Job], make_archive: Callable[[int], Path]
+) -> None:
+    job = make_job(source=str(make_archive(2000)), part_rows=20)
+    kill_at_random(job, 20, 0, "--workers", "2", "--masks")
+    check_exactly_once(job, 2000, 100)
