@@ -5,6 +5,40 @@ returns the exit code. They and `cli` are the only modules that print. Each impo
 parts when it runs, so that `--help` is quick and needs no extra.
 """
 
-from magtiles_seg.commands import data, evaluate, export, info, segment, stream, train
+from magtiles_seg.commands import (
+    batch,
+    bench,
+    data,
+    demo,
+    deploy,
+    evaluate,
+    export,
+    info,
+    parity,
+    promote,
+    report,
+    segment,
+    serve,
+    smoke,
+    stream,
+    train,
+)
 
-VERBS = (segment, stream, data, train, evaluate, export, info)
+VERBS = (
+    segment,
+    batch,
+    stream,
+    serve,
+    demo,
+    data,
+    train,
+    evaluate,
+    export,
+    parity,
+    bench,
+    info,
+    report,
+    promote,
+    deploy,
+    smoke,
+)

@@ -22,6 +22,7 @@ ACCEPTED, REJECTED, ERROR, INTERRUPTED = 0, 1, 2, 130
 
 _SEGMENTER_OPTIONS = (
     "device",
+    "backend",
     "threshold",
     "min_area_px",
     "reject_score",
@@ -71,8 +72,11 @@ def add_model(verb: argparse.ArgumentParser) -> None:
 
 
 def add_device(verb: argparse.ArgumentParser) -> None:
-    """Add `--device`."""
-    verb.add_argument("--device", help="cpu (default), cuda or cuda:N")
+    """Add `--device` and `--backend`."""
+    verb.add_argument("--device", help="cpu, cuda, cuda:N or tensorrt (default: as selected, cpu)")
+    verb.add_argument(
+        "--backend", help="onnxruntime, openvino or eager (default: as selected, or by the suffix)"
+    )
 
 
 def add_params(verb: argparse.ArgumentParser) -> None:

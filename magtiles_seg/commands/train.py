@@ -52,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.restart:
         restart = options.import_extra("magtiles_seg.train.restart", "train")
         resume = not restart.forget_other_run(*run, labels=labels)
+    if not options.import_extra("magtiles_seg.train.devices", "train").is_first():
+        train(*run, labels=labels)  # a process that the first one started: it does not speak
+        return options.ACCEPTED
     folder = str(arguments.logs or arguments.out / "dvclive")
     with live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
         logger.log_params(asdict(params.train))

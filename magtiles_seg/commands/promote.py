@@ -1,0 +1,44 @@
+"""`magtiles-seg promote`: a version of the model on a stage, as Git tags."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from magtiles_seg.commands import options
+
+_EXAMPLES = """
+  magtiles-seg promote                          give this commit's model a version, print it
+  magtiles-seg promote --stage dev              this commit's model, with the next version
+  magtiles-seg promote --stage prod --revision magtiles@v1.2.0 --push
+
+  The tags are GTO's: magtiles@v1.2.0, magtiles#dev#3. `gto show` lists them.
+"""
+
+
+def add(verbs: options.Verbs) -> None:
+    """Add the verb."""
+    verb = options.add_verb(
+        verbs, "promote", "put a version of the model on a stage", run, examples=_EXAMPLES
+    )
+    verb.add_argument("--stage", metavar="NAME", help="dev or prod (default: a version alone)")
+    verb.add_argument("--name", default="magtiles", help="artifact in dvc.yaml (default: magtiles)")
+    verb.add_argument("--revision", default="HEAD", metavar="REV", help="default: HEAD")
+    verb.add_argument("--version", metavar="vX.Y.Z", help="default: the next patch version")
+    verb.add_argument("--push", action="store_true", help="send the tags to origin")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the tags."""
+    from magtiles_seg.delivery import registry
+
+    root, name = Path.cwd(), arguments.name
+    which = {"revision": arguments.revision, "version": arguments.version}
+    if arguments.stage is None:
+        print(registry.register(root, name, **which)[0])
+        return options.ACCEPTED
+    promotion = registry.promote(root, name, arguments.stage, **which)
+    if arguments.push:
+        registry.push(root, promotion)
+    print(promotion)
+    return options.ACCEPTED

@@ -1,0 +1,1 @@
+"""From an experiment to production: compare, report, promote, deploy, smoke-test, roll back."""

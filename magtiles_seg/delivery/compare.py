@@ -1,0 +1,198 @@
+"""Whether one model is better than another, beyond what the choice of test tiles explains.
+
+Both scored the same pictures. The tiles are drawn again a thousand times, the same draw for both,
+and the difference of each figure gets a 95 % interval. Tiles that are hard for both models cancel
+out, so the interval is far narrower than the difference of two separate ones.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import DataError
+from magtiles_seg.evaluate.metrics import dice, iou
+from magtiles_seg.evaluate.ranking import bootstrap_weights, interval
+from magtiles_seg.evaluate.records import Records
+from magtiles_seg.evaluate.summary import figures
+from magtiles_seg.labels import BACKGROUND, FREE
+
+Outcome: TypeAlias = Literal["better", "worse", "unclear"]
+
+_FAMILIES = ("binary", "pictures", "verdict")
+_COUNTS = ("tp", "fp", "fn", "tn")
+_COLUMNS = ("picture", "class", "tile", *_COUNTS, "score", "verdict")
+_DICE_DROP = 0.2
+"""A picture that loses this much Dice is newly wrong even if its verdict stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One figure of two models.
+
+    Attributes:
+        name: Of the figure or class.
+        base: Of the older model.
+        here: Of the newer one.
+        difference_95: 95 % bootstrap interval of `here - base` over tiles; NaN where unknown.
+    """
+
+    name: str
+    base: float
+    here: float
+    difference_95: tuple[float, float]
+
+    @property
+    def difference(self) -> float:
+        """`here - base`."""
+        return self.here - self.base
+
+    @property
+    def outcome(self) -> Outcome:
+        """`better` or `worse` where the whole interval is on one side of 0."""
+        low, high = self.difference_95
+        if self.name.startswith("false_reject"):
+            low, high = -high, -low
+        return "better" if low > 0 else "worse" if high < 0 else "unclear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two models on the pictures that both scored.
+
+    Attributes:
+        pictures: How many.
+        tiles: Of how many tiles.
+        figures: The figures over all pictures.
+        classes: Pooled IoU over the pictures of each defect class.
+        newly_wrong: Ids whose verdict was right and is wrong, or whose Dice fell by 0.2 or more;
+            the greatest loss first.
+    """
+
+    pictures: int
+    tiles: int
+    figures: tuple[Change, ...]
+    classes: tuple[Change, ...]
+    newly_wrong: tuple[str, ...]
+
+    def improves(self, name: str) -> bool:
+        """Tell whether this figure is better and none is worse.
+
+        Raises:
+            DataError: There is no such figure.
+        """
+        outcomes = {change.name: change.outcome for change in self.figures}
+        if name not in outcomes:
+            raise DataError(f"{name!r} was not compared; known: {', '.join(outcomes)}")
+        return outcomes[name] == "better" and "worse" not in outcomes.values()
+
+
+def compare(base: Records, here: Records, *, resamples: int = 1000, seed: int = 0) -> Comparison:
+    """Compare two models picture by picture.
+
+    Args:
+        base: The older model's pictures.
+        here: The newer model's; classes and tiles are taken from these.
+        resamples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Raises:
+        DataError: No picture was scored by both.
+    """
+    _, old, new = np.intersect1d(base.ids, here.ids, return_indices=True)
+    if not len(new):
+        raise DataError(
+            "the two models have no test picture in common; expected the same split: "
+            "compare runs of the same `data_split` parameters"
+        )
+    base, here = base.where(old), here.where(new)  # type: ignore[arg-type]  # indices order the rows too
+    drawn = bootstrap_weights(here.group, resamples=resamples, seed=seed)
+    weights = np.concatenate([np.ones((1, len(here))), drawn])
+    before, after = (figures(records, _FAMILIES, weights) for records in (base, here))
+    return Comparison(
+        pictures=len(here),
+        tiles=len(np.unique(here.group)),
+        figures=tuple(
+            _change(name, before[name], after[name])
+            for name in after
+            if not math.isnan(before[name][0] - after[name][0])
+        ),
+        classes=tuple(_class_change(base, here, weights, index) for index in _defects(here)),
+        newly_wrong=_newly_wrong(base, here),
+    )
+
+
+def read_pictures(text: str) -> Records:
+    """Read `pictures.csv` as `evaluate` writes it.
+
+    Returns:
+        Records without confusion and histogram (zeros): enough for all overlap and verdict figures.
+
+    Raises:
+        DataError: The text is something else.
+    """
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if not rows or not set(_COLUMNS) <= set(rows[0]):
+        raise DataError(
+            f"no table of scored pictures; expected the columns {', '.join(_COLUMNS)}: write it "
+            "again with `magtiles-seg evaluate --out`"
+        )
+    names = [FREE, *sorted({row["class"] for row in rows} - {FREE})]
+    try:
+        count = len(rows)
+        return Records(
+            labels=np.array([BACKGROUND, *names[1:]]),
+            ids=np.array([row["picture"] for row in rows]),
+            label=np.array([names.index(row["class"]) for row in rows], np.int64),
+            group=np.array([int(row["tile"]) for row in rows], np.int64),
+            score=np.array([float(row["score"]) for row in rows]),
+            verdict=np.array([row["verdict"] for row in rows]),
+            empty=np.zeros(count, bool),
+            suspect=np.zeros(count, bool),
+            counts=np.array([[int(row[name]) for name in _COUNTS] for row in rows], np.int64),
+            confusion=np.zeros((count, len(names), len(names)), np.int64),
+            histogram=np.zeros((count, 2, 256), np.int32),
+        )
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the table of scored pictures is damaged: {error}") from error
+
+
+def _change(name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> Change:
+    """Make the change of a figure (1 + B,): itself, then its resamples."""
+    return Change(
+        name=name,
+        base=float(before[0]),
+        here=float(after[0]),
+        difference_95=interval(after[1:] - before[1:]),
+    )
+
+
+def _class_change(
+    base: Records, here: Records, weights: npt.NDArray[np.float64], index: int
+) -> Change:
+    mine = here.label == index
+    share = weights[:, mine]
+    nothing = np.where(share.sum(-1) > 0, 0.0, np.nan)
+    before, after = (iou(share @ records.counts[mine]) + nothing for records in (base, here))
+    return _change(str(here.labels[index]), before, after)
+
+
+def _defects(records: Records) -> list[int]:
+    return [int(index) for index in np.unique(records.label) if index > 0]
+
+
+def _newly_wrong(base: Records, here: Records) -> tuple[str, ...]:
+    loss = dice(base.counts) - dice(here.counts)
+    was_right, is_right = (
+        (records.verdict != "accept") == here.is_defect for records in (base, here)
+    )
+    turned = was_right & ~is_right
+    chosen = np.flatnonzero(turned | (loss >= _DICE_DROP))
+    order = chosen[np.lexsort((-loss[chosen], ~turned[chosen]))]
+    return tuple(here.ids[order].tolist())

@@ -1,0 +1,86 @@
+"""Test pictures for a report: which are worth a look, and how each is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from magtiles_seg.evaluate.metrics import dice
+from magtiles_seg.evaluate.records import Records
+from magtiles_seg.result import Segmentation
+
+HIT_RGB, MISSED_RGB, FALSE_ALARM_RGB = (0, 158, 115), (230, 159, 0), (204, 60, 160)
+LEGEND = "green: found, orange: missed, magenta: false alarm"
+
+_GAP_PX = 4
+_TINT = 0.55
+
+
+def choose(
+    records: Records, newly_wrong: Sequence[str], *, count: int = 20, seed: int = 0
+) -> dict[str, list[str]]:
+    """Choose pictures: up to a third newly wrong, a third random, the others the worst.
+
+    Args:
+        records: The scored pictures.
+        newly_wrong: Ids, the most important first.
+        count: How many in all.
+        seed: Of the random ones.
+
+    Returns:
+        Ids by `newly wrong`, `worst` and `random`; no id stands twice.
+    """
+    ids = records.ids.tolist()
+    wrong_px = records.counts[:, 1] + records.counts[:, 2]
+    worst = [ids[row] for row in np.lexsort((-wrong_px, dice(records.counts)))]
+    shuffled = np.random.default_rng(seed).permutation(sorted(ids)).tolist()
+    groups: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    share = count // 3
+    for name, candidates, quota in (
+        ("newly wrong", list(newly_wrong), share),
+        ("worst", worst, count - 2 * share),
+        ("random", shuffled, count),
+    ):
+        room = min(quota, count - len(taken))
+        groups[name] = [one for one in candidates if one not in taken][:room]
+        taken.update(groups[name])
+    return groups
+
+
+def triptych(result: Segmentation, target: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Show a picture, its truth, and what the answer makes of it.
+
+    Args:
+        result: The answer; its own picture is shown.
+        target: (H, W) uint8 true class indices, 0 is sound.
+
+    Returns:
+        (H, 3 W + 2 gaps, 3) uint8 RGB; the colours of the last part are those of `LEGEND`.
+    """
+    truth, found = target > 0, result.mask > 0
+    grey = np.repeat(result.image[:, :, None], 3, axis=2)
+    marked = _tint(grey, truth, HIT_RGB)
+    answer = _tint(grey, truth & found, HIT_RGB)
+    answer = _tint(answer, truth & ~found, MISSED_RGB)
+    answer = _tint(answer, found & ~truth, FALSE_ALARM_RGB)
+    gap = np.full((len(grey), _GAP_PX, 3), 255, np.uint8)
+    return np.concatenate([grey, gap, marked, gap, answer], axis=1)
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """Return an (H, W, 3) uint8 RGB picture as a PNG file's bytes."""
+    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return encoded.tobytes()
+
+
+def _tint(
+    picture: NDArray[np.uint8], where: NDArray[np.bool_], color: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    drawn = picture.copy()
+    mixed = (1 - _TINT) * drawn[where] + _TINT * np.array(color)
+    drawn[where] = np.rint(mixed).astype(np.uint8)
+    return drawn

@@ -1,0 +1,73 @@
+"""Puts a report on the pull request: by CML where it is installed, by GitHub's `gh` otherwise.
+
+Pictures of test tiles leave the machine only for a server that is named. Without one the comment
+has text alone, and says where the pictures are.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from magtiles_seg.errors import BackendUnavailableError, DeliveryError
+
+PUBLISH_URL = "REPORT_PUBLISH_URL"
+"""Environment variable: the address of CML's picture server."""
+
+_PICTURE = re.compile(r"^!\[([^\]]*)\]\([^)]*\)$", re.MULTILINE)
+
+
+def post(report: Path, environ: Mapping[str, str]) -> str:
+    """Create the comment, or replace the one from before.
+
+    Args:
+        report: A `report.md` with its pictures beside it.
+        environ: Environment variables: `REPORT_PUBLISH_URL`, those of the CI run, tokens.
+
+    Returns:
+        What was run.
+
+    Raises:
+        BackendUnavailableError: Neither `cml` nor `gh` is installed.
+        DeliveryError: The forge refused.
+    """
+    command = _command(report, environ)
+    done = subprocess.run(command, env=dict(environ), capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise DeliveryError(f"{' '.join(command)} failed: {said}")
+    return " ".join(command)
+
+
+def without_pictures(report: str, environ: Mapping[str, str]) -> str:
+    """Return the report's text with the name of each picture in its place."""
+    names = ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
+    server, repository, run = (environ.get(name, "") for name in names)
+    where = f"[this run]({server}/{repository}/actions/runs/{run})" if run else "the run"
+    text = _PICTURE.sub(r"*\1*", report)
+    return f"{text}\nThe pictures are in the artifact `report` of {where}.\n"
+
+
+def _command(report: Path, environ: Mapping[str, str]) -> list[str]:
+    address, path = environ.get(PUBLISH_URL, ""), environ.get("PATH")
+    if shutil.which("cml", path=path):
+        publish = [f"--publish-url={address}"] if address else ["--publish=false"]
+        comment = report if address else _text_only(report, environ)
+        return ["cml", "comment", "update", "--target=pr", *publish, str(comment)]
+    if shutil.which("gh", path=path):
+        last = ["--edit-last", "--create-if-none"]
+        return ["gh", "pr", "comment", "--body-file", str(_text_only(report, environ)), *last]
+    raise BackendUnavailableError(
+        "posting a report needs `cml` or `gh`, and neither is on the PATH; install one: "
+        "npm install --global @dvcorg/cml@0.20.6, or https://cli.github.com"
+    )
+
+
+def _text_only(report: Path, environ: Mapping[str, str]) -> Path:
+    comment = report.with_name("comment.md")
+    text = without_pictures(report.read_text(encoding="utf-8"), environ)
+    comment.write_text(text, encoding="utf-8")
+    return comment

@@ -1,0 +1,90 @@
+"""The project's files as they stand in the working directory or at a Git revision."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from magtiles_seg.errors import ConfigError, DataError
+
+
+def git(*words: str, root: Path) -> str:
+    """Run git in a folder and return what it prints.
+
+    Raises:
+        ConfigError: git refused; the message says why.
+    """
+    done = subprocess.run(("git", *words), cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"git {words[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One state of the project's files.
+
+    Attributes:
+        root: The repository's folder.
+        name: A Git revision; None is the working directory.
+    """
+
+    root: Path
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the revision exists."""
+        if self.name is not None:
+            try:
+                git("rev-parse", "--verify", "--quiet", f"{self.name}^{{commit}}", root=self.root)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{self.name!r} is no revision of the repository {self.root}; name a branch, "
+                    "tag or commit that is fetched here"
+                ) from error
+
+    def __str__(self) -> str:
+        """Return the name and the short commit."""
+        commit = git("rev-parse", "--short", self.name or "HEAD", root=self.root)
+        return f"{self.name} ({commit})" if self.name else f"working directory on {commit}"
+
+    def read(self, path: str) -> str | None:
+        """Return a file's text; None where there is no such file."""
+        if self.name is None:
+            file = self.root / path
+            return file.read_text(encoding="utf-8") if file.is_file() else None
+        shown = subprocess.run(
+            ("git", "show", f"{self.name}:./{path}"), cwd=self.root, capture_output=True
+        )
+        return shown.stdout.decode() if shown.returncode == 0 else None
+
+    def mapping(self, path: str) -> dict[str, Any]:
+        """Return the mapping in a JSON or YAML file; empty where there is no such file.
+
+        Raises:
+            DataError: The file holds something else.
+        """
+        text = self.read(path)
+        try:
+            content = None
+            if text is not None:
+                content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError) as error:
+            raise DataError(f"{path} of {self} cannot be read: {error}") from error
+        if content is not None and not isinstance(content, dict):
+            raise DataError(f"{path} of {self} is no mapping; got {type(content).__name__}")
+        return content or {}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `{"train.epochs": 28}` for `{"train": {"epochs": 28}}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

@@ -1,0 +1,224 @@
+"""The smoke test: does a live endpoint serve this model, and does the model see a plain defect?"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from magtiles_seg.dataset.synthetic import SyntheticTile, synthetic_tile
+from magtiles_seg.errors import DeliveryError
+
+_GOLDEN_SEED, _GOLDEN_DEFECT = 0, "fray"
+"""A large, plain defect: any model worth serving finds most of it."""
+
+_MAX_DIFFERENT_FRACTION = 1e-3
+"""Pixels in which the endpoint may differ from the same file here: other machines round so."""
+
+_REQUEST_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What the endpoint must answer.
+
+    Attributes:
+        model: The file that it serves; None: any.
+        version: The version that it names; None: any.
+        min_iou: Least IoU on the golden tile.
+        ready_s: How long it may take to become ready.
+        api_key: Key of the endpoint, where it wants one.
+    """
+
+    model: Path | None = None
+    version: str | None = None
+    min_iou: float = 0.5
+    ready_s: float = 120.0
+    api_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmokeReport:
+    """What a passed test found.
+
+    Attributes:
+        url: Of the endpoint.
+        model: Name of the served model, from its headers.
+        sha256: Of the served model file, from its headers.
+        version: Of the model, from its headers; empty where the endpoint names none.
+        iou: On the golden tile.
+        latency_ms: Of that request, over the network.
+    """
+
+    url: str
+    model: str
+    sha256: str
+    version: str
+    iou: float
+    latency_ms: float
+
+    def __str__(self) -> str:
+        """Return one line."""
+        version = f" {self.version}" if self.version else ""
+        return (
+            f"{self.url}: serves {self.model}{version} (SHA-256 {self.sha256[:12]}…), golden tile "
+            f"IoU {self.iou:.3f}, {self.latency_ms:.0f} ms"
+        )
+
+
+def smoke(url: str, expected: Expectation) -> SmokeReport:
+    """Wait until an endpoint is ready, and let it analyze the golden tile.
+
+    Args:
+        url: Of the service, such as `https://tiles-dev.example.org`.
+        expected: What it must answer.
+
+    Raises:
+        DeliveryError: It does not become ready, serves another model, or answers wrongly.
+    """
+    url = url.rstrip("/")
+    await_ready(url, expected.ready_s)
+    tile = golden_tile()
+    start = time.perf_counter()
+    status, headers, body = _analyze(url, tile, expected.api_key)
+    latency_ms = (time.perf_counter() - start) * 1e3
+    if status != 200:
+        raise DeliveryError(f"{url}/analyze answered {status}, expected 200: {_short(body)}")
+    mask = _mask(url, body, tile.image.shape)
+    _check_lineage(url, headers, expected)
+    if expected.model is not None:
+        _check_same(url, mask, _local_mask(expected.model, tile))
+    return SmokeReport(
+        url=url,
+        model=headers.get("x-model-name", ""),
+        sha256=headers.get("x-model-sha256", ""),
+        version=headers.get("x-model-version", ""),
+        iou=_check_golden(url, mask, tile, expected.min_iou),
+        latency_ms=latency_ms,
+    )
+
+
+def golden_tile() -> SyntheticTile:
+    """Return the tile that is asked for: always the same."""
+    return synthetic_tile(_GOLDEN_SEED, defect=_GOLDEN_DEFECT)
+
+
+def await_ready(url: str, seconds: float) -> None:
+    """Wait until `/readyz` answers 200.
+
+    Raises:
+        DeliveryError: It does not within this time; the message has the last answer.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            status, _, body = _request(urllib.request.Request(f"{url}/readyz"))
+            if status == 200:
+                return
+            said = f"{status} {_short(body)}"
+        except DeliveryError as error:
+            said = str(error)
+        if time.monotonic() >= end:
+            raise DeliveryError(f"{url}/readyz is not ready after {seconds:g} s; last: {said}")
+        time.sleep(min(1.0, seconds / 20))
+
+
+def _analyze(
+    url: str, tile: SyntheticTile, api_key: str | None
+) -> tuple[int, Mapping[str, str], bytes]:
+    boundary = uuid.uuid4().hex
+    _, png = cv2.imencode(".png", tile.image)
+    body = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="golden.png"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    ).encode() + png.tobytes()
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    if api_key:
+        headers["X-API-Key"] = api_key
+    content = body + f"\r\n--{boundary}--\r\n".encode()
+    return _request(urllib.request.Request(f"{url}/analyze", data=content, headers=headers))
+
+
+def _request(request: urllib.request.Request) -> tuple[int, Mapping[str, str], bytes]:
+    """Return status, headers by small-letter name, and body."""
+    try:
+        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as answer:
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            return answer.status, headers, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, {}, error.read()
+    except (OSError, HTTPException) as error:
+        raise DeliveryError(f"{request.full_url} cannot be reached: {error}") from error
+
+
+def _mask(url: str, body: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    try:
+        content: Any = json.loads(body)["pred"]
+        mask = np.array(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DeliveryError(
+            f'{url}/analyze did not answer {{"pred": [[0, 1, …], …]}}: {_short(body)}'
+        ) from error
+    if mask.shape != shape or not np.isin(mask, (0, 1)).all():
+        raise DeliveryError(
+            f"{url}/analyze answered a mask of shape {mask.shape}; expected zeros and ones of the "
+            f"picture's shape {shape}"
+        )
+    return mask.astype(np.uint8)
+
+
+def _check_lineage(url: str, headers: Mapping[str, str], expected: Expectation) -> None:
+    wanted = {}
+    if expected.model is not None:
+        from magtiles_seg.infer.backends.base import file_sha256
+
+        wanted["x-model-sha256"] = file_sha256(expected.model)
+    if expected.version is not None:
+        wanted["x-model-version"] = expected.version
+    for name, value in wanted.items():
+        if headers.get(name) != value:
+            raise DeliveryError(
+                f"{url} serves another model: {name} is {headers.get(name)!r}, expected {value!r}"
+            )
+
+
+def _local_mask(model: Path, tile: SyntheticTile) -> NDArray[np.uint8]:
+    from magtiles_seg.infer.segmenter import Segmenter
+
+    with Segmenter(model) as segmenter:
+        return segmenter(tile.image).mask
+
+
+def _check_same(url: str, mask: NDArray[np.uint8], local: NDArray[np.uint8]) -> None:
+    different = float((mask != local).mean())
+    if different > _MAX_DIFFERENT_FRACTION:
+        raise DeliveryError(
+            f"{url} answers otherwise than the same file here: {different:.2%} of the golden "
+            f"tile's pixels, expected at most {_MAX_DIFFERENT_FRACTION:.2%}"
+        )
+
+
+def _check_golden(url: str, mask: NDArray[np.uint8], tile: SyntheticTile, least: float) -> float:
+    found, truth = mask > 0, tile.mask > 0
+    iou = float((found & truth).sum() / max(1, (found | truth).sum()))
+    if iou < least:
+        raise DeliveryError(
+            f"{url} does not see the golden tile's defect: IoU {iou:.3f}, expected >= {least:g}"
+        )
+    return iou
+
+
+def _short(body: bytes) -> str:
+    return body[:200].decode(errors="replace")

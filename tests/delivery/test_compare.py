@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magtiles_seg.delivery.compare import Change, compare, read_pictures
+from magtiles_seg.errors import DataError
+from magtiles_seg.evaluate.records import Records
+
+HEADER = "picture,class,tile,tp,fp,fn,tn,score,verdict\n"
+
+
+def scored(rows: list[str]) -> Records:
+    return read_pictures(HEADER + "\n".join(rows) + "\n")
+
+
+def tiles(found: list[int], *, size: int = 10) -> Records:
+    """Two pictures a tile: a crack of `size` px of which some are found, and a sound one."""
+    rows = []
+    for tile, hit in enumerate(found):
+        verdict = "reject" if 2 * hit >= size else "accept"
+        rows.append(f"c{tile},crack,{tile},{hit},0,{size - hit},90,{hit / size},{verdict}")
+        rows.append(f"f{tile},free,{tile},0,0,0,100,0.01,accept")
+    return scored(rows)
+
+
+def test_read_pictures_of_a_written_table_gives_the_records_back() -> None:
+    records = scored(["b,free,7,0,2,0,98,0.25,reject", "a,crack,3,5,1,4,90,0.75,review"])
+    assert records.ids.tolist() == ["b", "a"]
+    assert records.labels.tolist() == ["background", "crack"]
+    assert records.label.tolist() == [0, 1]
+    assert records.group.tolist() == [7, 3]
+    assert records.counts.tolist() == [[0, 2, 0, 98], [5, 1, 4, 90]]
+    assert records.score.tolist() == [0.25, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no table"),
+        ("id,dice\na,1\n", "expected the columns picture"),
+        (HEADER + "a,crack,x,1,1,1,1,0.5,reject\n", "damaged"),
+        (HEADER + "a,crack,1,1\n", "damaged"),
+    ],
+)
+def test_read_pictures_of_something_else_is_refused(text: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read_pictures(text)
+
+
+def test_compare_gives_the_pooled_difference_worked_by_hand() -> None:
+    found = compare(tiles([5, 5]), tiles([10, 5]))
+    iou = next(change for change in found.figures if change.name == "iou")
+    assert (iou.base, iou.here) == (0.5, 0.75)
+    assert iou.difference == 0.25
+    assert iou.difference_95[0] == 0.0  # a draw may hold the second tile twice
+    assert iou.outcome == "unclear"
+    assert [(c.name, c.base, c.here) for c in found.classes] == [("crack", 0.5, 0.75)]
+
+
+def test_compare_where_every_tile_gains_improves() -> None:
+    found = compare(tiles([2, 5, 3, 4]), tiles([8, 9, 7, 9]))
+    assert found.improves("iou")
+    assert (found.pictures, found.tiles) == (8, 4)
+
+
+def test_compare_where_one_figure_gains_and_another_loses_does_not_improve() -> None:
+    base = tiles([2, 5, 3, 4])
+    here = tiles([8, 9, 7, 9])
+    here.score[here.label == 0] = 0.95  # sound tiles now score above every defect
+    found = compare(base, here)
+    assert {c.name: c.outcome for c in found.figures}["auroc"] == "worse"
+    assert not found.improves("iou")
+
+
+@given(st.lists(st.integers(0, 10), min_size=1, max_size=8))
+def test_compare_with_itself_never_improves(found: list[int]) -> None:
+    result = compare(tiles(found), tiles(found))
+    assert not result.improves("iou")
+    assert result.newly_wrong == ()
+    assert all(change.difference == 0 for change in result.figures)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), min_size=2, max_size=8),
+)
+def test_compare_the_other_way_round_turns_the_sign(pairs: list[tuple[int, int]]) -> None:
+    old, new = tiles([a for a, _ in pairs]), tiles([b for _, b in pairs])
+    there = {c.name: c for c in compare(old, new).figures}
+    back = {c.name: c for c in compare(new, old).figures}
+    for name, change in there.items():
+        assert change.difference == pytest.approx(-back[name].difference)
+        low, high = back[name].difference_95
+        assert change.difference_95 == pytest.approx((-high, -low), nan_ok=True)
+
+
+def test_outcome_of_a_rate_of_false_rejects_is_better_when_it_falls() -> None:
+    change = Change(
+        name="false_reject_at_95_recall", base=0.5, here=0.2, difference_95=(-0.4, -0.1)
+    )
+    assert change.outcome == "better"
+
+
+def test_outcome_without_interval_is_unclear() -> None:
+    nan = (math.nan, math.nan)
+    assert Change(name="iou", base=0.1, here=0.9, difference_95=nan).outcome == "unclear"
+
+
+def test_compare_uses_common_pictures_alone_in_any_order() -> None:
+    base = tiles([5, 5, 0])
+    here = tiles([10, 10]).where(np.array([2, 0, 3, 1]))
+    found = compare(base, here)
+    assert found.pictures == 4
+    assert next(c for c in found.figures if c.name == "iou").base == 0.5
+
+
+def test_compare_without_common_picture_is_refused() -> None:
+    with pytest.raises(DataError, match="no test picture in common"):
+        compare(tiles([5]), scored(["z,crack,1,1,0,0,9,0.5,reject"]))
+
+
+def test_newly_wrong_holds_turned_verdicts_first_then_lost_dice() -> None:
+    base = scored(
+        [
+            "turned,crack,1,5,0,5,90,0.9,reject",
+            "lost,crack,2,9,0,1,90,0.9,reject",
+            "kept,crack,3,5,0,5,90,0.9,reject",
+            "alarm,free,4,0,0,0,100,0.1,accept",
+        ]
+    )
+    here = scored(
+        [
+            "turned,crack,1,5,0,5,90,0.9,accept",
+            "lost,crack,2,3,0,7,90,0.9,reject",
+            "kept,crack,3,5,0,5,90,0.9,reject",
+            "alarm,free,4,0,9,0,91,0.8,reject",
+        ]
+    )
+    assert compare(base, here).newly_wrong == ("alarm", "turned", "lost")
+
+
+def test_improves_of_an_unknown_figure_names_the_known_ones() -> None:
+    with pytest.raises(DataError, match="'mAP' was not compared; known: iou, dice"):
+        compare(tiles([5]), tiles([6])).improves("mAP")
