@@ -16,7 +16,7 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) '.[dev,train,export,pipeline]'
+	$(INSTALL) '.[dev,train,export,openvino,pipeline,serve,demo,batch]'
 	@touch $@
 
 demo: $(VENV)/core ## set up, then find the defects of a synthetic tile (no torch, no download of data)
@@ -34,5 +34,5 @@ fix: $(VENV)/dev ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev ## how long a tile takes, beside eager torch
-	$(BIN)/python examples/04_bench.py 40
+bench: $(VENV)/dev ## backends in turns, beside eager torch and the reference
+	$(BIN)/magtiles-seg bench --reference --rounds 40

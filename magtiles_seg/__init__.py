@@ -19,6 +19,7 @@ from magtiles_seg.errors import (
     BackendUnavailableError,
     ConfigError,
     DataError,
+    DeliveryError,
     ImageError,
     InferenceError,
     MagtilesError,
@@ -44,6 +45,7 @@ __all__ = [
     "DataError",
     "Decision",
     "Defect",
+    "DeliveryError",
     "ImageError",
     "InferenceError",
     "LineScanSegmenter",
@@ -68,7 +70,9 @@ _HOMES = {
     "WebDefect": "infer.webdefects",
     "segment": "infer.segmenter",
 }
-_SUBMODULES = frozenset({"dataset", "evaluate", "export", "infer", "model", "train"})
+_SUBMODULES = frozenset(
+    {"batch", "dataset", "delivery", "evaluate", "export", "infer", "model", "serve", "train"}
+)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (PEP 562: the type is the name's own)

@@ -19,7 +19,7 @@ def one_of(default: str, *choices: str) -> Any:  # noqa: ANN401  (stands for the
     return field(default=default, metadata={"choices": choices})
 
 
-def within(default: float, low: float, high: float | None = None) -> Any:  # noqa: ANN401
+def within(default: float | None, low: float, high: float | None = None) -> Any:  # noqa: ANN401
     """Return a dataclass field whose values lie in [low, high]; no `high` means no upper bound."""
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -30,7 +30,7 @@ def check_fields(
     """Check values against the fields of a dataclass.
 
     Args:
-        owner: Dataclass of fields bool, int, float, str, `str | None`, `tuple[str, ...]`.
+        owner: Dataclass of fields bool, int, float, str, `tuple[str, ...]`, or these `| None`.
         prefix: Put before each key in a message, as in `train.epochs`.
         values: What was given, by key.
 
@@ -56,6 +56,9 @@ def check_fields(
 
 def _check_value(value: object, wanted: str) -> tuple[str | None, Any]:
     """Return a mistake or None, and the value (an int becomes a float, a list a tuple)."""
+    if wanted.endswith(" | None"):
+        known = wanted.removesuffix(" | None")
+        return (None, None) if value is None else _check_value(value, known)
     if wanted == "float" and isinstance(value, int | float) and not isinstance(value, bool):
         if math.isfinite(value):
             return None, float(value)
@@ -68,7 +71,6 @@ def _check_value(value: object, wanted: str) -> tuple[str | None, Any]:
         "bool": isinstance(value, bool),
         "int": isinstance(value, int) and not isinstance(value, bool),
         "str": isinstance(value, str) and value != "",
-        "str | None": value is None or (isinstance(value, str) and value != ""),
     }
     if fits.get(wanted, False):
         return None, value
@@ -81,7 +83,11 @@ def _check_bounds(value: Any, metadata: Mapping[str, Any]) -> str | None:  # noq
         near = nearest(str(value), choices)
         return f"expected one of {', '.join(choices)}, got {value!r}{near}"
     low, high = metadata.get("low"), metadata.get("high")
-    if low is not None and not (low <= value and (high is None or value <= high)):
+    if (
+        low is not None
+        and value is not None
+        and not (low <= value and (high is None or value <= high))
+    ):
         wanted = f"at least {low}" if high is None else f"{low} to {high}"
         return f"expected {wanted}, got {value}"
     return None

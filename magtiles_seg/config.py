@@ -106,6 +106,9 @@ class TrainParams(_Section):
         seed: Of every random choice of the run.
         threads: CPU threads; 0 takes all cores.
         precision: `auto` takes bf16 where the device computes it faster.
+        devices: Processes that share each batch, by Lightning Fabric; the weights come out alike.
+        accumulate: Pieces, one after another, that a process cuts its share of a batch into; each
+            takes its own statistics.
     """
 
     name: ClassVar[str] = "train"
@@ -128,17 +131,30 @@ class TrainParams(_Section):
     seed: int = within(0, 0)
     threads: int = within(0, 0)
     precision: str = one_of("auto", "auto", "bf16", "fp32")
+    devices: int = within(1, 1)
+    accumulate: int = within(1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportParams(_Section):
-    """What is exported, and how far it may stray from eager fp32 (the parity gate).
+    """What is exported, and how far it may stray from fp32 (the parity gate).
+
+    The first four are those of the one model file, whose arithmetic is fp32; the others those of
+    artefacts whose arithmetic is reduced.
 
     Attributes:
-        precision: How the weights are stored in the ONNX file.
-        min_dice: Least Dice between the two masks, pooled over the frozen pictures.
+        precision: How the weights are stored in the one model file.
+        min_dice: Least Dice between the two masks, pooled over the pictures compared.
         max_abs_diff: Greatest difference of a pixel's probability.
         max_flipped_fraction: Greatest share of pictures whose verdict changes.
+        fp16_min_dice: Likewise for fp16 arithmetic.
+        fp16_max_abs_diff: Likewise.
+        fp16_max_flipped_fraction: Likewise.
+        int8_min_dice: Likewise for int8 arithmetic.
+        int8_max_abs_diff: Likewise.
+        int8_max_flipped_fraction: Likewise.
+        calibration_per_class: Most pictures of each class that int8 is calibrated on.
+        parity_per_class: Most pictures of each class that artefacts are compared on.
     """
 
     name: ClassVar[str] = "export"
@@ -147,6 +163,14 @@ class ExportParams(_Section):
     min_dice: float = within(0.999, 0, 1)
     max_abs_diff: float = within(0.02, 0, 1)
     max_flipped_fraction: float = within(0.0, 0, 1)
+    fp16_min_dice: float = within(0.999, 0, 1)
+    fp16_max_abs_diff: float = within(0.1, 0, 1)
+    fp16_max_flipped_fraction: float = within(0.0, 0, 1)
+    int8_min_dice: float = within(0.99, 0, 1)
+    int8_max_abs_diff: float = within(0.7, 0, 1)
+    int8_max_flipped_fraction: float = within(0.005, 0, 1)
+    calibration_per_class: int = within(16, 1)
+    parity_per_class: int = within(40, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
 
     import magtiles_seg
     from magtiles_seg.infer.segmenter import Segmenter
+    from magtiles_seg.infer.selection import machine
 
     with Segmenter(model) as segmenter:
         spec = segmenter.spec
@@ -36,7 +37,9 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "providers": onnxruntime.get_available_providers(),
         "model": str(spec.path),
         "model_sha256": spec.sha256,
-        "backend": f"{spec.name} ({spec.provider}), {spec.threads} threads",
+        "backend": f"{spec.name} ({spec.provider}), {spec.precision}, {spec.threads} threads",
+        "selected by": spec.selection or "default; `magtiles-seg bench --select` finds the fastest",
+        "machine": machine(),
         "card": json.loads(spec.card.to_json()),
     }
     clash = onnxruntime_clash()

@@ -7,6 +7,7 @@ MagtilesError
 │  └─ ImageError                      a picture cannot be read, or is not one that can be segmented
 ├─ ModelError                         a model file is damaged, foreign, or of another schema
 │  └─ ParityError                     an exported model does not answer as the one it came from
+├─ DeliveryError                      a model was not released, or its endpoint fails the test
 └─ BackendError                       the runtime under the model refused
    ├─ BackendUnavailableError(ImportError)   an optional package is not installed
    └─ InferenceError                  the model ran and failed, or its input does not fit
@@ -49,6 +50,10 @@ class ModelError(MagtilesError):
 
 class ParityError(ModelError):
     """An exported model answers differently from the model it was made from."""
+
+
+class DeliveryError(MagtilesError):
+    """A model could not be released, or the endpoint that serves it failed its smoke test."""
 
 
 class BackendError(MagtilesError):

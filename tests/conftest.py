@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _no_backend_of_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run the defaults, whatever the machine's user has selected by `bench --select`."""
+    monkeypatch.setenv("MAGTILES_CONFIG", str(tmp_path / "nothing-selected.json"))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Path of a checkpoint whose answers vary over the picture and cross 0.5."""
