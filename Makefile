@@ -16,7 +16,7 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) '.[dev,train,export,openvino,pipeline,serve,demo,batch]'
+	$(INSTALL) '.[dev,train,export,openvino,pipeline,serve,demo,fabric,ray]'
 	@touch $@
 
 demo: $(VENV)/core ## set up, then find the defects of a synthetic tile (no torch, no download of data)
