@@ -101,6 +101,8 @@ class TrainParams(_Section):
         graft_fraction: Share of those that get a defect of another tile, or a drawn one.
         dice_weight: Weight of the soft Dice loss beside the pixel loss.
         kind_weight: Weight of the loss over kinds of defect.
+        teacher: Checkpoint whose probabilities are learnt beside the masks (distillation).
+        teacher_weight: Their share of the target; the mask has the rest.
         ema_decay: Of the averaged weights that are kept.
         patience: Epochs without a better validation before the run ends; 0 never ends it early.
         seed: Of every random choice of the run.
@@ -126,6 +128,8 @@ class TrainParams(_Section):
     graft_fraction: float = within(0.0, 0, 1)
     dice_weight: float = within(1.0, 0)
     kind_weight: float = within(0.1, 0)
+    teacher: str | None = None
+    teacher_weight: float = within(0.5, 0, 1)
     ema_decay: float = within(0.99, 0, 1)
     patience: int = within(10, 0)
     seed: int = within(0, 0)

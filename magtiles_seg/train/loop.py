@@ -7,8 +7,6 @@ the state of an epoch is written whole or not at all.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol as TypingProtocol
@@ -27,7 +25,7 @@ from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.labels import LABELS
-from magtiles_seg.model.checkpoint import save_checkpoint
+from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.train.batches import Batch, BatchPlan, epoch_batches
@@ -35,7 +33,7 @@ from magtiles_seg.train.devices import Devices
 from magtiles_seg.train.pictures import training_pictures
 from magtiles_seg.train.sampling import BalancedSampler
 from magtiles_seg.train.schedule import one_cycle
-from magtiles_seg.train.state import RunState, load_state, save_state
+from magtiles_seg.train.state import RunState, identity, load_state, save_state
 from magtiles_seg.train.validation import Validation, validate
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
@@ -132,6 +130,7 @@ class _Run:
             self.devices.places,
         )
         self.model = self.devices.set_up(self.network)
+        self.teacher = _teacher(params)
         self.grafts: Grafts | None = None
 
     @classmethod
@@ -201,7 +200,11 @@ class _Run:
     def _loss(self, batch: Batch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             answer = self.model(batch.image.to(memory_format=torch.channels_last))
-        whole = self.devices.gather(*answer, batch.target, batch.kind)
+            target = batch.target
+            if self.teacher is not None:
+                taught = torch.sigmoid(self.teacher(batch.image)[0].detach())
+                target = torch.lerp(target, taught.float(), self.params.teacher_weight)
+        whole = self.devices.gather(*answer, target, batch.kind)
         return segmentation_loss(
             *whole, dice_weight=self.params.dice_weight, kind_weight=self.params.kind_weight
         )
@@ -230,28 +233,12 @@ class _Run:
         return found
 
 
-def identity(
-    training: Sequence[Sample],
-    validation: Sequence[Sample],
-    params: TrainParams,
-    labels: tuple[str, ...],
-) -> dict[str, object]:
-    """Return what makes two runs the same run, as JSON values."""
-    parts = {"training": training, "validation": validation}
-    digests = {name: _digest(sample.id for sample in part) for name, part in parts.items()}
-    fixed = dataclasses.asdict(params)
-    del fixed["threads"], fixed["devices"]
-    if params.accumulate == 1:  # so that runs from before there was a choice go on
-        del fixed["accumulate"]
-    return {
-        **fixed,
-        "labels": list(labels),
-        **{f"{name}_sha256": digest for name, digest in digests.items()},
-    }
-
-
-def _digest(ids: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+def _teacher(params: TrainParams) -> nn.Module | None:
+    """Return the network whose probabilities are taught, its weights fixed."""
+    if params.teacher is None:
+        return None
+    network, _ = load_checkpoint(Path(params.teacher))
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _weight_groups(network: SegmentationNetwork, params: TrainParams) -> list[dict[str, object]]:

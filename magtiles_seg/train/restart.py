@@ -10,7 +10,8 @@ from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ModelError
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import read_tensors
-from magtiles_seg.train.loop import CHECKPOINT, STATE, identity
+from magtiles_seg.train.loop import CHECKPOINT, STATE
+from magtiles_seg.train.state import identity
 
 
 def forget_other_run(

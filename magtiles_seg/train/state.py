@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from magtiles_seg.config import TrainParams
+from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
 
@@ -32,6 +37,34 @@ class RunState:
     best_score: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+def identity(
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    params: TrainParams,
+    labels: tuple[str, ...],
+) -> dict[str, object]:
+    """Return what makes two runs the same run, as JSON values."""
+    parts = {"training": training, "validation": validation}
+    digests = {name: _digest(sample.id for sample in part) for name, part in parts.items()}
+    fixed = dataclasses.asdict(params)
+    del fixed["threads"], fixed["devices"]
+    if params.accumulate == 1:  # so that runs from before there was a choice go on
+        del fixed["accumulate"]
+    if params.teacher is None:
+        del fixed["teacher"], fixed["teacher_weight"]
+    else:
+        fixed["teacher"] = hashlib.sha256(Path(params.teacher).read_bytes()).hexdigest()
+    return {
+        **fixed,
+        "labels": list(labels),
+        **{f"{name}_sha256": digest for name, digest in digests.items()},
+    }
+
+
+def _digest(ids: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
 def save_state(

@@ -134,3 +134,30 @@ def test_train_with_an_empty_part_names_it(
     parts = {"training": samples[:4], "validation": samples[:4], part: ()}
     with pytest.raises(DataError, match=f"{part} part is empty"):
         train(parts["training"], parts["validation"], PARAMS, tmp_path)
+
+
+def test_train_with_a_teacher_learns_its_probabilities_by_their_weight(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    def weights(name: str, **changes: object) -> bytes:
+        params = dataclasses.replace(PARAMS, epochs=1, **changes)  # type: ignore[arg-type]
+        tensors, _ = read_tensors(train(samples[::2], samples[1::7], params, tmp_path / name))
+        return b"".join(tensor.numpy().tobytes() for tensor in tensors.values())
+
+    alone = weights("alone", seed=1)
+    teacher = str(tmp_path / "alone" / CHECKPOINT)
+    assert weights("unheard", seed=1, teacher=teacher, teacher_weight=0.0) == alone
+    assert weights("taught", seed=1, teacher=teacher, teacher_weight=1.0) != alone
+
+
+def test_train_with_another_teacher_is_another_run(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    params = dataclasses.replace(PARAMS, epochs=1, pictures_per_epoch=4)
+    teacher = train(samples[::2], samples[1::7], params, tmp_path / "teacher")
+    taught = dataclasses.replace(params, teacher=str(teacher))
+    train(samples[::2], samples[1::7], taught, tmp_path / "run")
+    train(samples[::2], samples[1::7], dataclasses.replace(params, seed=2), tmp_path / "other")
+    teacher.write_bytes((tmp_path / "other" / CHECKPOINT).read_bytes())
+    with pytest.raises(DataError, match="teacher"):
+        train(samples[::2], samples[1::7], taught, tmp_path / "run")
