@@ -154,7 +154,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
 
 def run_leak(arguments: argparse.Namespace) -> int:
     """Print the difference."""
-    from magtiles_seg.delivery.compare import compare, read_pictures
+    from magtiles_seg.evaluate.compare import compare, read_pictures
     from magtiles_seg.evaluate.joined import leak_to_markdown
 
     texts = [path.read_text(encoding="utf-8") for path in (arguments.grouped, arguments.random)]

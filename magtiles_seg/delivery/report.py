@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.delivery import charts, pictures
-from magtiles_seg.delivery.compare import Change, Comparison, compare, read_pictures
 from magtiles_seg.delivery.revisions import Revision, flatten
 from magtiles_seg.errors import DataError
+from magtiles_seg.evaluate import charts, pictures
+from magtiles_seg.evaluate.compare import Change, Comparison, compare, read_pictures
 from magtiles_seg.evaluate.records import Records
 from magtiles_seg.evaluate.tables import table
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.delivery.pictures import LEGEND, encode_png, triptych
+from magtiles_seg.evaluate.pictures import LEGEND, encode_png, triptych
 from magtiles_seg.result import Segmentation
 
 _PAGE = """<!doctype html>

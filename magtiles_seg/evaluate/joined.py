@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from magtiles_seg.delivery.charts import line_chart
-from magtiles_seg.delivery.compare import Comparison
+from magtiles_seg.evaluate.charts import line_chart
+from magtiles_seg.evaluate.compare import Comparison
 from magtiles_seg.evaluate.crossval import OutOfFold
 from magtiles_seg.evaluate.curves import curves, save, write_csv
 from magtiles_seg.evaluate.tables import table

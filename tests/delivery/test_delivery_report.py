@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from magtiles_seg.delivery import charts
-from magtiles_seg.delivery.pictures import choose, triptych
 from magtiles_seg.delivery.post import post, without_pictures
 from magtiles_seg.delivery.report import Report
 from magtiles_seg.delivery.revisions import Revision, git
 from magtiles_seg.errors import BackendUnavailableError, DataError, DeliveryError
+from magtiles_seg.evaluate import charts
+from magtiles_seg.evaluate.pictures import choose, triptych
 from magtiles_seg.infer.segmenter import Segmenter
 
 HEADER = "picture,class,tile,tp,fp,fn,tn,score,verdict\n"
@@ -117,7 +117,7 @@ def test_report_shows_twenty_pictures_at_most_as_files(repository: Path, tmp_pat
 
 @pytest.mark.parametrize("newly", [(), ("a0", "a1"), tuple(f"a{n}" for n in range(30))])
 def test_choose_gives_twenty_different_pictures(newly: tuple[str, ...]) -> None:
-    from magtiles_seg.delivery.compare import read_pictures
+    from magtiles_seg.evaluate.compare import read_pictures
 
     rows = [f"a{n},crack,{n},{n % 10},0,{10 - n % 10},90,0.5,reject" for n in range(40)]
     groups = choose(read_pictures(HEADER + "\n".join(rows)), newly)

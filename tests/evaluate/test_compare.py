@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magtiles_seg.delivery.compare import Change, compare, read_pictures
 from magtiles_seg.errors import DataError
+from magtiles_seg.evaluate.compare import Change, compare, read_pictures
 from magtiles_seg.evaluate.records import Records
 
 HEADER = "picture,class,tile,tp,fp,fn,tn,score,verdict\n"
