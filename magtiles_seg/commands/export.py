@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from magtiles_seg.progress import bar
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
+    from magtiles_seg.evaluate.choices import Choice
     from magtiles_seg.model.card import ModelCard
 
 _EXAMPLES = """
@@ -65,6 +67,13 @@ def add(verbs: options.Verbs) -> None:
         help="calibrate on this manifest's train part, compare on the others; for a checkpoint, "
         "choose the thresholds on its validation part",
     )
+    verb.add_argument(
+        "--choice",
+        type=Path,
+        metavar="FILE",
+        help="for a checkpoint: thresholds and calibration that `evaluate --folds … --out DIR` "
+        "chose (DIR/choice.json)",
+    )
     verb.add_argument("--name", help="what people call the model (default: the checkpoint's name)")
 
 
@@ -73,13 +82,15 @@ def run(arguments: argparse.Namespace) -> int:
     params = options.read_params(arguments)
     if arguments.out.suffix.lower() == ".onnx":
         return _run_model_file(arguments, params)
+    if arguments.choice is not None:
+        raise ConfigError(f"--choice is for --out NAME.onnx, a checkpoint; got {arguments.out}")
     module = options.import_extra("magtiles_seg.export.artefacts", "export")
     order = _order(arguments, params, module)
     proof, calibration = _tiles(arguments, params, order.precision)
     from magtiles_seg.infer.segmenter import BUNDLED_MODEL
 
     model = arguments.model or BUNDLED_MODEL
-    card = _card(arguments, params) if model.suffix.lower() == ".safetensors" else None
+    card = _card(arguments, params, None) if model.suffix.lower() == ".safetensors" else None
     with bar("export", "step") as show:
         path, manifest = module.export_artefact(
             model,
@@ -160,20 +171,41 @@ def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
     from magtiles_seg.export import parity
 
     graph = options.import_extra("magtiles_seg.export.graph", "export")
-    card = _card(arguments, params)
-    report = graph.export_onnx(
-        arguments.model,
-        arguments.out,
-        card=card,
-        precision=params.export.precision,
-        tolerance=parity.Tolerance.of(params.export, "fp32"),
-    )
+    choice = _choice(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        if choice is not None:
+            from magtiles_seg.model.calibration import calibrate_checkpoint
+
+            calibrated = Path(folder) / "calibrated.safetensors"
+            calibrate_checkpoint(
+                arguments.model, calibrated, scale=choice.pixel.scale, bias=choice.pixel.bias
+            )
+            arguments.model = calibrated
+        card = _card(arguments, params, choice)
+        report = graph.export_onnx(
+            arguments.model,
+            arguments.out,
+            card=card,
+            precision=params.export.precision,
+            tolerance=parity.Tolerance.of(params.export, "fp32"),
+        )
     print(f"{arguments.out}: {_figures(report.to_dict())}\n{card.decision}")
     return options.ACCEPTED
 
 
-def _card(arguments: argparse.Namespace, params: Params) -> ModelCard:
-    """Return the checkpoint's card, with thresholds chosen on the split's validation part."""
+def _choice(arguments: argparse.Namespace) -> Choice | None:
+    if arguments.choice is None:
+        return None
+    from magtiles_seg.evaluate.choices import Choice
+
+    return Choice.from_json(arguments.choice.read_text(encoding="utf-8"))
+
+
+def _card(arguments: argparse.Namespace, params: Params, choice: Choice | None) -> ModelCard:
+    """Return the checkpoint's card, with thresholds as chosen, or of the split's validation part.
+
+    A choice holds for the calibrated checkpoint, which `arguments.model` names then.
+    """
     from magtiles_seg import stages
     from magtiles_seg.environment import git_revision
     from magtiles_seg.evaluate.thresholds import choose_decision
@@ -182,9 +214,13 @@ def _card(arguments: argparse.Namespace, params: Params) -> ModelCard:
         card: ModelCard = replace(segmenter.spec.card, git_revision=git_revision())
         if arguments.name:
             card = replace(card, name=arguments.name)
+        if arguments.split is not None:
+            origin = stages.read_manifest(arguments.split).origin
+            card = replace(card, training={**card.training, "split": origin})
+        if choice is not None:
+            return replace(card, decision=choice.decision)
         if arguments.split is None:
             return card
-        origin = stages.read_manifest(arguments.split).origin
         decision = choose_decision(
             segmenter,
             stages.split_parts(arguments.split, params)["validation"],
@@ -192,4 +228,4 @@ def _card(arguments: argparse.Namespace, params: Params) -> ModelCard:
             protocol=params.train.protocol,
             labels=card.labels,
         )
-    return replace(card, decision=decision, training={**card.training, "split": origin})
+    return replace(card, decision=decision)

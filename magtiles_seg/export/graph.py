@@ -167,6 +167,7 @@ def _with_facts(card: ModelCard, facts: ModelCard) -> ModelCard:
         stride=facts.stride,
         receptive_field_px=facts.receptive_field_px,
         weights_sha256=facts.weights_sha256,
+        calibration=facts.calibration,
     )
 
 

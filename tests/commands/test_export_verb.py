@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from magtiles_seg import Segmenter, cli
+from magtiles_seg.commands.options import ACCEPTED, ERROR
+from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.evaluate.calibration import Affine
+from magtiles_seg.evaluate.choices import Choice
+from magtiles_seg.model.checkpoint import save_checkpoint
+from magtiles_seg.model.network import build_network
+from magtiles_seg.result import Decision
+
+
+@pytest.fixture
+def _with_checkpoint_and_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "net.safetensors", build_network("nano", pretrained=False), {})
+    choice = Choice(
+        decision=Decision(threshold=0.25, reject_score=0.125),
+        pixel=Affine(0.5, -0.25),
+        recall=0.95,
+        pictures=9,
+        tiles=3,
+    )
+    (tmp_path / "choice.json").write_text(choice.to_json())
+
+
+@pytest.mark.usefixtures("_with_checkpoint_and_choice")
+def test_export_with_a_choice_carries_its_thresholds_and_calibration() -> None:
+    words = ["export", "--model", "net.safetensors", "--out"]
+    assert cli.main([*words, "plain.onnx"]) == ACCEPTED
+    assert cli.main([*words, "chosen.onnx", "--choice", "choice.json"]) == ACCEPTED
+    tile = synthetic_tile(1).image
+    with Segmenter("plain.onnx") as plain, Segmenter("chosen.onnx") as chosen:
+        card = chosen.spec.card
+        before, after = plain(tile).probability, chosen(tile).probability
+    assert card.decision.threshold == 0.25
+    assert card.decision.reject_score == 0.125
+    assert card.calibration == {"scale": 0.5, "bias": -0.25}
+    assert after == pytest.approx(Affine(0.5, -0.25)(before), abs=2e-3)
+
+
+@pytest.mark.usefixtures("_with_checkpoint_and_choice")
+def test_export_with_a_choice_that_is_none_says_where_one_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "choice.json").write_text("{}")
+    words = ["export", "--model", "net.safetensors", "--out", "a.onnx", "--choice", "choice.json"]
+    assert cli.main(words) == ERROR
+    assert "evaluate --folds" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_with_checkpoint_and_choice")
+def test_export_of_an_artefact_with_a_choice_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["export", "--out", "artefacts", "--choice", "choice.json"]) == ERROR
+    assert "--choice is for" in capsys.readouterr().err
