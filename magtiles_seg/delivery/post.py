@@ -17,6 +17,9 @@ from magtiles_seg.errors import BackendUnavailableError, DeliveryError
 PUBLISH_URL = "REPORT_PUBLISH_URL"
 """Environment variable: the address of CML's picture server."""
 
+_NODE_OPTIONS = "--no-experimental-fetch"
+"""CML 0.20.6 tells pictures apart by a module that breaks where Node brings `fetch`: since 18."""
+
 _PICTURE = re.compile(r"^!\[([^\]]*)\]\([^)]*\)$", re.MULTILINE)
 
 
@@ -35,7 +38,9 @@ def post(report: Path, environ: Mapping[str, str]) -> str:
         DeliveryError: The forge refused.
     """
     command = _command(report, environ)
-    done = subprocess.run(command, env=dict(environ), capture_output=True, text=True)
+    options = f"{environ.get('NODE_OPTIONS', '')} {_NODE_OPTIONS}".strip()
+    known = {**environ, "NODE_OPTIONS": options}
+    done = subprocess.run(command, env=known, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip()
         raise DeliveryError(f"{' '.join(command)} failed: {said}")
