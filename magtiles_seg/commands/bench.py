@@ -115,8 +115,8 @@ def _select(arguments: argparse.Namespace, report: BenchReport) -> None:
 
 def _tolerance(candidate: Candidate, params: ExportParams) -> Tolerance:
     """Return how far a candidate may stray: as its arithmetic is, by the manifest beside it."""
-    from magtiles_seg.export.manifest import Manifest, manifest_path
     from magtiles_seg.export.parity import Tolerance
+    from magtiles_seg.infer.manifest import Manifest, manifest_path
 
     if candidate.precision == "bf16":
         return Tolerance.of(params, "fp16")

@@ -29,6 +29,7 @@ _SEGMENTER_OPTIONS = (
     "review_score",
     "mm_per_px",
     "threads",
+    "rebuild",
 )
 """Options of the verbs that are arguments of `Segmenter` by the same name."""
 
@@ -72,10 +73,16 @@ def add_model(verb: argparse.ArgumentParser) -> None:
 
 
 def add_device(verb: argparse.ArgumentParser) -> None:
-    """Add `--device` and `--backend`."""
+    """Add `--device`, `--backend` and `--rebuild`."""
     verb.add_argument("--device", help="cpu, cuda, cuda:N or tensorrt (default: as selected, cpu)")
     verb.add_argument(
         "--backend", help="onnxruntime, openvino or eager (default: as selected, or by the suffix)"
+    )
+    verb.add_argument(
+        "--rebuild",
+        action="store_true",
+        default=None,
+        help="an engine that does not fit this machine: build it again from its ONNX file",
     )
 
 

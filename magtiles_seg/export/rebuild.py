@@ -8,17 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.export.engine import BuiltEngine, build_engine
-from magtiles_seg.export.manifest import Manifest, manifest_path, sha256_of
 from magtiles_seg.export.parity import Tolerance, check, compare, frozen_pictures
 from magtiles_seg.export.recipe import Recipe
+from magtiles_seg.export.tilesets import fit
 from magtiles_seg.infer.backends.cuda import Cuda
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
+from magtiles_seg.infer.manifest import Manifest, manifest_path, sha256_of
 
 
 def rebuild_engine(
@@ -94,31 +92,14 @@ def _manifest(old: Manifest, built: BuiltEngine) -> Manifest:
 
 def _prove(source: Path, part: Path, manifest: Manifest, device: int) -> dict[str, Any]:
     """Compare an engine with its ONNX file, and return the figures."""
-    recipe = Recipe(**manifest.recipe)
+    (_, *least), _, (_, *greatest) = Recipe(**manifest.recipe).shapes
     reference = OrtBackend(source)
     candidate = TrtBackend(part, device=f"cuda:{device}")
     try:
-        report = compare(reference, candidate, pictures_within(recipe))
+        pictures = fit(frozen_pictures(), least, greatest)
+        report = compare(reference, candidate, pictures)
     finally:
         candidate.close()
         reference.close()
     check(report, Tolerance(**manifest.parity.get("tolerance", {})))
     return {"ran_on": candidate.spec.provider, **report.to_dict()}
-
-
-def pictures_within(recipe: Recipe) -> list[npt.NDArray[np.uint8]]:
-    """Return the frozen pictures, mirrored on or cut where the recipe's shapes do not take them.
-
-    Args:
-        recipe: Whose least and greatest shapes bound the sizes.
-
-    Returns:
-        (H, W) uint8 each.
-    """
-    (_, *least), _, (_, *greatest) = recipe.shapes
-    pictures = []
-    for picture in frozen_pictures():
-        missing = [max(0, low - side) for low, side in zip(least, picture.shape, strict=True)]
-        padded = np.pad(picture, [(0, more) for more in missing], mode="symmetric")
-        pictures.append(np.ascontiguousarray(padded[: greatest[0], : greatest[1]]))
-    return pictures

@@ -42,18 +42,29 @@ class TileSet:
             least_hw: Least height and width, in px.
             greatest_hw: Greatest height and width, in px.
         """
-        fitted = []
-        for picture in self.pictures:
-            missing = [
-                max(0, low - side) for low, side in zip(least_hw, picture.shape, strict=True)
-            ]
-            padded = np.pad(picture, [(0, more) for more in missing], mode="symmetric")
-            fitted.append(np.ascontiguousarray(padded[: greatest_hw[0], : greatest_hw[1]]))
-        return replace(self, pictures=tuple(fitted))
+        return replace(self, pictures=tuple(fit(self.pictures, least_hw, greatest_hw)))
 
     def __str__(self) -> str:
         """Return how many of which origin."""
         return f"{len(self.pictures)} {self.origin} tiles"
+
+
+def fit(
+    pictures: Iterable[npt.NDArray[np.uint8]], least_hw: Sequence[int], greatest_hw: Sequence[int]
+) -> list[npt.NDArray[np.uint8]]:
+    """Return pictures (H, W) uint8 mirrored on or cut to sizes that an engine takes.
+
+    Args:
+        pictures: (H, W) uint8 each.
+        least_hw: Least height and width, in px.
+        greatest_hw: Greatest height and width, in px.
+    """
+    fitted = []
+    for picture in pictures:
+        missing = [max(0, low - side) for low, side in zip(least_hw, picture.shape, strict=True)]
+        padded = np.pad(picture, [(0, more) for more in missing], mode="symmetric")
+        fitted.append(np.ascontiguousarray(padded[: greatest_hw[0], : greatest_hw[1]]))
+    return fitted
 
 
 def real_tiles(samples: Iterable[Sample], per_class: int, *, seed: int = 0) -> TileSet:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from magtiles_seg.image import ImageSource, read_image
+from magtiles_seg.image import ImageSource
 from magtiles_seg.infer.backends import open_backend
-from magtiles_seg.infer.backends.base import MIN_SIDE_PX
+from magtiles_seg.infer.pictures import Picture, groups
 from magtiles_seg.infer.selection import open_selected, selection_path
 from magtiles_seg.result import Decision, Segmentation
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 BUNDLED_MODEL = Path(__file__).parent / "weights" / "magnetic-tile.onnx"
 """The model that the package carries."""
-
-_BATCH_PX = 2_000_000  # About 30 tiles: more at once gains no speed on a CPU and costs memory.
 
 
 class Segmenter:
@@ -51,6 +49,7 @@ class Segmenter:
         review_score: float | None = None,
         mm_per_px: float | None = None,
         threads: int | None = None,
+        rebuild: bool = False,
     ) -> None:
         """Load a model.
 
@@ -59,7 +58,8 @@ class Segmenter:
         says so; without one, onnxruntime on the CPU.
 
         Args:
-            model: An `.onnx` file or a `.safetensors` checkpoint; None: the bundled model.
+            model: An `.onnx` file, an `.engine` or a `.safetensors` checkpoint; None: the bundled
+                model.
             device: `"cpu"`, `"cuda"`, `"cuda:N"`, or `"tensorrt"` for onnxruntime's TensorRT
                 execution provider; None: as selected, or the CPU.
             backend: `"onnxruntime"`, `"openvino"` or `"eager"`; None: as selected, or by the file's
@@ -72,10 +72,14 @@ class Segmenter:
             mm_per_px: Scale of the pictures, for measures in mm; None: unknown.
             threads: Of one inference on a CPU; None: as selected, or all physical cores that the
                 process may use.
+            rebuild: Whether an engine that does not fit this machine is built again from the ONNX
+                file beside it, which is logged as a warning; otherwise it is an error.
 
         Raises:
             FileNotFoundError: There is no such model file.
-            ModelError: The file is damaged, or not a model of this package.
+            ModelError: The file is damaged, not a model of this package, or an engine that was
+                not built for this machine.
+            ParityError: The engine that was built again answers differently from its ONNX file.
             ConfigError: A value is of no sense.
             BackendUnavailableError: The runtime, or its support for the device, is not installed.
 
@@ -89,7 +93,7 @@ class Segmenter:
             )
         path = BUNDLED_MODEL if model is None else Path(model)
         asked = {"device": device, "backend": backend, "precision": precision, "threads": threads}
-        self._backend, self._spec = _open(path, asked)
+        self._backend, self._spec = _open(path, asked, rebuild)
         self._mm_per_px = mm_per_px
         self._decision = _changed(
             self.spec.card.decision,
@@ -144,9 +148,9 @@ class Segmenter:
             TypeError: One is of another Python type.
             InferenceError: The Segmenter is closed, or the runtime failed.
         """
-        pictures = [_Picture.read(image) for image in images]
+        pictures = [Picture.read(image) for image in images]
         results: dict[int, Segmentation] = {}
-        for indices in _groups(pictures):
+        for indices in groups(pictures):
             stack = np.stack([pictures[index].padded for index in indices])
             probability, classes = self._backend.infer(stack)
             for row, index in enumerate(indices):
@@ -175,13 +179,13 @@ class Segmenter:
     def _answer(
         self, image: ImageSource, decision: Decision, mm_per_px: float | None
     ) -> Segmentation:
-        picture = _Picture.read(image)
+        picture = Picture.read(image)
         probability, classes = self._backend.infer(picture.padded[None])
         return self._result(picture, probability[0], classes[0], decision, mm_per_px)
 
     def _result(
         self,
-        picture: _Picture,
+        picture: Picture,
         probability: NDArray[np.float32],
         classes: NDArray[np.uint8],
         decision: Decision,
@@ -241,42 +245,12 @@ def segment(
     return segmenter._answer(image, decision, mm_per_px)
 
 
-@dataclass(frozen=True, eq=False)
-class _Picture:
-    """One picture as read, as the model takes it, and where it came from."""
-
-    pixels: NDArray[np.uint8]
-    padded: NDArray[np.uint8]
-    source: str | None
-
-    @classmethod
-    def read(cls, image: ImageSource) -> _Picture:
-        pixels = read_image(image)
-        missing = [(0, max(0, MIN_SIDE_PX - side)) for side in pixels.shape]
-        padded = (
-            np.pad(pixels, missing, mode="reflect") if min(pixels.shape) < MIN_SIDE_PX else pixels
-        )
-        source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
-        return cls(pixels, padded, source)
-
-
-def _open(path: Path, asked: dict[str, Any]) -> tuple[Backend, BackendSpec]:
+def _open(path: Path, asked: dict[str, Any], rebuild: bool) -> tuple[Backend, BackendSpec]:
     """Load a model as asked for; where nothing is, as selected for this machine."""
     if all(value is None for value in asked.values()) and (chosen := open_selected(path)):
         return chosen, replace(chosen.spec, selection=str(selection_path()))
-    backend = open_backend(path, **asked)
+    backend = open_backend(path, **asked, rebuild=rebuild)
     return backend, backend.spec
-
-
-def _groups(pictures: Sequence[_Picture]) -> Iterator[list[int]]:
-    """Yield indices of pictures of one size, as many at a time as `_BATCH_PX` allows."""
-    by_size: dict[tuple[int, ...], list[int]] = {}
-    for index, picture in enumerate(pictures):
-        by_size.setdefault(picture.padded.shape, []).append(index)
-    for (height, width), indices in by_size.items():
-        step = max(1, _BATCH_PX // (height * width))
-        for start in range(0, len(indices), step):
-            yield indices[start : start + step]
 
 
 def _changed(decision: Decision, **changes: Any) -> Decision:  # noqa: ANN401 - Decision checks them

@@ -161,9 +161,9 @@ def kill_at_random(job: Job, kills: int, seed: int, *options: str) -> None:
     rng = random.Random(seed)
     for _ in range(kills):
         with start(job, *options) as process:
-            end = time.monotonic() + rng.uniform(0.1, 15)
-            while time.monotonic() < end and process.poll() is None:
-                time.sleep(0.02)
+            wait_for_parts(job, parts_of(job) + rng.randrange(4), process)
+            time.sleep(rng.uniform(0, 0.1))  # somewhere within a part
+            assert process.poll() is None, "the run ended before it was killed: give it more to do"
             if rng.random() < 0.5:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
@@ -172,15 +172,22 @@ def kill_at_random(job: Job, kills: int, seed: int, *options: str) -> None:
         assert process.wait(300) == 0
 
 
+def parts_of(job: Job) -> int:
+    return len(list(job.out.glob("parts/part-*")))
+
+
+def wait_for_parts(job: Job, count: int, process: subprocess.Popen[bytes]) -> None:
+    while parts_of(job) < count:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
 def test_run_batch_killed_in_the_middle_ends_exact(make_job: Callable[..., Job]) -> None:
     job = make_job(part_rows=2)
     with start(job, "--workers", "1") as process:
-        while not list(job.out.glob("parts/part-*")):
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for_parts(job, 1, process)
         process.kill()
-    before = len(list(job.out.glob("parts/part-*")))
-    assert before < 30
+    assert parts_of(job) < 30
     with start(job, "--workers", "1") as process:
         assert process.wait(120) == 0
     check_exactly_once(job, 60, 3)
@@ -190,6 +197,6 @@ def test_run_batch_killed_in_the_middle_ends_exact(make_job: Callable[..., Job])
 def test_run_batch_killed_twenty_times_ends_exact(
     make_job: Callable[..., Job], make_archive: Callable[[int], Path]
 ) -> None:
-    job = make_job(source=str(make_archive(2000)), part_rows=20)
+    job = make_job(source=str(make_archive(4000)), part_rows=20)
     kill_at_random(job, 20, 0, "--workers", "2", "--masks")
-    check_exactly_once(job, 2000, 100)
+    check_exactly_once(job, 4000, 200)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, ImageError, InferenceError
-from magtiles_seg.infer import segmenter as module
+from magtiles_seg.infer import pictures as module
 from magtiles_seg.infer.segmenter import Segmenter, segment
 
 

@@ -22,11 +22,11 @@ from magtiles_seg.errors import (
     ParityError,
 )
 from magtiles_seg.export.engine import build_engine
-from magtiles_seg.export.manifest import Manifest, sha256_of
 from magtiles_seg.export.recipe import Recipe
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
+from magtiles_seg.infer.manifest import Manifest, sha256_of
 from magtiles_seg.infer.segmenter import Segmenter
 
 RECIPE = Recipe(

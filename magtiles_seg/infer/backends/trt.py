@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,7 @@ from magtiles_seg.infer.backends.base import (
 from magtiles_seg.infer.backends.cuda import Cuda
 from magtiles_seg.infer.backends.trt_runner import Runner, Shape
 from magtiles_seg.infer.backends.vendor import FLAVOURS, import_tensorrt, runtime_name
-
-if TYPE_CHECKING:
-    from magtiles_seg.export.manifest import Manifest
+from magtiles_seg.infer.manifest import Manifest, local_environment, mismatches
 
 _log = logging.getLogger(__name__)
 _AXES = ("in one run", "px high", "px wide")
@@ -63,8 +61,6 @@ class TrtBackend:
             ConfigError: The device is no GPU.
             BackendUnavailableError: The library is not installed, or there is no such GPU.
         """
-        from magtiles_seg.export.manifest import Manifest
-
         kind, number = parse_device(device)
         if kind != "cuda":
             raise ConfigError(
@@ -146,8 +142,6 @@ class TrtBackend:
 
 def environment(library: Any, flavour: str, cuda: Cuda) -> dict[str, str | list[str]]:  # noqa: ANN401
     """Return this machine's facts by the names of a manifest."""
-    from magtiles_seg.export.manifest import local_environment
-
     gpu = cuda.gpu()
     return {
         **local_environment(runtime_name(flavour), library.__version__),
@@ -171,8 +165,6 @@ def _flavour(manifest: Manifest, path: Path) -> str:
 
 def _misfits(manifest: Manifest, here: dict[str, str | list[str]], plan: bytes) -> tuple[str, ...]:
     """Return in what this machine or the file differs from the manifest, where it matters."""
-    from magtiles_seg.export.manifest import mismatches
-
     built, recipe = manifest.environment, manifest.recipe
     here = {**here, "sha256": hashlib.sha256(plan).hexdigest()}
     allowed: list[str] = []

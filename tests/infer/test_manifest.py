@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magtiles_seg.errors import ModelError
-from magtiles_seg.export.manifest import (
+from magtiles_seg.infer.manifest import (
     ENVIRONMENT_KEYS,
     Manifest,
     local_environment,
