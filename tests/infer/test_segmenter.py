@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, ImageError, InferenceError
-from magtiles_seg.infer import pictures as module
+from magtiles_seg.infer import pictures as pictures_module
+from magtiles_seg.infer import segmenter as module
 from magtiles_seg.infer.segmenter import Segmenter, segment
 
 
@@ -61,7 +62,7 @@ def test_batch_equals_single_calls_in_order(
         return infer(stack)
 
     monkeypatch.setattr(segmenter.backend, "infer", counted)
-    monkeypatch.setattr(module, "_BATCH_PX", 2 * 40 * 50)
+    monkeypatch.setattr(pictures_module, "_BATCH_PX", 2 * 40 * 50)
     together = segmenter.batch(iter(images))
     assert sorted(batches) == [1, 1, 2, 2]  # 40x50 in two steps; 20x9 and 31x32 both become 32x32
     for image, result in zip(images, together, strict=True):
