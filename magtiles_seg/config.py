@@ -69,7 +69,8 @@ class DataSplitParams(_Section):
     Attributes:
         rule: `grouped` keeps the pictures of a physical tile together; all others leak.
         seed: Of every random choice of the split.
-        fold: Which of the `folds` is the test part.
+        fold: Which of the `folds` is the test part; None: nothing is held out, for a model that
+            ships.
         folds: Number of folds of the rule `grouped`.
         validation_fraction: Share of the rest that early stopping and thresholds use.
     """
@@ -78,7 +79,7 @@ class DataSplitParams(_Section):
 
     rule: str = one_of("grouped", "grouped", "random", "P1", "P1b", "P2")
     seed: int = within(0, 0)
-    fold: int = within(0, 0)
+    fold: int | None = within(0, 0)
     folds: int = within(5, 2)
     validation_fraction: float = within(0.15, 0.01, 0.9)
 

@@ -35,7 +35,7 @@ class Split:
         rule: One of `RULES`.
         seed: Of the draw; the folds of `grouped` do not depend on it, its inner validation part
             does.
-        fold: Which fold is the test part (`grouped` and `random`).
+        fold: Which fold is the test part (`grouped` and `random`); None: there is no test part.
         folds: Out of how many.
         validation_fraction: Share of what is not test that was asked for as validation part.
         train: Ids of the pictures to train on, sorted.
@@ -46,7 +46,7 @@ class Split:
 
     rule: str
     seed: int
-    fold: int
+    fold: int | None
     folds: int
     validation_fraction: float
     train: tuple[str, ...]
@@ -60,7 +60,7 @@ class Split:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     @property
-    def origin(self) -> dict[str, str | int]:
+    def origin(self) -> dict[str, str | int | None]:
         """What a model that was trained on it says of it: rule, draw and hashes, no ids."""
         return {
             "rule": self.rule,
@@ -111,7 +111,7 @@ def make_split(
     *,
     rule: str = "grouped",
     seed: int = 0,
-    fold: int = 0,
+    fold: int | None = 0,
     folds: int = 5,
     validation_fraction: float = 0.15,
     fold_of_group: Mapping[int, int] | None = None,
@@ -122,7 +122,8 @@ def make_split(
         samples: The data set, in any order.
         rule: `"grouped"`, `"random"`, `"P1"`, `"P1b"` or `"P2"`.
         seed: Of the draw. Seed 0 of `P1` is the published list.
-        fold: Which fold is the test part (`grouped` and `random`).
+        fold: Which fold is the test part (`grouped` and `random`); None: no picture is, for a
+            model that ships after its recipe was judged on the folds.
         folds: Out of how many.
         validation_fraction: Share of the rest that becomes the validation part; `P1` fixes its own.
         fold_of_group: Folds that are already fixed (`grouped`); groups it lacks are placed beside
@@ -166,10 +167,12 @@ def data_sha256(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _check(rule: str, fold: int, folds: int, validation_fraction: float) -> None:
+def _check(rule: str, fold: int | None, folds: int, validation_fraction: float) -> None:
     if rule not in RULES:
         raise ConfigError(f"unknown split rule {rule!r}; expected one of {', '.join(RULES)}")
-    if folds < 2 or not 0 <= fold < folds:
+    if fold is None and rule not in ("grouped", "random"):
+        raise ConfigError(f"rule {rule!r} has a test part of its own; expected a fold, got none")
+    if folds < 2 or not 0 <= (fold or 0) < folds:
         raise ConfigError(f"fold {fold} of {folds} folds; expected 0 <= fold < folds, folds >= 2")
     if not 0 <= validation_fraction < 1:
         raise ConfigError(f"validation_fraction is {validation_fraction}; expected 0 <= x < 1")
@@ -178,7 +181,7 @@ def _check(rule: str, fold: int, folds: int, validation_fraction: float) -> None
 def _grouped(
     samples: Sequence[Sample],
     seed: int,
-    fold: int,
+    fold: int | None,
     folds: int,
     validation_fraction: float,
     fixed: Mapping[int, int] | None,
@@ -216,11 +219,11 @@ def _hold_out(samples: Sequence[Sample], fraction: float, rng: random.Random) ->
 
 
 def _random(
-    samples: Sequence[Sample], seed: int, fold: int, folds: int, validation_fraction: float
+    samples: Sequence[Sample], seed: int, fold: int | None, folds: int, validation_fraction: float
 ) -> Parts:
     rng = random.Random(seed)
     dealt = [s for members in _shuffled_classes(samples, rng).values() for s in members]
-    test = dealt[fold::folds]
+    test = [] if fold is None else dealt[fold::folds]
     rest = sorted(set(dealt) - set(test), key=lambda sample: sample.id)
     train, validation, _ = _hold_out(rest, validation_fraction, rng)
     return train, validation, test

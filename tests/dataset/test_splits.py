@@ -77,6 +77,17 @@ def test_grouped_split_folds_cover_every_picture_once() -> None:
     assert sorted(tests) == sorted(sample.id for sample in samples)
 
 
+def test_grouped_split_without_a_fold_holds_nothing_out() -> None:
+    samples = tiles(40)
+    split = make_split(samples, fold=None, validation_fraction=0.1)
+    assert split.test == ()
+    assert len(split.train) + len(split.validation) == len(samples)
+    assert leaks(split, samples).clean
+    assert Split.from_json(split.to_json()) == split
+    with pytest.raises(ConfigError, match="'P1' has a test part of its own"):
+        make_split(samples, rule="P1", fold=None)
+
+
 def test_fold_assignment_even_classes_come_out_even() -> None:
     samples = tiles(50)
     fold_of = fold_assignment(samples)
