@@ -115,7 +115,11 @@ def export_artefact(
     source = _fp32_onnx(model, card)
     pictures = calibration.pictures if calibration else ()
     data = convert(
-        source, order.precision, pictures=pictures, progress=_part(progress, "calibrate")
+        source,
+        order.precision,
+        pictures=pictures,
+        unsigned=order.target == "openvino",
+        progress=_part(progress, "calibrate"),
     )
     stem = f"{model.stem}-{order.precision}"
     with tempfile.TemporaryDirectory() as scratch, _reference(model, source, scratch) as reference:

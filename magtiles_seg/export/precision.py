@@ -38,6 +38,7 @@ def convert(
     precision: str,
     *,
     pictures: Sequence[npt.NDArray[np.uint8]] = (),
+    unsigned: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """Return a model file in another precision, with the same card.
@@ -47,6 +48,8 @@ def convert(
         precision: One of `PRECISIONS`.
         pictures: (H, W) uint8 each, on which int8 is calibrated: all classes alike, sound tiles
             among them. The other precisions need none.
+        unsigned: Whether int8 activations are uint8 with a zero point, as CPUs multiply them,
+            instead of symmetric int8, which TensorRT asks for.
         progress: Called with (pictures calibrated on, pictures).
 
     Raises:
@@ -62,7 +65,7 @@ def convert(
     if precision == "fp16":
         _halve(model)
     elif precision == "int8":
-        model = quantize(model, pictures, progress)
+        model = quantize(model, pictures, progress, unsigned=unsigned)
     onnx.checker.check_model(model, full_check=True)
     return sealed(model, card)
 

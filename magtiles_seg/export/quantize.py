@@ -22,6 +22,8 @@ def quantize(
     model: onnx.ModelProto,
     pictures: Sequence[npt.NDArray[np.uint8]],
     progress: Callable[[int, int], None] | None,
+    *,
+    unsigned: bool = False,
 ) -> onnx.ModelProto:
     """Return the model with int8 convolutions: QDQ, symmetric, weights per channel.
 
@@ -32,6 +34,9 @@ def quantize(
         model: An fp32 graph of this package; it is changed on the way.
         pictures: (H, W) uint8 each, to calibrate on.
         progress: Called with (pictures calibrated on, pictures).
+        unsigned: Whether activations are uint8 with a zero point instead of symmetric int8. It is
+            what OpenVINO's CPU kernels take; 2026.4 rounds joined int8 activations of this network
+            to whole numbers.
     """
     equalise(model, pictures)
     model.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
@@ -47,11 +52,11 @@ def quantize(
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             per_channel=True,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=[node.name for node in model.graph.node if node.output[0] in kept],
             extra_options={
-                "ActivationSymmetric": True,
+                "ActivationSymmetric": not unsigned,
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
                 "OpTypesToExcludeOutputQuantization": ["Conv"],
