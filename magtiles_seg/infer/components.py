@@ -7,8 +7,9 @@ points a column, so that memory is bounded by the web's width and the number of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import cv2
@@ -95,21 +96,34 @@ class OpenRegions:
             classes: (h, W) uint8, 1..K-1.
             threshold: A pixel of at least this probability is defect.
         """
-        cutting, self._after_gap = self._after_gap, False
         mask = (probability >= threshold).view(np.uint8)
-        x, y, width, height = cv2.boundingRect(mask)
-        if width == 0:
-            return self.finish(complete=True)
-        box = (slice(y, y + height), slice(x, x + width))
+        ended: list[Region] = []
+        for band, defective in _bands(mask):
+            if defective:
+                ended += self._add(
+                    first_line + band.start, mask[band], probability[band], classes[band]
+                )
+            else:
+                ended += self.finish(complete=True)
+            self._after_gap = False
+        return ended
+
+    def _add(
+        self,
+        first_line: int,
+        mask: NDArray[np.uint8],
+        probability: NDArray[np.float32],
+        classes: NDArray[np.uint8],
+    ) -> list[Region]:
+        """Add rows that all hold defects."""
+        x, _, width, height = cv2.boundingRect(mask)
+        box = (slice(None), slice(x, x + width))
         count, drawn = cv2.connectedComponents(mask[box], connectivity=8, ltype=cv2.CV_32S)
         parts = _Parts(mask[box], probability[box], classes[box], np.asarray(drawn), count)
-        parts.shift(x, first_line + y, self._labels)
-        rows = np.zeros((2, len(mask[0])), dtype=np.intp)  # parts in the strip's first and last row
-        if y == 0:
-            rows[0, x : x + width] = drawn[0]
-        if y + height == len(mask):
-            rows[1, x : x + width] = drawn[-1]
-        return self._join(parts, rows[0], rows[1], cutting=cutting)
+        parts.shift(x, first_line, self._labels)
+        rows = np.zeros((2, len(mask[0])), dtype=np.intp)  # parts in the first and last row
+        rows[:, x : x + width] = drawn[[0, height - 1]]
+        return self._join(parts, rows[0], rows[1], cutting=self._after_gap)
 
     def finish(self, *, complete: bool) -> list[Region]:
         """Return what is open: the web, or this piece of it, has ended."""
@@ -155,6 +169,14 @@ class OpenRegions:
         for region in self._open:
             region.shrink()
         return self._kept(region for root, region in groups.items() if not lasting[root])
+
+
+def _bands(mask: NDArray[np.uint8]) -> Iterator[tuple[slice, bool]]:
+    """Yield the runs of rows with and without a defect: nothing connects two of the former."""
+    found = mask.any(axis=1)
+    edges = [0, *(1 + np.flatnonzero(np.diff(found))).tolist(), len(mask)]
+    for top, bottom in pairwise(edges):
+        yield slice(top, bottom), bool(found[top])
 
 
 def _gather(groups: dict[int, Region], root: int, region: Region) -> None:
