@@ -173,7 +173,7 @@ class OpenRegions:
 
 def _bands(mask: NDArray[np.uint8]) -> Iterator[tuple[slice, bool]]:
     """Yield the runs of rows with and without a defect: nothing connects two of the former."""
-    found = mask.any(axis=1)
+    found = np.asarray(mask.any(axis=1))
     edges = [0, *(1 + np.flatnonzero(np.diff(found))).tolist(), len(mask)]
     for top, bottom in pairwise(edges):
         yield slice(top, bottom), bool(found[top])
