@@ -92,6 +92,7 @@ class TrainParams(_Section):
         protocol: Whose picture geometry and mask rule are trained for.
         architecture: Network by name.
         pretrained: Whether the encoder starts from ImageNet weights.
+        start: Model whose weights are taken over instead: a checkpoint, an ONNX file, or `bundled`.
         epochs: Passes of `pictures_per_epoch` pictures each.
         pictures_per_epoch: Pictures drawn for one epoch.
         batch_size: Pictures in one step.
@@ -119,6 +120,7 @@ class TrainParams(_Section):
     protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
     architecture: str = one_of("lite0", "lite0", "lite1", "lite2", "nano")
     pretrained: bool = True
+    start: str | None = None
     epochs: int = within(28, 1)
     pictures_per_epoch: int = within(640, 1)
     batch_size: int = within(8, 1)

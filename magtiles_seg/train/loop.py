@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.augment import Augmentation, View
 from magtiles_seg.dataset.grafts import Grafts
-from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.samples import Sample, load_image
 from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import get_protocol
@@ -28,16 +28,18 @@ from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.warmstart import start_from
 from magtiles_seg.train.batches import Batch, BatchPlan, epoch_batches
 from magtiles_seg.train.devices import Devices
 from magtiles_seg.train.pictures import training_pictures
 from magtiles_seg.train.sampling import BalancedSampler
 from magtiles_seg.train.schedule import one_cycle
-from magtiles_seg.train.state import RunState, identity, load_state, save_state
+from magtiles_seg.train.state import RunState, identity, load_state, save_state, start_path
 from magtiles_seg.train.validation import Validation, validate
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
 _MAX_GRADIENT_NORM = 5.0
+_WARM_START_PICTURES = 16
 _PRETRAINED_RATE = 0.4
 """Share of the learning rate that a pretrained encoder gets: it has less to learn than the rest."""
 
@@ -146,7 +148,11 @@ class _Run:
         if not validation:
             raise DataError("no pictures to validate on: the split's validation part is empty")
         torch.manual_seed(params.seed)
-        network = build_network(params.architecture, labels=labels, pretrained=params.pretrained)
+        pretrained = params.pretrained and params.start is None
+        network = build_network(params.architecture, labels=labels, pretrained=pretrained)
+        if params.start is not None and not (out_dir / STATE).is_file():
+            few = training[:: max(1, len(training) // _WARM_START_PICTURES)]
+            start_from(network, start_path(params.start), [load_image(sample) for sample in few])
         run = cls(
             network, params, out_dir, RunState(identity(training, validation, params, labels))
         )
@@ -251,7 +257,9 @@ def _weight_groups(network: SegmentationNetwork, params: TrainParams) -> list[di
         {
             "params": weights,
             "weight_decay": params.weight_decay if decays else 0.0,
-            "rate_share": _PRETRAINED_RATE if encodes and params.pretrained else 1.0,
+            "rate_share": _PRETRAINED_RATE
+            if encodes and (params.pretrained or params.start)
+            else 1.0,
         }
         for (encodes, decays), weights in groups.items()
     ]

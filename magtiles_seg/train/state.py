@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
+from magtiles_seg.infer import BUNDLED_MODEL
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
 
 
@@ -52,6 +53,10 @@ def identity(
     del fixed["threads"], fixed["devices"]
     if params.accumulate == 1:  # so that runs from before there was a choice go on
         del fixed["accumulate"]
+    if params.start is None:
+        del fixed["start"]
+    else:
+        fixed["start"] = hashlib.sha256(start_path(params.start).read_bytes()).hexdigest()
     if params.teacher is None:
         del fixed["teacher"], fixed["teacher_weight"]
     else:
@@ -61,6 +66,18 @@ def identity(
         "labels": list(labels),
         **{f"{name}_sha256": digest for name, digest in digests.items()},
     }
+
+
+def start_path(start: str) -> Path:
+    """Return the file that `train.start` names.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    path = BUNDLED_MODEL if start == "bundled" else Path(start)
+    if not path.is_file():
+        raise FileNotFoundError(f"train.start: no model file at {path}")
+    return path
 
 
 def _digest(ids: Iterable[str]) -> str:

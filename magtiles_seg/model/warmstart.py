@@ -1,0 +1,154 @@
+"""Warm start: a fresh network takes over the weights of a trained model.
+
+A model file holds convolutions that batch norm has been folded into, and batch norm cannot be read
+back from them. It is put back so that the network answers as the file does *and* can be trained:
+the mean and variance of what each convolution gives are measured on pictures, and scale and shift
+are set to undo the normalization.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from magtiles_seg.errors import BackendUnavailableError, ModelError
+from magtiles_seg.model.card import CARD_KEY, ModelCard, check_seal
+from magtiles_seg.model.checkpoint import read_tensors
+from magtiles_seg.model.network import SegmentationNetwork
+
+_SIDE_PX = 224
+_KIND_HEAD = "kind_head."
+_STORED_AS_FP16 = "_fp16"
+
+
+def start_from(
+    network: SegmentationNetwork,
+    path: str | os.PathLike[str],
+    pictures: Sequence[NDArray[np.uint8]],
+) -> None:
+    """Fill a network with the weights of a trained model of the same architecture.
+
+    Where the labels differ, the head that tells the kinds of defect apart keeps its fresh weights.
+
+    Args:
+        network: Is changed in place.
+        path: A `.safetensors` checkpoint, or an fp32 `.onnx` file of this package.
+        pictures: (H, W) uint8 each, some of those to be trained on; for an `.onnx` file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ModelError: It is damaged, or of another architecture.
+        BackendUnavailableError: Reading an `.onnx` file needs onnx, which is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".onnx":
+        folded, labels = _onnx_weights(path)
+        weights = {
+            name: tensor for name, tensor in folded.items() if not name.endswith(".weight_bias")
+        }
+        missing = _take_over(network, weights, labels)
+        if any(not isinstance(_owner(network, name), nn.BatchNorm2d) for name in missing):
+            raise _misfit(path, network, missing)
+        _unfold(network, folded, pictures)
+        return
+    tensors, meta = read_tensors(path)
+    missing = _take_over(network, tensors, tuple(meta.get("labels", ())))
+    if missing:
+        raise _misfit(path, network, missing)
+
+
+def _take_over(
+    network: SegmentationNetwork, weights: Mapping[str, Tensor], labels: tuple[str, ...]
+) -> list[str]:
+    """Copy what fits, and return the names of what the weights lack."""
+    missing = []
+    for name, tensor in network.state_dict().items():
+        if name.startswith(_KIND_HEAD) and labels != network.labels:
+            continue
+        if name in weights and weights[name].shape == tensor.shape:
+            tensor.copy_(weights[name])
+        else:
+            missing.append(name)
+    return missing
+
+
+def _misfit(path: Path, network: SegmentationNetwork, missing: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"{path} does not fit a {network.architecture!r} network ({missing[0]} and "
+        f"{len(missing) - 1} more are not in it): set train.architecture to the model's own"
+    )
+
+
+def _owner(network: nn.Module, name: str) -> nn.Module:
+    return network.get_submodule(name.rpartition(".")[0])
+
+
+def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the weights of an ONNX file by the network's own names, and the labels."""
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "starting from an .onnx file needs onnx: pip install 'magtiles-seg[export]'"
+        ) from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    data = path.read_bytes()
+    check_seal(data, str(path))
+    model = onnx.load_from_string(data)
+    cards = {entry.key: entry.value for entry in model.metadata_props}
+    weights = {
+        entry.name.removesuffix(_STORED_AS_FP16).removeprefix("network."): torch.from_numpy(
+            numpy_helper.to_array(entry).astype(np.float32)
+        )
+        for entry in model.graph.initializer
+        if entry.name.startswith("network.")
+    }
+    return weights, ModelCard.from_json(cards[CARD_KEY]).labels
+
+
+def _unfold(
+    network: SegmentationNetwork,
+    folded: Mapping[str, Tensor],
+    pictures: Sequence[NDArray[np.uint8]],
+) -> None:
+    """Set every batch norm so that it adds the folded bias, by the statistics of its input."""
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            convolution = name.rpartition(".")[0] + ".0.weight_bias"
+            hooks.append(module.register_forward_pre_hook(_settler(folded[convolution])))
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            network(torch.from_numpy(np.stack([_square(image) for image in pictures]))[:, None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.train(training)
+
+
+def _settler(bias: Tensor):  # type: ignore[no-untyped-def]  # noqa: ANN202  (torch's type of a hook)
+    def settle(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+        with torch.no_grad():
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            norm.weight.copy_((variance + norm.eps).sqrt())
+            norm.bias.copy_(mean + bias)
+
+    return settle
+
+
+def _square(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the top left of a picture, mirrored where it is too small: (224, 224) float32."""
+    missing = [(0, max(0, _SIDE_PX - side)) for side in image.shape]
+    return np.pad(image, missing, mode="symmetric")[:_SIDE_PX, :_SIDE_PX].astype(np.float32)

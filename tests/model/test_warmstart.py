@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from magtiles_seg.errors import ModelError
+from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
+from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.warmstart import start_from
+
+PICTURES = list(np.random.default_rng(0).integers(0, 256, (4, 96, 224), np.uint8))
+
+
+def answer(network: SegmentationNetwork) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        probability, _ = InferenceGraph(network).eval()(torch.from_numpy(np.stack(PICTURES)))
+    return np.asarray(probability)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "model"])
+def test_network_started_from_a_file_answers_as_the_file(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(kind)
+    network = build_network("nano")
+    before = answer(network)
+    start_from(network, path, PICTURES)
+    wanted, _ = EagerBackend(request.getfixturevalue("checkpoint")).infer(np.stack(PICTURES))
+    assert np.abs(answer(network) - wanted).max() < 0.005
+    assert np.abs(before - wanted).max() > 0.1
+
+
+def test_network_started_from_an_onnx_file_can_be_trained(model: Path) -> None:
+    network = build_network("nano")
+    start_from(network, model, PICTURES)
+    batch = torch.from_numpy(
+        np.stack([np.pad(one, [(0, 128), (0, 0)], "symmetric") for one in PICTURES])
+    )
+    batch = batch[:, None].float()
+    with torch.no_grad():
+        settled, _ = network.eval()(batch)
+        training, _ = network.train()(batch)
+    assert (settled - training).abs().max() < 0.05 * settled.abs().max()
+
+
+def test_head_of_other_kinds_stays_fresh(checkpoint: Path, model: Path) -> None:
+    for path in (checkpoint, model):
+        network = build_network("nano", labels=("background", "stain", "hole"))
+        fresh = network.kind_head.weight.clone()
+        start_from(network, path, PICTURES)
+        assert torch.equal(network.kind_head.weight, fresh)
+        assert network.defect_head.weight.abs().sum() > 0
+
+
+def test_bundled_model_starts_a_network_of_its_architecture() -> None:
+    network = build_network("lite0")
+    start_from(network, BUNDLED_MODEL, PICTURES)
+    assert np.isfinite(answer(network)).all()
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "model"])
+def test_start_from_another_architecture_is_model_error(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(ModelError, match="does not fit a 'lite0' network"):
+        start_from(build_network("lite0"), request.getfixturevalue(kind), PICTURES)
+
+
+def test_start_from_a_missing_file_says_so(tmp_path: Path) -> None:
+    for name in ("no.onnx", "no.safetensors"):
+        with pytest.raises(FileNotFoundError, match=name):
+            start_from(build_network("nano"), tmp_path / name, PICTURES)
