@@ -5,8 +5,7 @@ BIN     = $(VENV)/bin
 # The pins apply to every install: without them the newest torch would bring gigabytes of CUDA.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
-.PHONY: help demo test check fix bench
-
+.PHONY: help demo test check fix docs bench
 help: ## list the doors
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 
@@ -33,6 +32,9 @@ check: $(VENV)/dev ## lint, format and types
 fix: $(VENV)/dev ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/dev ## build the site into site/; a warning is an error
+	$(BIN)/sphinx-build -q -W -b html docs site
 
 bench: $(VENV)/dev ## backends in turns, beside eager torch and the reference
 	$(BIN)/magtiles-seg bench --reference --rounds 40

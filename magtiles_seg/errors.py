@@ -1,17 +1,17 @@
 """Every error that magtiles_seg raises on purpose.
 
-```
-MagtilesError
-├─ ConfigError(ValueError)            a parameter is unknown or has no sense
-├─ DataError(ValueError)              a data set, archive or manifest is damaged or incomplete
-│  └─ ImageError                      a picture cannot be read, or is not one that can be segmented
-├─ ModelError                         a model file is damaged, foreign, or of another schema
-│  └─ ParityError                     an exported model does not answer as the one it came from
-├─ DeliveryError                      a model was not released, or its endpoint fails the test
-└─ BackendError                       the runtime under the model refused
-   ├─ BackendUnavailableError(ImportError)   an optional package is not installed
-   └─ InferenceError                  the model ran and failed, or its input does not fit
-```
+::
+
+    MagtilesError
+    ├ ConfigError(ValueError)            a parameter is unknown or has no sense
+    ├ DataError(ValueError)              a data set, archive or manifest is damaged or incomplete
+    │ └ ImageError                      a picture cannot be read, or is none that can be segmented
+    ├ ModelError                         a model file is damaged, foreign, or of another schema
+    │ └ ParityError                     an exported model does not answer as the one it came from
+    ├ DeliveryError                      a model was not released, or its endpoint fails the test
+    └ BackendError                       the runtime under the model refused
+       ├ BackendUnavailableError(ImportError)   an optional package is not installed
+       └ InferenceError                  the model ran and failed, or its input does not fit
 
 A message says what happened, what was expected, what was got, and the fix. A missing path stays a
 `FileNotFoundError` and a wrong Python type a `TypeError`.

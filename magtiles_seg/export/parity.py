@@ -60,7 +60,7 @@ class ParityReport:
 
     Attributes:
         pictures: How many were compared.
-        dice: 2|A and B| / (|A| + |B|) of the masks, pooled over all pictures; all empty: 1.
+        dice: `2 |A and B| / (|A| + |B|)` of the masks, pooled over all pictures; all empty: 1.
         max_abs_diff: Greatest difference of a pixel's probability.
         p999_abs_diff: 99.9th percentile of that difference, to 1e-6.
         class_agreement: Share of equal classes among the pixels that both masks hold; none: 1.

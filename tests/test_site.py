@@ -1,0 +1,44 @@
+"""The documentation site, built as `make docs` builds it: a warning is an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sphinx")
+pytest.importorskip("myst_parser")
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(DOCS), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_site_has_every_page_and_no_link_out_of_it_to_a_file(site: Path) -> None:
+    for page in DOCS.rglob("*.md"):
+        html = site / page.relative_to(DOCS).with_suffix(".html")
+        assert html.exists(), page
+        assert 'href="../../README' not in html.read_text(encoding="utf-8")
+
+
+def test_command_line_page_shows_the_help_of_every_verb(site: Path) -> None:
+    from magtiles_seg.cli import build_parser
+
+    text = (site / "reference" / "command-line.html").read_text(encoding="utf-8")
+    verbs = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for verb in verbs or ():
+        assert f"magtiles-seg {verb}" in text
+
+
+def test_reference_shows_what_the_package_exports(site: Path) -> None:
+    text = (site / "reference" / "library.html").read_text(encoding="utf-8")
+    for name in ("segment", "Segmenter", "Segmentation", "LineScanSegmenter", "ParityError"):
+        assert f'id="magtiles_seg.{name}"' in text or f".{name}" in text
