@@ -35,6 +35,17 @@ def test_example_is_numbered_explained_and_at_most_40_lines(example: Path) -> No
     assert len(lines) <= 40
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own packages
+def test_notebook_runs_from_top_to_bottom_and_is_kept_without_outputs() -> None:
+    pytest.importorskip("ipykernel")
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.read(EXAMPLES[0].with_name("explore.ipynb"), as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs for cell in code)
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+    assert all(cell.outputs for cell in code)
+
+
 def test_demo_finds_the_drawn_defect_and_rejects_the_tile(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,5 +83,11 @@ def test_links_to_files_of_the_project_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def test_completion_of_the_readme_knows_the_verbs() -> None:
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(cli.build_parser(), "bash")
+    assert all(verb in script for verb in ("segment", "stream", "bench"))
+
+
 def test_makefile_stays_within_40_lines() -> None:
     assert len((REPOSITORY / "Makefile").read_text(encoding="utf-8").splitlines()) <= 40
