@@ -69,8 +69,7 @@ class DataSplitParams(_Section):
     Attributes:
         rule: `grouped` keeps the pictures of a physical tile together; all others leak.
         seed: Of every random choice of the split.
-        fold: Which of the `folds` is the test part; None: nothing is held out, for a model that
-            ships.
+        fold: Which of the `folds` is the test part; None: none, for a model that ships.
         folds: Number of folds of the rule `grouped`.
         validation_fraction: Share of the rest that early stopping and thresholds use.
     """
@@ -111,8 +110,7 @@ class TrainParams(_Section):
         threads: CPU threads; 0 takes all cores.
         precision: `auto` takes bf16 where the device computes it faster.
         devices: Processes that share each batch, by Lightning Fabric; the weights come out alike.
-        accumulate: Pieces, one after another, that a process cuts its share of a batch into; each
-            takes its own statistics.
+        accumulate: Pieces that a process cuts its share of a batch into, one after another.
     """
 
     name: ClassVar[str] = "train"
@@ -155,11 +153,9 @@ class ExportParams(_Section):
         max_abs_diff: Greatest difference of a pixel's probability.
         max_flipped_fraction: Greatest share of pictures whose verdict changes.
         fp16_min_dice: Likewise for fp16 arithmetic.
-        fp16_max_abs_diff: Likewise.
-        fp16_max_flipped_fraction: Likewise.
+        fp16_max_abs_diff, fp16_max_flipped_fraction: Likewise.
         int8_min_dice: Likewise for int8 arithmetic.
-        int8_max_abs_diff: Likewise.
-        int8_max_flipped_fraction: Likewise.
+        int8_max_abs_diff, int8_max_flipped_fraction: Likewise.
         calibration_per_class: Most pictures of each class that int8 is calibrated on.
         parity_per_class: Most pictures of each class that artefacts are compared on.
     """
