@@ -71,10 +71,6 @@ class Decision:
         """Return what a picture's score means: "accept", "review" or "reject"."""
         if score >= self.reject_score:
             return "reject"
-        for name in ("score_scale", "score_bias"):
-            object.__setattr__(self, name, _finite(name, getattr(self, name)))
-        if self.score_scale <= 0:
-            raise ConfigError(f"score_scale is {self.score_scale}; expected a number above 0")
         if self.review_score is not None and score >= self.review_score:
             return "review"
         return "accept"
