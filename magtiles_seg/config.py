@@ -96,6 +96,7 @@ class TrainParams(_Section):
         pictures_per_epoch: Pictures drawn for one epoch.
         batch_size: Pictures in one step.
         crop_px: Side of the square crops that are trained on.
+        coarse_fraction: Share of the epochs, the first, that show all at half its size: faster.
         learning_rate: Peak of the schedule.
         weight_decay: Of AdamW.
         free_fraction: Share of sound tiles in an epoch.
@@ -123,6 +124,7 @@ class TrainParams(_Section):
     pictures_per_epoch: int = within(640, 1)
     batch_size: int = within(8, 1)
     crop_px: int = within(224, 32)
+    coarse_fraction: float = within(0.0, 0, 0.95)
     learning_rate: float = within(2e-3, 1e-8, 10)
     weight_decay: float = within(1e-2, 0, 10)
     free_fraction: float = within(0.35, 0, 1)
@@ -152,10 +154,8 @@ class ExportParams(_Section):
         min_dice: Least Dice between the two masks, pooled over the pictures compared.
         max_abs_diff: Greatest difference of a pixel's probability.
         max_flipped_fraction: Greatest share of pictures whose verdict changes.
-        fp16_min_dice: Likewise for fp16 arithmetic.
-        fp16_max_abs_diff, fp16_max_flipped_fraction: Likewise.
-        int8_min_dice: Likewise for int8 arithmetic.
-        int8_max_abs_diff, int8_max_flipped_fraction: Likewise.
+        fp16_min_dice, fp16_max_abs_diff, fp16_max_flipped_fraction: For fp16 arithmetic.
+        int8_min_dice, int8_max_abs_diff, int8_max_flipped_fraction: For int8 arithmetic.
         calibration_per_class: Most pictures of each class that int8 is calibrated on.
         parity_per_class: Most pictures of each class that artefacts are compared on.
     """

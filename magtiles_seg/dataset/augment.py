@@ -63,7 +63,12 @@ class View:
 
 
 def training_view(
-    picture: View, crop_px: int, rng: np.random.Generator, augmentation: Augmentation | None = None
+    picture: View,
+    crop_px: int,
+    rng: np.random.Generator,
+    augmentation: Augmentation | None = None,
+    *,
+    zoom: float = 1.0,
 ) -> View:
     """Return a random `crop_px` square of a picture; past the picture's border all is mirrored.
 
@@ -72,9 +77,10 @@ def training_view(
         crop_px: Side of the square.
         rng: Where the randomness comes from; the same state gives the same view.
         augmentation: Bounds of the draws; the defaults where None.
+        zoom: Scale that the drawn one is multiplied by: 0.5 shows all at half its size.
     """
     augmentation = augmentation or Augmentation()
-    matrix = _warp(picture.mask, crop_px, rng, augmentation)
+    matrix = _warp(picture.mask, crop_px, rng, augmentation, zoom)
     image = _warped(picture.image, matrix, crop_px, cv2.INTER_LINEAR)
     mask = _warped(picture.mask, matrix, crop_px, cv2.INTER_LINEAR)
     classes = _warped(picture.classes, matrix, crop_px, cv2.INTER_NEAREST)
@@ -90,10 +96,10 @@ def _warped(pixels: Grey, matrix: NDArray[np.float64], crop_px: int, interpolati
 
 
 def _warp(
-    mask: Grey, crop_px: int, rng: np.random.Generator, augmentation: Augmentation
+    mask: Grey, crop_px: int, rng: np.random.Generator, augmentation: Augmentation, zoom: float
 ) -> NDArray[np.float64]:
     """Return the 2 x 3 matrix from picture to crop coordinates."""
-    zoom = _log_uniform(rng, augmentation.scale)
+    zoom *= _log_uniform(rng, augmentation.scale)
     stretch = _log_uniform(rng, augmentation.aspect)
     angle = np.deg2rad(rng.uniform(-1, 1) * augmentation.rotation_deg)
     flips = np.where(rng.random(2) < 0.5 * augmentation.flip, -1.0, 1.0)

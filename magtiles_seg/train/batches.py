@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ class Batch:
 class BatchPlan:
     """What makes batches what they are: with the same plan and pictures come the same batches.
 
-    `places` are those pictures of a batch that are made; None: all.
+    `places` are those pictures of a batch that are made; None: all. `zoom` is the scale at which
+    they are shown.
     """
 
     seed: int
@@ -53,6 +55,12 @@ class BatchPlan:
     augmentation: Augmentation
     graft_fraction: float = 0.0
     places: tuple[int, ...] | None = None
+    zoom: float = 1.0
+
+    def coarse(self, stride: int) -> BatchPlan:
+        """Return the plan at half the size, in crops of a multiple of `stride`."""
+        crop_px = math.ceil(self.crop_px / 2 / stride) * stride
+        return replace(self, crop_px=crop_px, zoom=self.zoom / 2)
 
 
 def epoch_batches(
@@ -80,7 +88,10 @@ def epoch_batches(
             np.random.default_rng([plan.seed, epoch, step, index])
             for index in (range(plan.batch_size) if plan.places is None else plan.places)
         ]
-        views = [training_view(drawn(rng), plan.crop_px, rng, plan.augmentation) for rng in rngs]
+        views = [
+            training_view(drawn(rng), plan.crop_px, rng, plan.augmentation, zoom=plan.zoom)
+            for rng in rngs
+        ]
         return stack(views, kind_stride=plan.kind_stride)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:

@@ -177,14 +177,17 @@ class _Run:
         stale = self.state.epoch - 1 - self.state.best_epoch
         return self.state.epoch >= self.params.epochs or 0 < self.params.patience <= stale
 
+    def is_coarse(self) -> bool:
+        """Return whether the current epoch shows everything at half its size."""
+        return self.state.epoch < int(self.params.coarse_fraction * self.params.epochs)
+
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of the current epoch."""
-        epoch = self.state.epoch
         return epoch_batches(
             self.pictures,
             self.sampler,
-            self.plan,
-            epoch=epoch,
+            self.plan.coarse(self.network.stride) if self.is_coarse() else self.plan,
+            epoch=self.state.epoch,
             steps=self.steps,
             grafts=self.grafts,
         )
@@ -216,14 +219,21 @@ class _Run:
         )
 
     def end_epoch(self, loss: float) -> Validation:
-        """Score the averaged weights, keep them if they are the best, and write the state."""
+        """Score the averaged weights, keep them if they are the best, and write the state.
+
+        After a coarse epoch they are kept as they are.
+        """
         averaged: SegmentationNetwork = self.average.module  # type: ignore[assignment]
-        found = self.devices.of_first(
-            lambda: validate(averaged, self.validation, self.protocol, bf16=self.bf16)
-        )
+        coarse = self.is_coarse()
+        found = Validation({}, {})
+        if not coarse:
+            found = self.devices.of_first(
+                lambda: validate(averaged, self.validation, self.protocol, bf16=self.bf16)
+            )
         figures = found.figures
-        if figures["score"] > self.state.best_score:
-            self.state.best_score, self.state.best_epoch = figures["score"], self.state.epoch
+        score = figures.get("score", self.state.best_score)
+        if coarse or score > self.state.best_score:
+            self.state.best_score, self.state.best_epoch = score, self.state.epoch
             meta = {
                 "training": self.state.identity,
                 "epoch": self.state.epoch,

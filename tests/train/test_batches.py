@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
-from magtiles_seg.dataset.augment import Augmentation, View
+from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, View
 from magtiles_seg.dataset.grafts import Grafts
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.labels import FREE, LABELS
@@ -55,6 +56,23 @@ def test_epoch_batches_graft_defects_on_their_share_of_the_sound_pictures() -> N
     assert 15 < grafted <= 55
     plain = epoch_batches(views, sampler, plan, epoch=0, steps=10)
     assert not any(batch.target.any() for batch in plain)
+
+
+def test_epoch_batches_of_a_coarse_plan_show_everything_at_half_its_size() -> None:
+    mask = np.zeros((200, 200), np.uint8)
+    mask[60:140, 60:140] = 255
+    view = View(mask, mask, mask // 255)
+    path = Path("none.jpg")
+    sampler = BalancedSampler([Sample("0", LABELS[1], path, path, 0)], free_fraction=0)
+    plan = replace(_plan(), crop_px=200, augmentation=NO_AUGMENTATION)
+    coarse = plan.coarse(32)
+    assert coarse.crop_px == 128  # 100, up to a multiple of the stride
+    fine_batch, coarse_batch = (
+        next(epoch_batches([view], sampler, each, epoch=0, steps=1)) for each in (plan, coarse)
+    )
+    assert coarse_batch.image.shape[-2:] == (128, 128)
+    assert float(fine_batch.target[0].sum()) == pytest.approx(80 * 80, rel=0.03)
+    assert float(coarse_batch.target[0].sum()) == pytest.approx(40 * 40, rel=0.06)
 
 
 def test_stack_asks_for_a_kind_only_where_a_defect_is() -> None:

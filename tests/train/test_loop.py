@@ -102,6 +102,16 @@ def test_train_keeps_the_best_epoch_and_logs_every_one(
     assert all(shape[1] % 3 == 0 and shape[2] == 3 for shape in pictures.values())
 
 
+def test_train_coarse_epochs_are_kept_but_only_fine_ones_compete(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    mixed = dataclasses.replace(PARAMS, epochs=4, coarse_fraction=0.5, patience=1)
+    path = train(samples[::2], samples[1::7], mixed, tmp_path)
+    rows = read_tensors(path.with_name(STATE))[1]["history"]
+    assert ["score" in row for row in rows[:3]] == [False, False, True]
+    assert load_checkpoint(path)[1]["epoch"] >= 2
+
+
 def test_train_learns_what_it_is_shown(samples: tuple[Sample, ...], tmp_path: Path) -> None:
     large = [sample for sample in samples if sample.label in ("fray", "uneven")]
     longer = dataclasses.replace(
