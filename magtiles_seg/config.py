@@ -146,16 +146,14 @@ class TrainParams(_Section):
 class ExportParams(_Section):
     """What is exported, and how far it may stray from fp32 (the parity gate).
 
-    The first four are those of the one model file, whose arithmetic is fp32; the others those of
-    artefacts whose arithmetic is reduced.
+    The first four are of the one model file, computed in fp32; the others of reduced arithmetic.
 
     Attributes:
         precision: How the weights are stored in the one model file.
         min_dice: Least Dice between the two masks, pooled over the pictures compared.
         max_abs_diff: Greatest difference of a pixel's probability.
         max_flipped_fraction: Greatest share of pictures whose verdict changes.
-        fp16_min_dice, fp16_max_abs_diff, fp16_max_flipped_fraction: For fp16 arithmetic.
-        int8_min_dice, int8_max_abs_diff, int8_max_flipped_fraction: For int8 arithmetic.
+        fp16_*, int8_*: Likewise, for what computes in fp16 and in int8.
         calibration_per_class: Most pictures of each class that int8 is calibrated on.
         parity_per_class: Most pictures of each class that artefacts are compared on.
     """
@@ -184,6 +182,7 @@ class EvaluateParams(_Section):
         protocol: What becomes of picture and mask, and which figures; `T` is the honest one.
         part: Which part of the split is scored.
         recall: Share of defective pictures that must be found when the reject score is chosen.
+        flips: Whether the model sees each picture in four mirrored views, and their mean counts.
     """
 
     name: ClassVar[str] = "evaluate"
@@ -191,6 +190,7 @@ class EvaluateParams(_Section):
     protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
     part: str = one_of("test", "test", "validation", "all")
     recall: float = within(0.95, 0.01, 1)
+    flips: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         parts = stages.split_parts(arguments.split, params)
         samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
         protocol = arguments.protocol or params.evaluate.protocol
-    with options.open_segmenter(arguments) as segmenter, bar("evaluate", "picture") as progress:
+    opened = options.open_segmenter(arguments, flips=params.evaluate.flips)
+    with opened as segmenter, bar("evaluate", "picture") as progress:
         labels = segmenter.spec.card.labels
         result = evaluate(segmenter, samples, protocol=protocol, labels=labels, progress=progress)
     if arguments.json:

@@ -116,13 +116,13 @@ def read_params(arguments: argparse.Namespace) -> Params:
     return load_params(path, arguments.set)
 
 
-def open_segmenter(arguments: argparse.Namespace) -> Any:  # noqa: ANN401  (loaded only when used)
-    """Return the `Segmenter` that the verb's options describe."""
+def open_segmenter(arguments: argparse.Namespace, **more: Any) -> Any:  # noqa: ANN401  (loaded only when used)
+    """Return the `Segmenter` that the verb's options, and what else is given, describe."""
     from magtiles_seg.infer.segmenter import Segmenter
 
     given = {name: getattr(arguments, name, None) for name in _SEGMENTER_OPTIONS}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return Segmenter(arguments.model, **options)
+    return Segmenter(arguments.model, **options, **more)
 
 
 def import_extra(module: str, extra: str) -> Any:  # noqa: ANN401  (a module)

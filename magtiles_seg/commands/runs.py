@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
@@ -33,7 +34,7 @@ def out_of_fold(
         return evaluate_folds(
             find_runs(directories),
             samples,
-            open_model=Segmenter,
+            open_model=partial(Segmenter, flips=params.evaluate.flips),
             protocol=protocol,
             recall=params.evaluate.recall,
             progress=progress,

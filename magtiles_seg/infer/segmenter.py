@@ -13,6 +13,7 @@ import numpy as np
 
 from magtiles_seg.image import ImageSource
 from magtiles_seg.infer.backends import open_backend
+from magtiles_seg.infer.backends.flips import FlippedBackend
 from magtiles_seg.infer.pictures import Picture, groups
 from magtiles_seg.infer.selection import open_selected, selection_path
 from magtiles_seg.result import Decision, Segmentation
@@ -49,6 +50,7 @@ class Segmenter:
         review_score: float | None = None,
         mm_per_px: float | None = None,
         threads: int | None = None,
+        flips: bool = False,
         rebuild: bool = False,
     ) -> None:
         """Load a model.
@@ -72,6 +74,8 @@ class Segmenter:
             mm_per_px: Scale of the pictures, for measures in mm; None: unknown.
             threads: Of one inference on a CPU; None: as selected, or all physical cores that the
                 process may use.
+            flips: Whether each picture's probability is the mean over its four mirrored views:
+                steadier, at four times the cost.
             rebuild: Whether an engine that does not fit this machine is built again from the ONNX
                 file beside it, which is logged as a warning; otherwise it is an error.
 
@@ -93,7 +97,8 @@ class Segmenter:
             )
         path = BUNDLED_MODEL if model is None else Path(model)
         asked = {"device": device, "backend": backend, "precision": precision, "threads": threads}
-        self._backend, self._spec = _open(path, asked, rebuild)
+        opened, self._spec = _open(path, asked, rebuild)
+        self._backend: Backend = FlippedBackend(opened) if flips else opened
         self._mm_per_px = mm_per_px
         self._decision = _changed(
             self.spec.card.decision,
