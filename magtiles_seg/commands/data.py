@@ -33,6 +33,12 @@ _AUDIT = """
 _LEAK = """
   magtiles-seg data leak random/pictures.csv grouped/pictures.csv
 """
+_AGREEMENT = """
+  magtiles-seg data agreement
+  magtiles-seg data agreement --mask-rule gt0
+
+  The figures of one exposure's mask as the answer to another exposure of the same tile.
+"""
 _SYNTH = """
   magtiles-seg data synth out/tiles --tiles 20 --seed 3
 """
@@ -71,6 +77,20 @@ def add(verbs: options.Verbs) -> None:
         leak.add_argument(
             name, type=Path, metavar=f"{name.upper()}.csv", help="pictures.csv of evaluate --out"
         )
+    agree = options.add_verb(
+        parts,
+        "agreement",
+        "tell how far the masks of one tile agree",
+        run_agreement,
+        examples=_AGREEMENT,
+    )
+    options.add_params(agree)
+    agree.add_argument(
+        "--mask-rule",
+        choices=["ge128", "gt0"],
+        default="ge128",
+        help="which mask pixels are defect (default: ge128)",
+    )
     synth = options.add_verb(
         parts, "synth", "write a data set of synthetic tiles", run_synth, examples=_SYNTH
     )
@@ -159,6 +179,18 @@ def run_leak(arguments: argparse.Namespace) -> int:
 
     texts = [path.read_text(encoding="utf-8") for path in (arguments.grouped, arguments.random)]
     print(leak_to_markdown(compare(*map(read_pictures, texts))))
+    return options.ACCEPTED
+
+
+def run_agreement(arguments: argparse.Namespace) -> int:
+    """Print the table."""
+    from magtiles_seg import stages
+    from magtiles_seg.evaluate.agreement import agreement
+
+    samples = stages.samples_of(options.read_params(arguments))
+    with bar("agreement", "tile") as progress:
+        found = agreement(samples, rule=arguments.mask_rule, progress=progress)
+    print(found.to_markdown())
     return options.ACCEPTED
 
 

@@ -1,0 +1,154 @@
+"""How far the labels agree with themselves: one exposure's mask as the answer to another's.
+
+The exposures of a physical tile show one surface and one defect, and were masked one by one. Where
+two of them are laid over each other, the overlap of their masks says what the labels can tell at
+all: an answer that reaches it is as good as an annotator, and one that passes it has learnt how
+single pictures were masked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.dataset.samples import MaskRule, Sample, load_image, load_mask
+from magtiles_seg.errors import DataError
+from magtiles_seg.evaluate.metrics import AnyArray, FloatArray, binary_counts, dice, iou
+from magtiles_seg.evaluate.ranking import bootstrap_weights, interval
+from magtiles_seg.evaluate.tables import table
+
+_LEAST_CORRELATION = 0.35
+"""Of the fine texture, for two pictures to count as laid over each other: strangers reach .25."""
+
+_LEAST_OVERLAP = 0.7
+_GRAIN_PX, _CONTRAST_PX = 4.0, 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """What the masks of tile-mates say of each other, one row a picture.
+
+    Attributes:
+        label: (N,) str, the class that each picture is filed under.
+        group: (N,) int64, the physical tile.
+        counts: (N, 4) float64 `[TP, FP, FN, TN]`, mean over its mates' masks as the answer.
+    """
+
+    label: npt.NDArray[np.str_]
+    group: npt.NDArray[np.int64]
+    counts: FloatArray
+
+    def to_markdown(self, *, resamples: int = 1000) -> str:
+        """Return pooled IoU and Dice, in all and by class, with 95 % intervals over tiles."""
+        defective = self.label != "free"
+        rows = {"defective and sound": np.ones_like(defective), "defective": defective}
+        rows |= {name: self.label == name for name in np.unique(self.label[defective])}
+        cells = [[name, *self._row(keep, resamples)] for name, keep in rows.items()]
+        return table(["pictures filed as", "pictures", "tiles", "pooled IoU", "pooled Dice"], cells)
+
+    def _row(self, keep: npt.NDArray[np.bool_], resamples: int) -> list[str]:
+        counts, group = self.counts[keep], self.group[keep]
+        drawn = bootstrap_weights(group, resamples=resamples) @ counts
+        cells = [str(len(group)), str(len(np.unique(group)))]
+        for figure in (iou, dice):
+            low, high = interval(figure(drawn))
+            cells.append(f"{float(figure(counts.sum(0))):.3f} ({low:.3f}–{high:.3f})")
+        return cells
+
+
+def agreement(
+    samples: Sequence[Sample],
+    *,
+    rule: MaskRule = "ge128",
+    progress: Callable[[int, int], None] | None = None,
+) -> Agreement:
+    """Compare the masks of all exposures of each tile of which any picture is masked.
+
+    Two pictures are laid over each other by the phase correlation of their fine texture; a pair
+    whose texture then does not correlate is left out, and so is a picture without any such mate.
+
+    Args:
+        samples: A data set whose groups are physical tiles.
+        rule: From which grey level on a mask pixel is a defect.
+        progress: Told after each tile.
+
+    Raises:
+        DataError: No two pictures of a masked tile can be laid over each other.
+    """
+    tiles = defaultdict(list)
+    for sample in samples:
+        tiles[sample.group].append(sample)
+    rows = []
+    for done, mates in enumerate(tiles.values(), start=1):
+        rows += [
+            (mates[index].label, mates[index].group, counts)
+            for index, counts in _compared(mates, rule)
+        ]
+        if progress:
+            progress(done, len(tiles))
+    if not rows:
+        raise DataError(
+            "no two pictures of one masked tile show the same surface; expected several exposures "
+            "of a tile: give the pictures of each tile one group"
+        )
+    label, group, counts = zip(*rows, strict=True)
+    return Agreement(np.array(label), np.array(group), np.array(counts))
+
+
+def _compared(mates: Sequence[Sample], rule: MaskRule) -> Iterator[tuple[int, FloatArray]]:
+    """Yield each picture of a tile that has mates over it, and its mean counts."""
+    masks = [load_mask(sample, rule=rule) for sample in mates]
+    if not any(mask.any() for mask in masks):
+        return
+    grains = [_grain(load_image(sample)) for sample in mates]
+    counts: dict[int, list[FloatArray]] = defaultdict(list)
+    for here, there in permutations(range(len(mates)), 2):
+        shift = _shift(grains[here], grains[there])
+        if shift is not None:
+            laid, inside = (
+                _moved(mask, shift, masks[here].shape)
+                for mask in (masks[there], np.ones_like(masks[there]))
+            )
+            known = inside > 0
+            counts[here].append(binary_counts(laid[known], masks[here][known]).astype(float))
+    for index, found in counts.items():
+        yield index, np.mean(found, axis=0)
+
+
+def _grain(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return a picture's fine texture at equal contrast everywhere, whatever the light."""
+    grey = image.astype(np.float32)
+    fine = grey - cv2.GaussianBlur(grey, (0, 0), _GRAIN_PX)
+    return np.asarray(fine / (cv2.GaussianBlur(np.abs(fine), (0, 0), _CONTRAST_PX) + 1), np.float32)
+
+
+def _shift(
+    here: npt.NDArray[np.float32], there: npt.NDArray[np.float32]
+) -> tuple[float, float] | None:
+    """Return (x, y) in px by which the second must move to lie over the first; None: it cannot."""
+    height, width = np.maximum(here.shape, there.shape)
+    padded = [
+        np.pad(grain, ((0, height - grain.shape[0]), (0, width - grain.shape[1])))
+        for grain in (here, there)
+    ]
+    window = cv2.createHanningWindow((int(width), int(height)), cv2.CV_32F)
+    (x, y), _ = cv2.phaseCorrelate(padded[0], padded[1], window)
+    shift = (-x, -y)
+    known = _moved(np.ones(there.shape, np.uint8), shift, here.shape) > 0
+    if known.mean() < _LEAST_OVERLAP:
+        return None
+    correlation = np.corrcoef(here[known], _moved(there, shift, here.shape)[known])[0, 1]
+    return shift if correlation >= _LEAST_CORRELATION else None
+
+
+def _moved(pixels: AnyArray, shift: tuple[float, float], shape: tuple[int, ...]) -> AnyArray:
+    matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
+    linear = cv2.INTER_LINEAR if pixels.dtype == np.float32 else cv2.INTER_NEAREST
+    moved: AnyArray = cv2.warpAffine(pixels, matrix, shape[::-1], flags=linear)
+    return moved
