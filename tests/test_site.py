@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,10 @@ def test_reference_shows_what_the_package_exports(site: Path) -> None:
     text = (site / "reference" / "library.html").read_text(encoding="utf-8")
     for name in ("segment", "Segmenter", "Segmentation", "LineScanSegmenter", "ParityError"):
         assert f'id="magtiles_seg.{name}"' in text or f".{name}" in text
+
+
+def test_results_show_what_the_files_of_figures_hold() -> None:
+    tables = runpy.run_path(str(DOCS / "tables.py"))
+    text = tables["PAGE"].read_text(encoding="utf-8")
+    assert text.count("<!-- figures: ") == text.count("<!-- end -->") > 0
+    assert tables["fill"](text) == text, "run `python docs/tables.py`"

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from magtiles_seg.dataset.layouts import CLASS_PREFIX, by_stem, locate, missing, read_groups
-from magtiles_seg.dataset.tiles import SUSPECT_FREE, group_tiles
+from magtiles_seg.dataset.tiles import SEEN_DEFECTIVE, SUSPECT_FREE, group_tiles
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
 from magtiles_seg.labels import FREE, LABELS
@@ -68,6 +68,11 @@ class Sample:
     def suspect(self) -> bool:
         """Whether it is filed as sound although its tile-mates are masked as defective."""
         return self.label == FREE and self.num in SUSPECT_FREE
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it is filed as sound although suspect, or seen to be defective in an audit."""
+        return self.suspect or (self.label == FREE and self.num in SEEN_DEFECTIVE)
 
 
 def find_samples(

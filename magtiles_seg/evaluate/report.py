@@ -197,6 +197,11 @@ def summarize(
         variants["without_suspect_free"] = variant(
             "without the sound pictures whose tile-mates are defective", main.where(~main.suspect)
         )
+    if (main.doubtful & ~main.suspect).any() and not main.doubtful.all():
+        variants["audited_list"] = variant(
+            "on the audited list: without those either on which a defect was seen",
+            main.where(~main.doubtful),
+        )
     if everything.empty.any() and fixed.empty_masks and not everything.empty.all():
         variants["without_empty_masks"] = variant(
             "without the defect pictures whose mask is empty", main.where(~main.empty)

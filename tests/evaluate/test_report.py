@@ -138,6 +138,17 @@ def test_evaluate_suspects_stand_in_the_figures_and_not_in_the_variant(
     assert variant.figures["iou"] == pytest.approx(4 / (4 + 4 + 6))
 
 
+def test_evaluate_the_audited_list_leaves_out_suspects_and_what_was_seen(
+    samples: list[Sample],
+) -> None:
+    seen = replace(samples[3], id="exp1_num_279090")  # a false alarm on a picture filed as sound
+    result = evaluate(predict_bright, [*samples[:3], seen, *samples[4:]], resamples=0)
+    audited = result.variants["audited_list"]
+    assert (len(result.records), audited.pictures) == (5, 3)
+    assert audited.figures["iou"] == pytest.approx(4 / (4 + 2 + 6))
+    assert "audited_list" not in evaluate(predict_bright, samples, resamples=0).variants
+
+
 def test_evaluate_defect_under_a_suspect_number_is_no_suspect(samples: list[Sample]) -> None:
     defect = replace(samples[0], id="exp1_num_824")
     assert evaluate(predict_bright, [defect], resamples=0).suspect_free == ()

@@ -25,6 +25,7 @@ PARAMS = TrainParams(
     pictures_per_epoch=16,
     batch_size=4,
     crop_px=64,
+    coarse_fraction=0.0,
     threads=1,
     precision="fp32",
 )
