@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 
 import cv2
 import numpy as np
@@ -28,6 +27,7 @@ _LEAST_CORRELATION = 0.35
 
 _LEAST_OVERLAP = 0.7
 _GRAIN_PX, _CONTRAST_PX = 4.0, 8.0
+_FIGURES = {"pooled IoU": iou, "pooled Dice": dice}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +38,14 @@ class Agreement:
         label: (N,) str, the class that each picture is filed under.
         group: (N,) int64, the physical tile.
         counts: (N, 4) float64 `[TP, FP, FN, TN]`, mean over its mates' masks as the answer.
+        majority: (N, 4) float64 likewise, of the pixels that at least half of its mates' masks hold
+            as the answer.
     """
 
     label: npt.NDArray[np.str_]
     group: npt.NDArray[np.int64]
     counts: FloatArray
+    majority: FloatArray
 
     def to_markdown(self, *, resamples: int = 1000) -> str:
         """Return pooled IoU and Dice, in all and by class, with 95 % intervals over tiles."""
@@ -50,15 +53,17 @@ class Agreement:
         rows = {"defective and sound": np.ones_like(defective), "defective": defective}
         rows |= {name: self.label == name for name in np.unique(self.label[defective])}
         cells = [[name, *self._row(keep, resamples)] for name, keep in rows.items()]
-        return table(["pictures filed as", "pictures", "tiles", "pooled IoU", "pooled Dice"], cells)
+        figures = [f"{whose}, {name}" for whose in ("one mask", "majority") for name in _FIGURES]
+        return table(["pictures filed as", "pictures", "tiles", *figures], cells)
 
     def _row(self, keep: npt.NDArray[np.bool_], resamples: int) -> list[str]:
-        counts, group = self.counts[keep], self.group[keep]
-        drawn = bootstrap_weights(group, resamples=resamples) @ counts
+        group = self.group[keep]
+        weights = bootstrap_weights(group, resamples=resamples)
         cells = [str(len(group)), str(len(np.unique(group)))]
-        for figure in (iou, dice):
-            low, high = interval(figure(drawn))
-            cells.append(f"{float(figure(counts.sum(0))):.3f} ({low:.3f}–{high:.3f})")
+        for counts in (self.counts[keep], self.majority[keep]):
+            for figure in _FIGURES.values():
+                low, high = interval(figure(weights @ counts))
+                cells.append(f"{float(figure(counts.sum(0))):.3f} ({low:.3f}–{high:.3f})")
         return cells
 
 
@@ -87,7 +92,7 @@ def agreement(
     rows = []
     for done, mates in enumerate(tiles.values(), start=1):
         rows += [
-            (mates[index].label, mates[index].group, counts)
+            (mates[index].label, mates[index].group, *counts)
             for index, counts in _compared(mates, rule)
         ]
         if progress:
@@ -97,28 +102,32 @@ def agreement(
             "no two pictures of one masked tile show the same surface; expected several exposures "
             "of a tile: give the pictures of each tile one group"
         )
-    label, group, counts = zip(*rows, strict=True)
-    return Agreement(np.array(label), np.array(group), np.array(counts))
+    return Agreement(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def _compared(mates: Sequence[Sample], rule: MaskRule) -> Iterator[tuple[int, FloatArray]]:
-    """Yield each picture of a tile that has mates over it, and its mean counts."""
+def _compared(
+    mates: Sequence[Sample], rule: MaskRule
+) -> Iterator[tuple[int, tuple[FloatArray, FloatArray]]]:
+    """Yield each picture of a tile that has mates over it: mean counts, counts of the majority."""
     masks = [load_mask(sample, rule=rule) for sample in mates]
     if not any(mask.any() for mask in masks):
         return
     grains = [_grain(load_image(sample)) for sample in mates]
-    counts: dict[int, list[FloatArray]] = defaultdict(list)
-    for here, there in permutations(range(len(mates)), 2):
-        shift = _shift(grains[here], grains[there])
-        if shift is not None:
-            laid, inside = (
-                _moved(mask, shift, masks[here].shape)
-                for mask in (masks[there], np.ones_like(masks[there]))
-            )
-            known = inside > 0
-            counts[here].append(binary_counts(laid[known], masks[here][known]).astype(float))
-    for index, found in counts.items():
-        yield index, np.mean(found, axis=0)
+    for here, truth in enumerate(masks):
+        answers = []
+        votes, voters = np.zeros(truth.shape), np.zeros(truth.shape)
+        for there, mask in enumerate(masks):
+            shift = None if there == here else _shift(grains[here], grains[there])
+            if shift is not None:
+                known = _moved(np.ones_like(mask), shift, truth.shape) > 0
+                laid = _moved(mask, shift, truth.shape)
+                answers.append(binary_counts(laid[known], truth[known]))
+                votes += laid
+                voters += known
+        if answers:
+            known = voters > 0
+            majority = binary_counts(votes[known] >= voters[known] / 2, truth[known])
+            yield here, (np.mean(answers, axis=0), majority.astype(np.float64))
 
 
 def _grain(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

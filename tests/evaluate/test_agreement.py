@@ -51,6 +51,8 @@ def test_agreement_of_unequal_masks_is_their_overlap(tmp_path: Path) -> None:
     found = agreement(samples)
     # a: b's mask finds half of it, c's nothing; b: a's mask adds as much again; c: false alarms.
     assert found.counts[:, :3].tolist() == [[150, 0, 450], [150, 150, 150], [0, 450, 0]]
+    # Half of two votes are enough: b's half for a, all of a's for b, a's for c.
+    assert found.majority[:, :3].tolist() == [[300, 0, 300], [300, 300, 0], [0, 600, 0]]
     pooled = 300 / (300 + 600 + 600)
     assert f"defective and sound | 3 | 1 | {pooled:.3f}" in found.to_markdown(resamples=5)
     assert "| crack | 2 | 1 |" in found.to_markdown(resamples=5)
