@@ -61,6 +61,17 @@ def add(verbs: options.Verbs) -> None:
     options.add_params(check)
     check.add_argument("manifest", type=Path, metavar="MANIFEST", help="a file by `data split`")
     check.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_judgements(parts)
+    synth = options.add_verb(
+        parts, "synth", "write a data set of synthetic tiles", run_synth, examples=_SYNTH
+    )
+    synth.add_argument("directory", type=Path, metavar="DIR", help="where to write it")
+    synth.add_argument("--tiles", type=int, default=50, metavar="N", help="default: 50")
+    synth.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+
+
+def _add_judgements(parts: options.Verbs) -> None:
+    """Add the verbs that judge labels and splits by what models or masks say."""
     audit = options.add_verb(
         parts, "audit", "list labels that are probably wrong", run_audit, examples=_AUDIT
     )
@@ -91,12 +102,6 @@ def add(verbs: options.Verbs) -> None:
         default="ge128",
         help="which mask pixels are defect (default: ge128)",
     )
-    synth = options.add_verb(
-        parts, "synth", "write a data set of synthetic tiles", run_synth, examples=_SYNTH
-    )
-    synth.add_argument("directory", type=Path, metavar="DIR", help="where to write it")
-    synth.add_argument("--tiles", type=int, default=50, metavar="N", help="default: 50")
-    synth.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
 
 
 def run_load(arguments: argparse.Namespace) -> int:

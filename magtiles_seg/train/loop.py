@@ -36,12 +36,11 @@ from magtiles_seg.train.sampling import BalancedSampler
 from magtiles_seg.train.schedule import one_cycle
 from magtiles_seg.train.state import RunState, identity, load_state, save_state, start_path
 from magtiles_seg.train.validation import Validation, validate
+from magtiles_seg.train.weights import moving_average, weight_groups
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
 _MAX_GRADIENT_NORM = 5.0
 _WARM_START_PICTURES = 16
-_PRETRAINED_RATE = 0.4
-"""Share of the learning rate that a pretrained encoder gets: it has less to learn than the rest."""
 
 
 class Logger(TypingProtocol):
@@ -114,9 +113,9 @@ class _Run:
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.devices = Devices(params)
         self.average = AveragedModel(
-            network, avg_fn=_moving_average(params.ema_decay), use_buffers=True
+            network, avg_fn=moving_average(params.ema_decay), use_buffers=True
         )
-        self.optimizer = torch.optim.AdamW(_weight_groups(network, params), lr=params.learning_rate)
+        self.optimizer = torch.optim.AdamW(weight_groups(network, params), lr=params.learning_rate)
         self.steps = max(1, params.pictures_per_epoch // params.batch_size)
         self.bf16 = params.precision == "bf16" or (params.precision == "auto" and _has_fast_bf16())
         self.protocol = get_protocol(params.protocol)
@@ -255,36 +254,6 @@ def _teacher(params: TrainParams) -> nn.Module | None:
         return None
     network, _ = load_checkpoint(Path(params.teacher))
     return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _weight_groups(network: SegmentationNetwork, params: TrainParams) -> list[dict[str, object]]:
-    """Return the parameters in groups: kernels decay, biases and norms do not; encoder and rest."""
-    encoder = {id(weight) for weight in network.encoder.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for weight in network.parameters():
-        groups.setdefault((id(weight) in encoder, weight.ndim > 1), []).append(weight)
-    return [
-        {
-            "params": weights,
-            "weight_decay": params.weight_decay if decays else 0.0,
-            "rate_share": _PRETRAINED_RATE
-            if encodes and (params.pretrained or params.start)
-            else 1.0,
-        }
-        for (encodes, decays), weights in groups.items()
-    ]
-
-
-def _moving_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """Return the update of an exponential moving average that follows closely at first."""
-
-    def update(average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return current
-        done = float(steps)
-        return torch.lerp(average, current, 1 - min(decay, (1 + done) / (10 + done)))
-
-    return update
 
 
 def _has_fast_bf16() -> bool:
