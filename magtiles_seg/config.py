@@ -54,7 +54,6 @@ class DataLoadParams(_Section):
     """
 
     name: ClassVar[str] = "data_load"
-
     source: str = PUBLIC_ARCHIVE_URL
     sha256: str | None = None
     layout: str = one_of("auto", "auto", "magnetic-tile", "folder")
@@ -75,7 +74,6 @@ class DataSplitParams(_Section):
     """
 
     name: ClassVar[str] = "data_split"
-
     rule: str = one_of("grouped", "grouped", "random", "P1", "P1b", "P2")
     seed: int = within(0, 0)
     fold: int | None = within(0, 0)
@@ -106,6 +104,8 @@ class TrainParams(_Section):
         teacher: Checkpoint whose probabilities are learnt beside the masks (distillation).
         teacher_weight: Their share of the target; the mask has the rest.
         ema_decay: Of the averaged weights that are kept.
+        keep: The epoch whose weights are kept: the `best` on the validation part, or the `last`,
+            which no few validation tiles lead astray.
         patience: Epochs without a better validation before the run ends; 0 never ends it early.
         seed: Of every random choice of the run.
         threads: CPU threads; 0 takes all cores.
@@ -115,7 +115,6 @@ class TrainParams(_Section):
     """
 
     name: ClassVar[str] = "train"
-
     protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
     architecture: str = one_of("lite0", "lite0", "lite1", "lite2", "nano")
     pretrained: bool = True
@@ -134,6 +133,7 @@ class TrainParams(_Section):
     teacher: str | None = None
     teacher_weight: float = within(0.5, 0, 1)
     ema_decay: float = within(0.99, 0, 1)
+    keep: str = one_of("best", "best", "last")
     patience: int = within(0, 0)
     seed: int = within(0, 0)
     threads: int = within(0, 0)
@@ -159,7 +159,6 @@ class ExportParams(_Section):
     """
 
     name: ClassVar[str] = "export"
-
     precision: str = one_of("fp16", "fp16", "fp32")
     min_dice: float = within(0.999, 0, 1)
     max_abs_diff: float = within(0.02, 0, 1)
@@ -186,7 +185,6 @@ class EvaluateParams(_Section):
     """
 
     name: ClassVar[str] = "evaluate"
-
     protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
     part: str = one_of("test", "test", "validation", "all")
     recall: float = within(0.95, 0.01, 1)

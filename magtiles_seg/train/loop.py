@@ -85,7 +85,8 @@ def train(
         logger: Gets each epoch's figures.
 
     Returns:
-        `out_dir/model.safetensors`: averaged weights of the epoch that scored best on `validation`.
+        `out_dir/model.safetensors`: averaged weights of the epoch that scored best on `validation`,
+        or of the last one (`params.keep`).
 
     Raises:
         DataError: A picture is damaged, a part is empty, or `out_dir` holds a run with other
@@ -231,7 +232,7 @@ class _Run:
             )
         figures = found.figures
         score = figures.get("score", self.state.best_score)
-        if coarse or score > self.state.best_score:
+        if coarse or self.params.keep == "last" or score > self.state.best_score:
             self.state.best_score, self.state.best_epoch = score, self.state.epoch
             meta = {
                 "training": self.state.identity,

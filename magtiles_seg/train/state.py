@@ -53,6 +53,8 @@ def identity(
     del fixed["threads"], fixed["devices"]
     if params.accumulate == 1:  # so that runs from before there was a choice go on
         del fixed["accumulate"]
+    if params.keep == "best":
+        del fixed["keep"]
     if not params.coarse_fraction:
         del fixed["coarse_fraction"]
     if params.start is None:

@@ -103,6 +103,22 @@ def test_train_keeps_the_best_epoch_and_logs_every_one(
     assert all(shape[1] % 3 == 0 and shape[2] == 3 for shape in pictures.values())
 
 
+def test_train_that_keeps_the_last_epoch_is_not_led_by_its_validation(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    hopeless = dataclasses.replace(PARAMS, learning_rate=1e-8)  # the first epoch is as good as any
+    epochs = {
+        keep: load_checkpoint(
+            train(
+                samples[:4], samples[:4], dataclasses.replace(hopeless, keep=keep), tmp_path / keep
+            )
+        )[1]["epoch"]
+        for keep in ("best", "last")
+    }
+    assert epochs["last"] == PARAMS.epochs - 1
+    assert epochs["best"] <= epochs["last"]
+
+
 def test_train_coarse_epochs_are_kept_but_only_fine_ones_compete(
     samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
