@@ -138,6 +138,20 @@ def test_evaluate_suspects_stand_in_the_figures_and_not_in_the_variant(
     assert variant.figures["iou"] == pytest.approx(4 / (4 + 4 + 6))
 
 
+def test_evaluate_with_three_labels_keeps_miou2_the_binary_one(samples: list[Sample]) -> None:
+    labels = ("background", "crack", "fray")
+    found = evaluate(
+        lambda image: (predict_bright(image)[0], np.ones_like(image)),
+        samples[:5],
+        labels=labels,
+        resamples=0,
+    )
+    figures = found.figures
+    tp, fp, fn, tn = 4, 2 + 2 + 16, 2 + 4, 8 + 12 + 16 + 14
+    assert figures["miou2"] == pytest.approx((tp / (tp + fp + fn) + tn / (tn + fp + fn)) / 2)
+    assert {"miou3", "miou_kinds"} <= figures.keys()
+
+
 def test_evaluate_the_audited_list_leaves_out_suspects_and_what_was_seen(
     samples: list[Sample],
 ) -> None:
