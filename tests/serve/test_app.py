@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,9 @@ def test_metrics_count_requests_stages_verdicts_and_inputs(
     verdict = send(client, png).headers["x-verdict"]
     send(client, b"")
     client.get("/secret/path")
+    end = time.monotonic() + 20
+    while client.get("/readyz").status_code != 200 and time.monotonic() < end:
+        time.sleep(0.05)  # the golden tile is still on its way
     text = client.get("/metrics").text
     for line in (
         'magtiles_requests_total{path="/analyze",status="200"} 1.0',
