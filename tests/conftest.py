@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker is left alone with it at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _no_backend_of_the_user_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests run the defaults, whatever the machine's user has selected by `bench --select`."""

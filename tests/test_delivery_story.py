@@ -253,5 +253,6 @@ def test_experiment_reaches_production_and_worse_or_broken_models_do_not(forge: 
     release = ("magtiles-seg", "deploy", "--target", "local", "--stage", "prod")
     port = str(forge.ports["prod"])
     said = forge.run(root, *release, "--model", "broken.onnx", code=2, DEPLOY_PORT=port)
+    assert "the server ended with 2: magtiles-seg: " in said
     assert "rolled back" in said
     assert served.split("SHA-256 ")[1][:12] in forge.smoke("prod")

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from magtiles_seg.infer.backends.base import file_sha256
 
 PORTS = {"dev": 8001, "prod": 8002}
 _STOP_S = 20.0
+_START_S = 60.0
 _SERVE = "import sys; from magtiles_seg.cli import main; sys.exit(main())"
 
 
@@ -76,7 +78,12 @@ class LocalTarget:
         return "\n".join(lines)
 
     def release(self) -> None:
-        """Keep a copy of the model, stop what runs, and start the server with the copy."""
+        """Keep a copy of the model, stop what runs, and start the server with the copy.
+
+        Raises:
+            DeliveryError: The server ended at once, as with a damaged model; the message has its
+            last words.
+        """
         kept = self._folder / "models" / f"{file_sha256(self._model)[:16]}.onnx"
         kept.parent.mkdir(parents=True, exist_ok=True)
         if not kept.exists():
@@ -85,7 +92,11 @@ class LocalTarget:
         self._start(str(kept), self._version)
 
     def rollback(self) -> bool:
-        """Serve the former model again; False where there was none, and the new one is stopped."""
+        """Serve the former model again; False where there was none, and the new one is stopped.
+
+        Raises:
+            DeliveryError: It ended at once.
+        """
         if self._former is None:
             self.stop()
             return False
@@ -111,7 +122,8 @@ class LocalTarget:
     def _start(self, model: str, version: str) -> None:
         self.stop()
         serve = ["serve", "--host", "127.0.0.1", "--port", str(self._port), "--model", model]
-        with (self._folder / "server.log").open("ab") as log:
+        path = self._folder / "server.log"
+        with path.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-c", _SERVE, *serve],
                 stdin=subprocess.DEVNULL,
@@ -122,6 +134,17 @@ class LocalTarget:
             )
         running = Running(process.pid, model, version)
         self._note.write_text(json.dumps(asdict(running)), encoding="utf-8")
+        end = time.monotonic() + _START_S
+        while not _listens(self._port) and time.monotonic() < end:
+            if process.poll() is not None:
+                last = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+                raise DeliveryError(f"the server ended with {process.returncode}: {' '.join(last)}")
+            time.sleep(0.1)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _environment(version: str) -> Mapping[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import math
@@ -29,6 +30,7 @@ try:
     import onnx
     import torch
     from onnx import helper, numpy_helper
+    from torch import Tensor, nn
 except ImportError as error:
     raise BackendUnavailableError(
         "export needs torch, onnx and onnxscript: pip install 'magtiles-seg[export]'"
@@ -171,13 +173,32 @@ def _with_facts(card: ModelCard, facts: ModelCard) -> ModelCard:
     )
 
 
+class _Clip(nn.Module):
+    """ReLU6 as the ONNX operator: to trace torch's through symbolic sizes takes twice the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bounds = (torch.zeros(()), torch.full((), 6.0))
+        clip = torch.onnx.ops.symbolic
+        return clip("Clip", (x, *bounds), dtype=x.dtype, shape=x.shape, version=13)
+
+
+def _with_clips(network: SegmentationNetwork) -> SegmentationNetwork:
+    """Return a copy that is quicker to trace, and cannot run."""
+    copied = copy.deepcopy(network)
+    for module in list(copied.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU6):
+                setattr(module, name, _Clip())
+    return copied
+
+
 def _trace(network: SegmentationNetwork) -> onnx.ModelProto:
     """Return the graph of picture to answer, with dynamic batch, height and width."""
     dim = torch.export.Dim
     image = torch.zeros(2, 75, 107, dtype=torch.uint8)  # No multiple of a stride, so that it pads.
     with _quiet():
         program = torch.onnx.export(
-            InferenceGraph(network).eval(),
+            InferenceGraph(_with_clips(network)).eval(),
             (image,),
             dynamo=True,
             opset_version=OPSET,

@@ -137,6 +137,13 @@ def test_export_that_fails_parity_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_copy_that_is_traced_leaves_the_network_as_it_was(checkpoint: Path) -> None:
+    network, _ = load_checkpoint(checkpoint)
+    before = [type(module) for module in network.modules()]
+    graph._with_clips(network)
+    assert [type(module) for module in network.modules()] == before
+
+
 def test_export_of_missing_checkpoint_is_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.safetensors"):
         graph.export_onnx(tmp_path / "gone.safetensors", tmp_path / "model.onnx")
