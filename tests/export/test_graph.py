@@ -16,6 +16,7 @@ from magtiles_seg.export.parity import Tolerance
 from magtiles_seg.infer.backends.eager import EagerBackend
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.model.card import CARD_KEY, ModelCard
+from magtiles_seg.model.checkpoint import load_checkpoint
 from magtiles_seg.result import Decision
 
 SIZES = [(1, 32, 32), (2, 33, 47), (1, 48, 32), (3, 101, 64), (1, 220, 288), (1, 32, 500)]
