@@ -20,6 +20,9 @@ from magtiles_seg.errors import DataError
 from magtiles_seg.infer import BUNDLED_MODEL
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
 
+_LATER = ("start", "teacher", "accumulate", "keep", "coarse_fraction")
+"""Parameters that are of no matter at their usual values: runs from before they came go on."""
+
 
 @dataclass
 class RunState:
@@ -51,18 +54,14 @@ def identity(
     digests = {name: _digest(sample.id for sample in part) for name, part in parts.items()}
     fixed = dataclasses.asdict(params)
     del fixed["threads"], fixed["devices"]
-    if params.accumulate == 1:  # so that runs from before there was a choice go on
-        del fixed["accumulate"]
-    if params.keep == "best":
-        del fixed["keep"]
-    if not params.coarse_fraction:
-        del fixed["coarse_fraction"]
-    if params.start is None:
-        del fixed["start"]
-    else:
+    usual = TrainParams()
+    for name in _LATER:
+        if fixed[name] == getattr(usual, name):
+            del fixed[name]
+    if params.start is not None:
         fixed["start"] = hashlib.sha256(start_path(params.start).read_bytes()).hexdigest()
     if params.teacher is None:
-        del fixed["teacher"], fixed["teacher_weight"]
+        del fixed["teacher_weight"]
     else:
         fixed["teacher"] = hashlib.sha256(Path(params.teacher).read_bytes()).hexdigest()
     return {
