@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
 
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.regions import top_values
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Decision", "Verdict", "count", "fraction", "scale"]
 
@@ -25,6 +31,9 @@ class Decision:
         review_score: A score from this up to `reject_score` asks for review; None: no review.
         score_top_k_px: The score is made of the mean m of this many largest pixel probabilities;
             neither `threshold` nor `min_area_px` changes it.
+        score_margin_px: Those in a strip of this width along the picture's border do not count:
+            there a network sees half of what it sees elsewhere. Of a small picture the middle half
+            of its height and width always counts.
         score_scale: The score is `sigmoid(score_scale * logit(m) + score_bias)`, the probability
             that the picture is defective where scale and bias were fitted; above 0.
         score_bias: See `score_scale`. With 1 and 0 the score is m itself.
@@ -38,6 +47,7 @@ class Decision:
     reject_score: float = 0.5
     review_score: float | None = None
     score_top_k_px: int = 100
+    score_margin_px: int = 0
     score_scale: float = 1.0
     score_bias: float = 0.0
 
@@ -47,8 +57,8 @@ class Decision:
             value = getattr(self, name)
             if not (name == "review_score" and value is None):
                 object.__setattr__(self, name, fraction(name, value))
-        for name in ("min_area_px", "score_top_k_px"):
-            object.__setattr__(self, name, count(name, getattr(self, name)))
+        for name, least in (("min_area_px", 1), ("score_top_k_px", 1), ("score_margin_px", 0)):
+            object.__setattr__(self, name, count(name, getattr(self, name), least=least))
         for name in ("score_scale", "score_bias"):
             object.__setattr__(self, name, _finite(name, getattr(self, name)))
         if self.score_scale <= 0:
@@ -66,6 +76,11 @@ class Decision:
         logit = self.score_scale * (math.log(mean) - math.log1p(-mean)) + self.score_bias
         small = math.exp(-abs(logit))
         return (1.0 if logit >= 0 else small) / (1 + small)
+
+    def score_of(self, probability: NDArray[np.float32]) -> float:
+        """Return a picture's score, 0..1, from its pixels' probabilities, (H, W) float32."""
+        top = top_values(probability, self.score_top_k_px, self.score_margin_px)
+        return self.score(float(top.mean(dtype=np.float64)))
 
     def verdict(self, score: float) -> Verdict:
         """Return what a picture's score means: "accept", "review" or "reject"."""
@@ -93,11 +108,11 @@ def fraction(name: str, value: Any) -> float:  # noqa: ANN401 - checked here
     raise ConfigError(f"{name} is {value!r}; expected a number from 0 to 1")
 
 
-def count(name: str, value: Any) -> int:  # noqa: ANN401 - checked here
-    """Return a whole number of at least 1 as int, or raise ConfigError."""
-    if _is_number(value, Integral) and value >= 1:
+def count(name: str, value: Any, *, least: int = 1) -> int:  # noqa: ANN401 - checked here
+    """Return a whole number of at least `least` as int, or raise ConfigError."""
+    if _is_number(value, Integral) and value >= least:
         return int(value)
-    raise ConfigError(f"{name} is {value!r}; expected a whole number, at least 1")
+    raise ConfigError(f"{name} is {value!r}; expected a whole number, at least {least}")
 
 
 def scale(mm_per_px: float | None) -> float | None:

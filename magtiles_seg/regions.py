@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Defect", "find_regions", "top_mean"]
+__all__ = ["Defect", "find_regions", "top_values"]
 
 _GROUPS = 64
 
@@ -61,21 +61,26 @@ class _Runs(NamedTuple):
     probability_sum: NDArray[np.float64]
 
 
-def top_mean(probability: NDArray[np.float32], k: int) -> float:
-    """Return the mean of the k largest values, of all values where there are fewer.
+def top_values(probability: NDArray[np.float32], k: int, margin_px: int = 0) -> NDArray[np.float32]:
+    """Return the k largest values in no order, or all of them where there are fewer.
 
     Args:
         probability: (H, W) float32, not empty.
-        k: How many values count.
+        k: How many values.
+        margin_px: Width of the strip along the border that is left out, at most a quarter of the
+            height or width.
     """
-    flat = probability.ravel()
+    height, width = probability.shape
+    y, x = min(margin_px, height // 4), min(margin_px, width // 4)
+    flat = probability[y : height - y, x : width - x].ravel()
     k = min(k, flat.size)
     columns = flat.size // _GROUPS
     if columns > k:
         # k of the groups' maxima are >= the k-th largest maximum, so the k largest values are too.
         maxima = flat[: columns * _GROUPS].reshape(_GROUPS, columns).max(axis=0)
         flat = flat[flat >= np.partition(maxima, columns - k)[columns - k]]
-    return float(np.partition(flat, flat.size - k)[flat.size - k :].mean(dtype=np.float64))
+    top: NDArray[np.float32] = np.partition(flat, flat.size - k)[flat.size - k :]
+    return top
 
 
 def find_regions(

@@ -11,7 +11,7 @@ import numpy as np
 from magtiles_seg.deciding import Decision, Verdict, fraction, scale
 from magtiles_seg.errors import ConfigError, InferenceError
 from magtiles_seg.labels import LABELS
-from magtiles_seg.regions import Defect, find_regions, top_mean
+from magtiles_seg.regions import Defect, find_regions
 
 if TYPE_CHECKING:
     import os
@@ -36,7 +36,8 @@ class Segmentation:
         classes: (H, W) uint8, index into `labels`; 0 where the mask is 0.
         mask: (H, W) uint8, 0 sound or 1 defect.
         defects: The mask's connected regions, largest first.
-        score: Made of the mean of the `decision.score_top_k_px` largest probabilities, 0..1.
+        score: Made of the mean of the `decision.score_top_k_px` largest probabilities that are not
+            within `decision.score_margin_px` of the border, 0..1.
         decision: The thresholds that were used.
         labels: Class names by index; 0 is background.
         mm_per_px: Scale, or None where it is unknown.
@@ -120,7 +121,7 @@ class Segmentation:
             classes=mask * defect_classes,
             mask=mask,
             defects=defects,
-            score=decision.score(top_mean(probability, decision.score_top_k_px)),
+            score=decision.score_of(probability),
             decision=decision,
             labels=tuple(labels),
             mm_per_px=mm_per_px,

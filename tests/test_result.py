@@ -15,7 +15,7 @@ from predictions import LEVELS, predictions, segment
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.labels import LABELS
-from magtiles_seg.regions import top_mean
+from magtiles_seg.regions import top_values
 from magtiles_seg.result import Decision
 
 
@@ -137,14 +137,33 @@ def test_prediction_in_other_memory_order_gives_the_same_result() -> None:
     st.integers(0, 2**32),
     st.booleans(),
 )
-def test_top_mean_of_any_picture_is_that_of_a_full_sort(
+def test_top_values_of_any_picture_are_those_of_a_full_sort(
     height: int, width: int, k: int, seed: int, coarse: bool
 ) -> None:
     probability = np.random.default_rng(seed).random((height, width), dtype=np.float32)
     if coarse:  # many equal values
         probability = np.round(probability, 1)
-    expected = np.sort(probability.ravel().astype(float))[::-1][:k].mean()
-    assert top_mean(probability, k) == pytest.approx(expected)
+    expected = np.sort(probability.ravel())[::-1][:k]
+    assert np.array_equal(np.sort(top_values(probability, k))[::-1], expected)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 50), st.integers(0, 2**32))
+def test_margin_leaves_out_a_strip_but_never_the_middle_half(
+    height: int, width: int, margin_px: int, seed: int
+) -> None:
+    probability = np.random.default_rng(seed).random((height, width), dtype=np.float32)
+    y, x = min(margin_px, height // 4), min(margin_px, width // 4)
+    middle = [probability[i, j] for i in range(y, height - y) for j in range(x, width - x)]
+    assert sorted(top_values(probability, 10**6, margin_px)) == sorted(middle)
+    assert len(middle) >= height * width / 4
+
+
+def test_defect_in_the_margin_is_in_the_mask_and_not_in_the_score() -> None:
+    probability = np.zeros((12, 12))
+    probability[:2] = 0.9
+    result = segment(probability, score_top_k_px=4, score_margin_px=2)
+    assert (result.mask.sum(), result.score) == (24, 0.0)
+    assert result.redecide(score_margin_px=1).score == pytest.approx(0.9)
 
 
 @settings(deadline=None)
@@ -167,17 +186,25 @@ def test_verdict_follows_score_and_both_limits(score: float, verdict: str) -> No
 
 
 @settings(deadline=None)
-@given(predictions(), st.sampled_from(LEVELS), st.integers(1, 4), st.integers(1, 50))
+@given(
+    predictions(),
+    st.sampled_from(LEVELS),
+    st.integers(1, 4),
+    st.integers(1, 50),
+    st.integers(0, 3),
+)
 def test_redecide_equals_a_decision_made_from_the_start(
     prediction: tuple[NDArray[np.float32], NDArray[np.uint8]],
     threshold: float,
     min_area_px: int,
     score_top_k_px: int,
+    score_margin_px: int,
 ) -> None:
     changes: dict[str, Any] = {
         "threshold": threshold,
         "min_area_px": min_area_px,
         "score_top_k_px": score_top_k_px,
+        "score_margin_px": score_margin_px,
         "reject_score": 0.7,
         "review_score": 0.2,
     }
@@ -212,6 +239,7 @@ def test_redecide_unknown_field_names_the_nearest() -> None:
         ("min_area_px", 0),
         ("min_area_px", 2.5),
         ("score_top_k_px", 0),
+        ("score_margin_px", -1),
         ("reject_score", 2),
         ("review_score", 0.6),
         ("review_score", -1),

@@ -24,8 +24,9 @@ from magtiles_seg.evaluate.calibration import (
 )
 from magtiles_seg.evaluate.metrics import AnyArray, FloatArray, IntArray
 from magtiles_seg.evaluate.ranking import score_at_recall
-from magtiles_seg.evaluate.thresholds import Chooser
+from magtiles_seg.evaluate.thresholds import MARGINS_PX, Chooser
 from magtiles_seg.labels import FREE
+from magtiles_seg.regions import top_values
 from magtiles_seg.result import Decision, Segmentation
 
 Diagrams: TypeAlias = "dict[str, tuple[list[dict[str, Any]], float]]"
@@ -40,7 +41,7 @@ class Choice:
     """What out-of-fold predictions say of how a model's probabilities are to be used.
 
     Attributes:
-        decision: Threshold, smallest region and reject score for the calibrated model.
+        decision: Threshold, smallest region, margin and reject score for the calibrated model.
         pixel: Calibration of a pixel's probability.
         recall: That the reject score was chosen for.
         pictures: How many it was chosen on.
@@ -83,14 +84,14 @@ class Tally:
 
     Attributes:
         pixels: (2, 257) as of `logit_histogram`.
-        tops: For each picture its largest pixel probabilities, (k,) float64.
+        tops: By margin, for each picture its largest pixel probabilities, (k,) float64.
         is_defect: Whether each picture is filed as defective.
     """
 
     def __init__(self) -> None:
         """Start without pictures."""
         self.pixels: IntArray = np.zeros((2, LOGITS.size), np.int64)
-        self.tops: list[FloatArray] = []
+        self.tops: dict[int, list[FloatArray]] = {margin: [] for margin in MARGINS_PX}
         self.is_defect: list[bool] = []
 
     def add(self, sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]) -> None:
@@ -99,18 +100,18 @@ class Tally:
         if defective and not target.any():
             return
         self.pixels += logit_histogram(result.probability, target)
-        flat = result.probability.ravel()
-        k = min(result.decision.score_top_k_px, flat.size)
-        self.tops.append(np.partition(flat, flat.size - k)[flat.size - k :].astype(np.float64))
+        for margin, tops in self.tops.items():
+            top = top_values(result.probability, result.decision.score_top_k_px, margin)
+            tops.append(top.astype(np.float64))
         self.is_defect.append(defective)
 
-    def scores(self, pixel: Affine) -> FloatArray:
+    def scores(self, pixel: Affine, margin_px: int) -> FloatArray:
         """(P,) mean of the largest pixel probabilities of each picture, once calibrated."""
-        return np.array([pixel(top).mean() for top in self.tops])
+        return np.array([pixel(top).mean() for top in self.tops[margin_px]])
 
 
-def _fit_pictures(tallies: Sequence[Tally], pixel: Affine) -> Affine:
-    scores = np.concatenate([tally.scores(pixel) for tally in tallies])
+def _fit_pictures(tallies: Sequence[Tally], pixel: Affine, margin_px: int) -> Affine:
+    scores = np.concatenate([tally.scores(pixel, margin_px) for tally in tallies])
     defect = np.concatenate([tally.is_defect for tally in tallies])
     return fit(logit(scores), ~defect, defect)
 
@@ -128,9 +129,10 @@ def choose(chooser: Chooser, tallies: Sequence[Tally], *, recall: float, tiles: 
         ConfigError: No picture is sound, or none is defective.
     """
     pixel = fit(LOGITS, *np.sum([tally.pixels for tally in tallies], axis=0))
-    picture = _fit_pictures(tallies, pixel)
     raw = chooser.decision(recall=recall)
-    scores = picture(np.concatenate([tally.scores(pixel) for tally in tallies]))
+    margin_px = raw.score_margin_px
+    picture = _fit_pictures(tallies, pixel, margin_px)
+    scores = picture(np.concatenate([tally.scores(pixel, margin_px) for tally in tallies]))
     defect = np.concatenate([tally.is_defect for tally in tallies])
     reject_score = score_at_recall(scores, defect, recall=recall)
     return Choice(
@@ -148,13 +150,14 @@ def choose(chooser: Chooser, tallies: Sequence[Tally], *, recall: float, tiles: 
     )
 
 
-def diagrams(tallies: Sequence[Tally]) -> Diagrams:
+def diagrams(tallies: Sequence[Tally], margin_px: int) -> Diagrams:
     """Return how far probabilities are to be believed, before and after calibration.
 
     The maps of "after" are fitted on the other folds alone, so one fold gives "before" only.
 
     Args:
         tallies: One a fold.
+        margin_px: One of `MARGINS_PX`, that the scores leave out.
 
     Returns:
         `pixels_before`, `pictures_before`, `pixels_after`, `pictures_after`.
@@ -164,11 +167,13 @@ def diagrams(tallies: Sequence[Tally]) -> Diagrams:
     for index, tally in enumerate(tallies):
         defect, pixels = np.asarray(tally.is_defect), tally.pixels
         cases.setdefault("pixels_before", []).append((sigmoid(LOGITS), *pixels))
-        cases.setdefault("pictures_before", []).append((tally.scores(raw), ~defect, defect))
+        cases.setdefault("pictures_before", []).append(
+            (tally.scores(raw, margin_px), ~defect, defect)
+        )
         others = [*tallies[:index], *tallies[index + 1 :]]
         if others:
             pixel = fit(LOGITS, *np.sum([other.pixels for other in others], axis=0))
-            scores = _fit_pictures(others, pixel)(tally.scores(pixel))
+            scores = _fit_pictures(others, pixel, margin_px)(tally.scores(pixel, margin_px))
             cases.setdefault("pixels_after", []).append((pixel(sigmoid(LOGITS)), *pixels))
             cases.setdefault("pictures_after", []).append((scores, ~defect, defect))
     return {

@@ -114,6 +114,7 @@ def evaluate_folds(
     result = summarize(joined, protocol=fixed, resamples=resamples, left_out=left_out)
     free = fixed.threshold is None
     tiles = len(np.unique(result.records.group))
+    choice = choose(chooser, tallies, recall=recall, tiles=tiles) if free else None
     return OutOfFold(
         result=result,
         by_fold={
@@ -121,8 +122,8 @@ def evaluate_folds(
             for run, part in zip(runs, parts, strict=True)
         },
         run_of={id_: run for run in runs for id_ in run.split.test},
-        choice=choose(chooser, tallies, recall=recall, tiles=tiles) if free else None,
-        reliability=diagrams(tallies) if free else {},
+        choice=choice,
+        reliability=diagrams(tallies, choice.decision.score_margin_px) if choice else {},
     )
 
 

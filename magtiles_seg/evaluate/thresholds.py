@@ -17,7 +17,7 @@ from magtiles_seg.errors import ConfigError
 from magtiles_seg.evaluate.metrics import AnyArray, FloatArray, IntArray, dice
 from magtiles_seg.evaluate.predictors import Predictor, as_segmentation
 from magtiles_seg.evaluate.protocols import Protocol, get_protocol, prepare
-from magtiles_seg.evaluate.ranking import score_at_recall
+from magtiles_seg.evaluate.ranking import auroc, score_at_recall
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.result import Decision, Segmentation
 
@@ -26,6 +26,9 @@ BINS = 256
 
 MIN_AREAS_PX = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Smallest regions that are tried."""
+
+MARGINS_PX = (0, 4, 8, 12, 16)
+"""Strips along the border that a score may leave out."""
 
 
 def quantize(probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
@@ -150,6 +153,22 @@ def best_min_area(picture_dice: Sequence[AnyArray] | AnyArray, label: AnyArray) 
     return MIN_AREAS_PX[int(np.argmax(np.round(means, 6)))]
 
 
+def best_margin(scores: AnyArray, is_defect: AnyArray) -> int:
+    """Return the strip along the border that scores had best leave out: highest AUROC.
+
+    Args:
+        scores: (N, M) float, each picture's score at each of `MARGINS_PX`.
+        is_defect: (N,) bool.
+
+    Returns:
+        One of `MARGINS_PX`; of equal ones the narrowest, 0 where no picture is sound.
+    """
+    if is_defect.all():
+        return 0
+    ordered = [float(auroc(column, is_defect)) for column in np.asarray(scores).T]
+    return MARGINS_PX[int(np.argmax(np.round(ordered, 6)))]
+
+
 def choose_decision(
     predictor: Predictor,
     samples: Iterable[Sample],
@@ -158,7 +177,7 @@ def choose_decision(
     protocol: str | Protocol = "T",
     labels: Sequence[str] = LABELS,
 ) -> Decision:
-    """Choose pixel threshold, smallest region and reject score on samples, in one pass.
+    """Choose pixel threshold, smallest region, margin and reject score on samples, in one pass.
 
     Args:
         predictor: A `Segmenter`, or a function from a picture to (probability, defect class).
@@ -169,7 +188,8 @@ def choose_decision(
 
     Returns:
         The predictor's own decision with `threshold` (highest pooled Dice), `min_area_px` (highest
-        Dice a picture, all kinds of picture alike) and `reject_score` chosen; no `review_score`.
+        Dice a picture, all kinds of picture alike), `score_margin_px` (highest AUROC) and
+        `reject_score` chosen; no `review_score`.
 
     Raises:
         ConfigError: No sample has a defect.
@@ -194,7 +214,7 @@ class Chooser:
         """Start without pictures."""
         self._histogram = np.zeros((2, BINS), np.int64)
         self._kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = []
-        self._scores: list[float] = []
+        self._scores: list[list[float]] = []
         self._kinds: list[int] = []
         self._own = Decision()
 
@@ -212,11 +232,12 @@ class Chooser:
         self._own = result.decision
         self._histogram += probability_histogram(result.probability, truth)
         self._kept.append((quantize(result.probability), truth))
-        self._scores.append(result.score)
+        decisions = [replace(result.decision, score_margin_px=margin) for margin in MARGINS_PX]
+        self._scores.append([decision.score_of(result.probability) for decision in decisions])
         self._kinds.append(label)
 
     def decision(self, *, recall: float) -> Decision:
-        """Return the last picture's decision with threshold, region and reject score chosen.
+        """Return the last picture's decision with threshold, region, margin, reject score chosen.
 
         Args:
             recall: Share of the defective pictures that the reject score must catch.
@@ -227,10 +248,14 @@ class Chooser:
         threshold = best_threshold(self._histogram)
         level, label = round(threshold * BINS), np.asarray(self._kinds)
         overlap = [dice_by_min_area(bins >= level, truth) for bins, truth in self._kept]
+        scores = np.asarray(self._scores)
+        margin = best_margin(scores, label > 0)
+        at_margin = scores[:, MARGINS_PX.index(margin)]
         return replace(
             self._own,
             threshold=threshold,
             min_area_px=best_min_area(overlap, label),
-            reject_score=score_at_recall(np.asarray(self._scores), label > 0, recall=recall),
+            score_margin_px=margin,
+            reject_score=score_at_recall(at_margin, label > 0, recall=recall),
             review_score=None,
         )

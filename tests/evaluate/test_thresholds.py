@@ -85,6 +85,15 @@ def test_best_min_area_kinds_count_alike_whatever_their_number() -> None:
     assert thresholds.best_min_area(overlap, label) == thresholds.MIN_AREAS_PX[0]
 
 
+def test_best_margin_is_the_narrowest_of_the_highest_auroc() -> None:
+    is_defect = np.array([True, True, False, False])
+    helps, hurts = [0.9, 0.6, 0.5, 0.1], [0.1, 0.1, 0.5, 0.9]
+    scores = np.array([[0.9, 0.3, 0.5, 0.1], helps, helps, hurts, hurts]).T
+    assert thresholds.best_margin(scores, is_defect) == thresholds.MARGINS_PX[1]
+    assert thresholds.best_margin(np.repeat(scores[:, :1], 5, axis=1), is_defect) == 0
+    assert thresholds.best_margin(scores[:2], is_defect[:2]) == 0
+
+
 def test_best_min_area_equal_ones_give_the_smallest() -> None:
     overlap = np.ones((2, len(thresholds.MIN_AREAS_PX)))
     assert thresholds.best_min_area(overlap, np.array([0, 1])) == 1
