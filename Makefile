@@ -21,8 +21,7 @@ $(VENV)/dev: $(VENV)/core
 demo: $(VENV)/core ## set up, then find the defects of a synthetic tile (no torch, no download of data)
 	$(BIN)/python examples/01_segment.py
 
-# A worker a core, each on one thread; a file's tests stay together, for what they share.
-test: check ## set up, then every check and every test
+test: check ## set up, then every check and every test, a worker a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/dev ## lint, format and types
