@@ -125,7 +125,7 @@ class LocalTarget:
         path = self._folder / "server.log"
         with path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-u", "-c", _SERVE, *serve]  # its last words last,
+                [sys.executable, "-u", "-c", _SERVE, *serve],  # -u: its last words stand last
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
