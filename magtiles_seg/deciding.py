@@ -32,8 +32,8 @@ class Decision:
         score_top_k_px: The score is made of the mean m of this many largest pixel probabilities;
             neither `threshold` nor `min_area_px` changes it.
         score_margin_px: Those in a strip of this width along the picture's border do not count:
-            there a network sees half of what it sees elsewhere. Of a small picture the middle half
-            of its height and width always counts.
+            what stands where a part ends is often taken for a defect. Of a small picture the middle
+            half of its height and width always counts.
         score_scale: The score is `sigmoid(score_scale * logit(m) + score_bias)`, the probability
             that the picture is defective where scale and bias were fitted; above 0.
         score_bias: See `score_scale`. With 1 and 0 the score is m itself.

@@ -110,10 +110,13 @@ class Tally:
         return np.array([pixel(top).mean() for top in self.tops[margin_px]])
 
 
-def _fit_pictures(tallies: Sequence[Tally], pixel: Affine, margin_px: int) -> Affine:
+def _fit_pictures(
+    tallies: Sequence[Tally], pixel: Affine, margin_px: int
+) -> tuple[Affine, FloatArray, AnyArray]:
+    """Return the pictures' calibration, and what it was fitted on: scores (P,), defective (P,)."""
     scores = np.concatenate([tally.scores(pixel, margin_px) for tally in tallies])
     defect = np.concatenate([tally.is_defect for tally in tallies])
-    return fit(logit(scores), ~defect, defect)
+    return fit(logit(scores), ~defect, defect), scores, defect
 
 
 def choose(chooser: Chooser, tallies: Sequence[Tally], *, recall: float, tiles: int) -> Choice:
@@ -130,11 +133,8 @@ def choose(chooser: Chooser, tallies: Sequence[Tally], *, recall: float, tiles: 
     """
     pixel = fit(LOGITS, *np.sum([tally.pixels for tally in tallies], axis=0))
     raw = chooser.decision(recall=recall)
-    margin_px = raw.score_margin_px
-    picture = _fit_pictures(tallies, pixel, margin_px)
-    scores = picture(np.concatenate([tally.scores(pixel, margin_px) for tally in tallies]))
-    defect = np.concatenate([tally.is_defect for tally in tallies])
-    reject_score = score_at_recall(scores, defect, recall=recall)
+    picture, scores, defect = _fit_pictures(tallies, pixel, raw.score_margin_px)
+    reject_score = score_at_recall(picture(scores), defect, recall=recall)
     return Choice(
         decision=replace(
             raw,
@@ -173,7 +173,8 @@ def diagrams(tallies: Sequence[Tally], margin_px: int) -> Diagrams:
         others = [*tallies[:index], *tallies[index + 1 :]]
         if others:
             pixel = fit(LOGITS, *np.sum([other.pixels for other in others], axis=0))
-            scores = _fit_pictures(others, pixel, margin_px)(tally.scores(pixel, margin_px))
+            picture, _, _ = _fit_pictures(others, pixel, margin_px)
+            scores = picture(tally.scores(pixel, margin_px))
             cases.setdefault("pixels_after", []).append((pixel(sigmoid(LOGITS)), *pixels))
             cases.setdefault("pictures_after", []).append((scores, ~defect, defect))
     return {
