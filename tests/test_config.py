@@ -77,7 +77,7 @@ def test_list_of_labels_becomes_a_tuple(tmp_path: Path) -> None:
         ("train: {dice_weight: .inf}", r"train\.dice_weight: expected a finite number, got inf"),
         ("train: {ema_decay: 1.5}", r"train\.ema_decay: expected 0 to 1, got 1\.5"),
         ("train: {pretrained: 1}", r"train\.pretrained: expected bool, got int 1"),
-        ("train: {architecture: lite}", "expected one of lite0.*did you mean 'lite2'|'lite1'"),
+        ("train: {architecture: lite}", "expected one of nano.*did you mean 'lite2'|'lite1'"),
         ("data_load: {labels: dent}", "expected tuple.*got str 'dent'"),
         ("data_load: {labels: [1, 2]}", r"expected a list of names, got \[1, 2\]"),
         ("data_load: {source: ''}", r"data_load\.source: expected str, got str ''"),

@@ -26,18 +26,23 @@ _STEM_PARTS = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
 
 
 def load_imagenet_weights(encoder: nn.Module, architecture: str) -> None:
-    """Copy the published weights into a `LiteEncoder`, its three colour channels summed.
+    """Copy the published weights into a `LiteEncoder`, the three colour channels summed.
+
+    `small` takes the blocks that it shares with `lite0`.
 
     Raises:
         ConfigError: The architecture has no published weights.
         BackendUnavailableError: The package that carries the weights is not installed.
     """
-    if not architecture.startswith("lite"):
+    published = "lite0" if architecture == "small" else architecture
+    if not published.startswith("lite"):
         raise ConfigError(
             f"architecture {architecture!r} has no ImageNet weights: set train.pretrained to false"
         )
-    state = torch.load(_weights_path(architecture), map_location="cpu", weights_only=True)
-    encoder.load_state_dict(_renamed(state))
+    state = torch.load(_weights_path(published), map_location="cpu", weights_only=True)
+    known = encoder.state_dict()
+    weights = {name: tensor for name, tensor in _renamed(state).items() if name in known}
+    encoder.load_state_dict(weights)
 
 
 def _weights_path(architecture: str) -> Path:

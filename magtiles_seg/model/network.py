@@ -1,4 +1,4 @@
-"""The segmentation networks: a U-Net over EfficientNet-Lite, and `nano` for line cameras.
+"""The segmentation networks: U-Nets over EfficientNet-Lite, and `nano` for line cameras.
 
 Every network here answers one question per pixel, *is it a defect*, and one per defect pixel,
 *which kind*:
@@ -47,24 +47,21 @@ class _Stage:
 
 
 def _lite_stages(channels: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[_Stage, ...]:
-    shape = zip(
-        (1, 6, 6, 6, 6, 6, 6),
-        channels,
-        blocks,
-        (1, 2, 2, 2, 1, 2, 1),
-        (3, 3, 5, 3, 5, 5, 3),
-        strict=True,
-    )
-    return tuple(_Stage(*row) for row in shape)
+    expand, stride, kernel = (1, 6, 6, 6, 6, 6, 6), (1, 2, 2, 2, 1, 2, 1), (3, 3, 5, 3, 5, 5, 3)
+    rows = zip(expand, channels, blocks, stride, kernel, strict=False)
+    return tuple(_Stage(*row) for row in rows)
 
 
 _LITE_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 LITE_STAGES: dict[str, tuple[_Stage, ...]] = {
+    "small": _lite_stages(_LITE_WIDTHS[:5], (1, 2, 2, 3, 1)),
     "lite0": _lite_stages(_LITE_WIDTHS, (1, 2, 2, 3, 3, 4, 1)),
     "lite1": _lite_stages(_LITE_WIDTHS, (1, 3, 3, 4, 4, 5, 1)),
     "lite2": _lite_stages((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
 }
-ARCHITECTURES: tuple[str, ...] = (*LITE_STAGES, "nano")
+"""`small` is the first nine blocks of `lite0`: an eighth of its parameters."""
+
+ARCHITECTURES: tuple[str, ...] = ("nano", *LITE_STAGES)
 
 
 class InvertedResidual(nn.Module):
@@ -159,6 +156,11 @@ class Decoder(nn.Module):
         return x
 
 
+_LITE_DECODERS = dict.fromkeys(LITE_STAGES, ((80, 48, 32, 24), (2, 2, 2, 1)))
+_LITE_DECODERS["small"] = ((48, 32, 16), (1, 1, 1))
+"""Widths and convolutions of a decoder's blocks, coarsest first."""
+
+
 class SegmentationNetwork(nn.Module):
     """Encoder, decoder and two heads.
 
@@ -181,8 +183,8 @@ class SegmentationNetwork(nn.Module):
             self.stride, self.kind_stride = 16, 4
         else:
             self.encoder = LiteEncoder(LITE_STAGES[architecture])
-            self.decoder = Decoder(self.encoder.channels, (80, 48, 32, 24), (2, 2, 2, 1))
-            self.stride, self.kind_stride = 32, 2
+            self.decoder = Decoder(self.encoder.channels, *_LITE_DECODERS[architecture])
+            self.stride, self.kind_stride = 2 ** len(self.encoder.channels), 2
         self.defect_head = nn.Conv2d(self.decoder.width, self.kind_stride**2, 3, padding=1)
         self.kind_head = nn.Conv2d(self.decoder.width, len(labels) - 1, 1)
         self.shuffle = nn.PixelShuffle(self.kind_stride)
@@ -235,7 +237,7 @@ def build_network(
     """Return a network with fresh weights.
 
     Args:
-        architecture: `"lite0"`, `"lite1"`, `"lite2"` or `"nano"`.
+        architecture: One of `ARCHITECTURES`.
         labels: Class names by index, background first.
         pretrained: Start the encoder from ImageNet weights; not for `"nano"`.
 

@@ -23,7 +23,7 @@ from magtiles_seg.model.checkpoint import read_tensors
 from magtiles_seg.model.network import SegmentationNetwork
 
 _SIDE_PX = 224
-_KIND_HEAD = "kind_head."
+_ENCODER, _KIND_HEAD = "encoder.", "kind_head."
 _STORED_AS_FP16 = "_fp16"
 
 
@@ -32,9 +32,11 @@ def start_from(
     path: str | os.PathLike[str],
     pictures: Sequence[NDArray[np.uint8]],
 ) -> None:
-    """Fill a network with the weights of a trained model of the same architecture.
+    """Fill a network with the weights of a trained model.
 
-    Where the labels differ, the head that tells the kinds of defect apart keeps its fresh weights.
+    Where the labels differ, the head that tells the kinds of defect apart keeps its fresh weights;
+    where a checkpoint's encoder begins with the whole of this one, as that of `lite0` begins with
+    `small`'s, the decoder and both heads do.
 
     Args:
         network: Is changed in place.
@@ -43,7 +45,7 @@ def start_from(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ModelError: It is damaged, or of another architecture.
+        ModelError: It is damaged, or of an architecture that does not fit.
         BackendUnavailableError: Reading an `.onnx` file needs onnx, which is not installed.
     """
     path = Path(path)
@@ -58,8 +60,11 @@ def start_from(
         _unfold(network, folded, pictures)
         return
     tensors, meta = read_tensors(path)
+    same = meta.get("architecture") == network.architecture
+    if not same:
+        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)}
     missing = _take_over(network, tensors, tuple(meta.get("labels", ())))
-    if missing:
+    if any(same or name.startswith(_ENCODER) for name in missing):
         raise _misfit(path, network, missing)
 
 

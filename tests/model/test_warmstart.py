@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from magtiles_seg.errors import ModelError
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
 from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+from magtiles_seg.model.checkpoint import save_checkpoint
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.model.warmstart import start_from
 
@@ -61,6 +62,27 @@ def test_bundled_model_starts_a_network_of_its_architecture() -> None:
     network = build_network("lite0")
     start_from(network, BUNDLED_MODEL, PICTURES)
     assert np.isfinite(answer(network)).all()
+
+
+def test_small_starts_from_the_encoder_of_lite0_with_fresh_heads(tmp_path: Path) -> None:
+    path = tmp_path / "lite0.safetensors"
+    teacher, network = build_network("lite0"), build_network("small")
+    torch.nn.init.normal_(teacher.kind_head.weight)
+    save_checkpoint(path, teacher, {})
+    fresh = {name: weight.clone() for name, weight in network.state_dict().items()}
+    start_from(network, path, PICTURES)
+    taken = teacher.encoder.state_dict()
+    for name, weight in network.encoder.state_dict().items():
+        assert torch.equal(weight, taken[name])
+    for name, weight in network.state_dict().items():
+        assert name.startswith("encoder.") or torch.equal(weight, fresh[name])
+
+
+def test_lite0_does_not_start_from_small(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, build_network("small"), {})
+    with pytest.raises(ModelError, match="does not fit a 'lite0' network"):
+        start_from(build_network("lite0"), path, PICTURES)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "model"])
