@@ -45,7 +45,7 @@ def out_of_fold(
 def join(arguments: argparse.Namespace, params: Params) -> int:
     """Print the out-of-fold figures of `--folds`, and write what was asked for."""
     from magtiles_seg.evaluate.gallery import Gallery
-    from magtiles_seg.evaluate.joined import folds_to_markdown, save_folds
+    from magtiles_seg.evaluate.joined import choice_to_markdown, save_folds
     from magtiles_seg.evaluate.metrics import binary_counts, dice
 
     gallery = Gallery(arguments.triptychs if arguments.out else 0)
@@ -67,7 +67,7 @@ def join(arguments: argparse.Namespace, params: Params) -> int:
             lead = "Out-of-fold predictions, the lowest Dice first."
             gallery.save(arguments.out / "triptychs", title="Worst pictures", lead=lead)
     print(joined.result.to_markdown())
-    print(folds_to_markdown(joined))
+    print(choice_to_markdown(joined))
     return options.ACCEPTED
 
 

@@ -7,7 +7,7 @@ model that has not seen its tile. Repeats give a mean and a standard deviation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,15 +39,14 @@ class OutOfFold:
     """A joined evaluation, and what its predictions say of calibration and thresholds.
 
     Attributes:
-        result: Figures over all folds, each picture scored by the model that has not seen it.
-        by_fold: The figures of each fold, by its directory's name.
+        result: Figures over all folds, each picture scored by the model that has not seen it, and
+            of each fold.
         run_of: Which run scored each picture, by sample id.
         choice: For a model that is trained on all tiles; None where a protocol fixes the threshold.
         reliability: Diagrams and calibration error; empty where the protocol fixes the threshold.
     """
 
     result: EvaluationResult
-    by_fold: dict[str, dict[str, float]]
     run_of: dict[str, Run]
     choice: Choice | None
     reliability: Diagrams
@@ -111,16 +110,16 @@ def evaluate_folds(
                 )
             )
     joined = {rule: join_records(part[rule] for part in parts) for rule in parts[0]}
+    by_fold = {
+        run.directory.name: summarize(part, protocol=fixed, resamples=0).figures
+        for run, part in zip(runs, parts, strict=True)
+    }
     result = summarize(joined, protocol=fixed, resamples=resamples, left_out=left_out)
     free = fixed.threshold is None
     tiles = len(np.unique(result.records.group))
     choice = choose(chooser, tallies, recall=recall, tiles=tiles) if free else None
     return OutOfFold(
-        result=result,
-        by_fold={
-            run.directory.name: summarize(part, protocol=fixed, resamples=0).figures
-            for run, part in zip(runs, parts, strict=True)
-        },
+        result=replace(result, by_fold=by_fold),
         run_of={id_: run for run in runs for id_ in run.split.test},
         choice=choice,
         reliability=diagrams(tallies, choice.decision.score_margin_px) if choice else {},

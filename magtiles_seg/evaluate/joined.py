@@ -11,7 +11,6 @@ from magtiles_seg.evaluate.crossval import OutOfFold
 from magtiles_seg.evaluate.curves import curves, save, write_csv
 from magtiles_seg.evaluate.tables import table
 
-_HEADLINE = ("iou", "dice", "macro_picture_dice", "miou6", "auroc", "false_reject_at_95_recall")
 _PLOTS = {
     "precision_recall": ("Pixels, precision and recall", "recall", "precision"),
     "roc": ("Pictures, found and falsely rejected", "false_reject_rate", "recall"),
@@ -44,18 +43,13 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
             _write_chart(plots / f"reliability_{unit}.svg", title, mine, "confidence", "observed")
     if joined.choice:
         (directory / "choice.json").write_text(joined.choice.to_json(), encoding="utf-8")
-    text = f"{joined.result.to_markdown()}\n{folds_to_markdown(joined)}"
+    text = f"{joined.result.to_markdown()}\n{choice_to_markdown(joined)}"
     (directory / "report.md").write_text(text, encoding="utf-8")
 
 
-def folds_to_markdown(joined: OutOfFold) -> str:
-    """Return the folds' figures, and the calibration errors, as Markdown."""
-    names = [name for name in _HEADLINE if name in joined.result.figures]
-    cells = [
-        [fold, *(f"{figures[name]:.3f}" for name in names)]
-        for fold, figures in joined.by_fold.items()
-    ]
-    parts = ["## By fold", table(["fold", *names], cells)]
+def choice_to_markdown(joined: OutOfFold) -> str:
+    """Return the calibration errors, and the choice for a model of all tiles, as Markdown."""
+    parts = []
     if joined.reliability:
         errors = [[name, f"{error:.4f}"] for name, (_, error) in joined.reliability.items()]
         parts += [

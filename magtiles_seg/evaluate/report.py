@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from magtiles_seg.dataset.samples import MaskRule, Sample
@@ -53,6 +53,7 @@ class EvaluationResult:
         empty_masks: Ids filed as defects whose mask is empty.
         suspect_free: Ids filed as sound that are tile-mates of a defective picture.
         notes: What a reader must know, in sentences.
+        by_fold: The figures of each fold by its directory's name, where folds were joined.
     """
 
     protocol: Protocol
@@ -66,6 +67,7 @@ class EvaluationResult:
     empty_masks: tuple[str, ...]
     suspect_free: tuple[str, ...]
     notes: tuple[str, ...]
+    by_fold: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def per_tile(self) -> Table:
@@ -90,6 +92,7 @@ class EvaluationResult:
             "figures": self.figures,
             "intervals_95": self.intervals,
             "per_class": self.per_class,
+            "by_fold": self.by_fold,
             "variants": {name: asdict(variant) for name, variant in self.variants.items()},
             "empty_masks": self.empty_masks,
             "suspect_free": self.suspect_free,

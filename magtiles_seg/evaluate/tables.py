@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _CLASS_COLUMNS = ("iou", "dice", "picture_dice", "class_iou", "micro_iou", "rejected")
+_FOLD_COLUMNS = ("iou", "dice", "macro_picture_dice", "miou6", "auroc", "false_reject_at_95_recall")
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
-    """Lay out what `EvaluationResult.to_dict` gives: figures, classes and notes.
+    """Lay out what `EvaluationResult.to_dict` gives: figures, classes, folds and notes.
 
     Args:
         content: The result as plain values; None is a figure without meaning.
@@ -23,6 +24,7 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         f"{content['mask_rule']}; 95 % bootstrap intervals over tiles.",
         _figure_table(content),
         _class_table(content["per_class"]),
+        _fold_table(content.get("by_fold", {})),
         "".join(f"- {note}\n" for note in content["notes"]),
     ]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
@@ -53,6 +55,14 @@ def _class_table(per_class: Iterable[Mapping[str, Any]]) -> str:
         for row in per_class
     ]
     return table(["class", "pictures", "tiles", *_CLASS_COLUMNS], rows)
+
+
+def _fold_table(by_fold: Mapping[str, Mapping[str, float | None]]) -> str:
+    names = [name for name in _FOLD_COLUMNS if any(name in row for row in by_fold.values())]
+    rows = [
+        [fold, *(_cell(figures[name], None) for name in names)] for fold, figures in by_fold.items()
+    ]
+    return table(["fold", *names], rows) if rows else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -156,8 +156,10 @@ class Decoder(nn.Module):
         return x
 
 
-_LITE_DECODERS = dict.fromkeys(LITE_STAGES, ((80, 48, 32, 24), (2, 2, 2, 1)))
-_LITE_DECODERS["small"] = ((48, 32, 16), (1, 1, 1))
+_LITE_DECODERS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    **dict.fromkeys(LITE_STAGES, ((80, 48, 32, 24), (2, 2, 2, 1))),
+    "small": ((48, 32, 16), (1, 1, 1)),
+}
 """Widths and convolutions of a decoder's blocks, coarsest first."""
 
 

@@ -20,7 +20,7 @@ from magtiles_seg.evaluate import choose_decision, evaluate
 from magtiles_seg.evaluate.choices import Choice
 from magtiles_seg.evaluate.crossval import OutOfFold, evaluate_folds, repeat
 from magtiles_seg.evaluate.gallery import Gallery
-from magtiles_seg.evaluate.joined import folds_to_markdown, repeats_to_markdown, save_folds
+from magtiles_seg.evaluate.joined import choice_to_markdown, repeats_to_markdown, save_folds
 from magtiles_seg.evaluate.runs import find_runs
 from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision, Segmentation
@@ -88,7 +88,7 @@ def joined(samples: dict[str, Sample], folders: list[Path]) -> OutOfFold:
 
 def test_folds_joined_score_every_picture_once(joined: OutOfFold) -> None:
     assert len(joined.result.records) == 20
-    assert list(joined.by_fold) == ["fold0", "fold1"]
+    assert list(joined.result.by_fold) == ["fold0", "fold1"]
     assert joined.run_of["exp1_num_0"].directory.name == "fold0"
 
 
@@ -157,7 +157,9 @@ def test_folds_saved_are_files_a_reader_can_open(joined: OutOfFold, tmp_path: Pa
     assert {"metrics.json", "choice.json", "report.md", "roc.svg", "pictures.csv"} <= names
     assert {"reliability_pixels.svg", "reliability_pictures_after.csv"} <= names
     assert json.loads((tmp_path / "out" / "choice.json").read_text())["tiles"] == 10
-    assert "| fold1 |" in folds_to_markdown(joined)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| fold1 |" in report
+    assert report.endswith(choice_to_markdown(joined))
 
 
 def test_published_protocol_joined_needs_no_choice(
