@@ -97,7 +97,10 @@ class NanoDecoder(nn.Module):
 
     Attributes:
         width: Channels of the answer.
+        context: None; see `network.Decoder`.
     """
+
+    context: None = None
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()

@@ -54,12 +54,12 @@ def _lite_stages(channels: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[_S
 
 _LITE_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 LITE_STAGES: dict[str, tuple[_Stage, ...]] = {
-    "small": _lite_stages(_LITE_WIDTHS[:5], (1, 2, 2, 3, 1)),
+    "small": _lite_stages(_LITE_WIDTHS[:4], (1, 2, 2, 3)),
     "lite0": _lite_stages(_LITE_WIDTHS, (1, 2, 2, 3, 3, 4, 1)),
     "lite1": _lite_stages(_LITE_WIDTHS, (1, 3, 3, 4, 4, 5, 1)),
     "lite2": _lite_stages((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
 }
-"""`small` is the first nine blocks of `lite0`: an eighth of its parameters."""
+"""`small` begins as `lite0` does, and stops after eight of its sixteen blocks."""
 
 ARCHITECTURES: tuple[str, ...] = ("nano", *LITE_STAGES)
 
@@ -130,13 +130,35 @@ class LiteEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From the coarsest feature to the finest: double, join, convolve (U-Net)."""
+    """From the coarsest feature to the finest: double, join, convolve (U-Net).
+
+    Args:
+        skips: Channels of the encoder's features, finest first.
+        widths: Of the blocks, coarsest first.
+        convolutions: In each block.
+        context: Channels of three blocks at half the coarsest size, which see farther than the
+            encoder does; 0 for none.
+    """
 
     def __init__(
-        self, skips: list[int], widths: tuple[int, ...], convolutions: tuple[int, ...]
+        self,
+        skips: list[int],
+        widths: tuple[int, ...],
+        convolutions: tuple[int, ...],
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.context: nn.Sequential | None = None
+        if context:
+            entries = [(skips[-1], 2), (context, 1), (context, 1)]
+            self.context = nn.Sequential(
+                *(
+                    InvertedResidual(before, context, expand=2, stride=stride, kernel=5)
+                    for before, stride in entries
+                )
+            )
+            skips = [*skips, context]
         self.blocks = nn.ModuleList()
         below = skips[-1]
         for skip, width, count in zip(reversed(skips[:-1]), widths, convolutions, strict=True):
@@ -150,17 +172,12 @@ class Decoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Return the finest joined feature."""
+        if self.context is not None:
+            features = [*features, self.context(features[-1])]
         x = features[-1]
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             x = block(torch.cat([self.up(x), skip], dim=1))
         return x
-
-
-_LITE_DECODERS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    **dict.fromkeys(LITE_STAGES, ((80, 48, 32, 24), (2, 2, 2, 1))),
-    "small": ((48, 32, 16), (1, 1, 1)),
-}
-"""Widths and convolutions of a decoder's blocks, coarsest first."""
 
 
 class SegmentationNetwork(nn.Module):
@@ -185,8 +202,12 @@ class SegmentationNetwork(nn.Module):
             self.stride, self.kind_stride = 16, 4
         else:
             self.encoder = LiteEncoder(LITE_STAGES[architecture])
-            self.decoder = Decoder(self.encoder.channels, *_LITE_DECODERS[architecture])
-            self.stride, self.kind_stride = 2 ** len(self.encoder.channels), 2
+            skips = self.encoder.channels
+            if architecture == "small":
+                self.decoder = Decoder(skips, (40, 32, 24, 16), (1, 1, 1, 1), context=96)
+            else:
+                self.decoder = Decoder(skips, (80, 48, 32, 24), (2, 2, 2, 1))
+            self.stride, self.kind_stride = 32, 2
         self.defect_head = nn.Conv2d(self.decoder.width, self.kind_stride**2, 3, padding=1)
         self.kind_head = nn.Conv2d(self.decoder.width, len(labels) - 1, 1)
         self.shuffle = nn.PixelShuffle(self.kind_stride)
@@ -222,7 +243,8 @@ def _reach_px(encoder: nn.Module, decoder: Decoder | NanoDecoder) -> int:
     less than one coarse pixel.
     """
     reach, jump = 0, 1
-    for module in encoder.modules():
+    context = decoder.context.modules() if decoder.context is not None else ()
+    for module in (*encoder.modules(), *context):
         if isinstance(module, nn.Conv2d):
             reach += jump * max(module.kernel_size[0] // 2, module.stride[0] - 1)
             jump *= module.stride[0]
