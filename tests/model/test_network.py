@@ -52,9 +52,9 @@ def _sees(network: torch.nn.Module, size: int) -> Tensor:
     return gradient[0, 0] != 0
 
 
-def test_network_receptive_field_covers_all_that_a_pixel_sees() -> None:
-    network = build_network("nano").eval()
-    size = 320
+@pytest.mark.parametrize(("name", "size"), [("nano", 320), ("small", 640)])
+def test_network_receptive_field_covers_all_that_a_pixel_sees(name: str, size: int) -> None:
+    network = build_network(name).eval()
     rows = torch.nonzero(_sees(network, size).any(dim=1))
     seen = int(rows.max() - rows.min()) + 1
     assert seen < size, "the picture is too small to show the field"
