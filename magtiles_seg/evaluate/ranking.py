@@ -81,7 +81,10 @@ def false_reject_rate(
 
 
 def score_at_recall(scores: AnyArray, is_defect: AnyArray, *, recall: float) -> float:
-    """Return the highest score threshold that rejects at least `recall` of the defect pictures.
+    """Return the score threshold that rejects at least `recall` of the defect pictures.
+
+    Of all that reject the same pictures as the highest such one it is the middle: on few pictures,
+    well told apart, the lowest defect would lie far above what divides the two sides.
 
     Args:
         scores: (N,) float.
@@ -97,7 +100,8 @@ def score_at_recall(scores: AnyArray, is_defect: AnyArray, *, recall: float) -> 
             "Choose thresholds on a part of the data that holds defects."
         )
     ladder = _ladder(scores, is_defect, None)
-    return float(ladder.scores[_rung_at_recall(ladder, recall)])
+    rung = int(_rung_at_recall(ladder, recall))
+    return float(ladder.scores[rung : rung + 2].mean())
 
 
 def bootstrap_weights(groups: AnyArray, *, resamples: int = 1000, seed: int = 0) -> FloatArray:

@@ -189,7 +189,7 @@ def choose_decision(
     Returns:
         The predictor's own decision with `threshold` (highest pooled Dice), `min_area_px` (highest
         Dice a picture, all kinds of picture alike), `score_margin_px` (highest AUROC) and
-        `reject_score` chosen; no `review_score`.
+        `reject_score` (`ranking.score_at_recall`) chosen; no `review_score`.
 
     Raises:
         ConfigError: No sample has a defect.

@@ -75,12 +75,34 @@ def test_false_reject_rate_tie_with_a_defect_is_rejected() -> None:
 
 def test_score_at_recall_twenty_defects_at_95_percent_lets_one_go() -> None:
     scores = np.arange(20) / 20
-    assert ranking.score_at_recall(scores, np.ones(20, bool), recall=0.95) == 1 / 20
+    assert ranking.score_at_recall(scores, np.ones(20, bool), recall=0.95) == 0.5 / 20
 
 
 def test_score_at_recall_float_error_does_not_ask_for_one_more() -> None:
     scores = np.arange(100) / 100
-    assert ranking.score_at_recall(scores, np.ones(100, bool), recall=0.07) == 93 / 100
+    assert ranking.score_at_recall(scores, np.ones(100, bool), recall=0.07) == pytest.approx(
+        92.5 / 100
+    )
+
+
+def test_score_at_recall_lies_between_what_it_divides() -> None:
+    scores, is_defect = np.array([0.01, 0.03, 0.97, 0.99]), np.array([False, False, True, True])
+    assert ranking.score_at_recall(scores, is_defect, recall=0.95) == pytest.approx(0.5)
+    assert ranking.score_at_recall(scores[2:], is_defect[2:], recall=1.0) == 0.97
+
+
+@given(pictures, st.sampled_from([0.3, 0.5, 0.95, 1.0]))
+def test_score_at_recall_rejects_what_its_recall_needs_and_no_sound_picture_more(
+    rows: list[tuple[int, bool, int]], recall: float
+) -> None:
+    scores, is_defect, _ = columns(rows)
+    if not is_defect.any():
+        return
+    rejected = scores >= ranking.score_at_recall(scores, is_defect, recall=recall)
+    assert rejected[is_defect].mean() >= recall - 1e-9
+    if not is_defect.all():
+        expected = naive_false_reject(scores, is_defect, recall)
+        assert rejected[~is_defect].mean() == pytest.approx(expected)
 
 
 def test_score_at_recall_without_defects_is_refused() -> None:
