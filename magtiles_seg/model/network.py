@@ -47,15 +47,22 @@ class _Stage:
 
 
 def _lite_stages(channels: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[_Stage, ...]:
-    expand, stride, kernel = (1, 6, 6, 6, 6, 6, 6), (1, 2, 2, 2, 1, 2, 1), (3, 3, 5, 3, 5, 5, 3)
-    rows = zip(expand, channels, blocks, stride, kernel, strict=False)
-    return tuple(_Stage(*row) for row in rows)
+    shape = zip(
+        (1, 6, 6, 6, 6, 6, 6),
+        channels,
+        blocks,
+        (1, 2, 2, 2, 1, 2, 1),
+        (3, 3, 5, 3, 5, 5, 3),
+        strict=True,
+    )
+    return tuple(_Stage(*row) for row in shape)
 
 
 _LITE_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
+_LITE0 = _lite_stages(_LITE_WIDTHS, (1, 2, 2, 3, 3, 4, 1))
 LITE_STAGES: dict[str, tuple[_Stage, ...]] = {
-    "small": _lite_stages(_LITE_WIDTHS[:4], (1, 2, 2, 3)),
-    "lite0": _lite_stages(_LITE_WIDTHS, (1, 2, 2, 3, 3, 4, 1)),
+    "small": _LITE0[:4],
+    "lite0": _LITE0,
     "lite1": _lite_stages(_LITE_WIDTHS, (1, 3, 3, 4, 4, 5, 1)),
     "lite2": _lite_stages((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
 }
