@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "read_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "read_image", "read_levels"]
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]"
 
@@ -72,17 +72,54 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
         >>> read_image(numpy.array([[[255, 0, 0], [9, 9, 9]]], dtype="uint8"))
         array([[76,  9]], dtype=uint8)
     """
+    return _read(source, max_pixels, _grey_levels)
+
+
+def read_levels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read a mask: the values as they are stored, where `read_image` gives brightness.
+
+    The same files are opened by the same rules as by `read_image`, upright and of one page. A
+    palette gives its indices, never its colours; 1-bit gives 0 and 255, 16-bit grey its values
+    while none is above 255.
+
+    Args:
+        source: A file's path, a file's bytes, a Pillow image, or an array of shape (H, W) or
+            (H, W, 1), uint8 or uint16.
+        max_pixels: Larger masks are refused, before they are decoded.
+
+    Returns:
+        (H, W) uint8, C-contiguous and the caller's own: it shares no memory with `source`.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        TypeError: `source` is of none of these types.
+        ImageError: As `read_image`; and "unsupported": the mask has colour or alpha, or a value
+            above 255.
+
+    Example:
+        >>> read_levels(numpy.array([[0, 1, 4]], dtype="uint16"))
+        array([[0, 1, 4]], dtype=uint8)
+    """
+    return _read(source, max_pixels, _stored_levels)
+
+
+_Reduce: TypeAlias = "Callable[[Image.Image | NDArray[Any], str], NDArray[np.uint8]]"
+
+
+def _read(source: ImageSource, max_pixels: int, reduce: _Reduce) -> NDArray[np.uint8]:
+    """Open any source, check it and reduce its pixels to (H, W) uint8."""
     if isinstance(source, np.ndarray):
-        return _from_array(source, "the array", max_pixels)
+        _check_array(source, "the array", max_pixels)
+        return reduce(source, "the array")
     if isinstance(source, (str, os.PathLike)):
         with _opened(Path(source)) as file:
-            return _from_file(file, f"'{os.fspath(source)}'", max_pixels)
+            return _from_file(file, f"'{os.fspath(source)}'", max_pixels, reduce)
     if isinstance(source, bytes):
-        return _from_file(BytesIO(source), f"the picture ({len(source)} bytes)", max_pixels)
+        return _from_file(BytesIO(source), f"the picture ({len(source)} bytes)", max_pixels, reduce)
     pillow = sys.modules.get("PIL.Image")  # whoever holds a Pillow image has imported Pillow
     if pillow is not None and isinstance(source, pillow.Image):
         with _as_image_error("the Pillow image"):
-            return _from_pillow(source, "the Pillow image", max_pixels)
+            return reduce(_upright(source, "the Pillow image", max_pixels), "the Pillow image")
     got = f"{type(source).__module__}.{type(source).__qualname__}"
     raise TypeError(
         f"cannot read a picture from {got}; expected a path, bytes, a PIL.Image or a numpy array; "
@@ -90,7 +127,7 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
     )
 
 
-def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _check_array(array: NDArray[Any], name: str, max_pixels: int) -> None:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"{name} has shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) RGB or "
@@ -104,9 +141,35 @@ def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> NDArray[np.u
             reason="unsupported",
         )
     _check_size(array.shape[0], array.shape[1], name, max_pixels)
+
+
+def _grey_levels(picture: Image.Image | NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Brightness, (H, W) uint8, of a checked array or an upright image."""
+    array = picture if isinstance(picture, np.ndarray) else _pillow_array(picture, name)
     if array.dtype == np.uint8 and array.ndim == 2:
         return np.array(array, order="C")
     return _to_8_bit(_to_grey(array), name)
+
+
+def _stored_levels(mask: Image.Image | NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Stored values, (H, W) uint8, of a checked array or an upright image."""
+    if isinstance(mask, np.ndarray):
+        levels, kind = mask[..., 0] if mask.shape[2:] == (1,) else mask, f"shape {mask.shape}"
+    else:
+        levels, kind = np.asarray(mask.convert("L") if mask.mode == "1" else mask), mask.mode
+    if levels.ndim != 2 or levels.dtype.kind != "u":
+        raise ImageError(
+            f"{name} is a mask of {kind}; expected one channel of grey levels or class indices; "
+            "save the mask as an 8-bit grey PNG",
+            reason="unsupported",
+        )
+    if levels.max() > 255:
+        raise ImageError(
+            f"{name} is a 16-bit mask with the value {levels.max()}; expected at most 255; "
+            "save the mask as an 8-bit grey PNG",
+            reason="unsupported",
+        )
+    return np.array(levels, np.uint8, order="C")
 
 
 def _to_grey(array: NDArray[Any]) -> NDArray[Any]:
@@ -177,7 +240,7 @@ def _as_image_error(name: str) -> Iterator[None]:
         ) from error
 
 
-def _from_file(file: IO[bytes], name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _from_file(file: IO[bytes], name: str, max_pixels: int, reduce: _Reduce) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
     with _as_image_error(name):
@@ -186,7 +249,7 @@ def _from_file(file: IO[bytes], name: str, max_pixels: int) -> NDArray[np.uint8]
         except UnidentifiedImageError as error:
             raise _unidentified(file, name) from error
         with image:
-            return _from_pillow(image, name, max_pixels)
+            return reduce(_upright(image, name, max_pixels), name)
 
 
 def _unidentified(file: IO[bytes], name: str) -> ImageError:
@@ -202,7 +265,8 @@ def _unidentified(file: IO[bytes], name: str) -> ImageError:
     )
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _upright(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """Return a single picture of a legal size, decoded and turned upright."""
     from PIL import ImageOps
 
     _check_size(image.height, image.width, name, max_pixels)
@@ -213,8 +277,7 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.u
             "save each as a file of its own",
             reason="unsupported",
         )
-    upright = ImageOps.exif_transpose(image)
-    return _from_array(_pillow_array(upright, name), name, max_pixels)
+    return ImageOps.exif_transpose(image)
 
 
 def _pillow_array(image: Image.Image, name: str) -> NDArray[Any]:
