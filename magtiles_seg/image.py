@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -32,6 +32,7 @@ import numpy as np
 
 from magtiles_seg.decoding import FORMATS, Header, read_header
 from magtiles_seg.decoding.header import damaged, several
+from magtiles_seg.decoding.libtiff import errors_raised
 from magtiles_seg.decoding.tiff import LAYOUT_TAGS, check_layout
 from magtiles_seg.errors import ImageError
 
@@ -158,9 +159,9 @@ def _grey_levels(
     picture: Image.Image | NDArray[Any], name: str, header: Header | None = None
 ) -> NDArray[np.uint8]:
     """Brightness, (H, W) uint8, of a checked array or a decoded image."""
+    if not isinstance(picture, np.ndarray) and header is not None and header.high_byte:
+        _check_high_byte(picture, name)
     array = picture if isinstance(picture, np.ndarray) else _pillow_array(picture, name)
-    if header is not None and header.high_byte:
-        _check_high_byte(array, name)
     if array.dtype == np.uint8 and array.ndim == 2:
         return np.array(array, order="C")
     grey = _to_8_bit(_to_grey(array), name)
@@ -192,9 +193,10 @@ def _stored_levels(
     return np.array(levels, np.uint8, order="C")
 
 
-def _check_high_byte(array: NDArray[Any], name: str) -> None:
-    """Refuse 16-bit colour whose upper bytes, (H, W, C) uint8, tell of no value above 4095."""
-    if int(array[..., :3].max()) <= _UNSCALED_16_BIT_MAX >> 8:
+def _check_high_byte(image: Image.Image, name: str) -> None:
+    """Refuse 16-bit colour, of which Pillow keeps the upper bytes, without a value above 4095."""
+    highest = [np.asarray(image.getchannel(band)).max() for band in image.getbands() if band != "A"]
+    if max(highest) <= _UNSCALED_16_BIT_MAX >> 8:
         raise ImageError(
             f"{name} has 16-bit colour but no value above {_UNSCALED_16_BIT_MAX}; expected values "
             "that fill 0..65535; it looks like unscaled 8- to 12-bit data: save it as 8-bit PNG"
@@ -275,15 +277,25 @@ def _as_image_error(name: str) -> Iterator[None]:
 
 
 def _from_bytes(content: bytes, name: str, max_pixels: int, reduce: _Reduce) -> NDArray[np.uint8]:
-    try:
+    with _named(name):
         header = read_header(content)
-    except ImageError as error:
-        raise ImageError(f"{name} {error}", reason=error.reason) from None
     _check_size(header.height, header.width, name, max_pixels)
     if header.work_px > max(4 * max_pixels, _LEAST_WORK_PX):
         raise _too_large(f"{name} has tiles of {header.work_px:,} px; expected fewer")
-    with _as_image_error(name), _decoded(header) as image:
-        return _turned(reduce(image, name, header), header.orientation)
+    with _as_image_error(name):
+        with _named(name):
+            image = _decoded(header)
+        with image:
+            return _turned(reduce(image, name, header), header.orientation)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the picture's name before the message of an ImageError."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name} {error}", reason=error.reason) from None
 
 
 def _decoded(header: Header) -> Image.Image:
@@ -306,7 +318,8 @@ def _decoded(header: Header) -> Image.Image:
     image = decoders[header.format](BytesIO(header.content))
     if image.size != (header.width, header.height):
         raise damaged("contradicts itself about its size")
-    image.load()
+    with errors_raised() if header.format == "TIFF" else nullcontext():
+        image.load()
     return image
 
 
@@ -340,10 +353,8 @@ def _tiff_header(image: Image.Image, name: str) -> Header | None:
     if image.format != "TIFF" or stored is None:
         return None
     tags = {tag: np.atleast_1d(stored[tag]) for tag in LAYOUT_TAGS if tag in stored}
-    try:
+    with _named(name):
         layout = check_layout(tags)
-    except ImageError as error:
-        raise ImageError(f"{name} {error}", reason=error.reason) from None
     return Header(
         format="TIFF",
         height=image.height,

@@ -19,6 +19,7 @@ from magtiles_seg.decoding.ifd import (
     read_byte_order,
     read_directory,
 )
+from magtiles_seg.errors import ImageError
 
 __all__ = ["LAYOUT_TAGS", "check_layout", "read_tiff"]
 
@@ -57,6 +58,7 @@ _LAYOUTS = {
 _EXTRA_ALLOWED = {(1, 8): (2,), (_RGB, 8): (0, 1, 2), (_RGB, 16): (0, 1, 2)}
 """Photometric interpretation and bits a sample: meanings that one further sample may have."""
 _MAX_REDUCED = 16
+_CLASSIC_SIZE = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _check_rest(tags: Tags, bits: int, compression: int) -> None:
     predictor, fill_order = _number(tags, _PREDICTOR, 1), _number(tags, _FILL_ORDER, 1)
     if predictor != 1 and compression in _PREDICTED and (predictor != 2 or bits not in (8, 16)):
         raise unsupported(f"has the predictor {predictor} for {bits} bits", "predictor 2")
-    if fill_order not in (1, 2) or (fill_order == 2 and bits > 8):
+    if fill_order not in (1, 2) or (fill_order == 2 and bits >= 8):
         raise unsupported(f"has FillOrder={fill_order} for {bits} bits", "FillOrder=1")
     if _number(tags, _INK_SET, 1) != 1 or _number(tags, _DEPTH, 1) != 1:
         raise unsupported("has other inks than CMYK, or is a volume", "a flat picture")
@@ -257,27 +259,27 @@ def _cleaned(tags: Tags, layout: Layout) -> Tags:
 
 
 def _written(data: bytes, order: ByteOrder, tags: Tags) -> bytes:
-    """Return the file with a directory of these tags alone, at its end."""
-    padding = bytes(-len(data) % 8)
-    at = len(data) + len(padding)
-    if order.big:
-        head, entry, count, place = struct.pack(order.mark + "Q", at), "HHQ", "Q", "Q"
-    else:
-        head, entry, count, place = struct.pack(order.mark + "I", at), "HHI", "H", "I"
-    inline = struct.calcsize("<" + place)
-    values_at = at + struct.calcsize("<" + count) + len(tags) * (4 + 2 * inline) + inline
-    entries, values = [struct.pack(order.mark + count, len(tags))], b""
+    """Return the file with a directory of these tags alone, at its end.
+
+    It is no BigTIFF: Pillow reads those of one byte order only.
+    """
+    at = (len(data) + 7) // 8 * 8
+    values_at = at + 2 + 12 * len(tags) + 4
+    if values_at > _CLASSIC_SIZE:
+        raise ImageError(
+            f"has {len(data):,} bytes; expected at most {_CLASSIC_SIZE:,}; cut it into parts",
+            reason="too_large",
+        )
+    entries, values = [struct.pack(order.mark + "H", len(tags))], b""
     for tag, numbers in sorted(tags.items()):
         kind, stored = _typed(tag, numbers, order)
-        if len(stored) > inline:
-            reference = struct.pack(order.mark + place, values_at + len(values))
-            values += stored + bytes(-len(stored) % 8)
-        else:
-            reference = stored.ljust(inline, b"\0")
-        entries.append(struct.pack(order.mark + entry, tag, kind, len(numbers)) + reference)
-    start = 8 if order.big else 4
-    directory = b"".join([*entries, bytes(inline), values])
-    return b"".join([data[:start], head, data[start + inline :], padding, directory])
+        reference = stored.ljust(4, b"\0")
+        if len(stored) > 4:
+            reference = struct.pack(order.mark + "I", values_at + len(values))
+            values += stored
+        entries.append(struct.pack(order.mark + "HHI", tag, kind, len(numbers)) + reference)
+    start = data[:2] + struct.pack(order.mark + "HI", 42, at)
+    return b"".join([start, data[8:], bytes(at - len(data)), *entries, bytes(4), values])
 
 
 def _typed(tag: int, numbers: NDArray[Any], order: ByteOrder) -> tuple[int, bytes]:
@@ -286,11 +288,4 @@ def _typed(tag: int, numbers: NDArray[Any], order: ByteOrder) -> tuple[int, byte
         return 7, numbers.astype(np.uint8).tobytes()
     if numbers.max() < 65536:
         return 3, numbers.astype(order.mark + "u2").tobytes()
-    return (
-        (16, numbers.astype(order.mark + "u8").tobytes())
-        if order.big
-        else (
-            4,
-            numbers.astype(order.mark + "u4").tobytes(),
-        )
-    )
+    return 4, numbers.astype(order.mark + "u4").tobytes()
