@@ -5,17 +5,32 @@
 | 8-bit grey | unchanged |
 | colour | grey = 0.299 R + 0.587 G + 0.114 B, rounded; arrays are RGB, not BGR |
 | alpha, transparent colour | composited over black: where nothing was seen is no light |
-| palette, 1-bit, CMYK, YCbCr, HSV | converted to RGB by Pillow, then to grey |
+| palette, CMYK, YCbCr, HSV | converted to RGB by Pillow, then to grey |
+| grey of 1, 2 or 4 bits | 0 and the highest level become 0 and 255 |
 | 16-bit grey | value / 257, rounded: 65535 becomes 255 |
-| 16-bit, brightest grey 1 to 4095 | refused: unscaled 12-bit data would come out black |
 | 16-bit colour | an array as 16-bit grey; a file is read at 8 bits (its high byte) |
-| EXIF orientation | applied: height and width are those of the upright picture |
+| 16-bit, brightest level 1 to 4095 | refused: unscaled 12-bit data would come out black |
+| the same, colour of a file | refused, all black too: the high byte cannot tell them apart |
+| 16-bit colour PNG with a transparent colour | refused: its high byte is not enough to find it |
+| TIFF with white as zero | inverted: what is shown counts, as in every other file |
+| TIFF, BigTIFF | grey, palette, RGB, CMYK; packed or as JPEG; three planes only of 8 bits |
+| TIFF of other bits, signed, float, CIELab, old JPEG | refused, by its tags |
+| TIFF, 4 samples, of which one is not named | refused: it may be anything |
+| BMP | uncompressed, 1 to 32 bits; run-length encoded ones are refused |
+| JPEG | baseline or progressive, of 8 bits; four colours only if Adobe's marker names them |
+| JPEG without its end marker | refused: part of it may be missing |
+| EXIF orientation | applied in all formats: height and width are those of the upright picture |
 | float, bool, 32-bit or signed values | refused: their full scale is unknown |
-| several frames or pages | refused |
-| more than `max_pixels` | refused, files before they are decoded |
+| several frames or pages | refused; a reduced copy behind a TIFF's page is passed over |
+| a second picture in a JPEG (MPO, preview) | passed over: the first is read |
+| profiles, previews, comments of any size | passed over |
+| an area above `max_pixels` | refused, files before they are decoded |
+| a side below 32 px | counts as 32 in that area: a model pads it, and that is what it costs |
+| more than 16 bytes a pixel of `max_pixels`, and 64 MiB | a path is refused unread |
 | 1 x 1 and up | accepted |
 
-Colour profiles are ignored. Files may be PNG, JPEG, BMP, TIFF or WebP.
+Colour profiles and gamma are ignored. Files may be PNG, JPEG, BMP, TIFF or WebP; what their headers
+say is checked by `magtiles_seg.decoding` before anything is decoded.
 """
 
 from __future__ import annotations
@@ -64,7 +79,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
     Args:
         source: A file's path, a file's bytes, a Pillow image, or an array: uint8 or uint16 of shape
             (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
-        max_pixels: Larger pictures are refused, before they are decoded.
+        max_pixels: Pictures of a larger area are refused, before they are decoded. A side below 32
+            counts as 32, which is what a model pads it to.
 
     Returns:
         (H, W) uint8, C-contiguous and the caller's own: it shares no memory with `source`.
@@ -92,7 +108,7 @@ def read_levels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray
     Args:
         source: A file's path, a file's bytes, a Pillow image, or an array of shape (H, W) or
             (H, W, 1), uint8 or uint16.
-        max_pixels: Larger masks are refused, before they are decoded.
+        max_pixels: As for `read_image`.
 
     Returns:
         (H, W) uint8, C-contiguous and the caller's own: it shares no memory with `source`.

@@ -24,7 +24,7 @@ def errors_raised() -> Iterator[None]:
     try:
         yield
         if _heard.errors:
-            raise damaged(f"has damaged pixels ({_heard.errors[0]})")
+            raise damaged(f"has damaged pixels, by {_heard.errors[0]}")
     finally:
         del _heard.errors
 
