@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from magtiles_seg.decoding import bmp, jpeg, png, tiff, webp
 from magtiles_seg.decoding.header import Header, damaged, unsupported
+from magtiles_seg.errors import ImageError
 
 __all__ = ["FORMATS", "Header", "read_header"]
 
@@ -38,7 +39,7 @@ def read_header(data: bytes) -> Header:
             picture's name, which the caller knows.
     """
     if not data:
-        raise damaged("is empty")
+        raise ImageError("is empty; expected a whole picture file; copy or save it again")
     for signatures, read in _READERS.values():
         if data.startswith(signatures):
             return read(data)

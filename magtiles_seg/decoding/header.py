@@ -36,7 +36,7 @@ class Header:
 
 def damaged(what: str, expected: str = "a whole picture file") -> ImageError:
     """Return the error for a file that contradicts its own format."""
-    return ImageError(f"{what}; expected {expected}; copy or save the picture again")
+    return ImageError(f"is damaged: it {what}; expected {expected}; copy or save it again")
 
 
 def unsupported(what: str, expected: str) -> ImageError:

@@ -91,7 +91,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     while True:
         found = _MARKER.search(data, at)
         if found is None:
-            raise damaged("ends before its end-of-image marker: part of it may be missing")
+            raise damaged("has no end-of-image marker, so part of it may be missing")
         start, code = found.start(), data[found.end() - 1]
         if code == _EOI:
             yield code, start, start + 2
