@@ -17,7 +17,7 @@ import yaml
 
 from magtiles_seg.checks import check_fields, nearest, one_of, raise_if_any, within
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.labels import LABELS
+from magtiles_seg.labels import LABELS, mistake_of_labels
 
 PUBLIC_ARCHIVE_URL = (
     "https://github.com/abin24/Magnetic-tile-defect-datasets./archive/refs/heads/master.zip"
@@ -57,7 +57,7 @@ class DataLoadParams(_Section):
     source: str = PUBLIC_ARCHIVE_URL
     sha256: str | None = None
     layout: str = one_of("auto", "auto", "magnetic-tile", "folder")
-    labels: tuple[str, ...] = LABELS
+    labels: tuple[str, ...] = field(default=LABELS, metadata={"check": mistake_of_labels})
     directory: str = "data"
 
 

@@ -116,8 +116,8 @@ def read_levels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray
     Raises:
         FileNotFoundError: The path does not exist.
         TypeError: `source` is of none of these types.
-        ImageError: As `read_image`; and "unsupported": the mask has colour or alpha, or a value
-            above 255.
+        ImageError: As `read_image`; and "unsupported": the mask has colour or is transparent
+            anywhere, or a value above 255.
 
     Example:
         >>> read_levels(numpy.array([[0, 1, 4]], dtype="uint16"))
@@ -192,6 +192,11 @@ def _stored_levels(
         levels, kind = mask[..., 0] if mask.shape[2:] == (1,) else mask, f"shape {mask.shape}"
     else:
         levels, kind = np.asarray(mask.convert("L") if mask.mode == "1" else mask), mask.mode
+    if isinstance(mask, np.ndarray) or mask.mode in ("RGB", "RGBA"):
+        if header is None or not header.high_byte:  # low values would be 0
+            levels = _grey_as_colour(levels)
+    elif mask.mode == "P":
+        _check_palette(levels, mask.getpalette("RGB") or [], name)
     if levels.ndim != 2 or levels.dtype.kind != "u":
         raise ImageError(
             f"{name} is a mask of {kind}; expected one channel of grey levels or class indices; "
@@ -207,6 +212,30 @@ def _stored_levels(
             reason="unsupported",
         )
     return np.array(levels, np.uint8, order="C")
+
+
+def _grey_as_colour(levels: NDArray[Any]) -> NDArray[Any]:
+    """Reduce (H, W, 3) of equal channels, or (H, W, 4) of full alpha besides, to (H, W)."""
+    if levels.ndim != 3 or levels.shape[2] not in (3, 4) or levels.dtype.kind != "u":
+        return levels
+    opaque = bool((levels[..., 3:] == np.iinfo(levels.dtype).max).all())
+    equal = bool((levels[..., 1:3] == levels[..., :1]).all())
+    return levels[..., 0] if equal and opaque else levels
+
+
+def _check_palette(levels: NDArray[Any], palette: list[int], name: str) -> None:
+    """Refuse indices that a program has given to the greys of a mask in an order of its own."""
+    colours, used = np.array(palette, np.int64).reshape(-1, 3), np.unique(levels)
+    shown = colours[used[used < len(colours)]]
+    brightness = shown[:, 0]
+    upside_down = bool(used[0] == 0 and brightness[:1].max(initial=0) > 127)
+    if (shown == shown[:, :1]).all() and (upside_down or (np.diff(brightness) < 0).any()):
+        raise ImageError(
+            f"{name} is a mask with a palette of greys in another order than its indices, as "
+            "programs that shrink PNGs write it; expected index 0 to be black and higher ones "
+            "brighter; save the mask as an 8-bit grey PNG",
+            reason="unsupported",
+        )
 
 
 def _check_high_byte(image: Image.Image, name: str) -> None:

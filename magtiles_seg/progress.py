@@ -51,6 +51,11 @@ def print_above(text: str) -> None:
     tqdm.write(text, file=sys.stdout)
 
 
+def remark(text: str) -> None:
+    """Print a line to stderr, above a bar that may be drawn there."""
+    tqdm.write(f"magtiles-seg: {text}", file=sys.stderr)
+
+
 def complain(error: BaseException) -> None:
     """Print what went wrong to stderr."""
     text = str(error)

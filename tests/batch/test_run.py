@@ -110,6 +110,19 @@ def test_run_batch_with_another_model_is_refused(make_job: Callable[..., Job]) -
         run_batch(job, ONE)
 
 
+def test_run_batch_into_a_run_that_does_not_say_its_part_rows_is_refused(
+    make_job: Callable[..., Job],
+) -> None:
+    job = make_job()
+    job.out.mkdir()
+    with job.open_segmenter() as segmenter:
+        found = job.identity(segmenter)
+    del found["part_rows"]
+    (job.out / "run.json").write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"another part_rows \(was part_rows None, now"):
+        run_batch(job, ONE)
+
+
 def test_run_batch_beside_a_run_in_the_same_folder_is_refused(
     make_job: Callable[..., Job],
 ) -> None:

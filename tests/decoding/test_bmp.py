@@ -44,6 +44,10 @@ def test_read_image_indexed_bmp_is_looked_up(bits: int, name: str, top_down: boo
     size_wh = (WIDTH, -HEIGHT if top_down else HEIGHT)
     content = bmp_file(rows, size_wh, bits, colours=len(palette), palette=palette.tobytes())
     assert np.array_equal(read_image(content), read_image(palette[levels][..., 2::-1]))
+    if name == "swapped":
+        with pytest.raises(ImageError, match="greys in another order than its indices"):
+            read_levels(content)
+        return
     if (bits, name) == (1, "two"):
         levels = levels * np.uint8(255)
     assert np.array_equal(read_levels(content), levels)

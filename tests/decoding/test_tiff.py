@@ -178,7 +178,10 @@ def test_read_image_palette_takes_the_high_byte_of_its_colours() -> None:
     ramp = [level * 257 for level in range(256)]
     content = tiff_file(tiff_tags(GREY, t262=3, t320=ramp[::-1] * 3), GREY.tobytes())
     assert np.array_equal(read_image(content), 255 - GREY)
-    assert np.array_equal(read_levels(content), GREY)
+    with pytest.raises(ImageError, match="greys in another order than its indices"):
+        read_levels(content)
+    upright = tiff_file(tiff_tags(GREY, t262=3, t320=ramp * 3), GREY.tobytes())
+    assert np.array_equal(read_levels(upright), GREY)
 
 
 REFUSED: dict[str, tuple[NDArray[Any], dict[str, Values], str]] = {
