@@ -70,7 +70,7 @@ class Folder:
 
     def __init__(self, limits: Limits | None = None) -> None:
         """Make the directory, below `GRADIO_TEMP_DIR` or the system's place for such."""
-        base = os.environ.get("GRADIO_TEMP_DIR")
+        base = os.environ.get("GRADIO_TEMP_DIR") or None
         if base:
             Path(base).mkdir(parents=True, exist_ok=True)
         self.path = Path(tempfile.mkdtemp(prefix="magtiles-demo-", dir=base)).resolve()
