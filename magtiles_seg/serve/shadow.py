@@ -46,6 +46,7 @@ class Case:
         dice: Of both masks; 1 where both are empty.
         verdicts: Ours and theirs; theirs is None where it sends none.
         flipped: Whether both are known and differ.
+        picture: Name of its picture in the report.
     """
 
     badness: float
@@ -53,11 +54,7 @@ class Case:
     dice: float = field(compare=False)
     verdicts: tuple[str, str | None] = field(compare=False)
     flipped: bool = field(compare=False)
-
-    @property
-    def picture(self) -> str:
-        """Name of the case's picture in the report."""
-        return f"case-{self.number}.png"
+    picture: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -203,13 +200,11 @@ class Shadow:
                 headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             ) as reply,
         ):
-            if reply.status_code != 200 or reply.headers.get("content-encoding", "") not in (
-                "",
-                "identity",
-            ):
-                raise ValueError(f"status {reply.status_code}")
+            zipped = reply.headers.get("content-encoding", "identity") != "identity"
+            if reply.status_code != 200 or zipped:
+                raise ValueError(f"status {reply.status_code}, zipped: {zipped}")
             body = bytearray()
-            async for part in reply.aiter_raw(65_536):
+            async for part in reply.aiter_bytes():
                 body += part
                 if len(body) > sample.reply_bytes:
                     raise ValueError(f"more than {sample.reply_bytes} bytes")
@@ -217,17 +212,17 @@ class Shadow:
 
     async def _keep(self, case: Case, sample: _Sample, theirs: NDArray[np.uint8]) -> None:
         """Take a case among the worst, where it belongs, and bring the report up to date."""
-        pushed_out = None
         if len(self.worst) < _KEPT:
+            case.picture = f"{len(self.worst) + 1:02d}.png"
             heapq.heappush(self.worst, case)
-        else:
-            pushed_out = heapq.heappushpop(self.worst, case)
+        elif self.worst[0] < case:
+            case.picture = heapq.heapreplace(self.worst, case).picture
         if self._folder is None:
             return
-        fresh = None if pushed_out is case else (case, sample, theirs)
+        fresh = (case.picture, sample, theirs) if case.picture else None
         try:
             await anyio.to_thread.run_sync(
-                self._write, fresh, pushed_out, self._summary(), abandon_on_cancel=True
+                self._write, fresh, self._summary(), abandon_on_cancel=True
             )
         except OSError as error:
             _log.warning("shadow: the report cannot be written: %s", error.strerror)
@@ -246,22 +241,17 @@ class Shadow:
         return {"compared": self.compared, "flipped": self.flipped, "worst": rows}
 
     def _write(
-        self,
-        fresh: tuple[Case, _Sample, NDArray[np.uint8]] | None,
-        pushed_out: Case | None,
-        summary: dict[str, Any],
+        self, fresh: tuple[str, _Sample, NDArray[np.uint8]] | None, summary: dict[str, Any]
     ) -> None:
-        """Write the report, each file whole: the fresh picture first, what names it after it."""
+        """Write the report, each file whole: the fresh picture, then what names it."""
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
         if fresh is not None:
-            case, sample, theirs = fresh
-            write_whole(self._folder / case.picture, _picture(sample, theirs))
+            name, sample, theirs = fresh
+            write_whole(self._folder / name, _picture(sample, theirs))
         text = json.dumps(summary, indent=2) + "\n"
         write_whole(self._folder / "report.json", text.encode())
         write_whole(self._folder / "report.md", _page(summary).encode())
-        if pushed_out is not None:
-            (self._folder / pushed_out.picture).unlink(missing_ok=True)
 
 
 def _compare(body: bytes, sample: _Sample, number: int) -> tuple[Case, NDArray[np.uint8]]:
