@@ -166,7 +166,7 @@ class Folder:
         return text
 
     def _real(self, name: str) -> Path | None:
-        """Return the file of a name, or None where it names none: no way leads out of the folder."""
+        """Return the file of a name, or None: no name leads out of the folder."""
         head, _, rest = name.partition("/")
         try:
             path = Path(os.path.realpath(self.path / rest))
@@ -208,7 +208,10 @@ class Folder:
     def _beyond_share(self, owner: Visitor, latest: set[Path]) -> list[Path]:
         """Return a visitor's oldest uploads, beyond what one visitor may have."""
         with self._lock:
-            own = [(path, one.size) for path, one in self._uploads.items() if one.owner.token == owner.token
+            own = [
+                (path, one.size)
+                for path, one in self._uploads.items()
+                if one.owner.token == owner.token
             ]
         total, count, gone = sum(size for _, size in own), len(own), []
         for path, size in own:

@@ -11,7 +11,6 @@ import asyncio
 import mimetypes
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -390,5 +389,3 @@ async def _reset(_: Request) -> Response:
 async def _progress(_: Request) -> Response:
     """Tell the page that its upload arrived: it waits for the upload's own answer anyway."""
     return PlainTextResponse('data: {"msg": "done"}\n\n', media_type="text/event-stream")
-
-

@@ -23,7 +23,7 @@ class Forwarded:
 
     Attributes:
         app: What is served.
-        root_path: The path in front of every path of the service; empty: none, or as the proxy says.
+        root_path: In front of every path of the service; empty: nothing, or as the proxy says.
     """
 
     app: ASGIApp

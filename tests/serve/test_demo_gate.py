@@ -29,7 +29,9 @@ TOLD = (b"Traceback", b'File "', b"site-packages", b"/tmp", b"/root", b"/home", 
 
 
 @pytest.fixture(scope="module")
-def open_demo(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def open_demo(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Any]]:
     """Return a function that starts a demo, or gives the one that runs."""
     running: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -422,11 +424,11 @@ ROUTES = (
 
 def odd(source: random.Random) -> Any:
     """Return a value that nobody expects."""
-    return source.choice(
-        [None, True, -1, 0, 2**31, 10**30, 1e308, float("nan"), "", "a", "\0", "../..", "\ud800"]
-        + ["/etc/passwd", "/dev/zero", "http://127.0.0.1:1/", "data:image/png;base64,AA", "%2e%2e"]
-        + [[], {}, [[[[]]]], {"path": "/etc/passwd"}, {"path": None, "meta": 3}, "x" * 3000]
-    )
+    numbers = [None, True, -1, 0, 2**31, 10**30, 1e308, float("nan")]
+    texts = ["", "a", "\0", "../..", "\ud800", "%2e%2e", "/etc/passwd", "/dev/zero", "x" * 3000]
+    addresses = ["http://127.0.0.1:1/", "data:image/png;base64,AA", "file:///etc/passwd"]
+    objects = [[], {}, [[[[]]]], {"path": "/etc/passwd"}, {"path": None, "meta": 3}]
+    return source.choice([*numbers, *texts, *addresses, *objects])
 
 
 def bent(source: random.Random, text: str) -> bytes:

@@ -37,8 +37,8 @@ def test_root_path_holds_for_a_proxy_that_strips_it_and_for_one_that_does_not(pa
     assert said == {"url": "http://testserver/line3/here", "root": "/line3"}
 
 
-def test_what_the_proxy_says_is_the_address(path: str = "/below/here") -> None:
-    said = client().get(path, headers=PROXY).json()
+def test_what_the_proxy_says_is_the_address() -> None:
+    said = client().get("/below/here", headers=PROXY).json()
     assert said == {"url": "https://mes.example/line3/below/here", "root": "/line3/below"}
 
 
