@@ -74,15 +74,14 @@ def check_call(blocks: gr.Blocks, document: dict[str, Any], takes: Takes) -> Cal
     if not isinstance(session, str):
         raise Problem(400, "session_hash: expected a text")
     function = blocks.fns.get(number) if type(number) is int else None
-    if function is None:
+    if function is None or function.fn is None:  # the page stops a call by `cancel` alone
         raise Problem(400, "fn_index: expected the number of one of the page's functions")
     data = document.get("data")
-    wanted = [] if function.cancels else function.inputs
-    if not isinstance(data, list) or (len(data) != len(wanted) and not function.cancels):
-        raise Problem(400, f"data: expected a list of {len(wanted)} values")
+    if not isinstance(data, list) or len(data) != len(function.inputs):
+        raise Problem(400, f"data: expected a list of {len(function.inputs)} values")
     values = [
         _value(component, value, session, takes)
-        for component, value in zip(wanted, data, strict=False)
+        for component, value in zip(function.inputs, data, strict=True)
     ]
     trigger, sources = document.get("trigger_id"), {target for target, _ in function.targets}
     content = {

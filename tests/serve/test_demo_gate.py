@@ -218,6 +218,7 @@ def test_route_that_the_page_does_not_use_is_closed(demo: Any, method: str, path
         {"fn_index": 99},
         {"fn_index": True},
         {"fn_index": -1},
+        {"fn_index": 7, "data": []},  # the button that stops a web
         {"session_hash": None},
         {"session_hash": "../.."},
         {"session_hash": "a" * 65},
