@@ -1,7 +1,8 @@
 # The service on a CPU: no torch, no compiler, no root.
 #   docker build -t magtiles-seg .
 #   docker run --read-only --tmpfs /tmp --publish 8000:8000 magtiles-seg
-# EXTRAS=serve leaves the demo out; MODEL=runs/model.onnx puts another model in.
+# --env MAGTILES_DEMO=true shows the demo at /demo; the build argument EXTRAS=serve leaves it out, and
+# MODEL=runs/model.onnx puts another model in.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE NOTICE constraints.txt ./

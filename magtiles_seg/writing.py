@@ -86,7 +86,7 @@ def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: s
     manifest = folder / f"{prefix}result.json"
     manifest.unlink(missing_ok=True)  # an older one must not stand beside newer pictures
     for name, content in contents.items():
-        _write_whole(folder / f"{prefix}{name}", content)
+        write_whole(folder / f"{prefix}{name}", content)
     return manifest
 
 
@@ -97,7 +97,7 @@ def _png(picture: NDArray[Any]) -> bytes:
     return encoded.tobytes()
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write through a neighbour and rename, so that the name never stands on half a file."""
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:

@@ -6,7 +6,7 @@
 | `/livez`, `/readyz` | whether the process lives; whether it should get requests |
 | `/metrics` | counters for Prometheus |
 | `/openapi.json`, `/docs`, `/` | what it takes and answers |
-| `/demo` | the browser demo, where gradio is installed |
+| `/demo` | the browser demo, where the setting `demo` asks for it |
 """
 
 from __future__ import annotations
@@ -19,28 +19,29 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 
 from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.serve import openapi, pages
 from magtiles_seg.serve.analyze import Analyzer
 from magtiles_seg.serve.auth import ApiKeys
 from magtiles_seg.serve.batching import Batcher
+from magtiles_seg.serve.cors import Service
 from magtiles_seg.serve.drift import DriftMonitor
 from magtiles_seg.serve.envelope import Envelope, lineage_headers
+from magtiles_seg.serve.forwarded import Forwarded
 from magtiles_seg.serve.health import Readiness
 from magtiles_seg.serve.limits import Gate
 from magtiles_seg.serve.metrics import CONTENT_TYPE, Metrics
@@ -116,16 +117,12 @@ def _shadow(settings: Settings, metrics: Metrics) -> Shadow | None:
 def _assemble(
     settings: Settings, segmenter: Segmenter, analyzer: Analyzer, readiness: Readiness
 ) -> Starlette:
-    with_demo = settings.demo and not settings.api_keys and find_spec("gradio") is not None
     lineage = lineage_headers(segmenter.spec, settings.model_version)
     middleware = [
         Middleware(Envelope, analyzer.metrics, readiness, headers=lineage),
         Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes),
     ]
-    if settings.cors_origins:
-        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
-        headers = ["Authorization", "X-API-Key"]
-        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers))
+    middleware.append(Middleware(Forwarded, root_path=settings.root_path or ""))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -134,10 +131,10 @@ def _assemble(
                 yield
         segmenter.close()
 
-    app = Starlette(
+    app = Service(
         routes=[
             Route("/analyze", analyzer.post, methods=["POST"]),
-            *_facts(settings, segmenter, analyzer, readiness, with_demo=with_demo),
+            *_facts(settings, segmenter, analyzer, readiness),
         ],
         middleware=middleware,
         exception_handlers={
@@ -147,10 +144,21 @@ def _assemble(
         },
         lifespan=lifespan,
     )
+    app.origins = tuple(filter(None, (settings.cors_origins or "").split(",")))
     app.state.analyzer, app.state.readiness = analyzer, readiness
-    if with_demo:
-        import_module("magtiles_seg.serve.demo").mount(app, segmenter)
+    if settings.demo:
+        _demo().mount(app, segmenter)
     return app
+
+
+def _demo() -> ModuleType:
+    try:
+        return import_module("magtiles_seg.serve.demo")
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            f"serve.demo needs {error.name}, which is not installed: "
+            "pip install 'magtiles-seg[demo]', or leave the demo out"
+        ) from error
 
 
 def _facts(
@@ -158,13 +166,10 @@ def _facts(
     segmenter: Segmenter,
     analyzer: Analyzer,
     readiness: Readiness,
-    *,
-    with_demo: bool,
 ) -> list[Route]:
     """Return the routes that tell of the service."""
     document = openapi.document(settings)
     text, page = json.dumps(document), pages.reference(document)
-    home = pages.landing(segmenter.spec, demo=with_demo)
     spec, metrics = segmenter.spec, analyzer.metrics
     metrics.model.labels(spec.card.name, spec.sha256, spec.name, spec.device).set(1)
 
@@ -182,14 +187,17 @@ def _facts(
         metrics.queue.set(len(analyzer.batcher))
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def schema(_: Request) -> Response:
-        return Response(text, media_type="application/json")
+    async def schema(request: Request) -> Response:
+        root = request.scope.get("root_path")
+        here = json.dumps({**document, "servers": [{"url": root}]}) if root else text
+        return Response(here, media_type="application/json")
 
     async def reference(_: Request) -> Response:
         return HTMLResponse(page)
 
-    async def landing(_: Request) -> Response:
-        return HTMLResponse(home)
+    async def landing(request: Request) -> Response:
+        root = request.scope.get("root_path", "")
+        return HTMLResponse(pages.landing(segmenter.spec, demo=settings.demo, root_path=root))
 
     return [
         Route("/livez", livez),

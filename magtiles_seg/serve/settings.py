@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -13,6 +14,10 @@ from magtiles_seg.errors import ConfigError
 PREFIX = "MAGTILES_"
 """Before the name of each setting in the environment, in capitals: `MAGTILES_PORT`."""
 
+ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)
+"""What a root path looks like: `/line3`, `/plant/line3`."""
+
+_ORIGIN = re.compile(r"\*|null|https?://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
 _SECRET = ("api_keys",)
 _FOREIGN = {"MAGTILES_DATA"}  # read by other parts of the project
 _CORES_PER_WORKER = 8
@@ -49,7 +54,9 @@ class Settings:
         formats: Picture formats that are taken, a comma between.
         api_keys: `name:sha256` pairs, a comma between; None: anyone may ask.
         cors_origins: Origins whose pages may call the service, a comma between; None: none.
-        demo: Whether to mount the browser demo, where gradio is installed and no key is asked.
+        root_path: What a proxy puts in front of every path, such as `/line3`; None: nothing, or
+            what it says in `X-Forwarded-Prefix`.
+        demo: Whether to mount the browser demo, which asks for no key and for one process.
         shadow_url: Address of another `/analyze` that gets a share of the requests; None: off.
         shadow_fraction: That share.
         shadow_report: Directory for the report of the worst disagreements; None: no report.
@@ -80,7 +87,8 @@ class Settings:
     formats: str = "PNG,JPEG,BMP,TIFF,WEBP"
     api_keys: str | None = field(default=None, repr=False)
     cors_origins: str | None = None
-    demo: bool = True
+    root_path: str | None = None
+    demo: bool = False
     shadow_url: str | None = None
     shadow_fraction: float = within(0.1, 0, 1)
     shadow_report: str | None = None
@@ -93,6 +101,12 @@ class Settings:
         found += _unknown_formats(self.formats) if isinstance(self.formats, str) else []
         if isinstance(self.shadow_url, str) and not self.shadow_url.startswith(("http:", "https:")):
             found.append(f"serve.shadow_url: expected http:// or https://, got {self.shadow_url!r}")
+        found += _unfit_for_demo(self) if self.demo is True else []
+        for name, read in (("cors_origins", _origins), ("root_path", root_path)):
+            try:
+                checked[name] = read(checked[name]) or None if checked.get(name) else None
+            except (TypeError, ValueError) as error:
+                found.append(f"serve.{name}: {error}")
         raise_if_any(found, "settings")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -165,7 +179,8 @@ class Settings:
         """
         on_cpu = self.device == "cpu"
         threads = min(self.threads, cores) or 1
-        most = min(-(-cores // _CORES_PER_WORKER), cores // threads) if on_cpu else 1
+        several = on_cpu and not self.demo  # a page's requests must all reach one process
+        most = min(-(-cores // _CORES_PER_WORKER), cores // threads) if several else 1
         workers = self.workers or most
         streams = max(1, cores // workers // threads) if on_cpu else 1
         batch = self.max_batch or (1 if on_cpu else 16)
@@ -211,6 +226,40 @@ def parse(text: str, kind: str) -> bool | int | float | str:
     except ValueError:
         wanted = "a whole number" if kind == "int" else "a number"
         raise ValueError(f"expected {wanted}, got {text!r}") from None
+
+
+def root_path(text: str) -> str:
+    """Return a root path as the service has it: it starts with a slash and ends with none.
+
+    Raises:
+        ValueError: The text is none.
+    """
+    path = f"/{text.strip('/')}" if text.strip("/") else ""
+    if path and not ROOT_PATH.fullmatch(path):
+        raise ValueError(f"expected a path such as '/line3', got {text!r}")
+    return path
+
+
+def _origins(text: str) -> str:
+    """Return origins as browsers write them, a comma between.
+
+    Raises:
+        ValueError: One of them is no origin, and would never match.
+    """
+    origins = [one.strip().rstrip("/").lower() for one in text.split(",")]
+    for origin in filter(None, origins):
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"expected origins such as 'https://mes.example', got {origin!r}")
+    return ",".join(filter(None, origins))
+
+
+def _unfit_for_demo(settings: Settings) -> list[str]:
+    found = []
+    if settings.api_keys:
+        found.append("serve.demo: the demo asks for no key; expected api_keys or demo, got both")
+    if isinstance(settings.workers, int) and settings.workers > 1:
+        found.append(f"serve.demo: expected workers of 1 with the demo, got {settings.workers}")
+    return found
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
