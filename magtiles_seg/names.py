@@ -21,8 +21,7 @@ def natural_key(path: str | os.PathLike[str]) -> tuple[object, ...]:
 
     Folders are compared before what lies in them; leading zeros decide last.
     """
-    parts = PurePath(path).parts
-    return (*(tuple(_pieces(part)) for part in parts), os.fspath(path))
+    return tuple(_pieces(part) for part in PurePath(path).parts), os.fspath(path)
 
 
 def _pieces(name: str) -> list[object]:

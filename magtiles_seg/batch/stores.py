@@ -28,15 +28,15 @@ _BAD_CREDENTIALS = {
 }  # fmt: skip
 _OVERLOADED = {408, 425, 429, 502, 503, 504}
 """HTTP answers that speak of the server: they are waited out."""
-_FAULTS_OF_ONE = 3
-"""So many tries for a picture at which the server itself fails (500)."""
+_FAULT, _FAULTS_OF_ONE = 500, 3
+"""So many tries for a picture at which the server itself fails."""
 _CONNECT_S, _SILENT_S = 20.0, 60.0
 _DEEPEST = 64
 """Folders below each other; a server whose links go in circles has more."""
 
+_OURS = (DataError, BackendUnavailableError)
 _OF_ONE_PICTURE = (
-    ImageError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError,
-    ValueError, error_perm,
+    FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, error_perm,
 )  # fmt: skip
 _mine = threading.local()
 
@@ -111,7 +111,9 @@ def read_url(url: str, patience_s: float) -> bytes:
 
     try:
         data: bytes = patiently(fetch, url, patience_s)
-    except _OF_ONE_PICTURE as error:
+    except _OURS:
+        raise
+    except Exception as error:
         reason = without_secrets(_reason(error))
         raise ImageError(f"'{without_secrets(url)}' cannot be read: {reason}") from error
     return data
@@ -121,16 +123,17 @@ def patiently(action: Callable[[], Any], name: str, patience_s: float) -> Any:  
     """Do something with a store, waiting out its outages.
 
     Raises:
-        ImageError, OSError, ValueError: The failure is of one picture.
+        Exception: As it came, where it speaks of one picture; an `ImageError` of the action, too.
         DataError: The store is gone, and did not come back in time.
+        BackendUnavailableError: A package is missing.
     """
     try:
         return persist(action, patience_s=patience_s, is_final=_Judge())
-    except (*_OF_ONE_PICTURE, BackendUnavailableError, DataError):
+    except _OURS:
         raise
     except Exception as error:
-        if _status(error) is not None and _status(error) not in _OVERLOADED:
-            raise ImageError(_reason(error)) from error
+        if _is_of_one_picture(error):
+            raise
         raise DataError(
             f"{without_secrets(name)} did not answer within {patience_s:g} s: "
             f"{without_secrets(_reason(error))}; start again when it does: what is done stays done"
@@ -144,19 +147,19 @@ class _Judge:
         self._faults = 0
 
     def __call__(self, error: Exception) -> bool:
-        status = _status(error)
-        if status is not None and status not in _OVERLOADED:
+        if _status(error) == _FAULT:
             self._faults += 1
-            return status != 500 or self._faults >= _FAULTS_OF_ONE
-        final = _is_of_one_picture(error)
+            return self._faults >= _FAULTS_OF_ONE
+        final = isinstance(error, _OURS) or _is_of_one_picture(error)
         if not final:
             _mine.__dict__.clear()  # a broken connection is not used again
         return final
 
 
 def _is_of_one_picture(error: Exception) -> bool:
-    if isinstance(error, BackendUnavailableError | DataError):
-        return True
+    status = _status(error)
+    if status is not None:
+        return status not in _OVERLOADED
     if isinstance(error, PermissionError):
         answer = getattr(error.__cause__, "response", None) or {}
         return answer.get("Error", {}).get("Code") not in _BAD_CREDENTIALS
@@ -164,15 +167,16 @@ def _is_of_one_picture(error: Exception) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the status of an HTTP answer that is an error, such as 404."""
+    """Return the status of an HTTP answer that is an error, such as 404; 0: it leads in circles."""
     status = getattr(error, "status", None)
-    return status if isinstance(status, int) and status >= 300 else None
+    return status if isinstance(status, int) else None
 
 
 def _reason(error: BaseException) -> str:
     status = _status(error)
     if status is not None:
-        return f"HTTP {status} {getattr(error, 'message', '') or type(error).__name__}"
+        said = getattr(error, "message", "") or type(error).__name__
+        return f"HTTP {status} {said}" if status else f"HTTP: {said}"
     if isinstance(error, FileNotFoundError) and not error.strerror:
         return f"no such file ({error.__cause__})" if error.__cause__ else "no such file"
     return str(error) or type(error).__name__
@@ -251,7 +255,9 @@ def _is_result(url: str, patience_s: float) -> bool:
     system, path = open_store(url)
     try:
         head = patiently(lambda: system.cat_file(path, start=0, end=HEAD_BYTES), url, patience_s)
-    except _OF_ONE_PICTURE:
+    except _OURS:
+        raise
+    except Exception:  # gone, or forbidden: its row will say so
         return False
     return is_marked(head)
 
@@ -295,7 +301,9 @@ def _entries(folder: str, prefix: str, patience_s: float, *, is_top: bool) -> li
 
     try:
         entries: list[dict[str, Any]] = patiently(look, folder, patience_s)
-    except _OF_ONE_PICTURE as error:
+    except _OURS:
+        raise
+    except Exception as error:
         if not is_top and isinstance(error, FileNotFoundError):  # it went away meanwhile
             return []
         raise DataError(

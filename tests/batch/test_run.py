@@ -53,6 +53,9 @@ def test_run_batch_with_broken_files_has_a_row_for_every_picture(
         def listed(self, pictures: int) -> None:
             assert pictures == 60
 
+        def note(self, text: str) -> None:
+            raise AssertionError(text)
+
         def done(self, pictures: int, total: int, errors: int) -> None:
             seen.append((pictures, total, errors))
 
