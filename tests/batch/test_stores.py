@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote, unquote, urlsplit
 
 import cv2
@@ -32,8 +33,8 @@ PNG = cv2.imencode(".png", np.full((40, 40), 99, np.uint8))[1].tobytes()
 class Server(http.server.SimpleHTTPRequestHandler):
     """Serves a folder, and answers on some paths with an error."""
 
-    asked: Counter[str] = Counter()
-    headers_seen: list[str] = []  # noqa: RUF012  (one server a test)
+    asked: ClassVar[Counter[str]] = Counter()
+    headers_seen: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
