@@ -38,6 +38,7 @@ _OURS = (DataError, BackendUnavailableError)
 _OF_ONE_PICTURE = (
     FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, error_perm,
 )  # fmt: skip
+_WHOLE = compile_pattern(r"([A-Za-z0-9:/?#\[\]@!$&'()*+,;=._~-]|%[0-9A-Fa-f]{2})+")
 _mine = threading.local()
 
 
@@ -59,7 +60,8 @@ def open_store(url: str) -> tuple[Any, str]:
 
         kind = fsspec.get_filesystem_class(protocol)
         if protocol in _WEB:
-            return kind(use_listings_cache=False, client_kwargs=_client()), url
+            whole = _WHOLE.fullmatch(url) is not None  # sent as it is: it may be signed
+            return kind(use_listings_cache=False, client_kwargs=_client(), encoded=whole), url
         if protocol in _S3:  # any character may stand in a key
             return kind(use_listings_cache=False), rest
         options = kind._get_kwargs_from_urls(url)

@@ -35,10 +35,12 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
     asked: ClassVar[Counter[str]] = Counter()
     headers_seen: ClassVar[list[str]] = []
+    queries: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         self.asked[path] += 1
+        self.queries.append(urlsplit(self.path).query)
         self.headers_seen.append(self.headers.get("Authorization", ""))
         kind, _, rest = path.lstrip("/").partition("/")
         if kind == "status":
@@ -70,6 +72,7 @@ def site(tmp_path: Path) -> Iterator[str]:
     (root / "b_mask.png").write_bytes(PNG)
     Server.asked.clear()
     Server.headers_seen.clear()
+    Server.queries.clear()
 
     def make(*words: object) -> Server:
         return Server(*words, directory=str(root))  # type: ignore[arg-type]
@@ -103,6 +106,13 @@ def test_index_pages_lead_to_every_picture_and_each_can_be_read(site: str) -> No
 def test_url_of_one_picture_is_that_picture(site: str, word: str) -> None:
     assert names(f"{site}/{word}") == [f"{site}/{word}"]
     assert read(f"{site}/{word}") == PNG
+
+
+def test_signed_url_is_sent_as_it_is(site: str) -> None:
+    query = "sig=a%2Fb%2b%3D&t=a+b&c=%7E"
+    assert read(f"{site}/a.png?{query}") == PNG
+    assert Server.queries == [query]
+    assert read(f"{site}/day 1/ü.png") == PNG
 
 
 def test_glob_on_the_web_takes_what_it_matches(site: str) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+import magtiles_seg
 from magtiles_seg import cli
 from magtiles_seg.commands import info
 
@@ -48,7 +49,7 @@ def test_bug_exits_70_with_its_place_and_without_a_traceback(
 ) -> None:
     assert answer(error) == 70
     err = capsys.readouterr().err
-    assert f"internal error, a bug of magtiles-seg {cli.magtiles_seg.__version__}" in err
+    assert f"internal error, a bug of magtiles-seg {magtiles_seg.__version__}" in err
     assert type(error).__name__ in err
     assert "test_exit_codes.py:" in err
     assert "MAGTILES_DEBUG=1" in err

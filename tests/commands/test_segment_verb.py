@@ -204,3 +204,17 @@ def test_two_runs_into_one_folder_leave_whole_results(shots: Path, tmp_path: Pat
     (manifest,) = (tmp_path / "out").glob("*.json")
     mask = np.asarray(Image.open(tmp_path / "out" / "a_mask.png"))
     assert np.count_nonzero(mask) == json.loads(manifest.read_text())["defect_area_px"]
+
+
+def test_evaluate_of_pictures_with_odd_names_writes_them_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    tile = synthetic_tile(3, defect="crack", size_hw=(64, 64))
+    name = os.fsdecode(b"latin\xfc.png")
+    Image.fromarray(tile.image).save(tmp_path / "data" / "images" / name)
+    Image.fromarray(tile.mask).save(tmp_path / "data" / "masks" / name)
+    assert run("evaluate", tmp_path / "data", "--out", tmp_path / "out") == 0
+    assert r"latin\udcfc" in (tmp_path / "out" / "pictures.csv").read_text("utf-8")
+    assert "| figure |" in capsys.readouterr().out
