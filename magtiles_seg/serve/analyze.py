@@ -92,6 +92,7 @@ class Analyzer:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         wish = wish_of(request)
+        await self.gate.room()
         with self.gate.entered() as place:
             try:
                 results, reply = await self._answered(request, wish, place)
@@ -128,7 +129,7 @@ class Analyzer:
                 results = await _all(self.batcher.submit(pixels, deadline) for pixels in decoded)
         except TimeoutError:
             raise self._too_late() from None
-        place.pixels = 0
+        self.gate.computed(place)
         with self.metrics.stage("encode"):
             reply, rows = await anyio.to_thread.run_sync(
                 _finish, results, wish, limiter=self.limiter

@@ -278,7 +278,7 @@ def _draining_first(settings: Settings, analyzer: Analyzer, readiness: Readiness
         if readiness.draining:  # a terminal, or a supervisor, sends it to parent and worker
             return
         readiness.draining = True
-        analyzer.gate.end_at = time.monotonic() + settings.stop_s - STOP_RESERVE_S
+        analyzer.gate.end(time.monotonic() + settings.stop_s - STOP_RESERVE_S)
         _stop_listening(servers_own)
         loop.call_later(settings.drain_within_s, close, number, frame)
         loop.call_later(settings.stop_s - STOP_RESERVE_S, analyzer.ending.come)

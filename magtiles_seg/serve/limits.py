@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from magtiles_seg.serve.problems import Problem
@@ -24,6 +25,8 @@ STOP_RESERVE_S = 1.5
 _SAFETY = 0.8  # share of `timeout_s` that a foreseen answer may take: what is foreseen is not sure
 _MEMORY = 0.9  # weight of the past in what an inference takes
 _LONGEST_RETRY_S = 15
+_PATIENCE_S = 5.0  # at the door, with the body unread: cheaper than to refuse and be asked again
+_PARKED = 512  # requests at the door
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -124,6 +127,7 @@ class Gate:
         self._seconds = self._pixels = 0.0  # of the latest inferences
         self._typical_px = 0.0
         self._promised_s, self._promised_at = 0.0, time.monotonic()
+        self._parked: deque[asyncio.Future[None]] = deque()
         self.accepted = self.answered = self.expired = self.left = self.refused = 0
         self.end_at: float | None = None
 
@@ -145,6 +149,32 @@ class Gate:
         """Note how long an inference on so many pixels took."""
         self._pixels = _MEMORY * self._pixels + pixels
         self._seconds = _MEMORY * self._seconds + seconds
+
+    async def room(self) -> None:
+        """Wait a little for the model to be less busy, before the request's body is read.
+
+        Returns in any case; `entered` tells whether there is room.
+        """
+        late = self._lateness(None, self._typical_px) is not None
+        if not late or self.end_at is not None or len(self._parked) >= _PARKED:
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._parked.append(turn)
+        try:
+            await asyncio.wait({turn}, timeout=min(_PATIENCE_S, self._timeout_s / 6))
+        finally:
+            with suppress(ValueError):
+                self._parked.remove(turn)
+
+    def end(self, at: float) -> None:
+        """Let in only what will be answered before this time, by `time.monotonic`."""
+        self.end_at = at
+        while self._parked:
+            self._parked.popleft().set_result(None)
+
+    def _call_next(self) -> None:
+        if self._parked and self._lateness(None, self._typical_px) is None:
+            self._parked.popleft().set_result(None)
 
     @contextmanager
     def entered(self) -> Iterator[Place]:
@@ -173,6 +203,7 @@ class Gate:
             self._leave(place.outcome)
 
     def _leave(self, outcome: str) -> None:
+        self._call_next()
         if outcome != "refused":
             setattr(self, outcome, getattr(self, outcome) + 1)
             self._count(outcome)
@@ -209,6 +240,12 @@ class Gate:
         place.pixels = 0
         self._check_time(place, pixels)
         place.pixels = pixels
+        self._call_next()
+
+    def computed(self, place: Place) -> None:
+        """Note that nothing is left to compute for a request."""
+        place.pixels = 0
+        self._call_next()
 
     def in_time(self, pixels: int, deadline: float) -> bool:
         """Return whether an inference that begins now may still be of use.
@@ -221,26 +258,32 @@ class Gate:
         return time.monotonic() + self.seconds(pixels) / 2 < min(ends)
 
     def _check_time(self, place: Place, pixels: float) -> None:
+        late = self._lateness(place, pixels)
+        if late is not None:
+            raise self._refusal(*late, pixels)
+
+    def _lateness(self, place: Place | None, pixels: float) -> tuple[str, str] | None:
+        """Return why pictures of so many pixels would come too late, in a word and in a text."""
         busy = sum(1 for other in self._places if other.pixels and other is not place)
         ready_s = self.wait_s + self.seconds(pixels)
         if self.end_at is not None and ready_s > self.end_at - time.monotonic():
-            raise self._refusal("ending", "the service is about to end", ready_s)
+            return "ending", "the service is about to end"
         # Two pictures an inference keep the model at work, however long each takes.
         fits_stop = busy < 2 * self._streams or ready_s <= self._stop_s - STOP_RESERVE_S
         if busy and not (fits_stop and ready_s <= _SAFETY * self._timeout_s):
-            raise self._refusal("too late", f"an answer would take {ready_s:.0f} s", pixels=pixels)
+            return "too late", f"an answer would take {ready_s:.0f} s"
+        return None
 
-    def _refusal(self, why: str, text: str, wait_s: float = 0.0, *, pixels: float = 0.0) -> Refused:
+    def _refusal(self, why: str, text: str, pixels: float = 0.0) -> Refused:
         """Return a refusal that names a time at which there should be a place.
 
         Each refused client is given a time of its own, one picture after the other's: told the
         same, they would all come back at once.
         """
         now = time.monotonic()
-        self._promised_s = max(0.0, self._promised_s - (now - self._promised_at))
-        self._promised_s += self.seconds(pixels or self._typical_px) / self._streams
-        self._promised_at = now
-        self._promised_s = min(self._promised_s, _LONGEST_RETRY_S)
+        promised_s = max(0.0, self._promised_s - (now - self._promised_at))
+        promised_s += self.seconds(pixels or self._typical_px) / self._streams
+        self._promised_s, self._promised_at = min(promised_s, _LONGEST_RETRY_S), now
         self.refused += 1
         self._count(f"refused: {why}")
-        return Refused(text, min(_LONGEST_RETRY_S, math.ceil(max(1.0, wait_s, self._promised_s))))
+        return Refused(text, math.ceil(max(1.0, self._promised_s)))
