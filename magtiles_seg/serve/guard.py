@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h11
+from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from magtiles_seg.serve.envelope import MAX_HEAD_BYTES, head_too_large
@@ -149,6 +150,11 @@ class Guard(_Protocol):
 
 class GuardedH11(Guard, H11Protocol):
     """uvicorn's protocol in pure Python."""
+
+    def __init__(self, config: Config, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        """Let this class's limit come before that of h11, which is told as a 400."""
+        config.h11_max_incomplete_event_size = 16 * MAX_HEAD_BYTES
+        super().__init__(config, *args, **options)
 
     def _waits_for(self) -> str:
         state = self.conn.their_state

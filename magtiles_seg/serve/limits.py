@@ -233,7 +233,7 @@ class Gate:
             Refused: They would be answered too late.
         """
         for size in sizes:
-            self._typical_px += 0.1 * (size - self._typical_px)
+            self._typical_px += 0.1 * (size - self._typical_px) if self._typical_px else size
         self._take(place, sum(sizes))
 
     def _take(self, place: Place, pixels: int) -> None:
