@@ -151,17 +151,21 @@ class Gate:
         self._seconds = _MEMORY * self._seconds + seconds
 
     async def room(self) -> None:
-        """Wait a little for the model to be less busy, before the request's body is read.
+        """Wait for the model to be less busy, before the request's body is read.
 
-        Returns in any case; `entered` tells whether there is room.
+        So long as the answer may still come within the time that a request has; a little where not
+        even that can be foreseen. Returns in any case; `entered` tells whether there is room.
         """
         late = self._lateness(None, self._typical_px) is not None
         if not late or self.end_at is not None or len(self._parked) >= _PARKED:
             return
+        before_s = self.seconds(self._typical_px) * len(self._parked) / self._streams
+        most_s = _SAFETY * self._timeout_s
+        hopeless = self.wait_s + before_s + self.seconds(self._typical_px) > most_s
         turn = asyncio.get_running_loop().create_future()
         self._parked.append(turn)
         try:
-            await asyncio.wait({turn}, timeout=min(_PATIENCE_S, self._timeout_s / 6))
+            await asyncio.wait({turn}, timeout=min(_PATIENCE_S, most_s) if hopeless else most_s)
         finally:
             with suppress(ValueError):
                 self._parked.remove(turn)

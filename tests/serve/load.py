@@ -383,7 +383,8 @@ def soak(
 
 def main() -> None:
     """Run what the command line names."""
-    what, number = [*sys.argv[1:], "throughput"][0], float([*sys.argv[1:], 0, 0][1])
+    what = sys.argv[1] if sys.argv[1:] else "throughput"
+    number = float(sys.argv[2]) if sys.argv[2:] else 0.0
     report: object
     if what == "overload":
         report = overload(number or 60)

@@ -29,6 +29,8 @@ HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
 
 
 class Calm:
+    """Stands in for `Readiness`."""
+
     draining = False
 
 
@@ -42,9 +44,10 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
     patch = pytest.MonkeyPatch()
     for name in ("HEAD_S", "BODY_S", "STALL_S", "LINGER_S"):
         patch.setattr(guard, name, 1.0)
+    calm: Any = Calm()
     app = Starlette(
         routes=[Route("/", echo, methods=["GET", "POST"])],
-        middleware=[Middleware(Envelope, Metrics(), Calm(), headers={})],
+        middleware=[Middleware(Envelope, Metrics(), calm, headers={})],
     )
     config = uvicorn.Config(app, port=0, log_level="critical", http=request.param, ws="none")
     server = uvicorn.Server(config)
