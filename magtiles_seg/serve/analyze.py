@@ -114,6 +114,7 @@ class Analyzer:
             pictures = await self._until_the_end(upload)
         if wish.png and len(pictures) > 1:
             raise Problem(400, "a PNG holds one mask; send one picture, or accept JSON")
+        await self.gate.room()  # others that came at the same moment may have taken it
         self.gate.expect(place, len(pictures))
         return await self._while_there(request, self._answer(pictures, wish, place))
 

@@ -241,8 +241,9 @@ class Gate:
         self._take(place, sum(sizes))
 
     def _take(self, place: Place, pixels: int) -> None:
-        place.pixels = 0
-        self._check_time(place, pixels)
+        if pixels > place.pixels:  # who came later does not make this one late
+            place.pixels = 0
+            self._check_time(place, pixels)
         place.pixels = pixels
         self._call_next()
 
