@@ -71,7 +71,7 @@ class Guard(_Protocol):
         if self._refused:
             return
         super().data_received(data)
-        if self.transport.is_closing():
+        if self._refused or self.transport.is_closing():
             return
         self._count_head(data)
         waits_for = self._waits_for()
