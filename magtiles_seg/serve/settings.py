@@ -47,7 +47,9 @@ class Settings:
         max_in_flight: Requests inside a worker; the next one gets 503.
         timeout_s: Longest time from a whole upload to its answer; then 503.
         read_timeout_s: Longest time for an upload to arrive; then 408.
-        drain_s: After SIGTERM, how long idle connections may still bring a request.
+        drain_s: After SIGTERM, how long idle connections may still bring a request; at most half of
+            `stop_s`.
+        stop_s: Longest time from SIGTERM to the end. No queue is let grow beyond it.
         max_body_mb: Largest request body, in MB of 1,000,000 bytes.
         max_pixels: Largest picture, checked before it is decoded.
         max_files: Pictures in one request.
@@ -81,6 +83,7 @@ class Settings:
     timeout_s: float = within(30.0, 0.01)
     read_timeout_s: float = within(10.0, 0.01)
     drain_s: float = within(2.0, 0)
+    stop_s: float = within(7.0, 2.0)
     max_body_mb: float = within(16.0, 0.001)
     max_pixels: int = within(4_000_000, 1)
     max_files: int = within(1, 1)
@@ -157,6 +160,11 @@ class Settings:
             values[name] = f"set ({', '.join(names)})" if names else None
         values["shadow_url"] = _without_password(self.shadow_url)
         return {name: "-" if value is None else str(value) for name, value in values.items()}
+
+    @property
+    def drain_within_s(self) -> float:
+        """Seconds after SIGTERM in which open connections may bring a request."""
+        return min(self.drain_s, self.stop_s / 2)
 
     @property
     def max_body_bytes(self) -> int:
