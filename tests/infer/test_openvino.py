@@ -107,7 +107,7 @@ def test_openvino_of_graph_that_it_refuses_is_model_error(tmp_path: Path) -> Non
     path = tmp_path / "broken.onnx"
     mark = SEAL_KEY.encode() + b"\x12\x40"
     path.write_bytes(seal_onnx(b"\xff" + mark + b"0" * 64))
-    with pytest.raises(ModelError, match=r"OpenVINO cannot load .*broken\.onnx"):
+    with pytest.raises(ModelError, match=r"broken\.onnx is no readable ONNX file"):
         OpenVinoBackend(path)
 
 

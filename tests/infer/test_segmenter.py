@@ -178,16 +178,6 @@ def test_segment_changes_thresholds_for_one_call_only(bundled: list[Segmenter]) 
     assert len(bundled) == 1
 
 
-def test_segment_after_fork_loads_its_own_model(
-    bundled: list[Segmenter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    segment(picture(32, 32))
-    parent = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
-    segment(picture(32, 32))
-    assert len(bundled) == 2
-
-
 def test_segment_of_what_is_no_picture_is_image_error(bundled: list[Segmenter]) -> None:
     with pytest.raises(ImageError):
         segment(b"not a picture")

@@ -186,6 +186,13 @@ def card_of(
     Raises:
         ModelError: A field of `meta` has no sense.
     """
+    for key in ("training", "decision", "calibration", "metrics"):
+        kind = list if key == "metrics" else dict
+        if not isinstance(meta.get(key, kind()), kind | tuple if key == "metrics" else kind):
+            raise ModelError(
+                f"the checkpoint's metadata are damaged: {key} must be a {kind.__name__}; train it "
+                "again"
+            )
     rest = {key: value for key, value in meta.items() if key not in _CARD_FIELDS}
     try:
         return ModelCard(
