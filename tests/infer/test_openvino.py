@@ -44,8 +44,7 @@ def test_openvino_spec_tells_precision_threads_and_card(backend: OpenVinoBackend
 
 
 def test_openvino_computes_in_the_precision_that_it_reports(backend: OpenVinoBackend) -> None:
-    assert backend._compiled is not None
-    hint = backend._compiled.get_property("INFERENCE_PRECISION_HINT")
+    hint = backend._loaded.get().compiled.get_property("INFERENCE_PRECISION_HINT")
     assert hint.get_type_name() == "f32"
 
 
