@@ -52,8 +52,7 @@ def lines_of(
     if min(padding, below) < 0 or data.size not in (needed, needed + below, needed + below * pitch):
         raise DataError(
             f"the frame has {data.size} bytes; expected {needed + below} for {height} lines of "
-            f"{width_px} px with {padding} bytes of padding each and {below} below"
-            + _CONTRADICTION
+            f"{width_px} px with {padding} bytes of padding each and {below} below" + _CONTRADICTION
         )
     return data[:needed].reshape(height, pitch)[:, :width_px]
 

@@ -178,9 +178,7 @@ def _refuse_fork() -> Any:  # noqa: ANN401 - a forked child has nothing to retur
         )
 
 
-def _compile(
-    data: bytes, path: Path, *, threads: int, precision: str
-) -> _Loaded:
+def _compile(data: bytes, path: Path, *, threads: int, precision: str) -> _Loaded:
     global _used_by
     core = _core()
     _used_by = os.getpid()

@@ -200,4 +200,3 @@ def _read_card(session: onnxruntime.InferenceSession, path: Path) -> ModelCard:
             "(N, H, W): make the file with `magtiles-seg export`"
         )
     return ModelCard.from_json(text)
-
