@@ -224,7 +224,7 @@ def _damaged(where: str, name: str, wanted: str, got: object) -> ModelError:
 
 
 def _is_profile(profile: Mapping[str, Any]) -> bool:
-    shapes = [profile.get(name) for name in ("min", "opt", "max")]
+    shapes: list[Any] = [profile.get(name) for name in ("min", "opt", "max")]
     if len(profile) != 3 or not all(_are(shape, int) and len(shape) == 3 for shape in shapes):
         return False
     return all(1 <= least <= opt <= most for least, opt, most in zip(*shapes, strict=True))

@@ -34,8 +34,8 @@ class Segmenter:
     """A loaded model and its thresholds. One instance may be called from many threads.
 
     A process forked from this one loads the model again at its first use; so does what a Segmenter
-    is pickled, copied or sent to. A GPU and OpenVINO do not survive a fork, which is an error there:
-    start such workers by multiprocessing's "spawn" or "forkserver".
+    is pickled, copied or sent to. A GPU and OpenVINO do not survive a fork, which is an error
+    there: start such workers by multiprocessing's "spawn" or "forkserver".
 
     Example:
         >>> with Segmenter(threshold=0.4) as segmenter:

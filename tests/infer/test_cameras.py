@@ -183,8 +183,16 @@ def test_camera_without_its_package_names_the_install_command(
 
 def genicam_frame(truth: np.ndarray[Any, Any], data: np.ndarray[Any, Any], **more: Any) -> Any:  # noqa: ANN401
     height, width = truth.shape
-    facts = {"width": width, "height": height, "x_padding": 0, "y_padding": 0,
-             "delivered_image_height": height, "data": data, "data_format": "Mono8", **more}  # fmt: skip
+    facts = {
+        "width": width,
+        "height": height,
+        "x_padding": 0,
+        "y_padding": 0,
+        "delivered_image_height": height,
+        "data": data,
+        "data_format": "Mono8",
+        **more,
+    }
     complete = facts.pop("complete", True)
     module = SimpleNamespace(frame_id=0, is_complete=lambda: complete)
     payload = SimpleNamespace(components=[SimpleNamespace(**facts)])

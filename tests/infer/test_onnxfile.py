@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,8 @@ def test_whole_model_passes(model: Path) -> None:
 @settings(max_examples=200)
 @given(data=st.binary(max_size=200))
 def test_bytes_of_any_kind_pass_or_are_model_error(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ModelError):
         refuse_external_data(data, "x")
-    except ModelError:
-        pass
 
 
 def test_model_for_one_size_only_is_refused(model: Path, tmp_path: Path) -> None:

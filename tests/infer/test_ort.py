@@ -200,9 +200,9 @@ def test_gpu_runs_with_bound_input_and_outputs(
     backend = OrtBackend(model, device=device)
     assert backend.spec.device == device
     assert backend.spec.provider == names[0]
-    assert backend._session is not None
-    assert backend._session.get().get_providers() == names
-    assert backend._session.numbers == [2] * (len(names) - 1)
+    session: Any = backend._session.get()
+    assert session.get_providers() == names
+    assert session.numbers == [2] * (len(names) - 1)
     monkeypatch.setattr(onnxruntime, "InferenceSession", REAL_SESSION)
     expected, _ = OrtBackend(model).infer(PICTURE)
     probability, classes = backend.infer(PICTURE)

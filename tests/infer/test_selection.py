@@ -169,14 +169,13 @@ def test_selection_file_damaged_in_any_way_warns_and_the_default_runs(
     assert segmenter.spec.selection == ""
 
 
+@pytest.mark.usefixtures("config")
 @pytest.mark.parametrize(
     "changes",
     [{"threads": 10**9}, {"threads": "1"}, {"threads": True}, {"device": 3}, {"file": 3},
      {"backend": "rm -rf"}, {"precision": []}],
 )  # fmt: skip
-def test_selection_with_a_value_of_no_sense_warns(
-    changes: dict[str, Any], config: Path, model: Path
-) -> None:
+def test_selection_with_a_value_of_no_sense_warns(changes: dict[str, Any], model: Path) -> None:
     save_selection(file_sha256(model), chosen(**changes))
     with pytest.warns(SelectionWarning):
         assert Segmenter(model).spec.selection == ""

@@ -105,9 +105,8 @@ def check_answer(
     Raises:
         InferenceError: It answered arrays of another type or shape.
     """
-    if (probability.dtype, classes.dtype) != (np.float32, np.uint8) or (
-        probability.shape != shape or classes.shape != shape
-    ):
+    answered = (probability.dtype.name, classes.dtype.name, probability.shape, classes.shape)
+    if answered != ("float32", "uint8", shape, shape):
         raise InferenceError(
             f"the model answered {probability.dtype} {probability.shape} and {classes.dtype} "
             f"{classes.shape}; expected float32 and uint8 {shape}: export the model again"

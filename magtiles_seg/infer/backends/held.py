@@ -24,7 +24,9 @@ _every: weakref.WeakSet[Held[Any]] = weakref.WeakSet()
 class Held(Generic[T]):
     """One loaded object of this process, safe for threads."""
 
-    def __init__(self, load: Callable[[], T], name: str, *, again: Callable[[], T] | None = None):
+    def __init__(
+        self, load: Callable[[], T], name: str, *, again: Callable[[], T] | None = None
+    ) -> None:
         """Load.
 
         Args:

@@ -210,10 +210,11 @@ def _read_card(model: openvino.Model, path: Path) -> ModelCard:
     outputs = [entry.any_name for entry in model.outputs]
     where: list[Any] = ["framework", CARD_KEY]
     fixed = any(side.is_static for entry in model.inputs for side in entry.partial_shape)
-    if fixed or (inputs, outputs) != (_INPUTS, _OUTPUTS) or not model.has_rt_info(where):
+    ours = (inputs, outputs) == (_INPUTS, _OUTPUTS) and model.has_rt_info(where)
+    if fixed or not ours:
         raise ModelError(
-            f"{path} is not a magtiles-seg model: expected one input 'image' u8 (N, H, W) of any size, "
-            f"outputs {_OUTPUTS} and the metadata {CARD_KEY!r}, got inputs {inputs}, "
+            f"{path} is not a magtiles-seg model: expected one input 'image' u8 (N, H, W), "
+            f"any size, outputs {_OUTPUTS} and the metadata {CARD_KEY!r}, got inputs {inputs}, "
             f"outputs {outputs}; make the file with `magtiles-seg export`"
         )
     return ModelCard.from_json(str(model.get_rt_info(where).value))
