@@ -216,4 +216,6 @@ def test_evaluate_of_a_data_set_with_a_name_that_is_no_utf8_names_it(
     Image.fromarray(tile.image).save(tmp_path / "data" / "images" / name)
     Image.fromarray(tile.mask).save(tmp_path / "data" / "masks" / name)
     assert run("evaluate", tmp_path / "data", "--out", tmp_path / "out") == 2
-    assert r"latin\xfc.png': the name is not valid UTF-8; rename the file" in capsys.readouterr().err
+    assert (
+        r"latin\xfc.png': the name is not valid UTF-8; rename the file" in capsys.readouterr().err
+    )
