@@ -29,7 +29,7 @@ PARAMS = DataSplitParams(folds=2)
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("tiles"), tiles=12, seed=1)
+    return write_dataset(tmp_path_factory.mktemp("tiles"), tiles=24, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +128,15 @@ def test_crossval_trains_the_folds_joins_them_and_leaves_finished_ones_alone(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [
-        f"data_load.source={root}", "data_split.folds=2", "train.architecture=nano",
+        f"data_load.source={root}", "data_split.folds=2",
+        "data_split.validation_fraction=0.5", "train.architecture=nano",
         "train.pretrained=false", "train.epochs=1", "train.pictures_per_epoch=8",
         "train.crop_px=64", "train.threads=1",
     ]  # fmt: skip
     words = ["crossval", "--out", "runs/T", "--device", "cpu", "--parallel", "2"]
     words += [word for setting in settings for word in ("--set", setting)]
     assert main(words) == 0
-    assert "AUROC" in capsys.readouterr().out
+    assert "144 pictures of 24 tiles" in capsys.readouterr().out
     runs = tmp_path / "runs" / "T"
     assert (runs / "joined" / "metrics.json").is_file()
     models = [runs / fold / "model.safetensors" for fold in ("f0", "f1")]
