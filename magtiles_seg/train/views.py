@@ -275,7 +275,9 @@ def _focus_xy(
 
 def _source_xy(linear: Tensor, focus: Tensor, crop_px: int) -> tuple[Tensor, Tensor]:
     """Return where each pixel of a view lies in its picture: x and y, (N, crop_px, crop_px)."""
-    back = torch.linalg.inv(linear)
+    (a, b), (c, d) = ((row[:, 0], row[:, 1]) for row in linear.unbind(1))
+    inverse = torch.stack([d, -b, -c, a], dim=1) / (a * d - b * c)[:, None]
+    back = inverse.reshape(-1, 2, 2)  # torch.linalg.inv would wait for the GPU
     offset = torch.arange(crop_px, device=linear.device) - (crop_px - 1) / 2
     across, down = offset[None, None, :], offset[None, :, None]
     x, y = (

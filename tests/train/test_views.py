@@ -120,7 +120,7 @@ def _statistics(batch: Batch) -> dict[str, NDArray[np.float64]]:
 
 @pytest.mark.parametrize("zoom", [1.0, 0.5])
 def test_device_views_have_the_distribution_of_the_cpus(shown: TrainingSet, zoom: float) -> None:
-    plan, steps = _plan(zoom=zoom), 120
+    plan, steps = _plan(zoom=zoom), 80
     theirs = _statistics(_joined(list(epoch_batches(shown, plan, epoch=0, steps=steps))))
     views = DeviceViews(shown, CPU)
     ours = _statistics(_joined(list(views.epoch(plan, epoch=0, steps=steps))))
@@ -130,7 +130,7 @@ def test_device_views_have_the_distribution_of_the_cpus(shown: TrainingSet, zoom
             np.searchsorted(np.sort(part), both, side="right") / len(part)
             for part in (values, ours[name])
         ]
-        distance = np.abs(below[0] - below[1]).max()  # Kolmogorov-Smirnov, 960 against 960
+        distance = np.abs(below[0] - below[1]).max()  # Kolmogorov-Smirnov, 640 against 640
         assert distance < 0.1, f"{name}: {distance:.3f}"
 
 
