@@ -15,7 +15,7 @@ $(VENV)/core: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/core
-	$(INSTALL) '.[dev,train,export,openvino,pipeline,serve,demo,fabric,ray]'
+	$(INSTALL) '.[dev,train,export,openvino,pipeline,serve,demo,ray]'
 	@touch $@
 
 demo: $(VENV)/core ## set up, then find the defects of a synthetic tile (no torch, no download of data)

@@ -118,8 +118,10 @@ def test_missing_file_is_file_not_found(tmp_path: Path) -> None:
 
 
 def test_section_made_by_hand_is_checked_too() -> None:
-    with pytest.raises(ConfigError, match=r"train\.precision: expected one of auto, bf16, fp32"):
-        TrainParams(precision="fp16")
+    with pytest.raises(
+        ConfigError, match=r"train\.precision: expected one of auto, bf16, fp16, fp32"
+    ):
+        TrainParams(precision="fp8")
 
 
 def test_section_is_frozen() -> None:

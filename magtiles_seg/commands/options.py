@@ -134,6 +134,18 @@ def add_params(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_train_device(verb: argparse.ArgumentParser) -> None:
+    """Add `--device`, a short word for `--set train.device=…`, which `read_params` reads."""
+    verb.add_argument(
+        "--device",
+        dest="set",
+        type="train.device={}".format,
+        action="append",
+        metavar="DEVICE",
+        help="auto, cpu or cuda (train.device)",
+    )
+
+
 def add_manifest(verb: argparse.ArgumentParser, option: str, text: str) -> None:
     """Add an option that names a split manifest."""
     path = Path("data/split.json")
