@@ -222,3 +222,27 @@ def test_moving_average_starts_as_the_network_and_follows_closely_at_first() -> 
     assert torch.allclose(average.module.kind_head.weight, torch.tensor(1 + 9 / 11))
     assert average.module.get_buffer("decoder.project.1.num_batches_tracked") == 2
     assert average.updates == 2
+
+
+@pytest.mark.parametrize(
+    ("decay", "done", "kept"),
+    [
+        (0.99, 1, 2 / 11),
+        (0.99, 8, 9 / 18),
+        (0.99, 90, 91 / 100),
+        (0.99, 10**6, 0.99),
+        (0.05, 9, 0.05),
+    ],
+)
+def test_moving_average_share_that_stays_grows_with_the_updates(
+    decay: float, done: int, kept: float
+) -> None:
+    network = build_network("nano")
+    average = MovingAverage(network, decay=decay)
+    ours, theirs = average.module.kind_head.weight, network.kind_head.weight
+    with torch.no_grad():
+        ours.fill_(1.0)
+        theirs.fill_(0.0)
+        average.n_averaged.fill_(done)
+    average.update(network)
+    assert torch.allclose(ours, torch.tensor(kept))
