@@ -98,3 +98,38 @@ def test_read_levels_of_other_modes_is_refused(mode: str) -> None:
 def test_read_levels_other_python_type_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="cannot read a picture from"):
         read_levels(cast("ImageSource", 7))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_read_levels_with_an_alpha_channel_is_read_where_all_is_opaque(mode: str) -> None:
+    image = Image.fromarray(CLASSES).convert(mode)
+    assert np.array_equal(read_levels(encoded(image)), CLASSES)
+    image.putpixel((0, 0), (*image.getpixel((0, 0))[:-1], 254))  # type: ignore[index]
+    with pytest.raises(ImageError, match=f"mask of {mode}; expected one channel"):
+        read_levels(encoded(image))
+
+
+def test_read_levels_of_a_palette_with_black_beyond_index_0_is_refused() -> None:
+    image = Image.frombytes("P", (3, 1), bytes([0, 0, 1]))
+    for palette, wrong in (([200, 0, 0, 0, 0, 0], True), ([200, 0, 0, 0, 1, 0], False)):
+        image.putpalette(palette)
+        if not wrong:
+            assert read_levels(encoded(image)).tolist() == [[0, 0, 1]]
+            continue
+        with pytest.raises(ImageError, match="palette in another order than its indices"):
+            read_levels(encoded(image))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "what"),
+    [
+        ("JPEG", {}, "a JPEG file"),
+        ("WEBP", {"lossless": False}, "a lossy WebP file"),
+        ("TIFF", {"compression": "jpeg"}, "a JPEG-compressed TIFF file"),
+    ],
+)
+def test_read_levels_of_a_lossy_file_is_refused(
+    kind: str, options: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ImageError, match=f"is {what}, which changes values"):
+        read_levels(encoded(Image.fromarray(GREY), kind, **options))

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from magtiles_seg.dataset.samples import Sample, load_image, load_target
+from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import DataError
-
-_ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,5 @@ def _of_two_sizes(
 
 
 def _orientation(path: Path) -> int:
-    """Return the EXIF orientation of a file that can be read, 1 where it has none."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        orientation = picture.getexif().get(_ORIENTATION_TAG)
-    return orientation if isinstance(orientation, int) else 1
+    """Return the EXIF orientation by which a file was turned when it was read, or 1."""
+    return read_header(path.read_bytes()).orientation

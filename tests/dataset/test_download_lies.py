@@ -258,3 +258,18 @@ def test_download_part_with_a_version_that_is_no_header_is_not_sent(
 
     target = part_of(tmp_path / "x", HALF, '"one"\r\nEvil: 1')
     assert download(serve(answer), target, wait_s=0).read_bytes() == CONTENT
+
+
+def test_download_address_as_a_browser_shows_it_is_asked_for(serve: Serve, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(to: BaseHTTPRequestHandler) -> None:
+        asked.append(to.path)
+        reply(to, 200, CONTENT, Content_Length=len(CONTENT))
+
+    for path in ("/a b/ü.zip", "/a%20b.zip?x=1&y=%2F"):
+        assert download(f"{serve(answer)}{path}", tmp_path / "x").read_bytes() == CONTENT
+    assert [path.removeprefix("/tiles.zip") for path in asked] == [
+        "/a%20b/%C3%BC.zip",
+        "/a%20b.zip?x=1&y=%2F",
+    ]

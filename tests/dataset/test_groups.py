@@ -49,6 +49,9 @@ def groups_of(root: Path, content: str | bytes) -> list[int]:
         PLAIN.replace("a.png", "images/a.png").replace("b.png", "C:\\shots\\b.PNG"),
         PLAIN.replace("a.png,tile1", "a.jpg,tile1 ").replace("b.png,", "B,\u00a0"),
         PLAIN.replace("b.png,tile1", "b.png,TILE1\u200b"),
+        PLAIN.replace("tile1", "tile-1", 1).replace(",tile1", ",tile\u20131"),
+        PLAIN.replace("b.png,tile1", "b.png,'tile1"),
+        PLAIN.replace("b.png,tile1", "b.png,\u201ctile1\u201d"),
         PLAIN + "a.png,Tile1\n",
         PLAIN + "gone.png,tile3\n",
     ],
@@ -89,6 +92,16 @@ def test_groups_csv_spelled_in_any_usual_way_keeps_parts_together(
         ("image,group\na,1.0\nb,1\nc,2\n", "are one number"),
         ("image;group\na;1,50\nb;1.5\nc;2\n", "are one number"),
         ("image,group\na,1e3\nb,1000\nc,2\n", "are one number"),
+        ('image,group\na,"1,000"\nb,1000\nc,2\n', "are one number"),
+        ("image;group\na;1.000.000\nb;1000000\nc;2\n", "are one number"),
+        *(
+            (PLAIN.replace("b.png,tile1", f"b.png,{other}"), "separators or leading zeros alone")
+            for other in ("tile01", "tile 1", "tile_1", "Tile-001")
+        ),
+        *(
+            (PLAIN.replace("tile2", none), r"line 4: no group for 'c\.png'")
+            for none in ("#N/A", "#REF!", "NaN", "''")
+        ),
     ],
 )
 def test_groups_csv_that_may_leak_is_refused_with_its_reason(
@@ -96,6 +109,12 @@ def test_groups_csv_that_may_leak_is_refused_with_its_reason(
 ) -> None:
     with pytest.raises(DataError, match=rf"groups\.csv: .*{reason}"):
         groups_of(data_set(tmp_path), content)
+
+
+def test_groups_csv_with_groups_that_differ_in_more_keeps_them_apart(tmp_path: Path) -> None:
+    content = "image,group\na,1-1\nb,11\nc,1-2\n"
+    assert len(set(groups_of(data_set(tmp_path), content))) == 3
+    assert len(set(groups_of(tmp_path, "image,group\na,t+\nb,t\nc,t2\n"))) == 3
 
 
 def test_groups_csv_with_stripped_zeros_in_names_says_which_lines_fit_nothing(
@@ -127,7 +146,15 @@ def test_groups_csv_unicode_forms_of_one_name_are_one_picture_and_one_group(
 
 
 @pytest.mark.parametrize(
-    "name", ["Groups.csv", "group.csv", "groups.csv.txt", "groups.xlsx", "images/groups.csv"]
+    "name",
+    [
+        "Groups.csv",
+        "group.csv",
+        "groups.csv.txt",
+        "groups.xlsx",
+        "groups (1).csv",
+        "images/groups.csv",
+    ],
 )
 def test_groups_file_under_another_name_is_not_passed_over(tmp_path: Path, name: str) -> None:
     (data_set(tmp_path) / name).write_text(PLAIN)
