@@ -46,12 +46,14 @@ def check_sample(sample: Sample, labels: Sequence[str]) -> Check:
     if image is None or target is None:
         return Check(problems)
     turned = _orientation(sample.image_path)
+    mask_turned = turned if sample.mask_path is None else _orientation(sample.mask_path)
     notes: list[str] = []
     if image.shape != target.shape:
         problems.append(_of_two_sizes(sample, image.shape, target.shape, turned))
-    elif turned > 1 and sample.mask_path is not None and _orientation(sample.mask_path) == 1:
+    elif turned != mask_turned:
+        how = f"is turned by {mask_turned}" if mask_turned > 1 else "is not"
         notes.append(
-            f"{sample.image_path}: turned by its EXIF orientation {turned}, and its mask is not; "
+            f"{sample.image_path}: turned by its EXIF orientation {turned}, and its mask {how}; "
             "taken to be drawn on the picture as it is seen"
         )
     return Check(problems, notes, float((target > 0).mean()))

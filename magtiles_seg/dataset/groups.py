@@ -117,6 +117,8 @@ def _text(path: Path) -> str:
     Raises:
         DataError: It is in another encoding, or no text.
     """
+    if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+        raise DataError("no regular file; expected text in UTF-8")
     content = path.read_bytes()
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise DataError("a spreadsheet's own format; expected text: save it as 'CSV UTF-8'")

@@ -71,6 +71,17 @@ def test_turned_picture_with_an_untagged_mask_of_its_size_is_noted(
     )
 
 
+@pytest.mark.parametrize(("picture", "mask"), [(0, 3), (3, 2), (5, 6)])
+def test_mask_with_another_orientation_than_its_picture_is_noted(
+    tmp_path: Path, picture: int, mask: int
+) -> None:
+    turned(tmp_path, "a", picture, HW, mask)
+    notes: list[str] = []
+    verify(tmp_path, labels=LABELS, note=notes.append)
+    (note,) = notes
+    assert f"orientation {picture or 1}, and its mask is turned by {mask};" in note
+
+
 def test_pictures_that_training_refuses_are_all_named_at_once(tmp_path: Path) -> None:
     for stem in "abcd":
         turned(tmp_path, stem, 0, HW)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +167,15 @@ def test_groups_file_under_another_name_is_not_passed_over(tmp_path: Path, name:
 def test_groups_csv_that_is_a_link_to_nothing_is_no_missing_file(tmp_path: Path) -> None:
     (data_set(tmp_path) / "groups.csv").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"groups\.csv: .*No such file"):
+        find_samples(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_groups_csv_that_is_no_file_is_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(data_set(tmp_path) / "groups.csv")
+    with pytest.raises(DataError, match=r"groups\.csv: no regular file"):
         find_samples(tmp_path)
 
 

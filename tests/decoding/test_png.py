@@ -147,12 +147,18 @@ def interlaced(pixels: NDArray[np.uint8], cut_bytes: int = 0) -> bytes:
     return png_file((name, head[:-1] + b"\1"), (b"IDAT", body))
 
 
-@pytest.mark.parametrize("hw", [(12, 17), (1, 1), (3, 2), (8, 8), (5, 1), (1, 9)])
-def test_read_image_png_interlaced_is_the_truth_and_never_cut_short(hw: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("hw", "last_pass_bytes"),
+    [((12, 17), 6 * 18), ((3, 2), 3), ((5, 9), 20), ((1, 9), 5), ((5, 1), 4), ((1, 1), 2)],
+)
+def test_read_image_png_interlaced_is_the_truth_and_never_cut_short(
+    hw: tuple[int, int], last_pass_bytes: int
+) -> None:
     pixels = np.arange(1, hw[0] * hw[1] + 1, dtype=np.uint8).reshape(hw)
     assert np.array_equal(read_image(interlaced(pixels)), pixels)
-    with pytest.raises(ImageError):
-        read_image(interlaced(pixels, cut_bytes=1))
+    for cut in (1, last_pass_bytes):
+        with pytest.raises(ImageError, match=r"ends before its last row|cannot be decoded"):
+            read_image(interlaced(pixels, cut))
 
 
 @pytest.mark.parametrize(("colour", "depth", "samples"), [(0, 8, 1), (2, 8, 3), (0, 16, 1)])
