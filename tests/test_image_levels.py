@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from picturefiles import idat, ihdr, png_file
 from pictures import GREY, RGB, RGBA, assert_picture, encoded
 from PIL import Image, ImageOps
 
@@ -133,3 +134,14 @@ def test_read_levels_of_a_lossy_file_is_refused(
 ) -> None:
     with pytest.raises(ImageError, match=f"is {what}, which changes values"):
         read_levels(encoded(Image.fromarray(GREY), kind, **options))
+
+
+def test_read_image_16_bit_colour_is_refused_up_to_4095_and_read_from_4096_on() -> None:
+    for level, refused in ((4095, True), (4096, False)):
+        rows = np.full((2, 9), level, ">u2").view(np.uint8)
+        content = png_file(ihdr(3, 2, 16, 2), idat(rows))
+        if not refused:
+            assert (read_image(content) == level >> 8).all()
+            continue
+        with pytest.raises(ImageError, match="no value above 4095"):
+            read_image(content)

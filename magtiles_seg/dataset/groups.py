@@ -247,7 +247,9 @@ def _misnamed(root: Path) -> Iterator[str]:
     """Yield a line for each file that was probably meant to be groups.csv."""
     for folder in (root, root / "images", root / "masks"):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if path.name.casefold().startswith("group") and path.suffix and path.is_file():
-                if path.suffix.lower() in PICTURE_SUFFIXES:
-                    continue
+            stem = path.name.casefold().split(".")[0]
+            meant = stem in ("group", "groups") or (folder == root and stem.startswith("groups"))
+            if not meant or not path.suffix or path.suffix.lower() in PICTURE_SUFFIXES:
+                continue
+            if path.is_file():
                 yield f"{path}: not read; expected {root / FILE_NAME}: save it there as CSV"

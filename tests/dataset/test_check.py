@@ -59,6 +59,14 @@ def test_turned_picture_with_the_mask_of_its_stored_pixels_is_refused(
         verify(tmp_path, labels=LABELS)
 
 
+def test_mask_on_its_side_is_blamed_on_exif_only_where_the_picture_is_turned_by_it(
+    tmp_path: Path,
+) -> None:
+    turned(tmp_path, "a", 3, HW[::-1])
+    with pytest.raises(DataError, match=r"mask is 60 x 80 px, its picture 80 x 60 px$"):
+        verify(tmp_path, labels=LABELS)
+
+
 @pytest.mark.parametrize(("orientation", "noted"), [(0, False), (1, False), (3, True), (6, True)])
 def test_turned_picture_with_an_untagged_mask_of_its_size_is_noted(
     tmp_path: Path, orientation: int, noted: bool

@@ -48,6 +48,7 @@ def groups_of(root: Path, content: str | bytes) -> list[int]:
         PLAIN.replace("image,group", '"image","group"'),
         'group,note,image\ntile1,x,a\ntile1,,b\ntile2,"y, z",c\n',
         PLAIN + "\n,\n  ,  \n",
+        PLAIN.replace("tile1\n", "tile1,,,\n"),
         PLAIN.replace("a.png", "images/a.png").replace("b.png", "C:\\shots\\b.PNG"),
         PLAIN.replace("a.png,tile1", "a.jpg,tile1 ").replace("b.png,", "B,\u00a0"),
         PLAIN.replace("b.png,tile1", "b.png,TILE1\u200b"),
@@ -164,6 +165,15 @@ def test_groups_file_under_another_name_is_not_passed_over(tmp_path: Path, name:
         find_samples(tmp_path)
 
 
+def test_annotations_beside_pictures_whose_names_start_with_group_are_left_out(
+    tmp_path: Path,
+) -> None:
+    root = data_set(tmp_path)
+    for name in ("images/groups_1.json", "images/group7.txt", "groupphoto.txt"):
+        (root / name).touch()
+    assert len(find_samples(root)) == 3
+
+
 def test_groups_csv_that_is_a_link_to_nothing_is_no_missing_file(tmp_path: Path) -> None:
     (data_set(tmp_path) / "groups.csv").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"groups\.csv: .*No such file"):
@@ -195,3 +205,8 @@ def test_read_groups_names_with_dots_are_whole_stems(tmp_path: Path) -> None:
     groups = read_groups(tmp_path, pictures)
     assert (groups.problems, groups.notes) == ([], [])
     assert groups.of == {"tile.1": 0, "tile.2": 1, "tile": 2, "tile.png": 3}
+
+
+def test_groups_csv_names_two_spellings_of_one_group_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 problem:"):
+        groups_of(data_set(tmp_path), "image,group\na,t1\nb,t_1\nc,t_1\n")

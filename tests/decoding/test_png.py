@@ -12,6 +12,7 @@ from picturefiles import exif_block, idat, ihdr, png_file
 from pictures import GREY, encoded
 from PIL import ImageCms
 
+from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image, read_levels
 
@@ -178,3 +179,9 @@ def test_read_image_png_whose_last_row_is_black_is_read() -> None:
     assert not read_image(content).any()
     with pytest.raises(ImageError, match="ends before its last row"):
         read_image(png_file(ihdr(2000, 3000), idat(black[:-1])))
+
+
+def test_read_header_png_orientation_is_that_of_its_first_block_and_1_where_it_is_none() -> None:
+    for values, expected in (((6, 3), 6), ((0,), 1), ((9,), 1), ((8,), 8)):
+        blocks = [(b"eXIf", exif_block(value)) for value in values]
+        assert read_header(png_file(ihdr(17, 12), *blocks, idat(GREY))).orientation == expected
