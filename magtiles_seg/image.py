@@ -19,6 +19,7 @@
 | BMP | uncompressed, 1 to 32 bits; run-length encoded ones are refused |
 | JPEG | baseline or progressive, of 8 bits; four colours only if Adobe's marker names them |
 | JPEG without its end marker | refused: part of it may be missing |
+| PNG whose data end before its last row | refused: the rest would be black |
 | EXIF orientation | applied in all formats: height and width are those of the upright picture |
 | float, bool, 32-bit or signed values | refused: their full scale is unknown |
 | several frames or pages | refused; a reduced copy behind a TIFF's page is passed over |
@@ -402,12 +403,19 @@ def _from_pillow(
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise ImageError(f"{name} {several('several')}", reason="unsupported")
     with _as_image_error(name):
-        header = _tiff_header(image, name)
+        header = _pillow_header(image, name)
         return reduce(ImageOps.exif_transpose(image), name, header)
 
 
-def _tiff_header(image: Image.Image, name: str) -> Header | None:
-    """Return what the tags of an image of a TIFF file say; Pillow gives some kinds wrongly."""
+def _pillow_header(image: Image.Image, name: str) -> Header | None:
+    """Return what an image that Pillow opened says of its file, whose pixels it changes.
+
+    Of a PNG it tells that until the pixels are loaded.
+    """
+    if image.format == "PNG" and not image.mode.startswith("I"):
+        deep = any(str(tile[3]).endswith(";16B") for tile in getattr(image, "tile", ()))
+        height, width = image.height, image.width
+        return Header(format="PNG", height=height, width=width, content=b"", high_byte=deep)
     stored = getattr(image, "tag_v2", None)
     if image.format != "TIFF" or stored is None:
         return None

@@ -140,8 +140,9 @@ def test_read_image_16_bit_colour_is_refused_up_to_4095_and_read_from_4096_on() 
     for level, refused in ((4095, True), (4096, False)):
         rows = np.full((2, 9), level, ">u2").view(np.uint8)
         content = png_file(ihdr(3, 2, 16, 2), idat(rows))
-        if not refused:
-            assert (read_image(content) == level >> 8).all()
-            continue
-        with pytest.raises(ImageError, match="no value above 4095"):
-            read_image(content)
+        for source in (content, Image.open(io.BytesIO(content))):
+            if not refused:
+                assert (read_image(source) == level >> 8).all()
+                continue
+            with pytest.raises(ImageError, match="no value above 4095"):
+                read_image(source)
