@@ -19,6 +19,7 @@
 | BMP | uncompressed, 1 to 32 bits; run-length encoded ones are refused |
 | JPEG | baseline or progressive, of 8 bits; four colours only if Adobe's marker names them |
 | JPEG without its end marker | refused: part of it may be missing |
+| PNG whose data end before its last row | refused: the rest would be black |
 | EXIF orientation | applied in all formats: height and width are those of the upright picture |
 | float, bool, 32-bit or signed values | refused: their full scale is unknown |
 | several frames or pages | refused; a reduced copy behind a TIFF's page is passed over |
@@ -48,6 +49,7 @@ import numpy as np
 from magtiles_seg.decoding import FORMATS, Header, read_header
 from magtiles_seg.decoding.header import damaged, several
 from magtiles_seg.decoding.libtiff import errors_raised
+from magtiles_seg.decoding.png import check_rows
 from magtiles_seg.decoding.tiff import LAYOUT_TAGS, check_layout
 from magtiles_seg.errors import ImageError
 
@@ -102,8 +104,8 @@ def read_levels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray
     """Read a mask: the values as they are stored, where `read_image` gives brightness.
 
     The same files are opened by the same rules as by `read_image`, upright and of one page. A
-    palette gives its indices, never its colours; 1-bit gives 0 and 255, 16-bit grey its values
-    while none is above 255.
+    palette gives its indices, never its colours; grey of 1, 2 or 4 bits is spread over 0..255,
+    16-bit grey keeps its values while none is above 255. Lossy files are refused.
 
     Args:
         source: A file's path, a file's bytes, a Pillow image, or an array of shape (H, W) or
@@ -117,7 +119,7 @@ def read_levels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray
         FileNotFoundError: The path does not exist.
         TypeError: `source` is of none of these types.
         ImageError: As `read_image`; and "unsupported": the mask has colour or is transparent
-            anywhere, or a value above 255.
+            anywhere, has a value above 255, or is of a lossy format, which changes values.
 
     Example:
         >>> read_levels(numpy.array([[0, 1, 4]], dtype="uint16"))
@@ -188,11 +190,17 @@ def _stored_levels(
     mask: Image.Image | NDArray[Any], name: str, header: Header | None = None
 ) -> NDArray[np.uint8]:
     """Stored values, (H, W) uint8, of a checked array or a decoded image."""
+    if header is not None and header.lossy:
+        raise ImageError(
+            f"{name} is a {header.lossy} file, which changes values; expected a lossless format: "
+            "make it again as PNG",
+            reason="unsupported",
+        )
     if isinstance(mask, np.ndarray):
         levels, kind = mask[..., 0] if mask.shape[2:] == (1,) else mask, f"shape {mask.shape}"
     else:
         levels, kind = np.asarray(mask.convert("L") if mask.mode == "1" else mask), mask.mode
-    if isinstance(mask, np.ndarray) or mask.mode in ("RGB", "RGBA"):
+    if isinstance(mask, np.ndarray) or mask.mode in ("RGB", "RGBA", "LA"):
         if header is None or not header.high_byte:  # low values would be 0
             levels = _grey_as_colour(levels)
     elif mask.mode == "P":
@@ -215,11 +223,12 @@ def _stored_levels(
 
 
 def _grey_as_colour(levels: NDArray[Any]) -> NDArray[Any]:
-    """Reduce (H, W, 3) of equal channels, or (H, W, 4) of full alpha besides, to (H, W)."""
-    if levels.ndim != 3 or levels.shape[2] not in (3, 4) or levels.dtype.kind != "u":
+    """Reduce (H, W, C) of equal channels, and of full alpha where C is 2 or 4, to (H, W)."""
+    if levels.ndim != 3 or levels.shape[2] not in (2, 3, 4) or levels.dtype.kind != "u":
         return levels
-    opaque = bool((levels[..., 3:] == np.iinfo(levels.dtype).max).all())
-    equal = bool((levels[..., 1:3] == levels[..., :1]).all())
+    colours = levels.shape[2] - 1 + levels.shape[2] % 2
+    opaque = bool((levels[..., colours:] == np.iinfo(levels.dtype).max).all())
+    equal = bool((levels[..., 1:colours] == levels[..., :1]).all())
     return levels[..., 0] if equal and opaque else levels
 
 
@@ -229,11 +238,13 @@ def _check_palette(levels: NDArray[Any], palette: list[int], name: str) -> None:
     shown = colours[used[used < len(colours)]]
     brightness = shown[:, 0]
     upside_down = bool(used[0] == 0 and brightness[:1].max(initial=0) > 127)
-    if (shown == shown[:, :1]).all() and (upside_down or (np.diff(brightness) < 0).any()):
+    grey = (shown == shown[:, :1]).all() and (upside_down or (np.diff(brightness) < 0).any())
+    black_beyond_0 = bool((~shown.any(axis=1)[used[: len(shown)] > 0]).any())
+    if grey or (black_beyond_0 and colours[0].any()):
         raise ImageError(
-            f"{name} is a mask with a palette of greys in another order than its indices, as "
-            "programs that shrink PNGs write it; expected index 0 to be black and higher ones "
-            "brighter; save the mask as an 8-bit grey PNG",
+            f"{name} is a mask with a palette {'of greys ' if grey else ''}in another order than "
+            "its indices, as programs that shrink PNGs write it; expected index 0 to be black and "
+            "higher greys brighter; save the mask as an 8-bit grey PNG",
             reason="unsupported",
         )
 
@@ -365,6 +376,10 @@ def _decoded(header: Header) -> Image.Image:
         raise damaged("contradicts itself about its size")
     with errors_raised() if header.format == "TIFF" else nullcontext():
         image.load()
+    if header.format == "PNG":
+        last_row = image.crop((0, header.height - 1, header.width, header.height))
+        if last_row.getbbox(alpha_only=False) is None or "interlace" in image.info:
+            check_rows(header.content)  # rows that never came are 0
     return image
 
 
@@ -388,12 +403,19 @@ def _from_pillow(
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise ImageError(f"{name} {several('several')}", reason="unsupported")
     with _as_image_error(name):
-        header = _tiff_header(image, name)
+        header = _pillow_header(image, name)
         return reduce(ImageOps.exif_transpose(image), name, header)
 
 
-def _tiff_header(image: Image.Image, name: str) -> Header | None:
-    """Return what the tags of an image of a TIFF file say; Pillow gives some kinds wrongly."""
+def _pillow_header(image: Image.Image, name: str) -> Header | None:
+    """Return what an image that Pillow opened says of its file, whose pixels it changes.
+
+    Of a PNG it tells that until the pixels are loaded.
+    """
+    if image.format == "PNG" and not image.mode.startswith("I"):
+        deep = any(str(tile[3]).endswith(";16B") for tile in getattr(image, "tile", ()))
+        height, width = image.height, image.width
+        return Header(format="PNG", height=height, width=width, content=b"", high_byte=deep)
     stored = getattr(image, "tag_v2", None)
     if image.format != "TIFF" or stored is None:
         return None

@@ -39,6 +39,8 @@ def mistake_of_labels(labels: Sequence[str]) -> str | None:
         return f"expected {BACKGROUND!r} first, for the index 0 of a mask is sound; {got}"
     if any(not label.strip() or label != label.strip() for label in labels):
         return f"expected names without spaces around them, {got}"
+    if not all(label.isprintable() for label in labels):
+        return f"expected names without line breaks or characters that cannot be seen, {got}"
     folded = [label.casefold() for label in labels]
     if len(set(folded)) < len(labels):
         return f"expected names that differ by more than case, {got}"

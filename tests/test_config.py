@@ -85,6 +85,8 @@ def test_list_of_labels_becomes_a_tuple(tmp_path: Path) -> None:
         ("data_load: {labels: [background, dent, Dent]}", "differ by more than case"),
         ("data_load: {labels: [background, '']}", "names without spaces around them"),
         ("data_load: {labels: [background, ' dent']}", "names without spaces around them"),
+        (r'data_load: {labels: [background, "a\nb"]}', "names without line breaks"),
+        (r'data_load: {labels: [background, "a\u200b"]}', "characters that cannot be seen"),
         ("data_load: {labels: [background, Free]}", "'free' is what pictures without a defect"),
         ("data_load: {labels: [1, 2]}", r"expected a list of names, got \[1, 2\]"),
         ("data_load: {source: ''}", r"data_load\.source: expected str, got str ''"),

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from picturefiles import idat, ihdr, png_file
 from pictures import GREY, RGB, RGBA, assert_picture, encoded
 from PIL import Image, ImageOps
 
@@ -98,3 +99,50 @@ def test_read_levels_of_other_modes_is_refused(mode: str) -> None:
 def test_read_levels_other_python_type_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="cannot read a picture from"):
         read_levels(cast("ImageSource", 7))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_read_levels_with_an_alpha_channel_is_read_where_all_is_opaque(mode: str) -> None:
+    image = Image.fromarray(CLASSES).convert(mode)
+    assert np.array_equal(read_levels(encoded(image)), CLASSES)
+    image.putpixel((0, 0), (*image.getpixel((0, 0))[:-1], 254))  # type: ignore[index]
+    with pytest.raises(ImageError, match=f"mask of {mode}; expected one channel"):
+        read_levels(encoded(image))
+
+
+def test_read_levels_of_a_palette_with_black_beyond_index_0_is_refused() -> None:
+    image = Image.frombytes("P", (3, 1), bytes([0, 0, 1]))
+    for palette, wrong in (([200, 0, 0, 0, 0, 0], True), ([200, 0, 0, 0, 1, 0], False)):
+        image.putpalette(palette)
+        if not wrong:
+            assert read_levels(encoded(image)).tolist() == [[0, 0, 1]]
+            continue
+        with pytest.raises(ImageError, match="palette in another order than its indices"):
+            read_levels(encoded(image))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "what"),
+    [
+        ("JPEG", {}, "a JPEG file"),
+        ("WEBP", {"lossless": False}, "a lossy WebP file"),
+        ("TIFF", {"compression": "jpeg"}, "a JPEG-compressed TIFF file"),
+    ],
+)
+def test_read_levels_of_a_lossy_file_is_refused(
+    kind: str, options: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(ImageError, match=f"is {what}, which changes values"):
+        read_levels(encoded(Image.fromarray(GREY), kind, **options))
+
+
+def test_read_image_16_bit_colour_is_refused_up_to_4095_and_read_from_4096_on() -> None:
+    for level, refused in ((4095, True), (4096, False)):
+        rows = np.full((2, 9), level, ">u2").view(np.uint8)
+        content = png_file(ihdr(3, 2, 16, 2), idat(rows))
+        for source in (content, Image.open(io.BytesIO(content))):
+            if not refused:
+                assert (read_image(source) == level >> 8).all()
+                continue
+            with pytest.raises(ImageError, match="no value above 4095"):
+                read_image(source)

@@ -12,12 +12,14 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pictures import GREY, RGB, assert_picture, encoded, png_header
 from PIL import Image
 
+from magtiles_seg import image as image_module
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import FORMATS, MAX_PIXELS, ImageSource, read_image, read_levels
 from magtiles_seg.infer.backends.base import MIN_SIDE_PX
@@ -224,3 +226,26 @@ def test_read_image_import_and_grey_array_need_neither_pillow_nor_opencv() -> No
         "sys.exit(bool({'PIL', 'cv2', 'torch', 'onnxruntime'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_read_image_file_of_the_most_bytes_is_read_and_one_more_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(GREY) + bytes(100)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    monkeypatch.setattr(image_module, "_MAX_BYTES_BESIDE", len(content) - 16 * 2000)
+    assert np.array_equal(read_image(path, max_pixels=2000), GREY)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(ImageError, match=f"more than {len(content):,} bytes") as caught:
+        read_image(path, max_pixels=2000)
+    assert caught.value.reason == "too_large"
+
+
+def test_read_image_tiff_with_tiles_far_beyond_the_picture_is_refused() -> None:
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((40, 40), np.uint8), tile=(2048, 2064), compression="zlib")
+    with pytest.raises(ImageError, match=r"has tiles of 4,227,072 px") as caught:
+        read_image(file.getvalue(), max_pixels=1_000_000)
+    assert caught.value.reason == "too_large"
+    assert read_image(file.getvalue(), max_pixels=1_100_000).shape == (40, 40)

@@ -180,7 +180,8 @@ def _bring(key: str, destination: Path, bring: Callable[[Path], object]) -> None
     try:
         bring(incoming)
         locate(incoming)
-        arrived = sorted(entry.name for entry in incoming.iterdir())
+        # Hidden files are never read, and one in the receipt's name would be taken for ours.
+        arrived = sorted(entry.name for entry in incoming.glob("[!.]*"))
         before = _received(destination)
         in_the_way = [n for n in arrived if n not in before and (destination / n).exists()]
         if in_the_way:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from magtiles_seg.dataset.samples import Sample, load_image, load_target
+from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import DataError
-
-_ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,14 @@ def check_sample(sample: Sample, labels: Sequence[str]) -> Check:
     if image is None or target is None:
         return Check(problems)
     turned = _orientation(sample.image_path)
+    mask_turned = turned if sample.mask_path is None else _orientation(sample.mask_path)
     notes: list[str] = []
     if image.shape != target.shape:
         problems.append(_of_two_sizes(sample, image.shape, target.shape, turned))
-    elif turned > 1 and sample.mask_path is not None and _orientation(sample.mask_path) == 1:
+    elif turned != mask_turned:
+        how = f"is turned by {mask_turned}" if mask_turned > 1 else "is not"
         notes.append(
-            f"{sample.image_path}: turned by its EXIF orientation {turned}, and its mask is not; "
+            f"{sample.image_path}: turned by its EXIF orientation {turned}, and its mask {how}; "
             "taken to be drawn on the picture as it is seen"
         )
     return Check(problems, notes, float((target > 0).mean()))
@@ -74,9 +75,5 @@ def _of_two_sizes(
 
 
 def _orientation(path: Path) -> int:
-    """Return the EXIF orientation of a file that can be read, 1 where it has none."""
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        orientation = picture.getexif().get(_ORIENTATION_TAG)
-    return orientation if isinstance(orientation, int) else 1
+    """Return the EXIF orientation by which a file was turned when it was read, or 1."""
+    return read_header(path.read_bytes()).orientation

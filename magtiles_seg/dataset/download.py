@@ -9,6 +9,7 @@ import re
 import ssl
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ _STALL_S = 60.0
 
 _MAX_PAUSE_S = 60.0
 _CHUNK_BYTES = 1 << 18
+_URL_SIGNS = "%:/?#[]@!$&'()*+,;="
 _WORTH_A_RETRY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -211,7 +213,8 @@ def _receive(
 
 def _request(url: str, part: _Part) -> urllib.request.Request:
     """Return the request for what is missing, tied by If-Range to the version the part is of."""
-    request = urllib.request.Request(url, headers={"User-Agent": "magtiles-seg"})
+    readable = urllib.parse.quote(url, safe=_URL_SIGNS)  # as a browser does with a typed address
+    request = urllib.request.Request(readable, headers={"User-Agent": "magtiles-seg"})
     if part.resumable:
         request.add_header("Range", f"bytes={part.size}-")
         request.add_header("If-Range", part.version)

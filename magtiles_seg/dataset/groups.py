@@ -1,8 +1,9 @@
 """groups.csv: which pictures show the same part, from whatever spreadsheet it was saved by.
 
-What a spreadsheet or a hand may have changed in a name (spaces around it, case, Unicode form) tears
-no group apart: such names are one group. Two that are equal as numbers alone (1, 01, 1.0) are
-refused: nobody can know whether they were one.
+What a spreadsheet or a hand may have changed in a name (spaces, quotes around it, case, Unicode
+form, the kind of a dash) tears no group apart: such names are one group. Two that are equal as
+numbers alone (1, 01, 1.0), or but for separators and leading zeros (tile1, tile_01), are refused:
+nobody can know whether they were one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,14 @@ from magtiles_seg.errors import DataError
 FILE_NAME = "groups.csv"
 _COLUMNS = ("image", "group")
 _NUMBER = re.compile(r"[+-]?\d{1,40}([.,]\d{1,40})?(e[+-]?\d{1,3})?")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}([,.' ]\d{3})+")
+_WORDS = re.compile(r"[^\W\d_]+|\d+|[^\w\s.-]")
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), "-")
+_QUOTES = " '\"`\u2018\u2019\u201c\u201d\u201e"
+_NO_VALUES = frozenset(
+    {"#n/a", "#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!", "#error!", "nan"}
+)
+"""What a spreadsheet or a script writes where it has no value."""
 _MARKS = (  # the longer ones first: that of UTF-32 starts as that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -77,7 +86,7 @@ def _resolve(path: Path, rows: list[_Row], pictures: Mapping[str, Path]) -> Grou
     files = {name_key(file.name): key for key, file in pictures.items()}
     chosen: dict[str, _Row] = {}
     unknown: list[str] = []
-    problems = list(_alike_as_numbers(rows))
+    problems = list(_alike(rows))
     for row in rows:
         key = _key_of(row.image, files, pictures)
         if key is None:
@@ -108,6 +117,8 @@ def _text(path: Path) -> str:
     Raises:
         DataError: It is in another encoding, or no text.
     """
+    if path.exists() and not path.is_file():  # reading a pipe or a device might never end
+        raise DataError("no regular file; expected text in UTF-8")
     content = path.read_bytes()
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise DataError("a spreadsheet's own format; expected text: save it as 'CSV UTF-8'")
@@ -173,7 +184,7 @@ def _problem_of(cells: list[str], where: tuple[int, int, int]) -> str:
     if len(cells) <= image or not cells[image].strip():
         return "no image"
     name = cells[image].strip()
-    if len(cells) <= group or not _same_group(cells[group]):
+    if len(cells) <= group or _same_group(cells[group]) in ("", *_NO_VALUES):
         return f"no group for {name!r}"
     if len(f"{name}{cells[group].strip()}".splitlines()) > 1:
         return f"a line break in a cell, {name!r}; is a quotation mark missing?"
@@ -192,32 +203,44 @@ def _key_of(name: str, files: Mapping[str, str], pictures: Mapping[str, Path]) -
 
 
 def _same_group(name: str) -> str:
-    """Return what two spellings of one group share: no format characters, single spaces, no case.
+    """Return what two spellings of one group share.
 
-    A zero-width space, a soft hyphen or a no-break space cannot be seen in a spreadsheet.
+    No format characters, quotes around, or case; single spaces, one kind of dash. A zero-width
+    space or a no-break space cannot be seen in a spreadsheet, and a dash or a quote is replaced
+    while it is typed.
     """
     seen = "".join(
         c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf"
     )
-    return name_key(" ".join(seen.split()))
+    return name_key(" ".join(seen.translate(_DASHES).split()).strip(_QUOTES))
 
 
-def _alike_as_numbers(rows: list[_Row]) -> Iterator[str]:
-    """Yield a line for each group whose name equals another's as a number."""
-    first: dict[Decimal, _Row] = {}
+def _alike(rows: list[_Row]) -> Iterator[str]:
+    """Yield a line for each group whose name is another's, written in another way."""
+    first: dict[object, _Row] = {}
     told: set[str] = set()
     for row in rows:
         name = _same_group(row.group)
-        if not _NUMBER.fullmatch(name):
-            continue
-        other = first.setdefault(Decimal(name.replace(",", ".")), row)
-        if _same_group(other.group) != name and name not in told:
-            told.add(name)
-            yield (
-                f"line {row.line}: the group {row.group!r} and {other.group!r} of line "
-                f"{other.line} are one number, as a spreadsheet rewrites it; "
-                "spell groups that are one alike, and others apart"
-            )
+        for reading, why in _readings(name):
+            other = first.setdefault(reading, row)
+            if _same_group(other.group) != name and name not in told:
+                told.add(name)
+                yield (
+                    f"line {row.line}: the group {row.group!r} and {other.group!r} of line "
+                    f"{other.line} {why}; spell groups that are one alike, and others apart"
+                )
+
+
+def _readings(name: str) -> Iterator[tuple[object, str]]:
+    """Yield what a group's name may stand for, and what two names that share it are."""
+    number = "are one number, as a spreadsheet rewrites it"
+    if _THOUSANDS.fullmatch(name):
+        yield Decimal(re.sub("[,.' ]", "", name)), number
+    if _NUMBER.fullmatch(name):
+        yield Decimal(name.replace(",", ".")), number
+    elif words := _WORDS.findall(name):
+        plain = tuple(word.lstrip("0") if word.isdecimal() else word for word in words)
+        yield plain, "differ by separators or leading zeros alone"
 
 
 def _misnamed(root: Path) -> Iterator[str]:
@@ -225,7 +248,8 @@ def _misnamed(root: Path) -> Iterator[str]:
     for folder in (root, root / "images", root / "masks"):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             stem = path.name.casefold().split(".")[0]
-            if stem in ("group", "groups") and path.suffix and path.is_file():
-                if path.suffix.lower() in PICTURE_SUFFIXES:
-                    continue
+            meant = stem in ("group", "groups") or (folder == root and stem.startswith("groups"))
+            if not meant or not path.suffix or path.suffix.lower() in PICTURE_SUFFIXES:
+                continue
+            if path.is_file():
                 yield f"{path}: not read; expected {root / FILE_NAME}: save it there as CSV"

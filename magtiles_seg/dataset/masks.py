@@ -42,12 +42,6 @@ def read_mask(path: Path) -> UInt8Array:
         DataError: The file is missing, damaged, not of one channel, or its format changes values.
     """
     try:
-        if lossy := _lossy_format(path):
-            raise ImageError(
-                f"'{path}' is a {lossy} file, which changes values; expected a lossless format: "
-                "make it again as PNG",
-                reason="unsupported",
-            )
         return read_levels(path)
     except ImageError as error:
         raise ImageError(f"mask {error}", reason=error.reason) from error
@@ -133,21 +127,3 @@ def _check_indices(values: Sequence[int], labels: Sequence[str]) -> None:
 def _listed(values: Sequence[int]) -> str:
     head = ", ".join(str(value) for value in values[:3])
     return head if len(values) <= 3 else f"{head} … {values[-1]}"
-
-
-def _lossy_format(path: Path) -> str:
-    """Return the name of a mask's format if it is a lossy one, whatever its suffix says."""
-    if not path.is_file():  # a pipe might never end
-        return ""
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head.startswith(b"\xff\xd8\xff"):
-            return "JPEG"
-        if head[:4] != b"RIFF" or head[8:] != b"WEBP":
-            return ""
-        while len(chunk := file.read(8)) == 8:
-            if chunk[:4] in (b"VP8 ", b"VP8L"):
-                return "lossy WebP" if chunk[:4] == b"VP8 " else ""
-            size = int.from_bytes(chunk[4:], "little")
-            file.seek(size + size % 2, 1)
-    return ""

@@ -162,7 +162,7 @@ def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], directory:
             with opened.open(info) as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, _COPY_BYTES)
         except _UNREADABLE as error:
-            problems.append(f"{info.filename}: {error}")
+            problems.append(f"{info.filename}: {error or type(error).__name__}")
         except OSError as error:
             if error.errno in (None, errno.EINVAL):  # bzip2's data, or an offset before the file
                 problems.append(f"{info.filename}: {error}")

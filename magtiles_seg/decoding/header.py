@@ -22,6 +22,7 @@ class Header:
         inverted: Whether 16-bit grey is stored with 0 as white.
         high_byte: Whether Pillow reads the samples, which have 16 bits, at their upper 8.
         work_px: Pixels that are decoded, where the file's tiles reach beyond the picture.
+        lossy: What the file is, if it is of a kind that changes values.
     """
 
     format: str
@@ -32,6 +33,7 @@ class Header:
     inverted: bool = False
     high_byte: bool = False
     work_px: int = 0
+    lossy: str = ""
 
 
 def damaged(what: str, expected: str = "a whole picture file") -> ImageError:

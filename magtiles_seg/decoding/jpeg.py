@@ -55,7 +55,12 @@ def read_jpeg(data: bytes) -> Header:
         raise unsupported("has four colours and does not say which", "an Adobe marker")
     content = b"".join([*head, data[first_scan:end]])
     return Header(
-        format="JPEG", height=height, width=width, content=content, orientation=orientation
+        format="JPEG",
+        height=height,
+        width=width,
+        content=content,
+        orientation=orientation,
+        lossy="JPEG",
     )
 
 

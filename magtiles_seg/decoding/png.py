@@ -10,7 +10,7 @@ from typing import TypeAlias
 from magtiles_seg.decoding.header import Header, damaged, several, unsupported
 from magtiles_seg.decoding.ifd import exif_orientation
 
-__all__ = ["read_png"]
+__all__ = ["check_rows", "read_png"]
 
 Buffer: TypeAlias = "bytes | memoryview"
 
@@ -18,6 +18,15 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Bits a sample that each colour type allows."""
+
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_WHOLE = ((0, 0, 1, 1),)
+_INTERLACED = (
+    *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)),
+    *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
+)
+"""First row and column, and steps between rows and columns, of each pass."""
+_BLOCK_BYTES = 1 << 20
 
 
 def read_png(data: bytes) -> Header:
@@ -58,6 +67,31 @@ def read_png(data: bytes) -> Header:
         orientation=orientation,
         high_byte=depth == 16 and colour != 0,
     )
+
+
+def check_rows(data: bytes) -> None:
+    """Refuse a PNG whose compressed data end, by their own words, before its last row.
+
+    Args:
+        data: What `read_png` returned, of a size that may be decoded.
+
+    Raises:
+        ImageError: Rows are missing; Pillow would leave them black.
+    """
+    width, height, depth, colour, interlaced = struct.unpack_from(">IIBB2xB", data, 16)
+    missing = 0
+    for row, column, down, across in _INTERLACED if interlaced else _WHOLE:
+        rows, columns = len(range(row, height, down)), len(range(column, width, across))
+        missing += rows * (1 + (columns * depth * _SAMPLES[colour] + 7) // 8) if columns else 0
+    inflate = zlib.decompressobj()
+    for name, body in _chunks(data):
+        rest: Buffer = body if name == b"IDAT" else b""
+        while rest and missing > 0:
+            missing -= len(inflate.decompress(rest, _BLOCK_BYTES))
+            rest = inflate.unconsumed_tail
+    missing -= len(inflate.flush(_BLOCK_BYTES)) if missing > 0 else 0
+    if missing > 0:
+        raise damaged("ends before its last row")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:

@@ -103,6 +103,7 @@ def read_tiff(data: bytes) -> Header:
         inverted=layout.inverted,
         high_byte=layout.bits == 16 and layout.samples > 1,
         work_px=work_px,
+        lossy="JPEG-compressed TIFF" if _number(tags, _COMPRESSION) == _JPEG else "",
     )
 
 

@@ -30,7 +30,14 @@ def read_webp(data: bytes) -> Header:
     width, height = sizes.pop()
     blocks = [body for name, body in chunks if name == b"EXIF"]
     orientation = exif_orientation(blocks[0]) if blocks else 1
-    return Header(format="WEBP", height=height, width=width, content=data, orientation=orientation)
+    return Header(
+        format="WEBP",
+        height=height,
+        width=width,
+        content=data,
+        orientation=orientation,
+        lossy="lossy WebP" if b"VP8 " in names else "",
+    )
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:

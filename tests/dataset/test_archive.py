@@ -71,6 +71,19 @@ def test_fetch_foreign_files_in_the_way_are_kept(archive: Path, tmp_path: Path) 
     assert mine.exists()
 
 
+def test_fetch_archive_with_a_receipt_of_its_own_deletes_nothing_later(
+    archive: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr(".fetched.json", '{"key": "x", "entries": ["mine"]}')
+        opened.writestr(".lock", "")
+    fetch(str(archive), tmp_path / "data")
+    (tmp_path / "data" / "mine").touch()
+    fetch("synthetic:tiles=1,seed=3", tmp_path / "data")
+    assert (tmp_path / "data" / "mine").exists()
+    assert not (tmp_path / "data" / "set-master").exists()
+
+
 def test_fetch_folder_is_used_where_it_lies(archive: Path, tmp_path: Path) -> None:
     root = fetch(str(archive), tmp_path / "data")
     assert fetch(str(tmp_path / "data"), tmp_path / "unused") == root

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from picturefiles import idat, ihdr, png_file
 from PIL import Image
 
 from magtiles_seg.dataset.archive import verify
@@ -56,6 +59,14 @@ def test_turned_picture_with_the_mask_of_its_stored_pixels_is_refused(
         verify(tmp_path, labels=LABELS)
 
 
+def test_mask_on_its_side_is_blamed_on_exif_only_where_the_picture_is_turned_by_it(
+    tmp_path: Path,
+) -> None:
+    turned(tmp_path, "a", 3, HW[::-1])
+    with pytest.raises(DataError, match=r"mask is 60 x 80 px, its picture 80 x 60 px$"):
+        verify(tmp_path, labels=LABELS)
+
+
 @pytest.mark.parametrize(("orientation", "noted"), [(0, False), (1, False), (3, True), (6, True)])
 def test_turned_picture_with_an_untagged_mask_of_its_size_is_noted(
     tmp_path: Path, orientation: int, noted: bool
@@ -66,6 +77,17 @@ def test_turned_picture_with_an_untagged_mask_of_its_size_is_noted(
     assert [f"orientation {orientation}, and its mask is not" in note for note in notes] == (
         [True] if noted else []
     )
+
+
+@pytest.mark.parametrize(("picture", "mask"), [(0, 3), (3, 2), (5, 6)])
+def test_mask_with_another_orientation_than_its_picture_is_noted(
+    tmp_path: Path, picture: int, mask: int
+) -> None:
+    turned(tmp_path, "a", picture, HW, mask)
+    notes: list[str] = []
+    verify(tmp_path, labels=LABELS, note=notes.append)
+    (note,) = notes
+    assert f"orientation {picture or 1}, and its mask is turned by {mask};" in note
 
 
 def test_pictures_that_training_refuses_are_all_named_at_once(tmp_path: Path) -> None:
@@ -84,3 +106,35 @@ def test_pictures_that_training_refuses_are_all_named_at_once(tmp_path: Path) ->
     for part in ("a.tif' holds", "b.png' is 16-bit but", "c.png' ", "d.png: mask is 80 x"):
         assert part in str(raised.value)
     assert seen == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["zTXt", "eXIf", "pHYs", "gAMA", "tEXt"])
+def test_picture_with_a_damaged_chunk_that_makes_no_pixels_is_whole(
+    tmp_path: Path, name: str
+) -> None:
+    turned(tmp_path, "a", 0, HW)
+    body = {"zTXt": b"a\0\0" + zlib.compress(bytes(70_000_000)), "eXIf": b"junk"}.get(name, b"")
+    content = bytearray(png_file(ihdr(80, 60), (name.encode(), body), idat(np.zeros(HW, np.uint8))))
+    if name == "tEXt":
+        content[41] ^= 1  # its checksum
+    (tmp_path / "images" / "a.png").write_bytes(content)
+    assert len(verify(tmp_path, labels=LABELS)) == 1
+
+
+def test_picture_as_a_bigtiff_of_big_endian_is_whole(tmp_path: Path) -> None:
+    turned(tmp_path, "a", 0, HW)
+    (tmp_path / "images" / "a.png").unlink()
+    tifffile.imwrite(
+        tmp_path / "images" / "a.tif", np.full(HW, 9, np.uint8), bigtiff=True, byteorder=">"
+    )
+    assert len(verify(tmp_path, labels=LABELS)) == 1
+
+
+def test_orientation_in_xmp_turns_nothing_and_is_not_noted(tmp_path: Path) -> None:
+    turned(tmp_path, "a", 0, HW)
+    (tmp_path / "images" / "a.png").unlink()
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><y tiff:Orientation="3"/></x:xmpmeta>'
+    Image.new("L", HW[::-1]).save(tmp_path / "images" / "a.jpg", xmp=xmp)
+    notes: list[str] = []
+    verify(tmp_path, labels=LABELS, note=notes.append)
+    assert notes == []

@@ -258,3 +258,43 @@ def test_download_part_with_a_version_that_is_no_header_is_not_sent(
 
     target = part_of(tmp_path / "x", HALF, '"one"\r\nEvil: 1')
     assert download(serve(answer), target, wait_s=0).read_bytes() == CONTENT
+
+
+def test_download_address_as_a_browser_shows_it_is_asked_for(serve: Serve, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(to: BaseHTTPRequestHandler) -> None:
+        asked.append(to.path)
+        reply(to, 200, CONTENT, Content_Length=len(CONTENT))
+
+    for path in ("/a b/ü.zip", "/a%20b.zip?x=1&y=%2F"):
+        assert download(f"{serve(answer)}{path}", tmp_path / "x").read_bytes() == CONTENT
+    assert [path.removeprefix("/tiles.zip") for path in asked] == [
+        "/a%20b/%C3%BC.zip",
+        "/a%20b.zip?x=1&y=%2F",
+    ]
+
+
+def test_download_that_takes_too_long_in_all_ends_within_its_first_transfer(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(to: BaseHTTPRequestHandler) -> None:
+        asked.append(to.path)
+        reply(to, 200, CONTENT, Content_Length=len(CONTENT))
+
+    monkeypatch.setattr(module, "MAX_SECONDS", -1)
+    with pytest.raises(DataError, match="it takes more than -1 s"):
+        download(serve(answer), tmp_path / "x", wait_s=0)
+    assert len(asked) == 1
+
+
+def test_download_partial_answer_that_nobody_asked_for_is_never_glued_on(
+    serve: Serve, tmp_path: Path
+) -> None:
+    of_what = f"bytes 1000-{len(CONTENT) - 1}/{len(CONTENT)}"
+    url = serve(lambda to: reply(to, 206, CONTENT[1000:], Content_Range=of_what))
+    with pytest.raises(DataError, match="asked for bytes from"):
+        download(url, part_of(tmp_path / "x", 1000, version=""), attempts=2, wait_s=0)
+    assert not (tmp_path / "x").exists()

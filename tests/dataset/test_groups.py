@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +48,13 @@ def groups_of(root: Path, content: str | bytes) -> list[int]:
         PLAIN.replace("image,group", '"image","group"'),
         'group,note,image\ntile1,x,a\ntile1,,b\ntile2,"y, z",c\n',
         PLAIN + "\n,\n  ,  \n",
+        PLAIN.replace("tile1\n", "tile1,,,\n"),
         PLAIN.replace("a.png", "images/a.png").replace("b.png", "C:\\shots\\b.PNG"),
         PLAIN.replace("a.png,tile1", "a.jpg,tile1 ").replace("b.png,", "B,\u00a0"),
         PLAIN.replace("b.png,tile1", "b.png,TILE1\u200b"),
+        PLAIN.replace("tile1", "tile-1", 1).replace(",tile1", ",tile\u20131"),
+        PLAIN.replace("b.png,tile1", "b.png,'tile1"),
+        PLAIN.replace("b.png,tile1", "b.png,\u201ctile1\u201d"),
         PLAIN + "a.png,Tile1\n",
         PLAIN + "gone.png,tile3\n",
     ],
@@ -89,6 +95,16 @@ def test_groups_csv_spelled_in_any_usual_way_keeps_parts_together(
         ("image,group\na,1.0\nb,1\nc,2\n", "are one number"),
         ("image;group\na;1,50\nb;1.5\nc;2\n", "are one number"),
         ("image,group\na,1e3\nb,1000\nc,2\n", "are one number"),
+        ('image,group\na,"1,000"\nb,1000\nc,2\n', "are one number"),
+        ("image;group\na;1.000.000\nb;1000000\nc;2\n", "are one number"),
+        *(
+            (PLAIN.replace("b.png,tile1", f"b.png,{other}"), "separators or leading zeros alone")
+            for other in ("tile01", "tile 1", "tile_1", "Tile-001")
+        ),
+        *(
+            (PLAIN.replace("tile2", none), r"line 4: no group for 'c\.png'")
+            for none in ("#N/A", "#REF!", "NaN", "''")
+        ),
     ],
 )
 def test_groups_csv_that_may_leak_is_refused_with_its_reason(
@@ -96,6 +112,12 @@ def test_groups_csv_that_may_leak_is_refused_with_its_reason(
 ) -> None:
     with pytest.raises(DataError, match=rf"groups\.csv: .*{reason}"):
         groups_of(data_set(tmp_path), content)
+
+
+def test_groups_csv_with_groups_that_differ_in_more_keeps_them_apart(tmp_path: Path) -> None:
+    content = "image,group\na,1-1\nb,11\nc,1-2\n"
+    assert len(set(groups_of(data_set(tmp_path), content))) == 3
+    assert len(set(groups_of(tmp_path, "image,group\na,t+\nb,t\nc,t2\n"))) == 3
 
 
 def test_groups_csv_with_stripped_zeros_in_names_says_which_lines_fit_nothing(
@@ -127,7 +149,15 @@ def test_groups_csv_unicode_forms_of_one_name_are_one_picture_and_one_group(
 
 
 @pytest.mark.parametrize(
-    "name", ["Groups.csv", "group.csv", "groups.csv.txt", "groups.xlsx", "images/groups.csv"]
+    "name",
+    [
+        "Groups.csv",
+        "group.csv",
+        "groups.csv.txt",
+        "groups.xlsx",
+        "groups (1).csv",
+        "images/groups.csv",
+    ],
 )
 def test_groups_file_under_another_name_is_not_passed_over(tmp_path: Path, name: str) -> None:
     (data_set(tmp_path) / name).write_text(PLAIN)
@@ -135,9 +165,27 @@ def test_groups_file_under_another_name_is_not_passed_over(tmp_path: Path, name:
         find_samples(tmp_path)
 
 
+def test_annotations_beside_pictures_whose_names_start_with_group_are_left_out(
+    tmp_path: Path,
+) -> None:
+    root = data_set(tmp_path)
+    for name in ("images/groups_1.json", "images/group7.txt", "groupphoto.txt"):
+        (root / name).touch()
+    assert len(find_samples(root)) == 3
+
+
 def test_groups_csv_that_is_a_link_to_nothing_is_no_missing_file(tmp_path: Path) -> None:
     (data_set(tmp_path) / "groups.csv").symlink_to(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"groups\.csv: .*No such file"):
+        find_samples(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_groups_csv_that_is_no_file_is_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(data_set(tmp_path) / "groups.csv")
+    with pytest.raises(DataError, match=r"groups\.csv: no regular file"):
         find_samples(tmp_path)
 
 
@@ -157,3 +205,8 @@ def test_read_groups_names_with_dots_are_whole_stems(tmp_path: Path) -> None:
     groups = read_groups(tmp_path, pictures)
     assert (groups.problems, groups.notes) == ([], [])
     assert groups.of == {"tile.1": 0, "tile.2": 1, "tile": 2, "tile.png": 3}
+
+
+def test_groups_csv_names_two_spellings_of_one_group_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 problem:"):
+        groups_of(data_set(tmp_path), "image,group\na,t1\nb,t_1\nc,t_1\n")

@@ -75,7 +75,7 @@ def test_what_systems_leave_behind_is_not_part_of_the_data(tmp_path: Path) -> No
 
 def test_pictures_in_folders_below_are_refused_by_name(tmp_path: Path) -> None:
     put(tmp_path, "images/a.png", "masks/a.png", "images/left/deep/b.png")
-    (tmp_path / "images" / "empty").mkdir()
+    put(tmp_path, "images/empty/.thumbnails/a.png")
     with pytest.raises(DataError, match=r"1 problem:\n.*left: a folder with pictures"):
         find_samples(tmp_path)
 

@@ -230,3 +230,13 @@ def test_meaning_of_any_values_never_leaves_a_mask_without_its_defect(
 def test_values_in_any_levels_are_those_above_0_in_order() -> None:
     assert values_in(np.array([[0, 7], [255, 7]], np.uint8)) == [7, 255]
     assert values_in(np.zeros((2, 2), np.uint8)) == []
+
+
+def test_meaning_of_soft_edges_that_leave_levels_out_is_grey() -> None:
+    assert meaning_of([1, 5, 255], TWO) == "grey"
+
+
+def test_meaning_of_255_alone_is_no_ignore_beside_classes() -> None:
+    with pytest.raises(DataError, match=r"value 255; expected class indices 0\.\.2") as raised:
+        meaning_of([255], ("background", "a", "b"))
+    assert "ignore" not in str(raised.value)

@@ -246,3 +246,33 @@ def test_unpack_any_mutated_archive_is_unpacked_or_a_data_error(
         unpack(archive, folder / "in" / "out")
     assert {path.name for path in folder.iterdir()} <= {"a.zip", "in"}
     assert not (folder / "in").exists() or {p.name for p in (folder / "in").iterdir()} <= {"out"}
+
+
+def test_unpack_folders_as_deep_as_allowed_are_made_and_one_more_is_refused(
+    tmp_path: Path,
+) -> None:
+    for depth, refused in ((32, False), (33, True)):
+        archive = tmp_path / f"{depth}.zip"
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.writestr("/".join("d" * depth), "x")
+        if not refused:
+            unpack(archive, tmp_path / "out")
+            continue
+        with pytest.raises(DataError, match="33 folders deep; expected at most 32"):
+            unpack(archive, tmp_path / "out")
+
+
+def test_unpack_ratio_and_free_bytes_are_not_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_RATIO", 1)
+    monkeypatch.setattr(module, "_RATIO_FREE_BYTES", 800)
+    for size_bytes in (800, 801):
+        archive = tmp_path / f"{size_bytes}.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+            opened.writestr("a", bytes(size_bytes))
+        if size_bytes == 800:
+            unpack(archive, tmp_path / "out")
+            continue
+        with pytest.raises(DataError, match="801 bytes; expected at most 800"):
+            unpack(archive, tmp_path / "out")

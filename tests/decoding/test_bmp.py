@@ -118,3 +118,19 @@ def test_read_image_os2_bmp_is_read() -> None:
     content = encoded(RGB, "BMP")
     head = struct.pack("<2sIIIIHHHH", b"BM", 0, 0, 26, 12, 17, 12, 1, 24)
     assert np.array_equal(read_image(head + content[54:]), read_image(RGB))
+
+
+def test_read_image_bmp_whose_pixels_start_within_its_header_is_refused() -> None:
+    content = bytearray(encoded(RGB, "BMP"))
+    for offset in (53, 40, 0):
+        content[10] = offset
+        with pytest.raises(ImageError, match="ends before its pixels do"):
+            read_image(bytes(content))
+
+
+def test_read_image_bmp_header_without_an_alpha_mask_has_none() -> None:
+    pixels = np.dstack([np.full((4, 5, 3), 200, np.uint8), np.full((4, 5), 7, np.uint8)])
+    head = struct.pack("<2sIII", b"BM", 66 + pixels.size, 0, 66)
+    info = struct.pack("<IiiHHIIiiII", 52, 5, 4, 1, 32, 3, pixels.size, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xFF0000, 0xFF00, 0xFF)
+    assert (read_image(head + info + masks + pixels.tobytes()) == 200).all()

@@ -12,6 +12,7 @@ from picturefiles import exif_block
 from pictures import GREY, RGB, encoded
 from PIL import Image
 
+from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image
 
@@ -115,3 +116,23 @@ def test_read_image_jpeg_orientation_is_that_of_its_first_block() -> None:
     content = encoded(SMOOTH, "JPEG")
     turned = with_segments(content, segment(0xE1, b"Exif\0\0" + exif_block(6)))
     assert np.array_equal(read_image(turned), np.rot90(read_image(content), -1))
+    twice = with_segments(turned, segment(0xE1, b"Exif\0\0" + exif_block(3)))
+    assert np.array_equal(read_image(twice), read_image(content)[::-1, ::-1])
+
+
+def test_read_image_jpeg_with_two_frame_headers_is_refused() -> None:
+    content = encoded(SMOOTH, "JPEG")
+    at = content.index(b"\xff\xc0")
+    frame = content[at : at + 4 + struct.unpack_from(">H", content, at + 2)[0] - 2]
+    with pytest.raises(ImageError, match="has two frame headers"):
+        read_image(content[:at] + frame + content[at:])
+
+
+def test_read_header_jpeg_takes_as_many_scans_as_are_allowed_and_nothing_twice() -> None:
+    content = encoded(COLOUR, "JPEG", progressive=True)
+    assert read_header(content).content == content
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    more = 64 - content.count(b"\xff\xda")
+    assert read_header(content[:-2] + scan * more + content[-2:]).format == "JPEG"
+    with pytest.raises(ImageError, match="more than 64 scans"):
+        read_header(content[:-2] + scan * (more + 1) + content[-2:])

@@ -12,6 +12,7 @@ from picturefiles import exif_block, idat, ihdr, png_file
 from pictures import GREY, encoded
 from PIL import ImageCms
 
+from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image, read_levels
 
@@ -131,3 +132,56 @@ def test_read_image_damaged_exif_is_as_good_as_none() -> None:
 def test_read_image_animated_png_of_one_frame_is_read() -> None:
     content = png_file(ihdr(17, 12), (b"acTL", struct.pack(">II", 1, 0)), idat(GREY))
     assert np.array_equal(read_image(content), GREY)
+
+
+def interlaced(pixels: NDArray[np.uint8], cut_bytes: int = 0) -> bytes:
+    """An Adam7 PNG of (H, W) levels whose last bytes were never compressed."""
+    starts = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2))
+    rows = b"".join(
+        b"\0" + row.tobytes()
+        for top, left, down, across in (*starts, (1, 0, 2, 1))
+        for row in pixels[top::down, left::across]
+        if row.size
+    )
+    name, head = ihdr(pixels.shape[1], pixels.shape[0])
+    body = zlib.compress(rows[: len(rows) - cut_bytes])
+    return png_file((name, head[:-1] + b"\1"), (b"IDAT", body))
+
+
+@pytest.mark.parametrize(
+    ("hw", "last_pass_bytes"),
+    [((12, 17), 6 * 18), ((3, 2), 3), ((5, 9), 20), ((1, 9), 5), ((5, 1), 4), ((1, 1), 2)],
+)
+def test_read_image_png_interlaced_is_the_truth_and_never_cut_short(
+    hw: tuple[int, int], last_pass_bytes: int
+) -> None:
+    pixels = np.arange(1, hw[0] * hw[1] + 1, dtype=np.uint8).reshape(hw)
+    assert np.array_equal(read_image(interlaced(pixels)), pixels)
+    for cut in (1, last_pass_bytes):
+        with pytest.raises(ImageError, match=r"ends before its last row|cannot be decoded"):
+            read_image(interlaced(pixels, cut))
+
+
+@pytest.mark.parametrize(("colour", "depth", "samples"), [(0, 8, 1), (2, 8, 3), (0, 16, 1)])
+def test_read_image_png_whose_rows_end_too_early_is_refused(
+    colour: int, depth: int, samples: int
+) -> None:
+    rows = np.full((12, 17 * samples * depth // 8), 200, np.uint8)
+    for there in (0, 6, 11):
+        with pytest.raises(ImageError, match=r"ends before its last row|cannot be decoded"):
+            read_image(png_file(ihdr(17, 12, depth, colour), idat(rows[:there])))
+    assert read_image(png_file(ihdr(17, 12, depth, colour), idat(rows))).min() > 190
+
+
+def test_read_image_png_whose_last_row_is_black_is_read() -> None:
+    black = np.zeros((3000, 2000), np.uint8)  # more than one block of decompressed bytes
+    content = png_file(ihdr(2000, 3000), idat(black))
+    assert not read_image(content).any()
+    with pytest.raises(ImageError, match="ends before its last row"):
+        read_image(png_file(ihdr(2000, 3000), idat(black[:-1])))
+
+
+def test_read_header_png_orientation_is_that_of_its_first_block_and_1_where_it_is_none() -> None:
+    for values, expected in (((6, 3), 6), ((0,), 1), ((9,), 1), ((8,), 8)):
+        blocks = [(b"eXIf", exif_block(value)) for value in values]
+        assert read_header(png_file(ihdr(17, 12), *blocks, idat(GREY))).orientation == expected

@@ -319,3 +319,12 @@ def test_read_image_damaged_fax_is_refused_in_silence(capfd: pytest.CaptureFixtu
     with pytest.raises(ImageError, match=r"the picture .* damaged pixels, by Fax4Decode"):
         read_image(bytes(content))
     assert capfd.readouterr() == ("", "")
+
+
+def test_read_image_tiff_that_lacks_its_last_byte_is_refused() -> None:
+    file = io.BytesIO()
+    tifffile.imwrite(file, GREY)  # the pixels stand last
+    content = file.getvalue()[: file.getvalue().rindex(GREY.tobytes()) + GREY.size]
+    assert np.array_equal(read_image(content), GREY)
+    with pytest.raises(ImageError, match="ends before its pixels do"):
+        read_image(content[:-1])
