@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _target(arguments: argparse.Namespace) -> Target:
-    from magtiles_seg.delivery.targets import PLANS, CommandTarget
+    from magtiles_seg.delivery.plan import CommandTarget
+    from magtiles_seg.delivery.targets import PLANS
 
     if arguments.target == "local":
         return _local(arguments)
