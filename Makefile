@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-# The pins apply to every install: without them the newest torch would bring gigabytes of CUDA.
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = $(PIP) -c constraints.txt -e
+# torch on PyPI brings gigabytes of CUDA: without an NVIDIA card it comes from PyTorch's own index. TORCH_INDEX= turns that off.
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+TORCH   = $(if $(TORCH_INDEX),$(PIP) --retries 1 --timeout 15 --no-deps --index-url $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt) \
+	|| echo "$(TORCH_INDEX) cannot be reached: torch comes from PyPI, with CUDA",true)
 
 .PHONY: help demo test check fix docs bench
 help: ## list the doors
@@ -14,7 +18,13 @@ $(VENV)/core: pyproject.toml constraints.txt
 	$(INSTALL) .
 	@touch $@
 
+$(VENV)/deliver: $(VENV)/core # what the jobs of the delivery need
+	@$(TORCH)
+	$(INSTALL) '.[train,export,pipeline,serve]'
+	@touch $@
+
 $(VENV)/dev: $(VENV)/core
+	@$(TORCH)
 	$(INSTALL) '.[dev,train,export,openvino,pipeline,serve,demo,fabric,ray]'
 	@touch $@
 

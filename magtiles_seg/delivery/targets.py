@@ -8,17 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from magtiles_seg.delivery.plan import PREVIOUS, Command, Plan, Step
+from magtiles_seg.delivery.preflight import NEEDED
 from magtiles_seg.errors import ConfigError, DeliveryError
 
 API_KEYS = "MAGTILES_API_KEYS"
 """Setting of the service that every target hands through where the environment has it."""
-
-NEEDED = {
-    "heroku": ("DEPLOY_APP", "HEROKU_API_KEY"),
-    "fly": ("DEPLOY_APP", "FLY_API_TOKEN"),
-    "ssh": ("DEPLOY_HOST", "DEPLOY_URL"),
-}
-"""Environment variables without which a target cannot be reached."""
 
 _PORT = "8000"
 """Where the container listens on a Docker host; Heroku and Fly give `$PORT`."""
@@ -108,7 +102,7 @@ def plan_ssh(image: str, stage: str, environ: Mapping[str, str]) -> Plan:
     name, former = f"magtiles-{stage}", f"magtiles-{stage}-former"
     ports = f"{environ.get('DEPLOY_PORT') or _PORT}:{_PORT}"
     start = (*docker, "run", "--detach", "--name", name, "--restart", "unless-stopped")
-    limits = ("--read-only", "--tmpfs", "/tmp", "--publish", ports, "--env", f"PORT={_PORT}")
+    limits = ("--read-only", "--publish", ports, "--env", f"PORT={_PORT}")
     keys = ("--env", API_KEYS) if environ.get(API_KEYS) else ()  # docker reads the value itself
     shown = (*docker, "container", "ls", "--all", "--filter", f"name=^/{name}$")
     remove = (*docker, "rm", "--force")

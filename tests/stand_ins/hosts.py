@@ -122,9 +122,8 @@ class Hosts:
         if name in self.containers:
             raise RefusedError(f"Conflict. The container name /{name} is already in use")
         given = [options[i + 1] for i, word in enumerate(options) if word == "--env"]
-        values = dict(
-            pair.split("=", 1) if "=" in pair else (pair, environ[pair]) for pair in given
-        )
+        pairs = [pair if "=" in pair else f"{pair}={environ[pair]}" for pair in given]
+        values = {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
         busy = any(one["state"] == "running" for one in self.containers.values())
         state = "created" if busy else "running"
         self.containers[name] = {"image": image, "state": state, "environ": values}
