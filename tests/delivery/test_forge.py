@@ -61,7 +61,7 @@ def test_merge_that_wants_a_review_is_refused_with_what_the_forge_said(
 ) -> None:
     client.propose("exp-1", "dev", "Experiment", "text")
     api.may_merge = False
-    with pytest.raises(ForgeError, match="405 .*approving review") as caught:
+    with pytest.raises(ForgeError, match=r"405 .*approving review") as caught:
         client.merge("exp-1", "dev", "abc")
     assert caught.value.status == 405
     api.may_merge = True
@@ -69,9 +69,9 @@ def test_merge_that_wants_a_review_is_refused_with_what_the_forge_said(
 
 
 def test_merge_and_comment_without_a_proposal_say_so(client: Forge) -> None:
-    with pytest.raises(ForgeError, match="no open (pull|merge) request; propose it first"):
+    with pytest.raises(ForgeError, match=r"no open (pull|merge) request; propose it first"):
         client.merge("exp-1", "dev", "abc")
-    with pytest.raises(ForgeError, match="no open (pull|merge) request; propose it first"):
+    with pytest.raises(ForgeError, match=r"no open (pull|merge) request; propose it first"):
         client.comment("exp-1", "text")
 
 
@@ -114,5 +114,5 @@ def test_post_without_cml_comments_through_the_interface(api: ForgeApi, tmp_path
 def test_post_that_the_forge_refuses_is_an_error(api: ForgeApi, tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("text\n")
     environ = {**api.environ, "GH_TOKEN": "another", "BRANCH": "exp-1", "PATH": str(tmp_path)}
-    with pytest.raises(DeliveryError, match="cannot be posted: .*401 .*Bad credentials"):
+    with pytest.raises(DeliveryError, match=r"cannot be posted: .*401 .*Bad credentials"):
         post(tmp_path / "report.md", environ)

@@ -43,7 +43,7 @@ class ForgeApi:
     owner: str = "Some-Owner"
     name: str = "Tiles"
     remote: Path | None = None
-    token: str = "token"
+    token: str = "forge-token"
     may_propose: bool = True
     may_merge: bool = True
     has_issues: bool = True
@@ -192,7 +192,7 @@ def served(api: ForgeApi) -> Iterator[ForgeApi]:
     """Serve a forge on this machine for as long as it is used."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_any(self) -> None:
+        def do_GET(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             content = json.loads(self.rfile.read(size) or b"{}")
             token = self.headers.get("Authorization") or self.headers.get("PRIVATE-TOKEN") or ""
@@ -203,7 +203,14 @@ def served(api: ForgeApi) -> Iterator[ForgeApi]:
             self.end_headers()
             self.wfile.write(body)
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_any
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def do_PUT(self) -> None:
+            self.do_GET()
+
+        def do_PATCH(self) -> None:
+            self.do_GET()
 
         def log_message(self, *_: object) -> None:
             pass
