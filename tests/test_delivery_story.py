@@ -162,8 +162,8 @@ class Forge:
     def merge_if_better(self, branch: str) -> str:
         """Run `auto-merge.yml` on the default branch, as after a finished experiment."""
         head = {"full_name": f"{self.api.owner}/{self.api.name}"}
-        run = {"conclusion": "success", "event": "push", "head_branch": branch}
-        run |= {"head_repository": head}
+        run: dict[str, object] = {"conclusion": "success", "event": "push", "head_branch": branch}
+        run["head_repository"] = head
         return self.act("auto-merge", "main", "workflow_run", workflow_run=run)
 
     def smoke(self, stage: str) -> str:

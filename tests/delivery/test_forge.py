@@ -29,7 +29,7 @@ def client(request: pytest.FixtureRequest, api: ForgeApi) -> Forge:
 
 def run(api: ForgeApi, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the file on a bare Python, as the first step of a job does."""
-    command = [sys.executable, "-I", "-S", FILE, *words]
+    command = [sys.executable, "-I", "-S", str(FILE), *words]
     environ = {"PATH": "/usr/bin:/bin", "NO_PROXY": "127.0.0.1", **api.environ}
     return subprocess.run(command, env=environ, capture_output=True, text=True)
 
