@@ -188,7 +188,8 @@ def stand_ins(folder: Path) -> Path:
         f"mkdir -p .venv\nln -sfn {Path(sys.executable).parent} .venv/bin\n"
     )
     (programs / "make").chmod(0o755)
-    text = "name: stub\ndescription: stub\nruns:\n  using: composite\n  steps: [{run: ':', shell: sh}]\n"
+    text = "name: stub\ndescription: stub\nruns:\n  using: composite\n"
+    text += "  steps: [{run: ':', shell: sh}]\n"
     for path in (stub, stub / "setup-flyctl"):
         path.mkdir()
         (path / "action.yml").write_text(text)
@@ -239,7 +240,8 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture
 def forge(tmp_path: Path) -> Iterator[Forge]:
     """A fork with small parameters, no figures, and `main` alone, as a stranger has it."""
-    environ = {"AWS_ACCESS_KEY_ID": "moto-id", "AWS_SECRET_ACCESS_KEY": "moto-key", "HOME": str(tmp_path)}
+    environ = {"AWS_ACCESS_KEY_ID": "moto-id", "AWS_SECRET_ACCESS_KEY": "moto-key"}
+    environ["HOME"] = str(tmp_path)
     server = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(S3_SERVER)],
         stdin=subprocess.PIPE,

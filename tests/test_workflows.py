@@ -90,7 +90,7 @@ def test_job_that_uses_a_setting_reads_the_settings_first(job: dict[str, Any]) -
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_runs_in_a_fork_too(path: Path) -> None:
-    """A fork has secrets of its own, so no job skips without a word but the one for our PyPI name."""
+    """A fork has secrets of its own, so no job skips without a word, but that of our PyPI name."""
     held = [name for name, job in read(path)["jobs"].items() if "fork" in str(job.get("if"))]
     assert held == (["publish"] if path.stem == "release" else [])
 

@@ -22,7 +22,7 @@ MAX_FLIPPED_FRACTION = 0.01
 
 _LEAST = 100  # of fewer mirrored pictures a share says nothing
 _TIMEOUT_S = 30.0
-_SAMPLE = re.compile(r'^(\w+)(?:\{([^}]*)\})? (\S+)$', re.MULTILINE)
+_SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
