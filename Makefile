@@ -3,37 +3,29 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-INSTALL = $(PIP) -c constraints.txt -e
-# torch on PyPI brings gigabytes of CUDA: without an NVIDIA card it comes from PyTorch's own index. TORCH_INDEX= turns that off.
+# torch on PyPI brings gigabytes of CUDA: without an NVIDIA card it comes from PyTorch's own index, if that is reached.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
-TORCH   = $(if $(TORCH_INDEX),$(PIP) --retries 1 --timeout 15 --no-deps --index-url $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt) \
-	|| echo "$(TORCH_INDEX) cannot be reached: torch comes from PyPI, with CUDA",true)
-
+TORCH   = --retries 1 --timeout 15 --no-deps --index-url $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt)
+deliver = train,export,pipeline,serve
+dev     = dev,train,export,openvino,pipeline,serve,demo,fabric,ray
 .PHONY: help demo test check fix docs bench
 help: ## list the doors
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) .
+	$(PIP) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/deliver: $(VENV)/core # what the jobs of the delivery need
-	@$(TORCH)
-	$(INSTALL) '.[train,export,pipeline,serve]'
-	@touch $@
-
-$(VENV)/dev: $(VENV)/core
-	@$(TORCH)
-	$(INSTALL) '.[dev,train,export,openvino,pipeline,serve,demo,fabric,ray]'
+$(VENV)/deliver $(VENV)/dev: $(VENV)/core # what the jobs of the delivery need, and all of it
+	-$(if $(TORCH_INDEX),$(PIP) $(TORCH))
+	$(PIP) -c constraints.txt -e '.[$($(@F))]'
 	@touch $@
 
 demo: $(VENV)/core ## set up, then find the defects of a synthetic tile (no torch, no download of data)
 	$(BIN)/python examples/01_segment.py
-
 test: check ## set up, then every check and every test, a worker a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
-
 check: $(VENV)/dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,9 +34,7 @@ check: $(VENV)/dev ## lint, format and types
 fix: $(VENV)/dev ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
 docs: $(VENV)/dev ## build the site into site/; a warning is an error
 	$(BIN)/sphinx-build -q -W -b html docs site
-
 bench: $(VENV)/dev ## backends in turns, beside eager torch and the reference
 	$(BIN)/magtiles-seg bench --reference --rounds 40

@@ -108,7 +108,9 @@ def check(
             return _settings(written, settings)  # then nothing is deployed, and the job says so
     else:
         target = ""
-    found = [*_settings(written, settings), *_patterns(values), *_repository(job, values, root)]
+    found = [*_settings(written, settings), *_patterns(values)]
+    if job != "watch":
+        found += _repository(job, values, root)
     if job == "experiment":
         found += _cloud(settings.get("EXPERIMENT_PROVIDER", ""), values)
     if target:

@@ -235,7 +235,8 @@ def test_plan_that_cannot_read_what_runs_says_what_was_printed(
 
 
 def test_local_target_never_ends_a_process_that_only_has_the_noted_number(tmp_path: Path) -> None:
-    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    command = [sys.executable, "-c", "input()"]  # the leader of a group, as the noted server was
+    stranger = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     note = tmp_path / "prod/running.json"
     note.parent.mkdir()
     running = {"pid": stranger.pid, "started_s": time.time() - 3600, "model": "m", "version": ""}
