@@ -1,7 +1,8 @@
 # The service on a CPU: no torch, no compiler, no root.
 #   docker build -t magtiles-seg .
 #   docker run --read-only --publish 8000:8000 magtiles-seg
-# EXTRAS=serve leaves the demo out, as deployments do; MODEL=runs/model.onnx puts another model in; BASE pins the base:
+# --env MAGTILES_DEMO=true shows the demo at /demo; the build argument EXTRAS=serve leaves it out, as deployments do;
+# MODEL=runs/model.onnx puts another model in; BASE pins the base:
 #   docker build --build-arg BASE=python@$(docker buildx imagetools inspect python:3.11-slim-bookworm --format '{{.Manifest.Digest}}') .
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build

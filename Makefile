@@ -7,7 +7,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 TORCH   = --retries 1 --timeout 15 --no-deps --index-url $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt)
 deliver = train,export,pipeline,serve
-dev     = dev,train,export,openvino,pipeline,serve,demo,fabric,ray
+dev     = dev,train,export,openvino,pipeline,serve,demo,ray
 .PHONY: help demo test check fix docs bench
 help: ## list the doors
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile

@@ -78,6 +78,9 @@ def _check_value(value: object, wanted: str) -> tuple[str | None, Any]:
 
 
 def _check_bounds(value: Any, metadata: Mapping[str, Any]) -> str | None:  # noqa: ANN401
+    check = metadata.get("check")
+    if check is not None:
+        return str(mistake) if (mistake := check(value)) else None
     choices = metadata.get("choices")
     if choices and value not in choices:
         near = nearest(str(value), choices)

@@ -1,7 +1,15 @@
-"""`magtiles-seg VERB`: thin wrappers over the library.
+r"""`magtiles-seg VERB`: thin wrappers over the library.
 
-Answers go to stdout, progress and errors to stderr. Exit code 0: every picture accepted; 1: some
-rejected, to be reviewed, or (`data check`) a leak; 2: an error.
+Answers go to stdout, progress and errors to stderr. Names that the terminal cannot print are
+escaped (`\udcfc`), and so are bytes of names that are no UTF-8, in every file that is written.
+
+| exit code | |
+|---|---|
+| 0 | every picture accepted |
+| 1 | some rejected, to be reviewed, or (`data check`) a leak |
+| 2 | an error: stderr says what to do |
+| 70 | an internal error, a bug of this program: never 1 |
+| 130 | interrupted |
 """
 
 from __future__ import annotations
@@ -9,13 +17,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import magtiles_seg
 from magtiles_seg import errors
 from magtiles_seg.commands import VERBS
-from magtiles_seg.commands.options import ERROR, INTERRUPTED, as_epilog
-from magtiles_seg.progress import complain
+from magtiles_seg.commands.options import ERROR, INTERNAL, INTERRUPTED, as_epilog
+from magtiles_seg.progress import complain, note, say_any_name
 
 _EXAMPLES = """
   magtiles-seg segment tile.png                 what is wrong with this tile?
@@ -23,6 +34,9 @@ _EXAMPLES = """
   magtiles-seg data load                        fetch the public data set into data/
   magtiles-seg data split && magtiles-seg train
   magtiles-seg VERB --help                      more examples
+
+  Exit code: 0 all accepted, 1 some rejected, 2 an error, 70 an internal error (a bug; please
+  report it), 130 interrupted.
 """
 
 
@@ -32,20 +46,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
-    arguments = build_parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = arguments.run
+    say_any_name()
     try:
-        code = run(arguments)
-        sys.stdout.flush()
+        return _run(argv)
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         return ERROR
+    except OSError as error:  # stdout goes to a full disk
+        complain(error)
+        _silence()
+        return ERROR
+    except Exception as error:  # a bug: never to be taken for "some rejected"
+        with suppress(OSError):
+            _report(error)
+        return INTERNAL
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = build_parser().parse_args(argv)
+        run: Callable[[argparse.Namespace], int] = arguments.run
+        return run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
     except (errors.MagtilesError, OSError) as error:
         complain(error)
         return ERROR
-    return code
+    except MemoryError:
+        note("memory ran out; use fewer workers or threads, or smaller pictures")
+        return ERROR
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _silence() -> None:
+    """Send what is still to be written nowhere, so that the interpreter's end is quiet, too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # none, or a stand-in without a file
+            stream.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+
+
+def _report(error: Exception) -> None:
+    """Say that this is a bug, and what to send with a report."""
+    if os.environ.get("MAGTILES_DEBUG"):
+        note("".join(traceback.format_exception(error)).rstrip())
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    note(
+        f"internal error, a bug of magtiles-seg {magtiles_seg.__version__}: "
+        f"{type(error).__name__}: {error} (in {place.name}, {Path(place.filename).name}:"
+        f"{place.lineno})\n  please report it with the command and what it prints when "
+        "MAGTILES_DEBUG=1 is set"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

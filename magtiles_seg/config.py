@@ -17,7 +17,7 @@ import yaml
 
 from magtiles_seg.checks import check_fields, nearest, one_of, raise_if_any, within
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.labels import LABELS
+from magtiles_seg.labels import LABELS, mistake_of_labels
 
 PUBLIC_ARCHIVE_URL = (
     "https://github.com/abin24/Magnetic-tile-defect-datasets./archive/refs/heads/master.zip"
@@ -57,7 +57,7 @@ class DataLoadParams(_Section):
     source: str = PUBLIC_ARCHIVE_URL
     sha256: str | None = None
     layout: str = one_of("auto", "auto", "magnetic-tile", "folder")
-    labels: tuple[str, ...] = LABELS
+    labels: tuple[str, ...] = field(default=LABELS, metadata={"check": mistake_of_labels})
     directory: str = "data"
 
 
@@ -109,8 +109,10 @@ class TrainParams(_Section):
         patience: Epochs without a better validation before the run ends; 0 never ends it early.
         seed: Of every random choice of the run.
         threads: CPU threads; 0 takes all cores.
-        precision: `auto` takes bf16 where the device computes it faster.
-        devices: Processes that share each batch, by Lightning Fabric; the weights come out alike.
+        device: `auto` takes CUDA where torch sees a GPU, else the CPU; `cuda` insists on one.
+        precision: `auto` takes bf16 where the device computes it in hardware, else fp16 on CUDA and
+            fp32 on a CPU.
+        devices: GPUs, or processes on a CPU, that share each batch; the weights come out alike.
         accumulate: Pieces that a process cuts its share of a batch into, one after another.
     """
 
@@ -137,7 +139,8 @@ class TrainParams(_Section):
     patience: int = within(0, 0)
     seed: int = within(0, 0)
     threads: int = within(0, 0)
-    precision: str = one_of("auto", "auto", "bf16", "fp32")
+    device: str = one_of("auto", "auto", "cpu", "cuda")
+    precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     devices: int = within(1, 1)
     accumulate: int = within(1, 1)
 

@@ -21,9 +21,8 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ModelError: The model cannot be loaded.
     """
-    import onnxruntime
-
     import magtiles_seg
+    from magtiles_seg.infer.backends.vendor import import_onnxruntime
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.infer.selection import machine
 
@@ -34,7 +33,7 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "runtimes": _installed(_RUNTIMES),
-        "providers": onnxruntime.get_available_providers(),
+        "providers": import_onnxruntime().get_available_providers(),
         "model": str(spec.path),
         "model_sha256": spec.sha256,
         "backend": f"{spec.name} ({spec.provider}), {spec.precision}, {spec.threads} threads",

@@ -5,17 +5,32 @@
 | 8-bit grey | unchanged |
 | colour | grey = 0.299 R + 0.587 G + 0.114 B, rounded; arrays are RGB, not BGR |
 | alpha, transparent colour | composited over black: where nothing was seen is no light |
-| palette, 1-bit, CMYK, YCbCr, HSV | converted to RGB by Pillow, then to grey |
+| palette, CMYK, YCbCr, HSV | converted to RGB by Pillow, then to grey |
+| grey of 1, 2 or 4 bits | 0 and the highest level become 0 and 255 |
 | 16-bit grey | value / 257, rounded: 65535 becomes 255 |
-| 16-bit, brightest grey 1 to 4095 | refused: unscaled 12-bit data would come out black |
 | 16-bit colour | an array as 16-bit grey; a file is read at 8 bits (its high byte) |
-| EXIF orientation | applied: height and width are those of the upright picture |
+| 16-bit, brightest level 1 to 4095 | refused: unscaled 12-bit data would come out black |
+| the same, colour of a file | refused, all black too: the high byte cannot tell them apart |
+| 16-bit colour PNG with a transparent colour | refused: its high byte is not enough to find it |
+| TIFF with white as zero | inverted: what is shown counts, as in every other file |
+| TIFF, BigTIFF | grey, palette, RGB, CMYK; packed or as JPEG; three planes only of 8 bits |
+| TIFF of other bits, signed, float, CIELab, old JPEG | refused, by its tags |
+| TIFF, 4 samples, of which one is not named | refused: it may be anything |
+| BMP | uncompressed, 1 to 32 bits; run-length encoded ones are refused |
+| JPEG | baseline or progressive, of 8 bits; four colours only if Adobe's marker names them |
+| JPEG without its end marker | refused: part of it may be missing |
+| EXIF orientation | applied in all formats: height and width are those of the upright picture |
 | float, bool, 32-bit or signed values | refused: their full scale is unknown |
-| several frames or pages | refused |
-| more than `max_pixels` | refused, files before they are decoded |
+| several frames or pages | refused; a reduced copy behind a TIFF's page is passed over |
+| a second picture in a JPEG (MPO, preview) | passed over: the first is read |
+| profiles, previews, comments of any size | passed over |
+| an area above `max_pixels` | refused, files before they are decoded |
+| a side below 32 px | counts as 32 in that area: a model pads it, and that is what it costs |
+| more than 16 bytes a pixel of `max_pixels`, and 64 MiB | a path is refused unread |
 | 1 x 1 and up | accepted |
 
-Colour profiles are ignored. Files may be PNG, JPEG, BMP, TIFF or WebP.
+Colour profiles and gamma are ignored. Files may be PNG, JPEG, BMP, TIFF or WebP; what their headers
+say is checked by `magtiles_seg.decoding` before anything is decoded.
 """
 
 from __future__ import annotations
@@ -23,32 +38,39 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 
+from magtiles_seg.decoding import FORMATS, Header, read_header
+from magtiles_seg.decoding.header import damaged, several
+from magtiles_seg.decoding.libtiff import errors_raised
+from magtiles_seg.decoding.tiff import LAYOUT_TAGS, check_layout
 from magtiles_seg.errors import ImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "read_image"]
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "read_image", "read_levels"]
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]"
-
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-"""The file formats that are read, by Pillow's names."""
 
 MAX_PIXELS = 64_000_000
 """The largest picture that is read: an 8192 x 4096 frame passes, 20,000 x 20,000 does not."""
 
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+PADDED_SIDE_PX = 32
+"""A model mirrors shorter sides up to this: so much area a picture costs, and that is limited."""
+
 _RGB_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr", "HSV"}
 _UNSCALED_16_BIT_MAX = 4095
+_MAX_BYTES_PX = 16
+_MAX_BYTES_BESIDE = 64 << 20
+"""A file may have 16 bytes a pixel, and 64 MiB of profiles and previews beside them."""
+_LEAST_WORK_PX = 1 << 22
 
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -57,7 +79,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
     Args:
         source: A file's path, a file's bytes, a Pillow image, or an array: uint8 or uint16 of shape
             (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
-        max_pixels: Larger pictures are refused, before they are decoded.
+        max_pixels: Pictures of a larger area are refused, before they are decoded. A side below 32
+            counts as 32, which is what a model pads it to.
 
     Returns:
         (H, W) uint8, C-contiguous and the caller's own: it shares no memory with `source`.
@@ -72,17 +95,59 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
         >>> read_image(numpy.array([[[255, 0, 0], [9, 9, 9]]], dtype="uint8"))
         array([[76,  9]], dtype=uint8)
     """
+    return _read(source, max_pixels, _grey_levels)
+
+
+def read_levels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read a mask: the values as they are stored, where `read_image` gives brightness.
+
+    The same files are opened by the same rules as by `read_image`, upright and of one page. A
+    palette gives its indices, never its colours; 1-bit gives 0 and 255, 16-bit grey its values
+    while none is above 255.
+
+    Args:
+        source: A file's path, a file's bytes, a Pillow image, or an array of shape (H, W) or
+            (H, W, 1), uint8 or uint16.
+        max_pixels: As for `read_image`.
+
+    Returns:
+        (H, W) uint8, C-contiguous and the caller's own: it shares no memory with `source`.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        TypeError: `source` is of none of these types.
+        ImageError: As `read_image`; and "unsupported": the mask has colour or is transparent
+            anywhere, or a value above 255.
+
+    Example:
+        >>> read_levels(numpy.array([[0, 1, 4]], dtype="uint16"))
+        array([[0, 1, 4]], dtype=uint8)
+    """
+    return _read(source, max_pixels, _stored_levels)
+
+
+class _Reduce(Protocol):
+    """How an array or a decoded image becomes (H, W) uint8; `header` is of the image's file."""
+
+    def __call__(
+        self, picture: Image.Image | NDArray[Any], name: str, header: Header | None = None, /
+    ) -> NDArray[np.uint8]: ...
+
+
+def _read(source: ImageSource, max_pixels: int, reduce: _Reduce) -> NDArray[np.uint8]:
+    """Open any source, check it and reduce its pixels to (H, W) uint8."""
     if isinstance(source, np.ndarray):
-        return _from_array(source, "the array", max_pixels)
+        _check_array(source, "the array", max_pixels)
+        return reduce(source, "the array")
     if isinstance(source, (str, os.PathLike)):
-        with _opened(Path(source)) as file:
-            return _from_file(file, f"'{os.fspath(source)}'", max_pixels)
+        name = f"'{os.fspath(source)}'"
+        return _from_bytes(_content(Path(source), max_pixels), name, max_pixels, reduce)
     if isinstance(source, bytes):
-        return _from_file(BytesIO(source), f"the picture ({len(source)} bytes)", max_pixels)
+        name = f"the picture ({len(source)} bytes)"
+        return _from_bytes(source, name, max_pixels, reduce)
     pillow = sys.modules.get("PIL.Image")  # whoever holds a Pillow image has imported Pillow
     if pillow is not None and isinstance(source, pillow.Image):
-        with _as_image_error("the Pillow image"):
-            return _from_pillow(source, "the Pillow image", max_pixels)
+        return _from_pillow(source, "the Pillow image", max_pixels, reduce)
     got = f"{type(source).__module__}.{type(source).__qualname__}"
     raise TypeError(
         f"cannot read a picture from {got}; expected a path, bytes, a PIL.Image or a numpy array; "
@@ -90,7 +155,7 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[
     )
 
 
-def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> NDArray[np.uint8]:
+def _check_array(array: NDArray[Any], name: str, max_pixels: int) -> None:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"{name} has shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) RGB or "
@@ -104,9 +169,83 @@ def _from_array(array: NDArray[Any], name: str, max_pixels: int) -> NDArray[np.u
             reason="unsupported",
         )
     _check_size(array.shape[0], array.shape[1], name, max_pixels)
+
+
+def _grey_levels(
+    picture: Image.Image | NDArray[Any], name: str, header: Header | None = None
+) -> NDArray[np.uint8]:
+    """Brightness, (H, W) uint8, of a checked array or a decoded image."""
+    if not isinstance(picture, np.ndarray) and header is not None and header.high_byte:
+        _check_high_byte(picture, name)
+    array = picture if isinstance(picture, np.ndarray) else _pillow_array(picture, name)
     if array.dtype == np.uint8 and array.ndim == 2:
         return np.array(array, order="C")
-    return _to_8_bit(_to_grey(array), name)
+    grey = _to_8_bit(_to_grey(array), name)
+    return 255 - grey if header is not None and header.inverted else grey
+
+
+def _stored_levels(
+    mask: Image.Image | NDArray[Any], name: str, header: Header | None = None
+) -> NDArray[np.uint8]:
+    """Stored values, (H, W) uint8, of a checked array or a decoded image."""
+    if isinstance(mask, np.ndarray):
+        levels, kind = mask[..., 0] if mask.shape[2:] == (1,) else mask, f"shape {mask.shape}"
+    else:
+        levels, kind = np.asarray(mask.convert("L") if mask.mode == "1" else mask), mask.mode
+    if isinstance(mask, np.ndarray) or mask.mode in ("RGB", "RGBA"):
+        if header is None or not header.high_byte:  # low values would be 0
+            levels = _grey_as_colour(levels)
+    elif mask.mode == "P":
+        _check_palette(levels, mask.getpalette("RGB") or [], name)
+    if levels.ndim != 2 or levels.dtype.kind != "u":
+        raise ImageError(
+            f"{name} is a mask of {kind}; expected one channel of grey levels or class indices; "
+            "save the mask as an 8-bit grey PNG",
+            reason="unsupported",
+        )
+    if header is not None and header.inverted:
+        levels = 65535 - levels
+    if levels.max() > 255:
+        raise ImageError(
+            f"{name} is a 16-bit mask with the value {levels.max()}; expected at most 255; "
+            "save the mask as an 8-bit grey PNG",
+            reason="unsupported",
+        )
+    return np.array(levels, np.uint8, order="C")
+
+
+def _grey_as_colour(levels: NDArray[Any]) -> NDArray[Any]:
+    """Reduce (H, W, 3) of equal channels, or (H, W, 4) of full alpha besides, to (H, W)."""
+    if levels.ndim != 3 or levels.shape[2] not in (3, 4) or levels.dtype.kind != "u":
+        return levels
+    opaque = bool((levels[..., 3:] == np.iinfo(levels.dtype).max).all())
+    equal = bool((levels[..., 1:3] == levels[..., :1]).all())
+    return levels[..., 0] if equal and opaque else levels
+
+
+def _check_palette(levels: NDArray[Any], palette: list[int], name: str) -> None:
+    """Refuse indices that a program has given to the greys of a mask in an order of its own."""
+    colours, used = np.array(palette, np.int64).reshape(-1, 3), np.unique(levels)
+    shown = colours[used[used < len(colours)]]
+    brightness = shown[:, 0]
+    upside_down = bool(used[0] == 0 and brightness[:1].max(initial=0) > 127)
+    if (shown == shown[:, :1]).all() and (upside_down or (np.diff(brightness) < 0).any()):
+        raise ImageError(
+            f"{name} is a mask with a palette of greys in another order than its indices, as "
+            "programs that shrink PNGs write it; expected index 0 to be black and higher ones "
+            "brighter; save the mask as an 8-bit grey PNG",
+            reason="unsupported",
+        )
+
+
+def _check_high_byte(image: Image.Image, name: str) -> None:
+    """Refuse 16-bit colour, of which Pillow keeps the upper bytes, without a value above 4095."""
+    highest = [np.asarray(image.getchannel(band)).max() for band in image.getbands() if band != "A"]
+    if max(highest) <= _UNSCALED_16_BIT_MAX >> 8:
+        raise ImageError(
+            f"{name} has 16-bit colour but no value above {_UNSCALED_16_BIT_MAX}; expected values "
+            "that fill 0..65535; it looks like unscaled 8- to 12-bit data: save it as 8-bit PNG"
+        )
 
 
 def _to_grey(array: NDArray[Any]) -> NDArray[Any]:
@@ -139,24 +278,29 @@ def _to_8_bit(grey: NDArray[Any], name: str) -> NDArray[np.uint8]:
     return np.asarray(cv2.convertScaleAbs(grey, alpha=1 / 257), dtype=np.uint8)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _content(path: Path, max_pixels: int) -> bytes:
+    """Return a file's bytes, unless they are more than a picture of `max_pixels` can need."""
+    most = _MAX_BYTES_PX * max_pixels + _MAX_BYTES_BESIDE
     try:
         if path.exists() and not path.is_file():  # reading a pipe or a device might never end
             kind = "a directory" if path.is_dir() else "no regular file"
             raise ImageError(f"'{path}' is {kind}; expected a picture file; name the file itself")
-        file = path.open("rb")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no such file: '{path}'; expected a picture; check the path (now in '{Path.cwd()}')"
         ) from None
     except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
         raise ImageError(
             f"'{path}' cannot be opened: {error}; expected a readable picture file; "
             "check its name and permissions"
         ) from error
-    with file:
-        yield file
+    if len(content) > most:
+        raise _too_large(f"'{path}' has more than {most:,} bytes; expected at most so many")
+    return content
 
 
 @contextmanager
@@ -177,44 +321,93 @@ def _as_image_error(name: str) -> Iterator[None]:
         ) from error
 
 
-def _from_file(file: IO[bytes], name: str, max_pixels: int) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
-
+def _from_bytes(content: bytes, name: str, max_pixels: int, reduce: _Reduce) -> NDArray[np.uint8]:
+    with _named(name):
+        header = read_header(content)
+    _check_size(header.height, header.width, name, max_pixels)
+    if header.work_px > max(4 * max_pixels, _LEAST_WORK_PX):
+        raise _too_large(f"{name} has tiles of {header.work_px:,} px; expected fewer")
     with _as_image_error(name):
-        try:
-            image = Image.open(file, formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise _unidentified(file, name) from error
+        with _named(name):
+            image = _decoded(header)
         with image:
-            return _from_pillow(image, name, max_pixels)
+            return _turned(reduce(image, name, header), header.orientation)
 
 
-def _unidentified(file: IO[bytes], name: str) -> ImageError:
-    file.seek(0)
-    start = file.read(8)
-    if not start or start.startswith(_SIGNATURES):
-        what = "has a damaged header" if start else "is empty"
-        return ImageError(f"{name} {what}; expected a whole picture file; copy or save it again")
-    return ImageError(
-        f"{name} is no picture in a format that is read; expected {', '.join(FORMATS)}; "
-        f"got a file that starts with {start!r}; save the picture as PNG",
-        reason="unsupported",
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put the picture's name before the message of an ImageError."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name} {error}", reason=error.reason) from None
+
+
+def _decoded(header: Header) -> Image.Image:
+    """Let Pillow decode a checked file."""
+    from PIL import (
+        BmpImagePlugin,
+        JpegImagePlugin,
+        PngImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
     )
 
+    decoders = {
+        "PNG": PngImagePlugin.PngImageFile,
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "BMP": BmpImagePlugin.BmpImageFile,
+        "TIFF": TiffImagePlugin.TiffImageFile,
+        "WEBP": WebPImagePlugin.WebPImageFile,
+    }
+    image = decoders[header.format](BytesIO(header.content))
+    if image.size != (header.width, header.height):
+        raise damaged("contradicts itself about its size")
+    with errors_raised() if header.format == "TIFF" else nullcontext():
+        image.load()
+    return image
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> NDArray[np.uint8]:
+
+def _turned(array: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Return (H, W) uint8 upright, by EXIF's orientation 1..8."""
+    if orientation >= 5:
+        array = array.T
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def _from_pillow(
+    image: Image.Image, name: str, max_pixels: int, reduce: _Reduce
+) -> NDArray[np.uint8]:
     from PIL import ImageOps
 
     _check_size(image.height, image.width, name, max_pixels)
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ImageError(
-            f"{name} holds {frames} frames or pages; expected a single picture; "
-            "save each as a file of its own",
-            reason="unsupported",
-        )
-    upright = ImageOps.exif_transpose(image)
-    return _from_array(_pillow_array(upright, name), name, max_pixels)
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise ImageError(f"{name} {several('several')}", reason="unsupported")
+    with _as_image_error(name):
+        header = _tiff_header(image, name)
+        return reduce(ImageOps.exif_transpose(image), name, header)
+
+
+def _tiff_header(image: Image.Image, name: str) -> Header | None:
+    """Return what the tags of an image of a TIFF file say; Pillow gives some kinds wrongly."""
+    stored = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or stored is None:
+        return None
+    tags = {tag: np.atleast_1d(stored[tag]) for tag in LAYOUT_TAGS if tag in stored}
+    with _named(name):
+        layout = check_layout(tags)
+    return Header(
+        format="TIFF",
+        height=image.height,
+        width=image.width,
+        content=b"",
+        inverted=layout.inverted,
+        high_byte=layout.bits == 16 and layout.samples > 1,
+    )
 
 
 def _pillow_array(image: Image.Image, name: str) -> NDArray[Any]:
@@ -222,8 +415,9 @@ def _pillow_array(image: Image.Image, name: str) -> NDArray[Any]:
     transparent = image.has_transparency_data
     if image.mode == "L" and not transparent:
         return np.asarray(image)
-    if image.mode.startswith("I;16") and not transparent:
-        return np.asarray(image)
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image)
+        return np.where(levels == image.info["transparency"], 0, levels) if transparent else levels
     if image.mode == "L" or image.mode in _RGB_MODES:
         return np.asarray(image.convert("RGBA" if transparent else "RGB"))
     raise ImageError(
@@ -238,8 +432,16 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
         raise ImageError(
             f"{name} is {height} x {width} px; expected at least 1 x 1; check where it came from"
         )
-    if height * width > max_pixels:
-        raise _too_large(f"{name} is {height} x {width} px; expected at most {max_pixels:,} px")
+    area_px = max(height, PADDED_SIDE_PX) * max(width, PADDED_SIDE_PX)
+    if area_px > max_pixels:
+        padded = (
+            f", which counts as {area_px:,} (each side as at least {PADDED_SIDE_PX})"
+            if area_px > height * width
+            else ""
+        )
+        raise _too_large(
+            f"{name} is {height} x {width} px{padded}; expected at most {max_pixels:,} px"
+        )
 
 
 def _too_large(what: str) -> ImageError:

@@ -1,46 +1,253 @@
-"""Which pictures the words of a command line mean, and where their results go."""
+"""Which pictures the words of a command line mean, and where their results go.
+
+| in a folder | |
+|---|---|
+| files that end as pictures do, in capitals too | taken, in natural order: 1, 2, 10 |
+| linked folders | followed, each folder once |
+| hidden files and folders (`.x`, `__MACOSX`) | left out |
+| results that this package wrote | left out |
+| pictures of a format that is not read, broken links | left out |
+| a folder that may not be read | an error that names it; the others go on |
+
+What is left out is told in a line. A file that is named outright is always taken.
+"""
 
 from __future__ import annotations
 
 import glob
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.marking import is_result
+from magtiles_seg.names import as_line, natural_key
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset({".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """What is taken for a picture in a folder; a file that is named outright may end in anything."""
 
+_NOT_READ = frozenset(
+    {".avif", ".dng", ".exr", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".pgm", ".pnm", ".ppm"}
+)
 
-def find_pictures(words: Sequence[str]) -> dict[Path, Path]:
-    """Return every picture that files, folders and globs name, in order, each once.
+RESULTS, HIDDEN = "results of an earlier run", "hidden files or folders"
+FORMATS, BROKEN = "pictures of a format that is not read", "broken links"
+"""Why something is left out."""
+
+
+class Survey:
+    """What a search came across beside pictures.
+
+    Attributes:
+        unlisted: Folders that could not be listed, each with the reason.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.unlisted: dict[str, str] = {}
+        self._count: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def leave_out(self, reason: str, path: str) -> None:
+        """Note something that is left out; of each reason the number and the first are kept."""
+        self._count[reason] += 1
+        self._first.setdefault(reason, path)
+
+    def lines(self) -> list[str]:
+        """Return a line for each reason: how many were left out, and one of them."""
+        return [
+            f"left out {count} {reason}, such as {as_line(self._first[reason])}; "
+            "name a file outright to take it"
+            for reason, count in self._count.items()
+        ]
+
+    def problems(self) -> list[str]:
+        """Return a line for each folder that could not be listed."""
+        return [
+            f"folder {as_line(folder)} cannot be listed: {reason}; what is in it is missing here"
+            for folder, reason in self.unlisted.items()
+        ]
+
+
+def find_pictures(words: Sequence[str], survey: Survey | None = None) -> dict[Path, Path]:
+    """Return every picture that files, folders and globs name, each once.
+
+    The words' order is kept; what one folder or glob means is sorted naturally: 1, 2, 10.
 
     Args:
         words: A folder means the pictures in it and below; a word that is no path and holds
             `*`, `?` or `[` is a glob, in which `**` crosses folders.
+        survey: Told what was left out, and which folders could not be listed.
 
     Returns:
         Each picture with its place below the folder that named it, as in `{a/b/c.png: b/c.png}`.
 
     Raises:
-        DataError: A folder or glob holds no picture.
+        DataError: A folder or glob holds no picture, or a word is empty.
     """
+    survey = survey or Survey()
     pictures: dict[Path, Path] = {}
+    folders: dict[Path, str] = {}
+    taken: set[tuple[str, str]] = set()
     for word in words:
-        path = Path(word)
-        if path.is_dir():
-            found = {item: item.relative_to(path) for item in sorted(path.rglob("*")) if _is(item)}
-        elif glob.has_magic(word) and not path.exists():
-            matches = sorted(Path(item) for item in glob.glob(word, recursive=True))  # noqa: PTH207
-            found = {item: Path(item.name) for item in matches if _is(item)}
-        else:
-            found = {path: Path(path.name)}
+        found = _find(word, survey)
         if not found:
-            raise DataError(f"no picture in {word}: expected files ending in {_wanted()}")
+            notes = "".join(f"; {line}" for line in (*survey.problems(), *survey.lines()))
+            raise DataError(f"no picture in {word}: expected files ending in {_wanted()}{notes}")
         for item, place in found.items():
-            pictures.setdefault(item, place)
+            if item.parent not in folders:  # one folder may go by several names
+                folders[item.parent] = os.path.realpath(item.parent)
+            identity = (folders[item.parent], item.name)
+            if identity not in taken:
+                taken.add(identity)
+                pictures[item] = place
     return pictures
+
+
+def _find(word: str, survey: Survey) -> dict[Path, Path]:
+    check_word(word)
+    word = expand_home(word)
+    if os.path.isdir(word):  # noqa: PTH112  (a name that is too long is no folder, and no error)
+        found = sorted(map(Path, walk(word, survey)), key=natural_key)
+        return {item: item.relative_to(word) for item in found}
+    if is_glob(word):
+        found = sorted(map(Path, find_glob(word, survey)), key=natural_key)
+        return {item: Path(item.name) for item in found}
+    return {Path(word): Path(Path(word).name)}
+
+
+def check_word(word: str) -> None:
+    """Refuse the empty word, which would mean the working directory.
+
+    Raises:
+        DataError: It is empty.
+    """
+    if not word.strip():
+        raise DataError("a path is empty; expected a file, folder or glob; '.' is this folder")
+
+
+def expand_home(word: str) -> str:
+    """Return a path with its leading `~` replaced, unless there is something of that very name."""
+    return word if os.path.lexists(word) else os.path.expanduser(word)  # noqa: PTH111  (may fail)
+
+
+def is_glob(word: str) -> bool:
+    """Return whether a word is a pattern: it holds `*`, `?` or `[`, and there is no such file."""
+    return glob.has_magic(word) and not os.path.lexists(word)
+
+
+def is_picture_name(name: str) -> bool:
+    """Return whether a name ends as pictures do."""
+    return _suffix(name) in SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122  (called for every file of an archive)
+
+
+def walk(folder: str, survey: Survey) -> Iterator[str]:
+    """Yield the pictures in a folder and below, in no order.
+
+    Each folder is visited once, links to folders after everything else: so links in circles do no
+    harm, and a picture goes by its own path where it has one. A link to a folder that `folder`
+    itself lies in is not followed.
+
+    Args:
+        folder: Where to begin.
+        survey: Told what was left out, and which folders could not be listed.
+    """
+    above = Path(os.path.realpath(folder)).parents
+    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
+    waiting, links = deque([folder]), deque[str]()
+    while waiting or links:
+        here = waiting.pop() if waiting else links.popleft()
+        try:
+            status = os.stat(here)  # noqa: PTH116
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if _is_folder(entry) and not is_hidden(entry.name):
+                        (links if entry.is_symlink() else waiting).append(entry.path)
+                    elif _is_wanted(entry, survey):
+                        yield entry.path
+        except OSError as error:
+            survey.unlisted[here] = error.strerror or str(error)
+
+
+def _is_wanted(entry: os.DirEntry[str], survey: Survey) -> bool:
+    """Return whether what is no visible folder is a picture; tell why it is not."""
+    if is_hidden(entry.name):
+        if is_picture_name(entry.name) or _is_folder(entry):
+            survey.leave_out(HIDDEN, entry.path)
+        return False
+    if not is_picture_name(entry.name):
+        if _suffix(entry.name) in _NOT_READ:
+            survey.leave_out(FORMATS, entry.path)
+        elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+            survey.leave_out(BROKEN, entry.path)
+        return False
+    if is_result(entry.path):
+        survey.leave_out(RESULTS, entry.path)
+        return False
+    return True
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or what macOS packs beside the files in a zip."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def find_glob(word: str, survey: Survey) -> Iterator[str]:
+    """Yield the pictures that a glob matches, in no order.
+
+    Leading folders that are there by that very name are no patterns: `shots[1]/*.png`.
+
+    Args:
+        word: With `*`, `?`, `[…]`; `**` crosses folders, as in `shots/**/*.png`.
+        survey: Told what was left out, and which folders could not be listed.
+    """
+    parts = list(PurePath(word).parts)
+    there = 0
+    while there < len(parts) and os.path.lexists(PurePath(*parts[: there + 1])):
+        there += 1
+    root, pattern = str(PurePath(*parts[:there])), parts[there:]
+    for name in _matches(root, pattern, survey):
+        path = os.path.join(root, name) if there else name  # noqa: PTH118
+        if is_picture_name(name) and not os.path.isdir(path):  # noqa: PTH112
+            if is_result(path):
+                survey.leave_out(RESULTS, path)
+            else:
+                yield path
+
+
+def _matches(root: str, pattern: Sequence[str], survey: Survey) -> Iterable[str]:
+    """Yield names below the root; `glob` itself would follow links in circles without end."""
+    if "**" not in pattern:
+        yield from glob.iglob(os.path.join(*pattern), root_dir=root)  # noqa: PTH118, PTH207
+        return
+    for path in walk(root, survey):
+        name = os.path.relpath(path, root)
+        if _fits(PurePath(name).parts, pattern):
+            yield name
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[skip:], pattern[1:]) for skip in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def output_names(pictures: dict[Path, Path]) -> dict[Path, tuple[Path, str]]:
@@ -65,10 +272,6 @@ def output_names(pictures: dict[Path, Path]) -> dict[Path, tuple[Path, str]]:
         taken[name] = picture
         names[picture] = name
     return names
-
-
-def _is(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _wanted() -> str:

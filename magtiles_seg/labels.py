@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 BACKGROUND = "background"
 
 LABELS: tuple[str, ...] = (BACKGROUND, "blowhole", "break", "crack", "fray", "uneven")
@@ -22,6 +24,27 @@ _PALETTE_RGB: tuple[tuple[int, int, int], ...] = (
     (250, 190, 212),
     (170, 110, 40),
 )
+
+
+MAX_LABELS = 256
+"""Class indices are uint8."""
+
+
+def mistake_of_labels(labels: Sequence[str]) -> str | None:
+    """Return what keeps names from being class names by index, or None."""
+    got = f"got {list(labels)}"
+    if len(labels) < 2 or len(labels) > MAX_LABELS:
+        return f"expected {BACKGROUND!r} and 1 to {MAX_LABELS - 1} classes, {got}"
+    if labels[0] != BACKGROUND:
+        return f"expected {BACKGROUND!r} first, for the index 0 of a mask is sound; {got}"
+    if any(not label.strip() or label != label.strip() for label in labels):
+        return f"expected names without spaces around them, {got}"
+    folded = [label.casefold() for label in labels]
+    if len(set(folded)) < len(labels):
+        return f"expected names that differ by more than case, {got}"
+    if FREE in folded:
+        return f"{FREE!r} is what pictures without a defect are filed under; name the class else"
+    return None
 
 
 def color_rgb(class_index: int) -> tuple[int, int, int]:

@@ -6,12 +6,15 @@ The library itself calls plain functions `(done, total)`; only the command line 
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from magtiles_seg.names import as_line, without_secrets
 
 Item = TypeVar("Item")
 
@@ -48,12 +51,32 @@ def wrap(items: Iterable[Item], count: int, title: str) -> Iterable[Item]:
 
 def print_above(text: str) -> None:
     """Print a line to stdout, above a bar that may be drawn on the same terminal."""
-    tqdm.write(text, file=sys.stdout)
+    if sys.stdout is not None:  # closed, as by `>&-`
+        tqdm.write(text, file=sys.stdout)
+
+
+def remark(text: str) -> None:
+    """Print a line to stderr, above a bar that may be drawn there."""
+    tqdm.write(f"magtiles-seg: {text}", file=sys.stderr)
 
 
 def complain(error: BaseException) -> None:
     """Print what went wrong to stderr."""
-    text = str(error)
+    text = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError) and error.filename:
         text = f"there is no file {error.filename}"
-    print(f"magtiles-seg: {text}", file=sys.stderr)
+    note(text)
+
+
+def note(text: str) -> None:
+    """Print a line to stderr, without control characters and without passwords or tokens."""
+    lines = (as_line(line) for line in without_secrets(text).split("\n"))
+    if sys.stderr is not None:
+        tqdm.write("magtiles-seg: " + "\n".join(lines), file=sys.stderr)
+
+
+def say_any_name() -> None:
+    r"""Let stdout and stderr print every name: what they cannot encode is written as `\udcfc`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

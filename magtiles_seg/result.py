@@ -11,6 +11,7 @@ import numpy as np
 from magtiles_seg.deciding import Decision, Verdict, fraction, scale
 from magtiles_seg.errors import ConfigError, InferenceError
 from magtiles_seg.labels import LABELS
+from magtiles_seg.names import as_text
 from magtiles_seg.regions import Defect, find_regions
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Segmentation:
         height, width = self.mask.shape
         return {
             "schema_version": _SCHEMA_VERSION,
-            "source": self.source,
+            "source": None if self.source is None else as_text(self.source),
             "height_px": height,
             "width_px": width,
             "verdict": self.verdict,
@@ -207,6 +208,7 @@ class Segmentation:
         """Write mask.png (0 or 255), overlay.png, probability.png (0..255) and result.json.
 
         result.json comes last: where it stands, the pictures beside it are whole and belong to it.
+        The pictures carry a mark, by which they are never taken for inputs.
 
         Args:
             directory: Made when it does not exist.
@@ -216,7 +218,7 @@ class Segmentation:
             The path of result.json.
 
         Raises:
-            ConfigError: `stem` is no plain file name.
+            ConfigError: `stem` is no plain file name, or a file that is none of ours is in the way.
             OSError: The directory or a file cannot be written.
         """
         from magtiles_seg.writing import save_result

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magtiles_seg.dataset.archive import source_folder
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import DataError
@@ -19,14 +20,22 @@ if TYPE_CHECKING:
 def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     """Return the samples of a folder, or of the data set that `data load` brings."""
     if root is None:
-        source = Path(params.data_load.source)  # a folder is used where it lies
-        root = source if source.is_dir() else Path(params.data_load.directory)
+        folder = source_folder(params.data_load.source)
+        root = Path(params.data_load.directory) if folder is None else folder
     return find_samples(root, layout=params.data_load.layout, labels=params.data_load.labels)
 
 
 def read_manifest(path: Path) -> Split:
-    """Return the split of a manifest file."""
-    return Split.from_json(path.read_text(encoding="utf-8"))
+    """Return the split of a manifest file.
+
+    Raises:
+        DataError: The file is no manifest, or was altered.
+        OSError: It cannot be read.
+    """
+    try:
+        return Split.from_json(path.read_text(encoding="utf-8"))
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:

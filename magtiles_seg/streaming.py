@@ -17,7 +17,7 @@ from magtiles_seg.infer.sources import ArraySource, FolderSource, LineSource, Re
 from magtiles_seg.infer.stream import StreamStatus, inspect
 from magtiles_seg.infer.webdefects import Uninspected, WebDefect
 from magtiles_seg.infer.webreport import WebReport
-from magtiles_seg.progress import live
+from magtiles_seg.progress import live, note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ def open_source(word: str) -> LineSource:
         return _synthetic(rest)
     if Path(word).suffix.lower() in _VIDEOS:
         return VideoSource(word)
-    return FolderSource(word)
+    return FolderSource(word, note=note)
 
 
 def stream(

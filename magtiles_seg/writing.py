@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.labels import color_rgb
+from magtiles_seg.marking import is_result, mark_png, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,45 +66,132 @@ def format_csv(defects: Iterable[Defect]) -> str:
     return text.getvalue()
 
 
+_PICTURES = ("mask.png", "overlay.png", "probability.png")
+_MANIFEST = "result.json"
+_MAX_NAME_BYTES = 255
+
+
 def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: str | None) -> Path:
     """Write a result's pictures and, last, its JSON; return the JSON's path.
 
     Raises:
-        ConfigError: `stem` is no plain file name.
+        ConfigError: `stem` is no plain file name, or a file that is none of ours is in the way.
         OSError: The directory or a file cannot be written.
     """
-    if stem is not None and (not stem or Path(stem).name != stem or "\\" in stem or "\0" in stem):
-        raise ConfigError(f"stem is {stem!r}; expected a plain file name, such as 'tile_7'")
-    prefix = f"{stem}_" if stem else ""
-    probability = np.rint(result.probability * 255).astype(np.uint8)
+    check_free(directory, stem)
     overlay = cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR)
-    contents = {
-        "mask.png": _png(result.mask * np.uint8(255)),
-        "overlay.png": _png(overlay),
-        "probability.png": _png(probability),
-        "result.json": (result.to_json(indent=2) + "\n").encode(),
-    }
+    drawn = (result.mask * np.uint8(255), overlay, np.rint(result.probability * 255))
+    pictures = [encode_png(picture.astype(np.uint8)) for picture in drawn]
+    text = (result.to_json(indent=2) + "\n").encode()
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = folder / f"{prefix}result.json"
-    manifest.unlink(missing_ok=True)  # an older one must not stand beside newer pictures
-    for name, content in contents.items():
-        _write_whole(folder / f"{prefix}{name}", content)
+    *paths, manifest = _result_paths(folder, stem)
+    with _alone(folder):
+        manifest.unlink(missing_ok=True)  # an older one must not stand beside newer pictures
+        for path, content in zip((*paths, manifest), (*pictures, text), strict=True):
+            write_whole(path, content)
     return manifest
 
 
-def _png(picture: NDArray[Any]) -> bytes:
+def check_free(directory: str | os.PathLike[str], stem: str | None) -> None:
+    """Make sure that a result's files can be written without harm to anybody else's.
+
+    Raises:
+        ConfigError: `stem` is no plain file name, or a file that is none of ours is in the way.
+    """
+    if stem is not None and (not stem or Path(stem).name != stem or "\\" in stem or "\0" in stem):
+        raise ConfigError(f"stem is {stem!r}; expected a plain file name, such as 'tile_7'")
+    paths = _result_paths(Path(directory), stem)
+    if max(len(os.fsencode(path.name)) for path in paths) > _MAX_NAME_BYTES:
+        raise ConfigError(
+            f"the results of '{stem}' would have names of more than {_MAX_NAME_BYTES} bytes; "
+            "give the picture a shorter name"
+        )
+    for path in paths:
+        if os.path.lexists(path) and not _is_ours(path):
+            raise ConfigError(
+                f"{path} would be overwritten, and is no result of magtiles-seg; "
+                "write to another folder, or move the file away"
+            )
+
+
+def discard_result(directory: str | os.PathLike[str], stem: str | None) -> None:
+    """Delete an older result, so that it does not pass for one of a picture that now fails."""
+    for path in reversed(_result_paths(Path(directory), stem)):
+        if _is_ours(path):
+            path.unlink(missing_ok=True)
+
+
+def stale_results(folder: Path, written: set[Path]) -> list[Path]:
+    """Return the `result.json` of a folder, of other pictures than these, whose picture is gone.
+
+    Args:
+        folder: Where results were written.
+        written: The `result.json` files of this run.
+    """
+    stale = []
+    for path in sorted(folder.glob(f"*_{_MANIFEST}")):
+        found = None if path in written else read_manifest(path)
+        if found and isinstance(found["source"], str) and not os.path.lexists(found["source"]):
+            stale.append(path)
+    return stale
+
+
+def _result_paths(folder: Path, stem: str | None) -> list[Path]:
+    """Return a result's files, the JSON last."""
+    prefix = f"{stem}_" if stem else ""
+    return [folder / f"{prefix}{name}" for name in (*_PICTURES, _MANIFEST)]
+
+
+def _is_ours(path: Path) -> bool:
+    return is_result(path) if path.suffix == ".png" else read_manifest(path) is not None
+
+
+def encode_png(picture: NDArray[Any]) -> bytes:
+    """Return a result's picture, (H, W) or BGR (H, W, 3) uint8, as a PNG file with our mark.
+
+    Raises:
+        OSError: OpenCV cannot encode it.
+    """
     done, encoded = cv2.imencode(".png", picture)
     if not done:
         raise OSError(f"OpenCV could not encode a {picture.shape} picture as PNG")
-    return encoded.tobytes()
+    return mark_png(encoded.tobytes())
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write through a neighbour and rename, so that the name never stands on half a file."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write through a neighbour and rename, so that the name never stands on half a file.
+
+    Raises:
+        OSError: It cannot be written; the error names the file.
+    """
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         part.write_bytes(content)
         part.replace(path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder for the moment, where the system and the disk know locks.
+
+    Two runs into one folder then never leave one's mask beside the other's JSON.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks have none
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -79,6 +79,13 @@ def test_list_of_labels_becomes_a_tuple(tmp_path: Path) -> None:
         ("train: {pretrained: 1}", r"train\.pretrained: expected bool, got int 1"),
         ("train: {architecture: lite}", "expected one of nano.*did you mean 'lite2'|'lite1'"),
         ("data_load: {labels: dent}", "expected tuple.*got str 'dent'"),
+        ("data_load: {labels: []}", r"expected a list of names, got \[\]"),
+        ("data_load: {labels: [background]}", "expected 'background' and 1 to 255 classes"),
+        ("data_load: {labels: [dent, background]}", "expected 'background' first"),
+        ("data_load: {labels: [background, dent, Dent]}", "differ by more than case"),
+        ("data_load: {labels: [background, '']}", "names without spaces around them"),
+        ("data_load: {labels: [background, ' dent']}", "names without spaces around them"),
+        ("data_load: {labels: [background, Free]}", "'free' is what pictures without a defect"),
         ("data_load: {labels: [1, 2]}", r"expected a list of names, got \[1, 2\]"),
         ("data_load: {source: ''}", r"data_load\.source: expected str, got str ''"),
         ("train: 3", "section 'train' must be a mapping, got int"),
@@ -111,8 +118,10 @@ def test_missing_file_is_file_not_found(tmp_path: Path) -> None:
 
 
 def test_section_made_by_hand_is_checked_too() -> None:
-    with pytest.raises(ConfigError, match=r"train\.precision: expected one of auto, bf16, fp32"):
-        TrainParams(precision="fp16")
+    with pytest.raises(
+        ConfigError, match=r"train\.precision: expected one of auto, bf16, fp16, fp32"
+    ):
+        TrainParams(precision="fp8")
 
 
 def test_section_is_frozen() -> None:

@@ -235,7 +235,7 @@ def environment(stage: Stage, root: Path, port: int) -> dict[str, str]:
     values = {name: re.sub(r"^/dev/shm", str(root / "tmp"), text) for name, text in values.items()}
     values["MAGTILES_MODEL"] = str(PROJECT / values.pop("MODEL"))
     values["PATH"] = f"{root}/magtiles/bin:/usr/bin:/bin"
-    return values
+    return {**values, "MAGTILES_DEMO": "true"}
 
 
 def wait_alive(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import heapq
 import json
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+
+from magtiles_seg.names import without_secrets
 
 _NAMES, _OFFSETS = "names.jsonl", "offsets.npy"
 _RUN = 500_000  # names that are sorted in memory at once: some 100 MB
@@ -63,7 +66,10 @@ def freeze(
     """
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh.mkdir(mode=0o700)
+    secrets = _Secrets()
+    names = map(secrets.watch, names)
     runs = list(_sorted_runs(names, fresh, run, progress))
     with ExitStack() as stack:
         files = [stack.enter_context(path.open("rb")) for path in runs]
@@ -71,9 +77,22 @@ def freeze(
     for path in runs:
         path.unlink()
     np.save(fresh / _OFFSETS, np.array(offsets, dtype=np.int64))
+    if not secrets.seen:
+        fresh.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
     shutil.rmtree(folder, ignore_errors=True)
     fresh.replace(folder)
     return Listing(folder)
+
+
+class _Secrets:
+    """Watches names go by: a listing with passwords or tokens in it stays its owner's alone."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def watch(self, name: str) -> str:
+        self.seen = self.seen or ("://" in name and without_secrets(name) != name)
+        return name
 
 
 def _sorted_runs(

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -47,7 +50,8 @@ class _Worker:
         self.process: SpawnProcess = _CONTEXT.Process(
             target=_serve, args=(job, threads, theirs), daemon=True
         )
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()
         self.task: _Task | None = None
         self.place = -1
@@ -163,8 +167,26 @@ class _Pool:
         fresh.give(task)
 
 
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from running the main script again: a worker needs nothing of it.
+
+    So a script that has no `if __name__ == "__main__"` can start a run as well.
+    """
+    main = sys.modules["__main__"].__dict__
+    hidden: dict[str, Any] = {
+        name: main.pop(name) for name in ("__file__", "__spec__") if name in main
+    }
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(hidden)
+
+
 def _serve(job: Job, threads: int, pipe: connection.Connection) -> None:
     """Do parts until the pipe closes: what a worker process runs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started it
     _end_with_parent()
 
     def announce(place: int) -> None:

@@ -16,6 +16,8 @@ from magtiles_seg.batch.source import list_names
 from magtiles_seg.batch.work import Job
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.infer.backends.base import available_cores
+from magtiles_seg.inputs import Survey
+from magtiles_seg.names import without_secrets
 
 _RUN = "run.json"
 
@@ -58,6 +60,9 @@ class Progress(Protocol):
 
     def listed(self, pictures: int) -> None:
         """So many names have come."""
+
+    def note(self, text: str) -> None:
+        """Something is left out of the run, or amiss with the source."""
 
     def done(self, pictures: int, total: int, errors: int) -> None:
         """So many pictures are in the result or in work; so many of this session's got an error."""
@@ -147,11 +152,17 @@ def _open_listing(job: Job, identity: dict[str, object], progress: Progress | No
     if path.exists():
         _check_same(json.loads(path.read_text(encoding="utf-8")), identity, job.out)
         return Listing(job.listing)
-    names = list_names(job.source, patience_s=job.patience_s)
+    survey = Survey()
+    names = list_names(job.source, patience_s=job.patience_s, survey=survey)
     listed = progress.listed if progress else None
     listing = freeze(names, job.listing, part_rows=job.part_rows, progress=listed)
+    notes = [*survey.lines(), *survey.problems()]
     if not listing.pictures:
-        raise DataError(f"no picture in {job.source}: expected names ending as pictures do")
+        where, said = without_secrets(job.source), "".join(f"; {line}" for line in notes)
+        raise DataError(f"no picture in {where}: expected names ending as pictures do{said}")
+    if progress:
+        for line in notes:
+            progress.note(line)
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     fresh.replace(path)

@@ -2,11 +2,12 @@
 
 | SOURCE | pictures |
 |---|---|
-| a folder | the picture files in it and below |
+| a folder | the picture files in it and below; linked folders, too |
 | `shots/**/*.png`, `s3://bucket/shots/*.png` | those that match the glob |
 | `s3://bucket/shots/`, any fsspec URL | the picture files under the prefix |
-| `pictures.txt` | one path or URL a line, paths relative to the list's folder |
-| `tile.png` | the one |
+| `http://host/shots/` | the picture files that its index pages lead to |
+| `pictures.txt` | one path or URL a line, see `lists` |
+| `tile.png`, `s3://bucket/tile.png`, `http://host/tile.png?size=full` | the one |
 
 Names come one after another, never all at once: an object store is asked for a page at a time.
 """
@@ -14,159 +15,80 @@ Names come one after another, never all at once: an object store is asked for a 
 from __future__ import annotations
 
 import errno
-import glob
 import os
-import re
 import stat
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
-from magtiles_seg.batch.retrying import persist
-from magtiles_seg.errors import BackendUnavailableError, DataError, ImageError
-from magtiles_seg.inputs import SUFFIXES
+from magtiles_seg.batch.lists import local_path, read_list
+from magtiles_seg.batch.stores import is_url, list_url, patiently, read_url
+from magtiles_seg.errors import DataError, ImageError
+from magtiles_seg.inputs import (
+    Survey,
+    check_word,
+    expand_home,
+    find_glob,
+    is_glob,
+    is_picture_name,
+    walk,
+)
 
 MAX_FILE_BYTES = 512 * 2**20
 """Local files of more are refused unread: no picture of the allowed size is as large."""
 
 _MOUNT_GONE = {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
-_BAD_CREDENTIALS = {
-    "ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken",
-    "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
-}  # fmt: skip
-
-
-def is_url(name: str) -> bool:
-    """Return whether a name is for fsspec rather than a local path."""
-    return "://" in name
 
 
 def resolve(source: str) -> str:
-    """Return a source so that it means the same from any working directory."""
-    return source if is_url(source) else os.path.abspath(source)  # noqa: PTH100 (keeps a glob)
+    """Return a source so that it means the same from any working directory.
+
+    Raises:
+        DataError: It is empty, or no valid URL.
+    """
+    check_word(source)
+    try:
+        urlsplit(source)
+    except ValueError as error:
+        if is_url(source):
+            raise DataError(f"{source} is no valid URL: {error}") from error
+    source = local_path(source)
+    return source if is_url(source) else os.path.abspath(expand_home(source))  # noqa: PTH100 (keeps a glob)
 
 
-def list_names(source: str, *, patience_s: float) -> Iterator[str]:
+def list_names(source: str, *, patience_s: float, survey: Survey | None = None) -> Iterator[str]:
     """Yield the name of every picture of a source, in no order, perhaps one twice.
+
+    A folder that cannot be listed is yielded, too: its row says so.
 
     Args:
         source: As in this module's table, from `resolve`.
         patience_s: How long an outage of an object store is waited out.
+        survey: Told what is left out.
 
     Raises:
-        DataError: There is no such source, or a line of a list is a relative URL or a folder.
+        DataError: There is no such source, or a list file is none.
         BackendUnavailableError: fsspec, or its part for the protocol, is not installed.
     """
+    survey = survey or Survey()
     if is_url(source):
-        return _list_url(source, patience_s)
+        return list_url(source, patience_s, survey)
     path = Path(source)
     if path.is_dir():
-        return _walk(source)
+        return _and_unlisted(walk(source, survey), survey)
     if path.is_file():
-        return iter([source]) if _is_picture(source) else _read_list(path)
-    if glob.has_magic(source):
-        found = glob.iglob(source, recursive=True)  # noqa: PTH207 (Path.glob wants a root)
-        return (name for name in found if _is_picture(name) and os.path.isfile(name))  # noqa: PTH113
+        return iter([source]) if is_picture_name(source) else read_list(path)
+    if is_glob(source):
+        return _and_unlisted(find_glob(source, survey), survey)
     raise DataError(
         f"there is no source {source}: expected a folder, a glob, a list file, or a URL such as "
         "s3://bucket/prefix"
     )
 
 
-def _is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Yield the pictures below a folder; memory grows with the depth, not with the number."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
-            elif _is_picture(entry.name) and entry.is_file():
-                yield entry.path
-
-
-def _read_list(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            name = line.strip()
-            if "\0" in name:
-                raise DataError(
-                    f"{path} is no list of pictures: expected one path or URL a line, got binary "
-                    f"data; pictures end in {', '.join(sorted(SUFFIXES))}"
-                )
-            if name:
-                yield name if is_url(name) else os.path.normpath(path.parent / name)
-
-
-def _list_url(source: str, patience_s: float) -> Iterator[str]:
-    prefix = re.split(r"[*?\[]", source, maxsplit=1)[0]
-    pattern = None
-    if prefix != source:
-        from fsspec.utils import glob_translate
-
-        pattern = re.compile(glob_translate(source))
-        prefix = prefix.rpartition("/")[0]
-    for name in _under_prefix(prefix, patience_s):
-        if _is_picture(name) and (pattern is None or pattern.match(name)):
-            yield name
-
-
-def _under_prefix(prefix: str, patience_s: float) -> Iterator[str]:
-    protocol = prefix.partition("://")[0]
-    system = file_system(protocol)
-    if protocol in ("s3", "s3a"):
-        return _s3_pages(system, protocol, prefix, patience_s)
-    return (
-        system.unstrip_protocol(f"{folder.rstrip('/')}/{file}")
-        for folder, _, files in system.walk(system._strip_protocol(prefix))
-        for file in files
-    )
-
-
-def _s3_pages(system: Any, protocol: str, prefix: str, patience_s: float) -> Iterator[str]:  # noqa: ANN401
-    """Yield the objects under a prefix; s3fs itself would gather all of them first."""
-    bucket, _, key = prefix.partition("://")[2].partition("/")
-    folder = f"{key.rstrip('/')}/" if key else ""
-    more: dict[str, str] = {}
-    while True:
-        page = _persist(
-            lambda more=more: system.call_s3(  # type: ignore[misc]  # a lambda's default
-                "list_objects_v2", Bucket=bucket, Prefix=folder, **more
-            ),
-            f"{protocol}://{bucket}",
-            patience_s,
-        )
-        for item in page.get("Contents", ()):
-            yield f"{protocol}://{bucket}/{item['Key']}"
-        if not page.get("IsTruncated"):
-            return
-        more = {"ContinuationToken": page["NextContinuationToken"]}
-
-
-@cache
-def file_system(protocol: str) -> Any:  # noqa: ANN401  (fsspec carries no types)
-    """Return fsspec's file system of a protocol, which keeps no listings.
-
-    Raises:
-        BackendUnavailableError: fsspec, or its part for the protocol, is not installed.
-        DataError: The protocol is unknown.
-    """
-    try:
-        import fsspec
-
-        return fsspec.filesystem(protocol, use_listings_cache=False)
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"{protocol}:// needs a package that is not installed ({error}): "
-            "pip install 'magtiles-seg[batch]' brings s3://; others have their own fsspec package"
-        ) from error
-    except ValueError as error:
-        raise DataError(
-            f"unknown protocol {protocol}://: expected one that fsspec knows, such as s3://"
-        ) from error
+def _and_unlisted(names: Iterator[str], survey: Survey) -> Iterator[str]:
+    yield from names
+    yield from survey.unlisted
 
 
 class Reader:
@@ -190,9 +112,9 @@ class Reader:
             DataError: The store is gone, and did not come back in time.
         """
         if is_url(name):
-            return self._read_url(name)
+            return read_url(name, self._patience_s)
         where = str(self._root or name)
-        data: bytes = _persist(lambda: self._read_local(name), where, self._patience_s)
+        data: bytes = patiently(lambda: self._read_local(name), where, self._patience_s)
         return data
 
     def _read_local(self, name: str) -> bytes:
@@ -222,35 +144,6 @@ class Reader:
             return next(self._root.iterdir(), None) is None
         except OSError:
             return True
-
-    def _read_url(self, name: str) -> bytes:
-        protocol, _, path = name.partition("://")
-        system = file_system(protocol)
-        try:
-            data: bytes = _persist(lambda: system.cat_file(path), name, self._patience_s)
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            raise ImageError(f"'{name}' cannot be read: {error}") from error
-        return data
-
-
-def _persist(action: Callable[[], Any], name: str, patience_s: float) -> Any:  # noqa: ANN401
-    try:
-        return persist(action, patience_s=patience_s, is_final=_is_final)
-    except (ImageError, FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{name} did not answer within {patience_s:g} s: {error or type(error).__name__}; "
-            "start again when it does: what is done stays done"
-        ) from error
-
-
-def _is_final(error: Exception) -> bool:
-    """Return whether an error speaks of one picture rather than of the store."""
-    if isinstance(error, PermissionError):
-        answer = getattr(error.__cause__, "response", None) or {}
-        return answer.get("Error", {}).get("Code") not in _BAD_CREDENTIALS
-    return isinstance(error, ImageError | FileNotFoundError | IsADirectoryError)
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

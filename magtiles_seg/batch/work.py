@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 from magtiles_seg.batch.listing import Listing
 from magtiles_seg.batch.retrying import persist
 from magtiles_seg.batch.rows import describe, write_part
-from magtiles_seg.batch.source import Reader, is_url
+from magtiles_seg.batch.source import Reader
+from magtiles_seg.batch.stores import is_url
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image
+from magtiles_seg.names import as_text, without_secrets
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,9 +76,9 @@ class Job:
 
     def identity(self, segmenter: Segmenter) -> dict[str, object]:
         """Return what makes two runs the same run, as JSON values."""
-        source = self.source
-        if not is_url(source) and Path(source).is_file():
-            source = f"{source} sha256:{hashlib.sha256(Path(source).read_bytes()).hexdigest()}"
+        source = as_text(without_secrets(self.source))
+        if not is_url(source) and Path(self.source).is_file():
+            source = f"{source} sha256:{hashlib.sha256(Path(self.source).read_bytes()).hexdigest()}"
         spec = segmenter.spec
         return {
             "model_sha256": spec.sha256,
@@ -153,8 +155,7 @@ class PartWorker:
             for place, name in enumerate(names):
                 yield lambda place=place, name=name: self._fetch(name, given.get(place))  # type: ignore[misc]
             return
-        remote = bool(names) and is_url(names[0])
-        readers = self._job.readers or (REMOTE_READERS if remote else LOCAL_READERS)
+        readers = self._job.readers or _readers(names)
         waiting: deque[Future[_Fetched]] = deque()
         with ThreadPoolExecutor(readers, thread_name_prefix="read") as pool:
             try:
@@ -169,9 +170,9 @@ class PartWorker:
 
     def _fetch(self, name: str, error: str | None) -> _Fetched:
         # A name that is no valid UTF-8 (file names may be any bytes) is written with escapes.
-        row: dict[str, Any] = {"path": name.encode(errors="backslashreplace").decode()}
+        row: dict[str, Any] = {"path": _text(name)}
         if error is not None:
-            return _Fetched({**row, "error": error}, None)
+            return _Fetched({**row, "error": _text(error)}, None)
         start = time.perf_counter()
         try:
             data = self._reader.read(name)
@@ -180,7 +181,7 @@ class PartWorker:
             row["read_ms"] = 1000 * (read - start)
             pixels = read_image(data)
         except ImageError as failed:
-            return _Fetched({**row, "error": _text(failed)}, None)
+            return _Fetched({**row, "error": _text(str(failed))}, None)
         row["decode_ms"] = 1000 * (time.perf_counter() - read)
         return _Fetched(row, pixels)
 
@@ -213,12 +214,17 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _write_mask(path: Path, result: Segmentation) -> None:
-    import cv2
+    from magtiles_seg.writing import encode_png, write_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    _, encoded = cv2.imencode(".png", result.mask * 255)
-    path.write_bytes(encoded.tobytes())
+    write_whole(path, encode_png(result.mask * 255))
 
 
-def _text(error: Exception) -> str:
-    return str(error).encode(errors="backslashreplace").decode()
+def _readers(names: Sequence[str]) -> int:
+    """Return how many threads read ahead; FTP servers allow few connections."""
+    remote = bool(names) and is_url(names[0]) and not names[0].startswith("ftp://")
+    return REMOTE_READERS if remote else LOCAL_READERS
+
+
+def _text(text: str) -> str:
+    return as_text(without_secrets(text))

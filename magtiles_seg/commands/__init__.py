@@ -8,6 +8,7 @@ parts when it runs, so that `--help` is quick and needs no extra.
 from magtiles_seg.commands import (
     batch,
     bench,
+    crossval,
     data,
     demo,
     deploy,
@@ -32,6 +33,7 @@ VERBS = (
     demo,
     data,
     train,
+    crossval,
     evaluate,
     export,
     parity,

@@ -6,11 +6,10 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from magtiles_seg.commands import options
-from magtiles_seg.progress import live
+from magtiles_seg.progress import live, note
 
 _EXAMPLES = """
   magtiles-seg batch shots/ --out result/
@@ -34,7 +33,11 @@ def add(verbs: options.Verbs) -> None:
         "source", metavar="SOURCE", help="folder, quoted glob, list file, or URL such as s3://…"
     )
     verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="result; shared by all workers"
+        "--out",
+        type=options.folder,
+        required=True,
+        metavar="DIR",
+        help="result; shared by all workers",
     )
     verb.add_argument("--masks", action="store_true", help="write each mask as PNG as well")
     verb.add_argument(
@@ -64,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do the archive, or what is missing of it, and print what it holds."""
     batch = options.import_extra("magtiles_seg.batch", "batch")
     given = vars(arguments)
+    options.check_output(arguments.out)
     job = batch.Job(
         source=batch.resolve(arguments.source),
         out=arguments.out.absolute(),
@@ -100,6 +104,9 @@ class _Shown:
 
     def listed(self, pictures: int) -> None:
         self._say(f"{pictures:,} pictures listed")
+
+    def note(self, text: str) -> None:
+        note(text)
 
     def done(self, pictures: int, total: int, errors: int) -> None:
         now_s = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,12 @@ def add(verbs: options.Verbs) -> None:
     )
     verb.add_argument("--memory", action="store_true", help="measure peak memory, too")
     verb.add_argument("--json", action="store_true", help="print one JSON object")
-    verb.add_argument("--out", type=Path, metavar="DIR", help="write bench.md, .json and .png here")
+    verb.add_argument(
+        "--out",
+        type=options.folder,
+        metavar="DIR",
+        help="write bench.md, .json and .png here",
+    )
     verb.add_argument(
         "--select",
         action="store_true",
@@ -56,7 +62,11 @@ def add(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, show, write and choose."""
     from magtiles_seg.export import bench, benchtable
+    from magtiles_seg.marking import mark_png
+    from magtiles_seg.writing import write_whole
 
+    if arguments.out:
+        options.check_output(arguments.out)
     with bar("bench", "round") as progress:
         report = bench.measure(
             arguments.model,
@@ -72,10 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
     table, text = benchtable.as_markdown(report), json.dumps(report.to_dict(), indent=2)
     print(text if arguments.json else table)
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "bench.md").write_text(table + "\n", encoding="utf-8")
         (arguments.out / "bench.json").write_text(text + "\n", encoding="utf-8")
-        benchtable.draw_chart(report).save(arguments.out / "bench.png")
+        chart = BytesIO()
+        benchtable.draw_chart(report).save(chart, "PNG")
+        write_whole(arguments.out / "bench.png", mark_png(chart.getvalue()))
     if arguments.select:
         _select(arguments, report)
     return options.ACCEPTED

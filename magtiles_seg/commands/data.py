@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.commands import options
-from magtiles_seg.progress import bar
+from magtiles_seg.progress import bar, remark
 
 _LOAD = """
   magtiles-seg data load
@@ -106,15 +106,23 @@ def _add_judgements(parts: options.Verbs) -> None:
 
 def run_load(arguments: argparse.Namespace) -> int:
     """Fetch, verify and unpack."""
-    from magtiles_seg.dataset.archive import fetch, note_folder, verify
+    from magtiles_seg.dataset.archive import fetch, note_folder, source_folder, verify
 
     load = options.read_params(arguments).data_load
     unit = "tile" if load.source.startswith("synthetic:") else "B"
     with bar("fetch", unit) as progress:
-        root = fetch(load.source, Path(load.directory), sha256=load.sha256, progress=progress)
+        root = fetch(
+            load.source,
+            Path(load.directory),
+            sha256=load.sha256,
+            progress=progress,
+            waiting=remark,
+        )
     with bar("verify", "picture") as progress:
-        samples = verify(root, layout=load.layout, labels=load.labels, progress=progress)
-    if Path(load.source).is_dir():
+        samples = verify(
+            root, layout=load.layout, labels=load.labels, progress=progress, note=remark
+        )
+    if source_folder(load.source) is not None:
         note_folder(Path(load.directory), samples)
     groups = len({sample.group for sample in samples})
     print(f"{root}: {len(samples)} pictures of {groups} tiles, all whole")

@@ -48,7 +48,10 @@ def add(verbs: options.Verbs) -> None:
         "--write-card", action="store_true", help="put the figures into the ONNX model's card too"
     )
     verb.add_argument(
-        "--out", type=Path, metavar="DIR", help="write figures, tables and plots/*.csv here"
+        "--out",
+        type=options.folder,
+        metavar="DIR",
+        help="write figures, tables and plots/*.csv here",
     )
     verb.add_argument(
         "--triptychs",
@@ -66,6 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     from magtiles_seg.evaluate.report import evaluate
 
     params = options.read_params(arguments)
+    for out in (arguments.out, arguments.json and arguments.json.parent):
+        if out:
+            options.check_output(out)
     if arguments.folds or arguments.repeats:
         from magtiles_seg.commands import runs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
@@ -10,6 +11,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg import errors
+from magtiles_seg.inputs import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-ACCEPTED, REJECTED, ERROR, INTERRUPTED = 0, 1, 2, 130
+ACCEPTED, REJECTED, ERROR, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
 
 _SEGMENTER_OPTIONS = (
     "device",
@@ -62,6 +64,40 @@ def add_verb(
     return verb
 
 
+def folder(word: str) -> Path:
+    """Return the folder that an option names; `~` is the home folder.
+
+    Raises:
+        argparse.ArgumentTypeError: The word is empty, which would mean the working directory.
+    """
+    if not word.strip():
+        raise argparse.ArgumentTypeError("is empty; expected a folder; '.' is this one")
+    return Path(expand_home(word))
+
+
+def check_output(out: Path) -> None:
+    """Make an output folder, before any work is done for it.
+
+    Raises:
+        ConfigError: Something that is no folder is in the way, or it cannot be written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK | os.X_OK)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise errors.ConfigError(
+            f"{out} cannot be the output folder: {error.filename} is a file; name another --out"
+        ) from error
+    except OSError as error:
+        raise errors.ConfigError(
+            f"{out} cannot be made: {error.strerror}; name another --out"
+        ) from error
+    if not writable:
+        raise errors.ConfigError(
+            f"{out} cannot be written to; change its permissions, or name another --out"
+        )
+
+
 def as_epilog(examples: str) -> str:
     """Return the end of a help page."""
     return f"examples:\n{indent(cleandoc(examples), '  ')}"
@@ -95,6 +131,18 @@ def add_params(verb: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SECTION.KEY=VALUE",
         help="override a parameter for this run; may be repeated",
+    )
+
+
+def add_train_device(verb: argparse.ArgumentParser) -> None:
+    """Add `--device`, a short word for `--set train.device=…`, which `read_params` reads."""
+    verb.add_argument(
+        "--device",
+        dest="set",
+        type="train.device={}".format,
+        action="append",
+        metavar="DEVICE",
+        help="auto, cpu or cuda (train.device)",
     )
 
 

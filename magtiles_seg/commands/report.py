@@ -37,7 +37,7 @@ def add(verbs: options.Verbs) -> None:
     )
     verb.add_argument("--head", metavar="REV", help="default: the working directory")
     verb.add_argument("--figure", default="iou", metavar="NAME", help="the one that must improve")
-    verb.add_argument("--out", type=Path, default=Path("runs/report"), metavar="DIR")
+    verb.add_argument("--out", type=options.folder, default=Path("runs/report"), metavar="DIR")
     verb.add_argument("--post", action="store_true", help="comment by cml, or by the API")
     verb.add_argument("--gate", action="store_true", help="exit with 1 unless it improves")
     options.add_model(verb)
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from magtiles_seg.delivery.report import Report
     from magtiles_seg.delivery.revisions import Revision
 
+    options.check_output(arguments.out)
     root = Path.cwd()
     base, here = Revision(root, arguments.base), Revision(root, arguments.head)
     report = Report(base, here, figure=arguments.figure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from magtiles_seg.commands import options
 from magtiles_seg.progress import print_above
@@ -14,7 +13,10 @@ _EXAMPLES = """
   magtiles-seg stream basler: --line-mm 0.05
   magtiles-seg stream synthetic:tiles=3000,width=2048
 
-  Exit code: 0 no defect and every line inspected, 1 otherwise, 2 an error.
+  Pictures of a folder are a web in natural order: 1.png, 2.png, 10.png. Hidden files and results
+  of an earlier run are left out, with a line on stderr.
+
+  Exit code: 0 no defect and every line inspected, 1 otherwise, 2 an error, 70 a bug.
 """
 
 
@@ -27,7 +29,12 @@ def add(verbs: options.Verbs) -> None:
         "folder, video, basler:[SERIAL], genicam:FILE.cti or synthetic:[tiles=N,width=PX,seed=N]"
     )
     verb.add_argument("source", metavar="SOURCE", help=words)
-    verb.add_argument("--out", type=Path, metavar="DIR", help="write defects.jsonl and .csv here")
+    verb.add_argument(
+        "--out",
+        type=options.folder,
+        metavar="DIR",
+        help="write defects.jsonl and .csv here",
+    )
     verb.add_argument("--pictures", action="store_true", help="write annotated pictures there too")
     verb.add_argument("--json", action="store_true", help="print one JSON object a defect, a line")
     options.add_model(verb)
@@ -57,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect the source and say whether the web is clean and whole."""
     from magtiles_seg.streaming import stream
 
+    if arguments.out:
+        options.check_output(arguments.out)
     with options.open_segmenter(arguments) as segmenter:
         clean = stream(segmenter, arguments, tell=print_above)
     return options.ACCEPTED if clean else options.REJECTED

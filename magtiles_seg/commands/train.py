@@ -12,6 +12,7 @@ from magtiles_seg.progress import wrap
 _EXAMPLES = """
   magtiles-seg train
   magtiles-seg train --out runs/nano --set train.architecture=nano --set train.epochs=5
+  magtiles-seg train --device cuda
 
   Stopped at any moment and started again, it goes on from the last whole epoch.
 """
@@ -23,6 +24,7 @@ def add(verbs: options.Verbs) -> None:
         verbs, "train", "train a network on the split's training part", run, examples=_EXAMPLES
     )
     options.add_params(verb)
+    options.add_train_device(verb)
     options.add_manifest(verb, "--split", "the split manifest")
     verb.add_argument(
         "--out",
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     run = (parts["train"], parts["validation"], params.train, arguments.out)
     labels, resume = params.data_load.labels, True
     if arguments.restart:
-        restart = options.import_extra("magtiles_seg.train.restart", "train")
+        restart = options.import_extra("magtiles_seg.train.state", "train")
         resume = not restart.forget_other_run(*run, labels=labels)
     if not options.import_extra("magtiles_seg.train.devices", "train").is_first():
         train(*run, labels=labels)  # a process that the first one started: it does not speak

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from PIL import Image
-
+from magtiles_seg.dataset.check import check_sample
 from magtiles_seg.dataset.download import Progress, download, sha256_of
 from magtiles_seg.dataset.layouts import locate
-from magtiles_seg.dataset.samples import Sample, raise_problems, read_mask, scan
+from magtiles_seg.dataset.samples import Sample, raise_problems, scan
 from magtiles_seg.dataset.splits import data_sha256
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.dataset.unpack import unpack
@@ -26,6 +30,7 @@ from magtiles_seg.labels import LABELS
 _SYNTHETIC = "synthetic:"
 _RECEIPT = ".fetched.json"
 _INCOMING = ".incoming"
+_LOCK = ".lock"
 _NOTE = "folder.json"
 
 
@@ -35,50 +40,63 @@ def fetch(
     *,
     sha256: str | None = None,
     progress: Progress | None = None,
+    waiting: Callable[[str], object] = warnings.warn,
 ) -> Path:
     """Bring a data set here and return its root.
 
     A folder is used where it lies; anything else is written under `destination`, in place of what
     an earlier fetch from another source left there. What is there already from the same source is
-    not fetched again.
+    not fetched again. Of several processes that fetch into one directory the first does it, and
+    the others wait for it.
 
     Args:
         source: URL, path of a zip file, path of a folder, or `synthetic:tiles=50,seed=0`.
         destination: Directory to unpack into; made if missing.
         sha256: What the archive must have, if given.
         progress: Called with (done, total or None): bytes of a download, tiles of a synthetic set.
+        waiting: Called once if it has to wait for another process.
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ConfigError: The arguments after `synthetic:` are unknown.
+        ConfigError: The arguments after `synthetic:` are unknown, or `sha256` is no SHA-256 or not
+            of an archive.
         DataError: The download fails; the archive is damaged, unsafe or holds no data set; or
             foreign files lie in the way.
     """
     destination = Path(destination)
+    _check_options(source, sha256)
     if source.startswith(_SYNTHETIC):
         tiles, seed = _synthetic_options(source)
-        key = f"{_SYNTHETIC}tiles={tiles},seed={seed}"
         return _once(
-            key,
+            f"{_SYNTHETIC}tiles={tiles},seed={seed}",
             destination,
             lambda to: write_dataset(to, tiles=tiles, seed=seed, progress=progress),
+            waiting,
         )
-    if source.startswith(("http://", "https://")):
+    if source.lower().startswith(("http://", "https://")):
         return _once(
             f"{source} sha256={sha256}",
             destination,
             lambda to: _unpack_url(source, to, sha256=sha256, progress=progress),
+            waiting,
         )
+    folder = source_folder(source)
+    if folder is not None:
+        return locate(folder)[1]
     path = Path(source).expanduser()
-    if path.is_dir():
-        return locate(path)[1]
     if not path.is_file():
         raise FileNotFoundError(
             f"no data source {source!r}; expected a URL, a zip file, a folder, or 'synthetic:'"
         )
     actual = sha256_of(path)
     _check_sha256(path, actual, sha256)
-    return _once(f"sha256={actual}", destination, lambda to: unpack(path, to))
+    return _once(f"sha256={actual}", destination, lambda to: unpack(path, to), waiting)
+
+
+def source_folder(source: str) -> Path | None:
+    """Return the folder that a source names, which is used where it lies, or None."""
+    folder = Path(source).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def verify(
@@ -87,26 +105,39 @@ def verify(
     layout: str = "auto",
     labels: Sequence[str] = LABELS,
     progress: Progress | None = None,
+    note: Callable[[str], object] = warnings.warn,
 ) -> tuple[Sample, ...]:
-    """Decode every picture and mask of a data set and return its samples.
+    """Read every picture and mask of a data set as training does, and return its samples.
 
     Args:
         root: The data set.
         layout: `"magnetic-tile"`, `"folder"` or `"auto"`.
         labels: Class names by index, background first.
         progress: Called with (pictures checked, pictures).
+        note: Called with each thing that is no error, but that somebody should know of.
 
     Raises:
         FileNotFoundError: `root` is no directory.
-        DataError: Pictures or masks are missing, damaged, or of two sizes; names all of them.
+        DataError: Pictures or masks are missing, double or damaged, of two sizes, or not to be
+            read; names all of them.
     """
-    samples, problems = scan(root, layout=layout, labels=labels)
-    for index, sample in enumerate(samples, start=1):
-        problems += _damage(sample)
-        if progress is not None:
-            progress(index, len(samples))
+    found = scan(root, layout=layout, labels=labels)
+    problems, notes, inverted = [*found.problems], [*found.notes], list[Sample]()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = pool.map(lambda sample: check_sample(sample, labels), found.samples)
+        for index, (sample, check) in enumerate(zip(found.samples, checked, strict=True), start=1):
+            problems += check.problems
+            notes += check.notes
+            if found.layout == "folder" and check.defect_fraction > 0.5:
+                inverted.append(sample)
+            if progress is not None:
+                progress(index, len(found.samples))
     raise_problems(root, problems)
-    return samples
+    if inverted:
+        notes.append(_mostly_defect(inverted, len(found.samples)))
+    for text in notes:
+        note(text)
+    return found.samples
 
 
 def note_folder(destination: Path, samples: Sequence[Sample]) -> None:
@@ -116,34 +147,33 @@ def note_folder(destination: Path, samples: Sequence[Sample]) -> None:
     (destination / _NOTE).write_text(f"{note}\n", encoding="utf-8")
 
 
-def _damage(sample: Sample) -> list[str]:
-    """Return what is wrong with a sample's files."""
-    problems = []
-    mask_hw = picture_hw = None
-    try:
-        with Image.open(sample.image_path) as picture:
-            picture.load()
-            picture_hw = (picture.height, picture.width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problems.append(f"{sample.image_path}: picture is damaged: {error}")
-    if sample.mask_path is not None:
-        try:
-            mask_hw = read_mask(sample.mask_path).shape
-        except DataError as error:
-            problems.append(str(error))
-    if mask_hw and picture_hw and mask_hw != picture_hw:
-        problems.append(
-            f"{sample.mask_path}: mask is {mask_hw[1]} x {mask_hw[0]} px, "
-            f"its picture {picture_hw[1]} x {picture_hw[0]} px"
-        )
-    return problems
+def _mostly_defect(inverted: Sequence[Sample], pictures: int) -> str:
+    names = ", ".join(str(sample.mask_path) for sample in inverted[:5])
+    return (
+        f"{len(inverted)} of {pictures} masks mark more than half of the picture as defect: {names}"
+        f"{' …' if len(inverted) > 5 else ''}; if defects are black on white there, invert them"
+    )
 
 
-def _once(key: str, destination: Path, bring: Callable[[Path], object]) -> Path:
-    """Let `bring` fill a fresh directory and move that to `destination`, the receipt last."""
-    entries = _received(destination, key)
-    if entries and all((destination / name).exists() for name in entries):
+def _once(
+    key: str,
+    destination: Path,
+    bring: Callable[[Path], object],
+    waiting: Callable[[str], object],
+) -> Path:
+    """Let `bring` fill a fresh directory and move that to `destination`, one process at a time."""
+    if _is_there(destination, key):
         return locate(destination)[1]
+    with _alone(destination, waiting):
+        if not _is_there(destination, key):  # the one before us may have brought it
+            try:
+                _bring(key, destination, bring)
+            except OSError as error:
+                raise DataError(f"cannot write the data set to {destination}: {error}") from error
+    return locate(destination)[1]
+
+
+def _bring(key: str, destination: Path, bring: Callable[[Path], object]) -> None:
     incoming = destination / _INCOMING
     _remove((incoming,))
     incoming.mkdir(parents=True)
@@ -151,21 +181,52 @@ def _once(key: str, destination: Path, bring: Callable[[Path], object]) -> Path:
         bring(incoming)
         locate(incoming)
         arrived = sorted(entry.name for entry in incoming.iterdir())
-        _remove(destination / name for name in _received(destination))
-        (destination / _RECEIPT).unlink(missing_ok=True)
-        in_the_way = [name for name in arrived if (destination / name).exists()]
+        before = _received(destination)
+        in_the_way = [n for n in arrived if n not in before and (destination / n).exists()]
         if in_the_way:
             raise DataError(
                 f"{destination} already holds {', '.join(in_the_way)}, not fetched by "
                 "magtiles-seg; remove it or choose another directory"
             )
+        _remove(destination / name for name in before)
+        # The receipt first: whatever ends this process now, the next one knows what is not foreign.
         receipt = json.dumps({"key": key, "entries": arrived})
+        (destination / _RECEIPT).write_text(receipt, encoding="utf-8")
         for name in arrived:
             (incoming / name).rename(destination / name)
-        (destination / _RECEIPT).write_text(receipt, encoding="utf-8")
     finally:
         _remove((incoming,))
-    return locate(destination)[1]
+
+
+@contextmanager
+def _alone(destination: Path, waiting: Callable[[str], object]) -> Iterator[None]:
+    """Hold the directory's lock, which the system frees when this process ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    path = destination / _LOCK
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            waiting(f"another process is loading data into {destination}; waiting until it is done")
+            lock.acquire()
+    except OSError as error:
+        raise DataError(
+            f"cannot write to {destination}: {error}; choose another data_load.directory"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()  # while it is held: who waits for it finds out and takes a new one
+        lock.release()
+
+
+def _is_there(destination: Path, key: str) -> bool:
+    entries = _received(destination, key)
+    return bool(entries) and all((destination / name).exists() for name in entries)
 
 
 def _received(destination: Path, key: str | None = None) -> list[str]:
@@ -173,7 +234,7 @@ def _received(destination: Path, key: str | None = None) -> list[str]:
     try:
         receipt = json.loads((destination / _RECEIPT).read_text(encoding="utf-8"))
         names = [str(name) for name in receipt["entries"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     inside = all(name == Path(name).name and name not in (".", "..") for name in names)
     return names if inside and key in (None, receipt["key"]) else []
@@ -196,6 +257,19 @@ def _unpack_url(url: str, to: Path, *, sha256: str | None, progress: Progress | 
         unpack(archive, to)
     finally:
         archive.unlink()
+
+
+def _check_options(source: str, sha256: str | None) -> None:
+    if sha256 is None:
+        return
+    if re.fullmatch("[0-9a-fA-F]{64}", sha256) is None:
+        raise ConfigError(
+            f"data_load.sha256 is {sha256!r}; expected 64 hexadecimal digits, or null for no check"
+        )
+    if source.startswith(_SYNTHETIC) or source_folder(source) is not None:
+        raise ConfigError(
+            f"data_load.sha256 is of an archive, but the source {source!r} is none; set it to null"
+        )
 
 
 def _check_sha256(path: Path, actual: str, expected: str | None, url: str = "") -> None:

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Sequence
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from magtiles_seg.errors import ConfigError, DataError
 
 LAYOUTS = ("auto", "magnetic-tile", "folder")
 CLASS_PREFIX = "MT_"
+PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+MASK_SUFFIXES = PICTURE_SUFFIXES - {".jpeg", ".jpg"}  # lossy formats change the values
+
 _SEARCH_DEPTH = 3
+_JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__", "@eadir"})
+"""What systems leave in folders, in small letters, beside everything that starts with a dot."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds.
+
+    Attributes:
+        directory: The folder.
+        files: The files to read, by the key of their stem (see `name_key`).
+        problems: One line for each file or folder that must not be left out, but cannot be read.
+        left_out: Visible files with other suffixes.
+    """
+
+    directory: Path
+    files: dict[str, Path]
+    problems: list[str]
+    left_out: list[Path]
+
+
+def name_key(name: str) -> str:
+    """Return what two names share that differ in case or Unicode form (NFC, NFD) alone."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def locate(root: Path, layout: str = "auto") -> tuple[str, Path]:
     """Return the layout and the directory of the shallowest data set in or under `root`.
 
+    Hidden folders and those that systems leave behind are not searched.
+
     Raises:
         FileNotFoundError: `root` is no directory.
         ConfigError: The layout is unknown.
-        DataError: There is no data set of that layout.
+        DataError: There is no data set of that layout, or there are several side by side.
     """
     if layout not in LAYOUTS:
         raise ConfigError(f"unknown layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
@@ -30,61 +61,125 @@ def locate(root: Path, layout: str = "auto") -> tuple[str, Path]:
         )
     level = [root]
     for _ in range(_SEARCH_DEPTH + 1):
-        for directory in level:
-            found = _layout_of(directory)
-            if found and layout in ("auto", found):
-                return found, directory
-        level = sorted(child for parent in level for child in parent.iterdir() if child.is_dir())
+        found = [
+            (kind, folder)
+            for folder in level
+            for kind in _layouts_of(folder)
+            if layout in ("auto", kind)
+        ]
+        if found:
+            _check_alone(root, found)
+            return found[0]
+        level = _children(level)
     raise DataError(
         f"{root} holds no data set of layout {layout!r}; expected folders "
         f"{CLASS_PREFIX}<Class>/Imgs (magnetic-tile) or images/ and masks/ (folder)"
     )
 
 
-def by_stem(directory: Path, suffixes: Iterable[str]) -> dict[str, Path]:
-    """Return {stem: file} of the visible files of a directory that have one of the suffixes."""
-    files = sorted(directory.iterdir()) if directory.is_dir() else []
-    return {
-        file.stem: file
-        for file in files
-        if file.suffix.lower() in suffixes and not file.name.startswith(".")
-    }
+def list_files(directory: Path, suffixes: Iterable[str]) -> Listing:
+    """List a folder; two files of one stem are a problem, and so is a folder of pictures in it.
+
+    Args:
+        directory: The folder; one that does not exist holds nothing.
+        suffixes: Of the files to read, in small letters.
+    """
+    listing = Listing(directory, {}, [], [])
+    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        if _is_junk(path):
+            continue
+        if path.is_dir():
+            listing.problems.extend(_nested(path))
+        elif path.suffix.lower() not in suffixes:
+            listing.left_out.append(path)
+        else:
+            listing.problems.extend(_add(listing.files, path))
+    return listing
 
 
-def missing(
-    picture_dir: Path, pictures: dict[str, Path], mask_dir: Path, masks: dict[str, Path]
-) -> list[str]:
+def missing(pictures: Listing, masks: Listing) -> list[str]:
     """Return one line for every picture without a mask and every mask without a picture."""
     return [
-        *(f"{mask_dir / stem}.png: mask is missing" for stem in pictures.keys() - masks.keys()),
-        *(
-            f"{picture_dir / stem}.jpg: picture is missing"
-            for stem in masks.keys() - pictures.keys()
-        ),
+        *_missing(pictures, masks, ".png", "mask"),
+        *_missing(masks, pictures, ".jpg", "picture"),
     ]
 
 
-def read_groups(path: Path, stems: Sequence[str]) -> tuple[dict[str, int], list[str]]:
-    """Return {stem: group} from groups.csv, and one line for each problem in it.
+def _missing(there: Listing, wanted: Listing, suffix: str, what: str) -> Iterator[str]:
+    unread = {name_key(path.stem): path for path in wanted.left_out}
+    for key in there.files.keys() - wanted.files.keys():
+        why = f"; {unread[key].name} is not read: save it as PNG" if key in unread else ""
+        yield f"{wanted.directory / there.files[key].stem}{suffix}: {what} is missing{why}"
 
-    Where there is no such file, every picture is a group of its own.
-    """
+
+def _add(files: dict[str, Path], path: Path) -> Iterator[str]:
+    """Enter a file under its key, or yield why it cannot be."""
+    key = name_key(path.stem)
     if not path.is_file():
-        return {stem: index for index, stem in enumerate(stems)}, []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"image", "group"} <= set(reader.fieldnames or ()):
-            return {}, [f"{path}: expected the columns image,group; got {reader.fieldnames}"]
-        name_of = {Path(row["image"]).stem: row["group"] for row in reader}
-    names = sorted(set(name_of.values()))
-    index_of = {name: index for index, name in enumerate(names)}
-    problems = [f"{path}: no line for the picture {s}" for s in stems if s not in name_of]
-    return {stem: index_of[name] for stem, name in name_of.items()}, problems
+        yield f"{path}: no regular file; expected a picture (is it a link to nothing?)"
+    elif not _is_text(path.name):
+        yield f"{os.fsencode(path)!r}: the name is not valid UTF-8; rename the file"
+    elif key in files:
+        yield (
+            f"{path}: same name as {files[key].name} beside it but for suffix or case; "
+            "expected one file for each name: rename or remove one"
+        )
+    else:
+        files[key] = path
 
 
-def _layout_of(directory: Path) -> str | None:
-    if any(child.name.startswith(CLASS_PREFIX) and child.is_dir() for child in directory.iterdir()):
-        return "magnetic-tile"
+def _nested(folder: Path) -> Iterator[str]:
+    """Yield why a folder with pictures must not be passed over; one without them may be."""
+    if folder.resolve() in (folder.parent.resolve(), *folder.parent.resolve().parents):
+        return  # a link back to where we are
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(Path(n).suffix.lower() in PICTURE_SUFFIXES and n[0] != "." for n in names):
+            yield (
+                f"{folder}: a folder with pictures; expected all of them directly in "
+                f"{folder.parent}: move them there"
+            )
+            return
+
+
+def _is_junk(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in _JUNK
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _children(level: list[Path]) -> list[Path]:
+    """Return the visible folders one level down, each once whatever links lead to it."""
+    found: dict[Path, Path] = {}
+    for parent in level:
+        for child in sorted(_entries(parent)):
+            if child.is_dir() and not _is_junk(child):
+                found.setdefault(child.resolve(), child)
+    return list(found.values())
+
+
+def _layouts_of(directory: Path) -> Iterator[str]:
+    entries = _entries(directory)
+    if any(child.name.startswith(CLASS_PREFIX) and child.is_dir() for child in entries):
+        yield "magnetic-tile"
     if (directory / "images").is_dir():
-        return "folder"
-    return None
+        yield "folder"
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return what a directory holds; nothing of one that is not ours to read (`lost+found`)."""
+    try:
+        return list(directory.iterdir())
+    except PermissionError:
+        return []
+
+
+def _check_alone(root: Path, found: list[tuple[str, Path]]) -> None:
+    if len(found) > 1:
+        names = ", ".join(f"{folder} ({kind})" for kind, folder in found)
+        raise DataError(
+            f"{root} holds {len(found)} data sets, {names}; expected one: name its own folder as "
+            "the source, and its layout"
+        )

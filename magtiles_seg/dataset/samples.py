@@ -13,27 +13,41 @@ Two layouts are read:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
-from magtiles_seg.dataset.layouts import CLASS_PREFIX, by_stem, locate, missing, read_groups
+from magtiles_seg.dataset.groups import FILE_NAME, read_groups
+from magtiles_seg.dataset.layouts import (
+    CLASS_PREFIX,
+    MASK_SUFFIXES,
+    PICTURE_SUFFIXES,
+    list_files,
+    locate,
+    missing,
+)
+from magtiles_seg.dataset.masks import (
+    DEFECT_LEVEL,
+    Meaning,
+    UInt8Array,
+    check_grey,
+    meaning_of,
+    of_two_scales,
+    read_mask,
+    values_in,
+)
 from magtiles_seg.dataset.tiles import SEEN_DEFECTIVE, SUSPECT_FREE, group_tiles
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
 from magtiles_seg.labels import FREE, LABELS
 
-UInt8Array = npt.NDArray[np.uint8]
 MaskRule = Literal["ge128", "gt0"]
 
 CAPTURE_NAME = re.compile(r"exp(?P<exposure>\d+)_num_(?P<num>\d+)")
-PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})
-MASK_SUFFIXES = frozenset({".bmp", ".png", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,30 @@ class Sample:
         return self.suspect or (self.label == FREE and self.num in SEEN_DEFECTIVE)
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What lies in a data set.
+
+    Attributes:
+        layout: `"magnetic-tile"` or `"folder"`.
+        samples: The complete samples, sorted by id.
+        problems: One line for each incomplete one and whatever else forbids to use the data set.
+        notes: One line for each thing that somebody should know of.
+    """
+
+    layout: str
+    samples: tuple[Sample, ...]
+    problems: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Found:
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
 def find_samples(
     root: Path, *, layout: str = "auto", labels: Sequence[str] = LABELS
 ) -> tuple[Sample, ...]:
@@ -88,30 +126,30 @@ def find_samples(
     Raises:
         FileNotFoundError: `root` is no directory.
         ConfigError: The layout is unknown.
-        DataError: There is no data set of that layout, or pictures or masks are missing; names all
-            of them.
+        DataError: There is no data set of that layout, there are several, pictures or masks are
+            missing or double, a mask's values have no known meaning, or groups.csv is at fault;
+            names all of them.
     """
-    samples, problems = scan(root, layout=layout, labels=labels)
-    raise_problems(root, problems)
-    return samples
+    found = scan(root, layout=layout, labels=labels)
+    raise_problems(root, found.problems)
+    return found.samples
 
 
-def scan(
-    root: Path, *, layout: str = "auto", labels: Sequence[str] = LABELS
-) -> tuple[tuple[Sample, ...], list[str]]:
-    """Return the complete samples under a directory and one line for each incomplete one.
+def scan(root: Path, *, layout: str = "auto", labels: Sequence[str] = LABELS) -> Scan:
+    """Return the complete samples under a directory and what keeps the others from being such.
 
     Raises:
         FileNotFoundError: `root` is no directory.
         ConfigError: The layout is unknown.
-        DataError: There is no data set of that layout.
+        DataError: There is no data set of that layout, or there are several.
     """
     found_layout, found_root = locate(root, layout)
     read = _scan_magnetic_tile if found_layout == "magnetic-tile" else _scan_folder
-    samples, problems = read(found_root, labels)
-    if not samples and not problems:
-        problems.append(f"{found_root}: no picture in it")
-    return tuple(sorted(samples, key=lambda sample: sample.id)), problems
+    found = read(found_root, labels)
+    if not found.samples and not found.problems:
+        found.problems.append(f"{found_root}: no picture in it")
+    ordered = tuple(sorted(found.samples, key=lambda sample: sample.id))
+    return Scan(found_layout, ordered, found.problems, found.notes)
 
 
 def raise_problems(root: Path, problems: Sequence[str]) -> None:
@@ -119,16 +157,21 @@ def raise_problems(root: Path, problems: Sequence[str]) -> None:
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "\n  ".join(sorted(problems))
-        raise DataError(f"data set {root} is not complete, {count}:\n  {lines}")
+        raise DataError(f"data set {root} cannot be used, {count}:\n  {lines}")
 
 
 def load_image(sample: Sample) -> UInt8Array:
-    """Return the picture, (H, W) uint8, grey levels 0..255."""
+    """Return the picture, (H, W) uint8, grey levels 0..255, upright.
+
+    Raises:
+        FileNotFoundError: It is gone.
+        ImageError: It is damaged, or of a kind that is not read.
+    """
     return read_image(sample.image_path)
 
 
 def load_mask(sample: Sample, *, rule: MaskRule = "ge128") -> UInt8Array:
-    """Return the mask, (H, W) uint8, 0 sound and 1 defect.
+    """Return the mask, (H, W) uint8, 0 sound and 1 defect, upright.
 
     Args:
         sample: Whose mask.
@@ -138,12 +181,18 @@ def load_mask(sample: Sample, *, rule: MaskRule = "ge128") -> UInt8Array:
 
     Raises:
         ConfigError: The rule is unknown.
-        DataError: The mask is damaged.
+        DataError: The mask is damaged, or is not empty and yet has no defect by the rule.
     """
     if rule not in ("ge128", "gt0"):
         raise ConfigError(f"unknown mask rule {rule!r}; expected 'ge128' or 'gt0'")
-    level = 1 if rule == "gt0" else 128
-    return (load_soft_mask(sample) >= level).astype(np.uint8)
+    levels = load_soft_mask(sample)
+    if rule == "gt0":
+        return (levels > 0).astype(np.uint8)
+    try:
+        check_grey(values_in(levels))
+    except DataError as error:
+        raise DataError(f"mask {sample.mask_path} holds {error}") from error
+    return (levels >= DEFECT_LEVEL).astype(np.uint8)
 
 
 def load_soft_mask(sample: Sample) -> UInt8Array:
@@ -165,93 +214,121 @@ def load_target(
 
     Raises:
         ConfigError: The rule is unknown.
-        DataError: The mask is damaged.
+        DataError: The mask is damaged, its values have no known meaning, or it contradicts the
+            class that the picture is filed under.
     """
+    if sample.label not in (FREE, *labels[1:]):
+        raise DataError(
+            f"{sample.id} is filed under {sample.label!r}; expected {FREE!r} or one of "
+            f"{', '.join(labels[1:])}"
+        )
     if sample.indexed_mask and sample.mask_path is not None:
-        return read_mask(sample.mask_path)
+        return _read_indices(sample.mask_path, labels)
     mask = load_mask(sample, rule=rule)
-    return mask if sample.label == FREE else mask * np.uint8(labels.index(sample.label))
+    if sample.label == FREE:
+        if mask.any():
+            raise DataError(
+                f"mask {sample.mask_path} marks a defect, but its picture is filed as sound; "
+                "file it under the defect's class, or empty the mask"
+            )
+        return mask
+    return mask * np.uint8(labels.index(sample.label))
 
 
-def read_mask(path: Path) -> UInt8Array:
-    """Return the levels of a mask file, (H, W) uint8: grey levels or palette indices.
-
-    Raises:
-        DataError: The file is damaged or not a mask of one channel.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            if picture.mode not in ("1", "L", "P"):
-                raise DataError(
-                    f"mask {path} has the mode {picture.mode}; expected one 8-bit channel: "
-                    "grey levels or class indices"
-                )
-            levels = np.array(picture.convert("L") if picture.mode == "1" else picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"mask {path} is damaged: {error}; fetch the data again") from error
-    return levels.astype(np.uint8)
+def _read_indices(path: Path, labels: Sequence[str]) -> UInt8Array:
+    levels = read_mask(path)
+    if levels.max() >= len(labels):
+        raise DataError(
+            f"mask {path} holds the value {levels.max()}; expected class indices "
+            f"0..{len(labels) - 1} for the labels {tuple(labels)}"
+        )
+    return levels
 
 
-def _scan_magnetic_tile(root: Path, labels: Sequence[str]) -> tuple[list[Sample], list[str]]:
-    found: dict[str, Sample] = {}
-    problems: list[str] = []
+def _scan_magnetic_tile(root: Path, labels: Sequence[str]) -> _Found:
+    result, found = _Found(), dict[str, Sample]()
     for folder in sorted(root.glob(f"{CLASS_PREFIX}*/")):
         label = folder.name.removeprefix(CLASS_PREFIX).lower()
         if label not in (*labels[1:], FREE):
-            problems.append(f"{folder}: class {label!r} is none of {(*labels[1:], FREE)}")
-            continue
-        pictures = by_stem(folder / "Imgs", (".jpg", ".jpeg"))
-        masks = by_stem(folder / "Imgs", (".png",))
-        problems += missing(folder / "Imgs", pictures, folder / "Imgs", masks)
-        for stem in sorted(pictures.keys() & masks.keys()):
-            match = CAPTURE_NAME.fullmatch(stem)
-            if match is None:
-                problems.append(f"{pictures[stem]}: unknown name; expected exp<E>_num_<N>.jpg")
-            elif stem in found:
-                problems.append(f"{pictures[stem]}: same name as {found[stem].image_path}")
-            else:
-                exposure = int(match["exposure"])
-                found[stem] = Sample(stem, label, pictures[stem], masks[stem], exposure=exposure)
-    nums = [int(CAPTURE_NAME.sub(r"\g<num>", stem)) for stem in found]
-    groups = group_tiles(nums)
-    samples = [replace(s, group=g) for s, g in zip(found.values(), groups, strict=True)]
-    return samples, problems
+            result.problems.append(f"{folder}: class {label!r} is none of {(*labels[1:], FREE)}")
+        elif not (folder / "Imgs").is_dir():
+            result.problems.append(f"{folder}: expected its pictures in {folder / 'Imgs'}")
+        else:
+            _scan_class(folder / "Imgs", label, found, result)
+    if (root / FILE_NAME).exists():
+        result.problems.append(
+            f"{root / FILE_NAME}: not read in the layout 'magnetic-tile', whose groups come from "
+            "the capture numbers; remove it, or use the layout 'folder'"
+        )
+    groups = group_tiles([int(CAPTURE_NAME.sub(r"\g<num>", stem)) for stem in found])
+    result.samples.extend(replace(s, group=g) for s, g in zip(found.values(), groups, strict=True))
+    return result
 
 
-def _scan_folder(root: Path, labels: Sequence[str]) -> tuple[list[Sample], list[str]]:
-    pictures = by_stem(root / "images", PICTURE_SUFFIXES)
-    masks = by_stem(root / "masks", MASK_SUFFIXES)
-    problems = missing(root / "images", pictures, root / "masks", masks)
-    highest: dict[str, int] = {}
-    samples: list[Sample] = []
-    groups, group_problems = read_groups(root / "groups.csv", sorted(pictures))
-    for stem in sorted(pictures.keys() & masks.keys()):
+def _scan_class(folder: Path, label: str, found: dict[str, Sample], result: _Found) -> None:
+    """Enter the samples of one class, by their ids."""
+    pictures, masks = list_files(folder, (".jpg", ".jpeg")), list_files(folder, (".png",))
+    result.problems.extend({*pictures.problems, *masks.problems, *missing(pictures, masks)})
+    result.notes.extend(_left_out({*pictures.left_out} & {*masks.left_out}))
+    for key in sorted(pictures.files.keys() & masks.files.keys()):
+        picture = pictures.files[key]
+        match = CAPTURE_NAME.fullmatch(picture.stem)
+        if match is None:
+            result.problems.append(f"{picture}: unknown name; expected exp<E>_num_<N>.jpg")
+        elif picture.stem in found:
+            other = found[picture.stem].image_path
+            result.problems.append(f"{picture}: same name as {other}")
+        else:
+            found[picture.stem] = Sample(
+                picture.stem, label, picture, masks.files[key], exposure=int(match["exposure"])
+            )
+
+
+def _scan_folder(root: Path, labels: Sequence[str]) -> _Found:
+    pictures = list_files(root / "images", PICTURE_SUFFIXES)
+    masks = list_files(root / "masks", MASK_SUFFIXES)
+    groups = read_groups(root, pictures.files)
+    result = _Found(
+        problems=[*pictures.problems, *masks.problems, *missing(pictures, masks), *groups.problems],
+        notes=[*groups.notes, *_left_out({*pictures.left_out, *masks.left_out})],
+    )
+    meanings: dict[Path, Meaning] = {}
+    for key in sorted(pictures.files.keys() & masks.files.keys()):
+        picture, mask = pictures.files[key], masks.files[key]
         try:
-            counts = np.bincount(read_mask(masks[stem]).ravel(), minlength=256)
+            levels = read_mask(mask)
         except DataError as error:
-            problems.append(str(error))
+            result.problems.append(str(error))
             continue
-        highest[stem] = int(np.flatnonzero(counts).max(initial=0))
-        index = int(counts[1 : len(labels)].argmax()) + 1 if counts[1:].any() else 0
-        label = labels[index] if index else FREE
-        samples.append(Sample(stem, label, pictures[stem], masks[stem], groups.get(stem, -1)))
-    indexed = all(value < len(labels) for value in highest.values())
-    if not indexed and len(labels) > 2:
-        problems += [
-            f"{masks[stem]}: value {value}; expected class indices 0..{len(labels) - 1} "
-            f"for the labels {tuple(labels)}"
-            for stem, value in highest.items()
-            if value >= len(labels)
-        ]
-    samples = [_grey_or_indexed(sample, indexed, labels) for sample in samples]
-    return samples, problems + group_problems
+        try:
+            meanings[mask] = meaning_of(values_in(levels), labels)
+        except DataError as error:
+            result.problems.append(f"{mask}: {error}")
+            continue
+        label = _most_frequent(levels, meanings[mask], labels)
+        result.samples.append(
+            Sample(
+                unicodedata.normalize("NFC", picture.stem),
+                label,
+                picture,
+                mask,
+                groups.of.get(key, -1),
+                indexed_mask=meanings[mask] == "indices",
+            )
+        )
+    result.problems.extend(of_two_scales(meanings))
+    return result
 
 
-def _grey_or_indexed(sample: Sample, indexed: bool, labels: Sequence[str]) -> Sample:
-    """Settle what a sample's mask means once every mask of the data set has been seen."""
-    if indexed:
-        return replace(sample, indexed_mask=True)
-    return replace(sample, label=labels[1] if load_mask(sample).any() else FREE)
+def _most_frequent(levels: UInt8Array, meaning: Meaning, labels: Sequence[str]) -> str:
+    """Return the class with the most pixels in a mask, or `FREE`."""
+    if meaning == "empty":
+        return FREE
+    if meaning == "grey":
+        return labels[1]
+    return labels[int(np.bincount(levels.ravel(), minlength=2)[1:].argmax()) + 1]
+
+
+def _left_out(paths: set[Path]) -> Iterator[str]:
+    for path in sorted(paths):
+        yield f"{path}: left out, for its name does not end as a picture's"

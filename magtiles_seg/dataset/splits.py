@@ -87,23 +87,49 @@ class Split:
             content = json.loads(text)
             if content["schema_version"] != SCHEMA_VERSION:
                 raise DataError(
-                    f"split manifest has the schema version {content['schema_version']}; "
+                    f"split manifest has the schema version {content['schema_version']!r:.40}; "
                     f"expected {SCHEMA_VERSION}; write it again: magtiles-seg data split"
                 )
             values = {field.name: content[field.name] for field in fields(cls)}
+            _check_types(values)
             for part in PARTS:
                 values[part] = tuple(values[part])
             split, sha256 = cls(**values), content["sha256"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(
-                f"no split manifest: {error!r}; expected what magtiles-seg data split writes"
+                f"no split manifest: {error!r:.200}; expected what magtiles-seg data split writes"
             ) from error
         if split.sha256 != sha256:
             raise DataError(
                 f"split manifest was altered: its content has the SHA-256 {split.sha256}, it "
-                f"claims {sha256}; write it again: magtiles-seg data split"
+                f"claims {sha256!r:.80}; write it again: magtiles-seg data split"
             )
         return split
+
+
+def _check_types(values: Mapping[str, object]) -> None:
+    """Refuse the values of a manifest that no split has.
+
+    Raises:
+        TypeError: One is of another type.
+    """
+    kinds = dict[str, type | tuple[type, ...]](
+        rule=str,
+        seed=int,
+        fold=(int, type(None)),
+        folds=int,
+        validation_fraction=(int, float),
+        data_sha256=str,
+    )
+    for name, kind in kinds.items():
+        if not isinstance(values[name], kind) or isinstance(values[name], bool):
+            raise TypeError(f"{name} is {values[name]!r:.80}")
+    for part in PARTS:
+        ids = values[part]
+        if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
+            raise TypeError(f"{part} is no list of names")
 
 
 def make_split(

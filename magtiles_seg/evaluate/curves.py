@@ -32,7 +32,9 @@ def save(result: EvaluationResult, directory: Path) -> None:
     for name, rows in curves(result).items():
         write_csv(plots / f"{name}.csv", rows)
     write_csv(directory / "pictures.csv", pictures(result.records))
-    (directory / "report.md").write_text(result.to_markdown(), encoding="utf-8")
+    (directory / "report.md").write_text(
+        result.to_markdown(), encoding="utf-8", errors="backslashreplace"
+    )
     text = json.dumps(metrics(result), indent=2, allow_nan=False)
     (directory / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
 
@@ -118,7 +120,7 @@ def _known(figures: Mapping[str, float]) -> dict[str, float]:
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows of equal keys as a CSV file."""
     rows = list(rows)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

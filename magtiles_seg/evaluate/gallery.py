@@ -84,5 +84,5 @@ class Gallery:
         page = directory / "index.html"
         lead = f"{lead} Each row: picture, truth, prediction ({LEGEND})."
         text = _PAGE.format(title=escape(title), lead=escape(lead), figures="\n".join(figures))
-        page.write_text(text, encoding="utf-8")
+        page.write_text(text, encoding="utf-8", errors="backslashreplace")
         return page

@@ -44,7 +44,7 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
     if joined.choice:
         (directory / "choice.json").write_text(joined.choice.to_json(), encoding="utf-8")
     text = f"{joined.result.to_markdown()}\n{choice_to_markdown(joined)}"
-    (directory / "report.md").write_text(text, encoding="utf-8")
+    (directory / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def choice_to_markdown(joined: OutOfFold) -> str:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from magtiles_seg import writing
 from magtiles_seg.evaluate.metrics import dice
 from magtiles_seg.evaluate.records import Records
 from magtiles_seg.result import Segmentation
@@ -72,9 +73,8 @@ def triptych(result: Segmentation, target: NDArray[np.uint8]) -> NDArray[np.uint
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
-    """Return an (H, W, 3) uint8 RGB picture as a PNG file's bytes."""
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    return encoded.tobytes()
+    """Return an (H, W, 3) uint8 RGB picture as a PNG file's bytes, marked as a result."""
+    return writing.encode_png(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
 
 def _tint(

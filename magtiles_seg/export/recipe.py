@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ Shape = tuple[int, int, int]
 """(N, H, W): pictures, rows, columns."""
 
 _BYTE_LIMIT_PX = 2**31 - 1
+_MOST_BYTES = 1 << 16
+_MOST_WORKSPACE_MIB = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class Recipe:
     width_min_px: int = within(MIN_SIDE_PX, MIN_SIDE_PX)
     width_max_px: int = within(2048, MIN_SIDE_PX)
     precision: str = one_of("fp16", "fp16", "fp32", "int8")
-    workspace_mib: int = within(1024, 1)
+    workspace_mib: int = within(1024, 1, _MOST_WORKSPACE_MIB)
     compute_capability: str | None = None
     version_compatible: bool = False
     hardware_compatible: str = one_of("none", "none", "same_compute_capability", "ampere_plus")
@@ -100,14 +103,26 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path} is no recipe: more than {_MOST_BYTES} bytes")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no recipe at {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is no recipe: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, got {type(values).__name__}")
+    nested = [reprlib.repr(key) for key, value in values.items() if isinstance(value, dict | list)]
+    if nested or not all(isinstance(key, str) for key in values):
+        raise ConfigError(
+            f"{path}: expected plain names, each with a number or a word, got {nested or 'others'}"
+        )
     values = {"name": path.stem, **values}
     found, checked = check_fields(Recipe, "recipe", values)
     raise_if_any(found, str(path))

@@ -8,20 +8,53 @@ copied before their buffer goes back to the driver, which overwrites it.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from magtiles_seg.errors import BackendUnavailableError, DataError
+from magtiles_seg.errors import DataError
+from magtiles_seg.infer.backends.vendor import import_vendor
 from magtiles_seg.infer.sources import LineBlock, frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["BaslerSource", "GenicamSource"]
+
+_INSTALL = "pip install 'magtiles-seg[camera]'"
+_FORMAT = "Mono8"
+_CONTRADICTION = (
+    "; so it is not known where a line begins: turn off chunk data and line padding at the camera, "
+    "or choose a width that is a multiple of 8"
+)
+
+
+def lines_of(
+    data: NDArray[np.uint8], *, width_px: int, height: int, padding: int, below: int
+) -> NDArray[np.uint8]:
+    """Return a Mono8 frame's lines, as a view.
+
+    Args:
+        data: (n,) uint8, the buffer.
+        width_px: Pixels a line.
+        height: Lines of the frame.
+        padding: Bytes behind each line; of a buffer without them they have been cut off.
+        below: Padding behind the last line: in bytes by the standard (GenTL), in lines by some.
+
+    Raises:
+        DataError: The buffer does not hold that many bytes: where a line begins is not known.
+    """
+    if data.size == width_px * height:
+        return data.reshape(height, width_px)
+    pitch = width_px + padding
+    needed = pitch * height
+    if min(padding, below) < 0 or data.size not in (needed, needed + below, needed + below * pitch):
+        raise DataError(
+            f"the frame has {data.size} bytes; expected {needed + below} for {height} lines of "
+            f"{width_px} px with {padding} bytes of padding each and {below} below" + _CONTRADICTION
+        )
+    return data[:needed].reshape(height, pitch)[:, :width_px]
 
 
 class BaslerSource:
@@ -51,7 +84,7 @@ class BaslerSource:
             BackendUnavailableError: pypylon is not installed.
             DataError: There is no such camera, it refuses a feature, or it does not deliver Mono8.
         """
-        self._pylon: Any = _needs("pypylon.pylon", "pypylon")
+        self._pylon: Any = import_vendor("pypylon.pylon", _INSTALL)
         self._frames, self._timeout_s = frames, timeout_s
         try:
             self._camera = self._open(serial)
@@ -99,11 +132,29 @@ class BaslerSource:
                     done = number - first + 1
                     rows = np.empty((0, self.width_px), dtype=np.uint8)
                     if got.GrabSucceeded():
-                        rows = np.array(got.Array)
+                        rows = self._copy(got)
                 line = (number - first) * self._rows
                 yield from frame(rows, line, lines=self._rows, arrived_s=arrived_s)
         except (pylon.GenericException, RuntimeError) as error:
             raise DataError(f"the Basler camera broke off: {error}") from error
+
+    def _copy(self, got: Any) -> NDArray[np.uint8]:  # noqa: ANN401 - pypylon has no types
+        """Return the lines of a frame.
+
+        Raises:
+            DataError: It is not one of the kind that the camera was set up for.
+        """
+        if got.PixelType != self._pylon.PixelType_Mono8:
+            raise DataError(f"the camera delivered pixel type {got.PixelType}; expected {_FORMAT}")
+        _check_width(got.Width, self.width_px)
+        _check_height(got.Height, self._rows)
+        return lines_of(
+            np.frombuffer(got.GetImageBuffer(), np.uint8),
+            width_px=got.Width,
+            height=got.Height,
+            padding=got.PaddingX,
+            below=got.PaddingY,
+        ).copy()
 
     def close(self) -> None:
         """Stop and free the camera."""
@@ -136,7 +187,7 @@ class GenicamSource:
             DataError: There is no such camera, or it does not deliver Mono8.
         """
         self._frames, self._timeout_s = frames, timeout_s
-        self._harvester: Any = _needs("harvesters.core", "harvesters").Harvester()
+        self._harvester: Any = import_vendor("harvesters.core", _INSTALL).Harvester()
         try:
             self._harvester.add_file(producer)
             self._harvester.update()
@@ -177,13 +228,35 @@ class GenicamSource:
             raise DataError(f"the camera broke off: {type(error).__name__}: {error}") from error
 
     def _copy(self, buffer: Any) -> NDArray[np.uint8]:  # noqa: ANN401 - harvesters has no types
-        """Return the lines of a frame that came, below which the buffer may hold older ones."""
-        picture = buffer.payload.components[0]
-        lines = self._rows
-        if not buffer.module.is_complete():
-            lines = min(lines, int(picture.delivered_image_height))
-        rows = np.asarray(picture.data, dtype=np.uint8).reshape(-1, self._width_px)
-        return rows[:lines].copy()
+        """Return the lines of a frame that came, below which the buffer may hold older ones.
+
+        Raises:
+            DataError: It is no Mono8 picture of the camera's width, or contradicts itself.
+        """
+        components = buffer.payload.components
+        if not components:
+            return np.empty((0, self._width_px), np.uint8)
+        picture = components[0]
+        kind = getattr(picture, "data_format", _FORMAT)
+        if kind != _FORMAT:
+            raise DataError(f"the camera delivered {kind}; expected {_FORMAT}: set PixelFormat")
+        _check_width(int(getattr(picture, "width", self._width_px)), self._width_px)
+        height = int(getattr(picture, "height", self._rows))
+        _check_height(height, self._rows)
+        data = np.asarray(picture.data)
+        if data.dtype != np.uint8:
+            raise DataError(f"the camera delivered {data.dtype}; expected uint8: set PixelFormat")
+        lines = lines_of(
+            data.ravel(),
+            width_px=self._width_px,
+            height=height,
+            padding=int(getattr(picture, "x_padding", 0)),
+            below=int(getattr(picture, "y_padding", 0)),
+        )
+        delivered = int(getattr(picture, "delivered_image_height", 0))
+        if not buffer.module.is_complete() or delivered > 0:
+            lines = lines[:delivered]
+        return lines.copy()
 
     def close(self) -> None:
         """Stop and free the camera."""
@@ -192,12 +265,18 @@ class GenicamSource:
         self._harvester.reset()
 
 
-def _needs(module: str, package: str) -> Any:  # noqa: ANN401 - a module
-    try:
-        with warnings.catch_warnings():  # SWIG modules warn while loading; as errors that aborts
-            warnings.simplefilter("ignore")
-            return import_module(module)
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"{package} is not installed: pip install 'magtiles-seg[camera]'"
-        ) from error
+def _check_height(got: int, most: int) -> None:
+    """Check a frame's lines; fewer are the end of a page, and a gap."""
+    if got > most:
+        raise DataError(
+            f"the camera delivered a frame of {got} lines, and {most} lines when it was opened: "
+            "leave its height alone while it runs, or start again"
+        )
+
+
+def _check_width(got_px: int, expected_px: int) -> None:
+    if got_px != expected_px:
+        raise DataError(
+            f"the camera delivered lines of {got_px} px, and {expected_px} px when it was opened: "
+            "leave its width alone while it runs, or start again"
+        )

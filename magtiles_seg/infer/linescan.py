@@ -180,6 +180,13 @@ class LineScanSegmenter:
                     self._owned.close()
         return self._give_out()
 
+    def __reduce__(self) -> str:
+        """Refuse to be pickled or copied: the web's open defects would then be reported twice."""
+        raise TypeError(
+            "a LineScanSegmenter cannot be pickled or copied: it holds a web that is under way; "
+            "send the width and the Segmenter, and make one on the other side"
+        )
+
     def _begin(self, line: int, *, after_gap: bool) -> None:
         self._next_line = line
         self._cutter.start(line)

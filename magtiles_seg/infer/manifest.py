@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import platform
+import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
@@ -18,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.errors import ModelError
+from magtiles_seg.jsontext import parse_json, read_json
 from magtiles_seg.model.card import ModelCard
 
 SCHEMA_VERSION = 1
+_PRECISIONS = ("fp32", "fp16", "int8")
 
 ENVIRONMENT_KEYS = (
     "runtime",
@@ -80,15 +84,21 @@ class Manifest:
             ModelError: It is not a manifest, or one of another schema version.
         """
         try:
-            values = json.loads(text)
-            version = values.get("schema_version")
-        except (ValueError, AttributeError) as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ModelError(
                 f"{where} is not a manifest: {error}; export the model again"
             ) from None
+        return cls._from_values(values, where)
+
+    @classmethod
+    def _from_values(cls, values: Any, where: str) -> Manifest:  # noqa: ANN401 - from a file
+        if not isinstance(values, dict):
+            raise ModelError(f"{where} is not a manifest: no mapping; export the model again")
+        version = values.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ModelError(
-                f"{where} has schema version {version!r}, expected {SCHEMA_VERSION}: "
+                f"{where} has schema version {reprlib.repr(version)}, expected {SCHEMA_VERSION}: "
                 "export the model again with this version of magtiles-seg"
             )
         try:
@@ -100,12 +110,26 @@ class Manifest:
         return manifest
 
     def _check(self, where: str) -> None:
-        for name in ("environment", "parity", "profile", "recipe"):
-            if not isinstance(getattr(self, name), dict):
-                raise ModelError(
-                    f"{where} is damaged: {name} must be a mapping, got {getattr(self, name)!r}; "
-                    "export the model again"
-                )
+        wrong = [
+            name
+            for name in ("environment", "parity", "profile", "recipe")
+            if not isinstance(getattr(self, name), dict)
+        ]
+        if wrong:
+            raise _damaged(where, wrong[0], "a mapping", getattr(self, wrong[0]))
+        for name in ("sha256", "onnx_sha256"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not re.fullmatch(r"([0-9a-f]{64})?", value):
+                raise _damaged(where, name, "64 hexadecimal digits", value)
+        if self.precision not in _PRECISIONS:
+            raise _damaged(where, "precision", " or ".join(_PRECISIONS), self.precision)
+        for name, value in self.environment.items():
+            if not isinstance(value, str) and not _are(value, str):
+                raise _damaged(where, f"environment.{name}", "a text or a list of texts", value)
+        if self.profile and not _is_profile(self.profile):
+            raise _damaged(where, "profile", "min <= opt <= max, each [N, H, W]", self.profile)
+        if not isinstance(self.parity.get("tolerance", {}), dict):
+            raise _damaged(where, "parity.tolerance", "a mapping", self.parity["tolerance"])
 
     @classmethod
     def read(cls, artefact: str | os.PathLike[str]) -> Manifest:
@@ -119,13 +143,13 @@ class Manifest:
         """
         path = manifest_path(artefact)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            values = read_json(path)
+        except (OSError, ValueError) as error:
             raise ModelError(
                 f"{os.fspath(artefact)} has no readable manifest (expected {path}): {error}; "
                 "copy both files, or export the model again"
             ) from error
-        return cls.from_json(text, where=str(path))
+        return cls._from_values(values, str(path))
 
     def write(self, artefact: str | os.PathLike[str]) -> Path:
         """Write the manifest beside an artefact, at once or not at all, and return its path."""
@@ -190,6 +214,24 @@ def local_environment(runtime: str, version: str = "") -> dict[str, str | list[s
 def sha256_of(data: bytes) -> str:
     """Return the SHA-256 of an artefact's bytes, in hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _damaged(where: str, name: str, wanted: str, got: object) -> ModelError:
+    return ModelError(
+        f"{where} is damaged: {name} must be {wanted}, got {reprlib.repr(got)}; "
+        "export the model again"
+    )
+
+
+def _is_profile(profile: Mapping[str, Any]) -> bool:
+    shapes: list[Any] = [profile.get(name) for name in ("min", "opt", "max")]
+    if len(profile) != 3 or not all(_are(shape, int) and len(shape) == 3 for shape in shapes):
+        return False
+    return all(1 <= least <= opt <= most for least, opt, most in zip(*shapes, strict=True))
+
+
+def _are(values: Any, kind: type) -> bool:  # noqa: ANN401 - from a file: of any type
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def _fits(wanted: str | list[str], got: str | list[str] | None) -> bool:

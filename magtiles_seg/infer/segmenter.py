@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from magtiles_seg.errors import ModelError
 from magtiles_seg.image import ImageSource
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.flips import FlippedBackend
@@ -31,6 +32,10 @@ BUNDLED_MODEL = Path(__file__).parent / "weights" / "magnetic-tile.onnx"
 
 class Segmenter:
     """A loaded model and its thresholds. One instance may be called from many threads.
+
+    A process forked from this one loads the model again at its first use; so does what a Segmenter
+    is pickled, copied or sent to. A GPU and OpenVINO do not survive a fork, which is an error
+    there: start such workers by multiprocessing's "spawn" or "forkserver".
 
     Example:
         >>> with Segmenter(threshold=0.4) as segmenter:
@@ -97,8 +102,8 @@ class Segmenter:
             )
         path = BUNDLED_MODEL if model is None else Path(model)
         asked = {"device": device, "backend": backend, "precision": precision, "threads": threads}
-        opened, self._spec = _open(path, asked, rebuild)
-        self._backend: Backend = FlippedBackend(opened) if flips else opened
+        self._origin = _Origin(None if model is None else path.absolute(), asked, flips, rebuild)
+        self._backend, self._spec = self._origin.open(path)
         self._mm_per_px = mm_per_px
         self._decision = _changed(
             self.spec.card.decision,
@@ -167,6 +172,28 @@ class Segmenter:
     def close(self) -> None:
         """Free the model. Later calls raise InferenceError; closing twice is harmless."""
         self._backend.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what makes this Segmenter again elsewhere: everything but the loaded model."""
+        return {name: value for name, value in self.__dict__.items() if name != "_backend"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load the model again.
+
+        Raises:
+            ModelError: The file is another one than it was, or damaged.
+            FileNotFoundError, BackendUnavailableError: It or its runtime is not here.
+        """
+        self.__dict__.update(state)
+        known = self._spec.sha256
+        self._backend, self._spec = self._origin.open(self._origin.path or BUNDLED_MODEL)
+        if self._spec.sha256 != known:
+            self.close()
+            raise ModelError(
+                f"{self._spec.path} is another model here (SHA-256 {self._spec.sha256[:12]}…) than "
+                f"the one that the Segmenter was made with ({known[:12]}…): copy that file here, "
+                "or make a new Segmenter"
+            )
 
     def __enter__(self) -> Segmenter:
         """Return this Segmenter."""
@@ -250,6 +277,21 @@ def segment(
     return segmenter._answer(image, decision, mm_per_px)
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """What a Segmenter was asked for; `path` is None for the bundled model."""
+
+    path: Path | None
+    asked: dict[str, Any]
+    flips: bool
+    rebuild: bool
+
+    def open(self, path: Path) -> tuple[Backend, BackendSpec]:
+        """Load the model."""
+        backend, spec = _open(path, self.asked, self.rebuild)
+        return (FlippedBackend(backend) if self.flips else backend), spec
+
+
 def _open(path: Path, asked: dict[str, Any], rebuild: bool) -> tuple[Backend, BackendSpec]:
     """Load a model as asked for; where nothing is, as selected for this machine."""
     if all(value is None for value in asked.values()) and (chosen := open_selected(path)):
@@ -276,17 +318,24 @@ def _lineage(spec: BackendSpec) -> dict[str, str]:
     }
 
 
-_default: tuple[int, Segmenter] | None = None
+_default: Segmenter | None = None
 _default_lock = threading.Lock()
 
 
 def _default_segmenter() -> Segmenter:
-    """Return this process's Segmenter of the bundled model; a forked child makes its own.
-
-    A runtime's threads do not survive a fork: with the parent's session the child would hang.
-    """
+    """Return this process's Segmenter of the bundled model."""
     global _default
     with _default_lock:
-        if _default is None or _default[0] != os.getpid():
-            _default = (os.getpid(), Segmenter())
-        return _default[1]
+        if _default is None:
+            _default = Segmenter()
+        return _default
+
+
+def _renew_lock() -> None:
+    """Replace the lock in a forked child: whichever of the parent's threads had it is not here."""
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_renew_lock)

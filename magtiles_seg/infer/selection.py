@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import reprlib
 import uuid
 import warnings
 from dataclasses import asdict, dataclass, fields
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import BackendError, ConfigError, ModelError
-from magtiles_seg.infer.backends import open_backend
+from magtiles_seg.infer.backends import BACKENDS, open_backend
 from magtiles_seg.infer.backends.base import available_cores, file_sha256
+from magtiles_seg.jsontext import read_json
 
 if TYPE_CHECKING:
     from magtiles_seg.infer.backends import Backend
@@ -68,7 +70,8 @@ def selection_path() -> Path:
     """
     if named := os.environ.get("MAGTILES_CONFIG"):
         return Path(named)
-    home = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111
+    # (which, other than pathlib's, is content where a container's user has no home)
     return Path(home) / "magtiles-seg" / "backends.json"
 
 
@@ -137,7 +140,7 @@ def open_selected(model: Path) -> Backend | None:
         SelectionWarning: Something is selected, and cannot be used.
     """
     path = selection_path()
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     sha256 = file_sha256(model)
     try:
@@ -171,7 +174,7 @@ def _open(model: Path, selection: Selection) -> Backend:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    choices = json.loads(path.read_text(encoding="utf-8"))
+    choices = read_json(path)
     if not isinstance(choices, dict):
         raise ConfigError("the file is damaged: expected one JSON object")
     return choices
@@ -180,7 +183,15 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(entry: Any) -> Selection:  # noqa: ANN401  (from a file: of any type)
     names = {field.name for field in fields(Selection)}
     if not isinstance(entry, dict) or set(entry) != names:
-        raise ConfigError(f"the file is damaged: expected the fields {sorted(names)}, got {entry}")
+        raise ConfigError(
+            f"the file is damaged: expected the fields {sorted(names)}, got {reprlib.repr(entry)}"
+        )
+    texts = [entry[name] for name in names - {"threads", "precision", "file"}]
+    maybe = [entry[name] for name in ("precision", "file") if entry[name] is not None]
+    if not all(isinstance(value, str) for value in (*texts, *maybe)):
+        raise ConfigError(f"the file is damaged: expected texts, got {reprlib.repr(entry)}")
+    if entry["backend"] not in BACKENDS:
+        raise ConfigError(f"the file is damaged: unknown backend {entry['backend']!r}")
     return Selection(**entry)
 
 

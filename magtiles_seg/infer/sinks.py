@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from magtiles_seg.deciding import fraction
+from magtiles_seg.errors import ConfigError
 from magtiles_seg.infer.latency import Latencies
 from magtiles_seg.infer.webdefects import Uninspected, WebDefect
 
@@ -150,5 +151,33 @@ _ARRIVALS = 4096  # blocks whose times are kept
 
 
 def _created(path: Path) -> TextIO:
+    """Open a file to be written anew, and hold it as long as it is open.
+
+    Raises:
+        ConfigError: Another run is writing to it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w", encoding="utf-8", newline="")
+    file = path.open("a", encoding="utf-8", newline="")  # "w" would empty another run's file
+    try:
+        _hold(file, path)
+        file.truncate(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _hold(file: TextIO, path: Path) -> None:
+    """Lock a file, where the system and the disk know locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"another run writes to {path} now: wait for it, or give this one another --out"
+        ) from None
+    except OSError:  # some network disks have none
+        return

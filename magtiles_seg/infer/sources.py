@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +14,7 @@ from magtiles_seg.deciding import count, fraction
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
 from magtiles_seg.infer.webdefects import Reason
-from magtiles_seg.inputs import find_pictures
+from magtiles_seg.inputs import Survey, find_pictures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,16 +122,27 @@ class ArraySource:
 
 
 class FolderSource(ArraySource):
-    """Pictures of a folder, file or glob, in the order of their names, one below the other."""
+    """Pictures of a folder, file or glob, in the natural order of their names: 1, 2, 10."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, note: Callable[[str], None] | None = None) -> None:
         """Find the pictures; each is read when its turn comes.
 
+        Args:
+            path: Folder, file or glob.
+            note: Told what is left out, such as results of an earlier run.
+
         Raises:
-            DataError: There is no picture, or (while it is read) one of another width.
+            DataError: There is no picture, a folder cannot be listed, or (while it is read) one has
+                another width.
             ImageError: The first is no picture.
         """
-        self._pictures = list(find_pictures([str(path)]))
+        survey = Survey()
+        self._pictures = list(find_pictures([str(path)], survey))
+        if survey.unlisted:
+            raise DataError(f"{'; '.join(survey.problems())}; a web must be whole")
+        if note is not None:
+            for line in survey.lines():
+                note(line)
         super().__init__(self._read())
 
     def _read(self) -> Iterator[NDArray[np.uint8]]:

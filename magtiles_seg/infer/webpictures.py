@@ -11,6 +11,7 @@ import numpy as np
 from magtiles_seg.deciding import count
 from magtiles_seg.infer.webdefects import Uninspected, WebDefect
 from magtiles_seg.labels import LABELS, color_rgb
+from magtiles_seg.writing import encode_png, write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,10 +86,8 @@ class WebPictures:
             x0, y0, x1, y1 = one.bbox_xyxy_px
             corners = (x0 - 2, y0 - top - 2), (x1 + 1, y1 - top + 1)
             cv2.rectangle(drawn, *corners, color_rgb(self._labels.index(one.label)), 1)
-        done, encoded = cv2.imencode(".png", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-        if not done:
-            raise OSError(f"OpenCV could not encode a {drawn.shape} picture as PNG")
-        (self._folder / f"web_{top:09d}.png").write_bytes(encoded.tobytes())
+        png = encode_png(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+        write_whole(self._folder / f"web_{top:09d}.png", png)
 
 
 def _end_line(one: WebDefect | Uninspected, unknown: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -30,10 +31,13 @@ def calibrate_checkpoint(
     Raises:
         FileNotFoundError: There is no such checkpoint.
         ModelError: It is damaged, or is calibrated already.
-        ConfigError: The scale is not above 0.
+        ConfigError: The scale is not above 0, or a number is not finite.
     """
-    if not scale > 0:
-        raise ConfigError(f"the calibration's scale is {scale!r}; expected a number above 0")
+    if not 0 < scale < math.inf or not math.isfinite(bias):
+        raise ConfigError(
+            f"the calibration is scale {scale!r}, bias {bias!r}; expected finite numbers, and a "
+            "scale above 0"
+        )
     network, meta = load_checkpoint(source)
     if meta.get("calibration"):
         raise ModelError(

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from magtiles_seg.errors import ConfigError, ModelError
+from magtiles_seg.jsontext import MOST_CHARS, parse_json
 from magtiles_seg.labels import BACKGROUND
 from magtiles_seg.result import Decision
 
@@ -23,6 +27,11 @@ CARD_KEY = "magtiles_seg.card"
 
 SEAL_KEY = "magtiles_seg.sha256"
 """Metadata key of an ONNX file's own SHA-256, taken with these 64 digits as zeros."""
+
+_MOST_LABELS = 255  # classes are bytes
+_MOST_WORD = 200  # characters
+_MOST_STRIDE, _MOST_SIGHT_PX = 1024, 32_768
+_MOST_AREA_PX = 2**31 - 1
 
 _UNSEALED = b"0" * 64
 # Protobuf spells an entry as key, tag of field 2 (the value), length 64, digits.
@@ -72,18 +81,22 @@ class ModelCard:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        """Check labels and stride."""
-        if (
-            len(self.labels) < 2
-            or self.labels[0] != BACKGROUND
-            or len(set(self.labels)) != len(self.labels)
-        ):
-            raise ModelError(
-                f"model card: labels must be {BACKGROUND!r} and other names, each once, "
-                f"got {self.labels!r}"
-            )
-        if self.stride < 1:
-            raise ModelError(f"model card: stride must be at least 1, got {self.stride!r}")
+        """Check every field.
+
+        Raises:
+            ModelError: One has a value that no model of this package has.
+        """
+        for name in ("name", "architecture", "git_revision", "weights_sha256", "licence"):
+            _check_word(name, getattr(self, name))
+        _check_labels(self.labels)
+        _check_whole("stride", self.stride, 1, _MOST_STRIDE)
+        if self.stride & (self.stride - 1):
+            raise ModelError(f"model card: stride must be a power of two, got {self.stride}")
+        _check_whole("receptive_field_px", self.receptive_field_px, 0, _MOST_SIGHT_PX)
+        for name in ("min_area_px", "score_top_k_px", "score_margin_px"):
+            _check_whole(name, getattr(self.decision, name), 0, _MOST_AREA_PX)
+        _check_calibration(self.calibration)
+        _check_statistics(self.input_statistics)
 
     def to_json(self) -> str:
         """Return the card as one line of JSON with sorted keys.
@@ -98,9 +111,14 @@ class ModelCard:
                 del fields[name]
         fields["decision"] = dataclasses.asdict(self.decision)
         try:
-            return json.dumps(fields, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
+            text = json.dumps(fields, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
             raise ModelError(f"the model card cannot be written as JSON: {error}") from error
+        if len(text) > MOST_CHARS:
+            raise ModelError(
+                f"the model card has {len(text)} characters as JSON, expected at most {MOST_CHARS}"
+            )
+        return text
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
@@ -143,7 +161,7 @@ _OPTIONAL = frozenset({"calibration", "input_statistics"})
 
 def _parse(text: str) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
     except ValueError as error:
         raise ModelError(f"the model card is not JSON ({error}); export the model again") from error
     if not isinstance(fields, dict) or "schema_version" not in fields:
@@ -162,25 +180,111 @@ def _check_schema(fields: Mapping[str, Any]) -> None:
             else "export it again"
         )
         raise ModelError(
-            f"the model card has schema version {version!r}, expected {SCHEMA_VERSION}: {fix}"
+            f"the model card has schema version {reprlib.repr(version)}, "
+            f"expected {SCHEMA_VERSION}: {fix}"
         )
     missing = _TYPES.keys() - _OPTIONAL - fields.keys()
     if missing or fields.keys() - _TYPES.keys():
         raise ModelError(
-            f"the model card is damaged: missing {sorted(missing)}, "
-            f"unknown {sorted(fields.keys() - _TYPES.keys())}; export the model again"
+            f"the model card is damaged: missing {sorted(missing)}, unknown "
+            f"{reprlib.repr(sorted(fields.keys() - _TYPES.keys()))}; export the model again"
         )
     for name, value in fields.items():
         kind = _TYPES[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ModelError(
-                f"the model card is damaged: {name} must be {kind.__name__}, got {value!r}; "
+                f"the model card is damaged: {name} must be {kind.__name__}, got "
+                f"{reprlib.repr(value)}; "
                 "export the model again"
             )
     if not all(isinstance(label, str) for label in fields["labels"]):
         raise ModelError(
-            f"the model card is damaged: labels must be strings, got {fields['labels']!r}"
+            "the model card is damaged: labels must be strings, got "
+            f"{reprlib.repr(fields['labels'])}"
         )
+    if not all(isinstance(entry, dict) for entry in fields["metrics"]):
+        raise ModelError(
+            "the model card is damaged: metrics must be mappings, got "
+            f"{reprlib.repr(fields['metrics'])}; export the model again"
+        )
+
+
+def _check_word(name: str, value: object) -> None:
+    """Check a text that is printed and sent as an HTTP header."""
+    if not isinstance(value, str) or len(value) > _MOST_WORD or not _plain(value):
+        raise ModelError(
+            f"model card: {name} must be text of at most {_MOST_WORD} characters without control "
+            f"characters, got {reprlib.repr(value)}"
+        )
+
+
+def _plain(text: str) -> bool:
+    return not any(ord(sign) < 32 or 127 <= ord(sign) < 160 or 0xD800 <= ord(sign) < 0xE000
+                   for sign in text)  # fmt: skip
+
+
+def _check_labels(labels: object) -> None:
+    if not isinstance(labels, tuple) or not 2 <= len(labels) <= _MOST_LABELS:
+        raise ModelError(
+            f"model card: labels must be {BACKGROUND!r} and other names, at most {_MOST_LABELS}, "
+            f"got {reprlib.repr(labels)}"
+        )
+    for label in labels:
+        _check_word("a label", label)
+    if labels[0] != BACKGROUND or len(set(labels)) != len(labels):
+        raise ModelError(
+            f"model card: labels must be {BACKGROUND!r} and other names, each once, "
+            f"got {reprlib.repr(labels)}"
+        )
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ModelError(
+            f"model card: {name} must be at least {least} and at most {most}, a whole number, "
+            f"got {reprlib.repr(value)}"
+        )
+
+
+def _check_calibration(calibration: Mapping[str, float]) -> None:
+    numbers = [calibration.get(name) for name in ("scale", "bias")] if calibration else [1, 0]
+    if not all(map(_is_finite, numbers)) or numbers[0] <= 0 or len(calibration) > 2:  # type: ignore[operator]
+        raise ModelError(
+            "model card: calibration must be empty, or a scale above 0 and a bias, got "
+            f"{reprlib.repr(calibration)}"
+        )
+
+
+def _check_statistics(statistics: Mapping[str, Any]) -> None:
+    """Check what `serve.drift` reads: the number of pictures, and of each feature its bins."""
+    rest = dict(statistics)
+    if statistics:
+        _check_whole("input_statistics.pictures", rest.pop("pictures", None), 1, _MOST_AREA_PX)
+    for name, bins in rest.items():
+        edges, shares = (
+            (bins.get("edges"), bins.get("shares")) if isinstance(bins, dict) else (None, None)
+        )
+        if not _are_bins(edges, shares):
+            raise ModelError(
+                f"model card: input_statistics of {reprlib.repr(name)} must be rising edges and "
+                f"one share (0..1, together 1) more, got {reprlib.repr(bins)}; measure them again"
+            )
+
+
+def _are_bins(edges: Any, shares: Any) -> bool:  # noqa: ANN401 - from a file
+    if not _are_numbers(edges) or not _are_numbers(shares):
+        return False
+    rising = all(low < high for low, high in itertools.pairwise(edges))
+    whole = all(0 <= share <= 1 for share in shares) and abs(sum(shares) - 1) < 1e-3
+    return rising and whole and len(shares) == len(edges) + 1
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and len(values) <= 1000 and all(map(_is_finite, values))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def seal_onnx(data: bytes) -> bytes:

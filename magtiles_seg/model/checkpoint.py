@@ -13,9 +13,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from magtiles_seg.errors import ModelError
+from magtiles_seg.jsontext import parse_json
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 
 _META_KEY = "magtiles_seg"
+_MOST_LABELS = 255
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -46,7 +48,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(_META_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator on this object)
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"{path} is no readable safetensors file ({error}): write it again"
         ) from error
@@ -54,7 +56,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelError(
             f"{path} has no {_META_KEY!r} header: expected a checkpoint of magtiles-seg train"
         )
-    meta: dict[str, Any] = json.loads(header)
+    try:
+        meta = parse_json(header)
+    except ValueError as error:
+        raise ModelError(f"{path} has a damaged header ({error}): write it again") from error
+    if not isinstance(meta, dict):
+        raise ModelError(f"{path} has a damaged header (no mapping): write it again")
     return tensors, meta
 
 
@@ -75,10 +82,22 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[SegmentationNetwork, 
     """
     tensors, meta = read_tensors(Path(path))
     try:
-        network = build_network(meta["architecture"], labels=tuple(meta["labels"]))
+        network = build_network(_text(meta["architecture"]), labels=_labels(meta["labels"]))
         network.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path} does not hold a network of this version ({error}): train or export it again"
         ) from error
     return network.eval(), meta
+
+
+def _labels(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not 2 <= len(values) <= _MOST_LABELS:
+        raise ValueError(f"labels must be a list of 2 to {_MOST_LABELS} names")
+    return tuple(map(_text, values))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a text, got {type(value).__name__}")
+    return value

@@ -6,7 +6,7 @@
 | `/livez`, `/readyz` | whether the process lives; whether it should get requests |
 | `/metrics` | counters for Prometheus |
 | `/openapi.json`, `/docs`, `/` | what it takes and answers |
-| `/demo` | the browser demo, where gradio is installed |
+| `/demo` | the browser demo, where the setting `demo` asks for it |
 """
 
 from __future__ import annotations
@@ -14,35 +14,39 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 
 from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.serve import openapi, pages
 from magtiles_seg.serve.analyze import Analyzer
 from magtiles_seg.serve.auth import ApiKeys
 from magtiles_seg.serve.batching import Batcher
+from magtiles_seg.serve.cors import Service
+from magtiles_seg.serve.decoding import SPARE, Budget, Decoders
 from magtiles_seg.serve.drift import DriftMonitor
 from magtiles_seg.serve.envelope import Envelope, lineage_headers
+from magtiles_seg.serve.forwarded import Forwarded
 from magtiles_seg.serve.health import Readiness
-from magtiles_seg.serve.limits import Gate
+from magtiles_seg.serve.limits import STOP_RESERVE_S, Gate
 from magtiles_seg.serve.metrics import CONTENT_TYPE, Metrics
 from magtiles_seg.serve.problems import (
     Problem,
@@ -53,6 +57,8 @@ from magtiles_seg.serve.problems import (
 from magtiles_seg.serve.settings import Settings
 from magtiles_seg.serve.shadow import Shadow
 
+_MAX_UPLOADS = 16  # of the largest body, in memory at once
+_LAST_S = 0.5  # for background tasks to end
 _log = logging.getLogger("magtiles_seg.serve")
 
 
@@ -71,24 +77,45 @@ def create_app(settings: Settings | None = None) -> Starlette:
     plan = settings.plan(available_cores())
     segmenter = _open(settings, plan.threads)
     metrics = Metrics()
+    gate = Gate(
+        settings.max_in_flight,
+        streams=plan.streams,
+        timeout_s=settings.timeout_s,
+        stop_s=settings.stop_s,
+        max_held_bytes=_MAX_UPLOADS * settings.max_body_bytes,
+        count=metrics.outcome,
+    )
+
+    def inferred(pictures: int, pixels: int, seconds: float) -> None:
+        metrics.batch(pictures, seconds)
+        gate.measured(pixels, seconds)
+
     batcher = Batcher(
         segmenter,
         streams=plan.streams,
         max_batch=plan.max_batch,
         wait_s=settings.batch_wait_ms / 1000,
-        observe=metrics.batch,
+        observe=inferred,
+        in_time=gate.in_time,
+    )
+    decoders = Decoders(
+        plan.streams + SPARE,
+        Budget(max_pixels=settings.max_pixels, max_bytes=settings.max_body_bytes),
+        ended=lambda cause: metrics.decoders_ended.labels(cause).inc(),
     )
     analyzer = Analyzer(
         settings=settings,
         keys=keys,
-        gate=Gate(settings.max_in_flight),
+        gate=gate,
+        decoders=decoders,
         batcher=batcher,
         limiter=CapacityLimiter(plan.streams),
         metrics=metrics,
         monitor=DriftMonitor(segmenter.spec.card.input_statistics, window=settings.drift_window),
         shadow=_shadow(settings, metrics),
     )
-    return _assemble(settings, segmenter, analyzer, Readiness(segmenter, batcher, metrics))
+    readiness = Readiness(segmenter, batcher, metrics, decoders)
+    return _assemble(settings, segmenter, analyzer, readiness)
 
 
 def _open(settings: Settings, threads: int) -> Segmenter:
@@ -116,28 +143,24 @@ def _shadow(settings: Settings, metrics: Metrics) -> Shadow | None:
 def _assemble(
     settings: Settings, segmenter: Segmenter, analyzer: Analyzer, readiness: Readiness
 ) -> Starlette:
-    with_demo = settings.demo and not settings.api_keys and find_spec("gradio") is not None
     lineage = lineage_headers(segmenter.spec, settings.model_version)
     middleware = [
         Middleware(Envelope, analyzer.metrics, readiness, headers=lineage),
         Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes),
     ]
-    if settings.cors_origins:
-        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
-        headers = ["Authorization", "X-API-Key"]
-        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_headers=headers))
+    middleware.append(Middleware(Forwarded, root_path=settings.root_path or ""))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with _running(analyzer, readiness):
-            with _draining_first(readiness, settings.drain_s):
+            with _draining_first(settings, analyzer, readiness):
                 yield
         segmenter.close()
 
-    app = Starlette(
+    app = Service(
         routes=[
             Route("/analyze", analyzer.post, methods=["POST"]),
-            *_facts(settings, segmenter, analyzer, readiness, with_demo=with_demo),
+            *_facts(settings, segmenter, analyzer, readiness),
         ],
         middleware=middleware,
         exception_handlers={
@@ -147,10 +170,21 @@ def _assemble(
         },
         lifespan=lifespan,
     )
+    app.origins = tuple(filter(None, (settings.cors_origins or "").split(",")))
     app.state.analyzer, app.state.readiness = analyzer, readiness
-    if with_demo:
-        import_module("magtiles_seg.serve.demo").mount(app, segmenter)
+    if settings.demo:
+        _demo().mount(app, segmenter)
     return app
+
+
+def _demo() -> ModuleType:
+    try:
+        return import_module("magtiles_seg.serve.demo")
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            f"serve.demo needs {error.name}, which is not installed: "
+            "pip install 'magtiles-seg[demo]', or leave the demo out"
+        ) from error
 
 
 def _facts(
@@ -158,13 +192,10 @@ def _facts(
     segmenter: Segmenter,
     analyzer: Analyzer,
     readiness: Readiness,
-    *,
-    with_demo: bool,
 ) -> list[Route]:
     """Return the routes that tell of the service."""
     document = openapi.document(settings)
     text, page = json.dumps(document), pages.reference(document)
-    home = pages.landing(segmenter.spec, demo=with_demo)
     spec, metrics = segmenter.spec, analyzer.metrics
     metrics.model.labels(spec.card.name, spec.sha256, spec.name, spec.device).set(1)
 
@@ -180,16 +211,20 @@ def _facts(
     async def numbers(_: Request) -> Response:
         metrics.in_flight.set(analyzer.gate.inside)
         metrics.queue.set(len(analyzer.batcher))
+        metrics.wait.set(analyzer.gate.wait_s)
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def schema(_: Request) -> Response:
-        return Response(text, media_type="application/json")
+    async def schema(request: Request) -> Response:
+        root = request.scope.get("root_path")
+        here = json.dumps({**document, "servers": [{"url": root}]}) if root else text
+        return Response(here, media_type="application/json")
 
     async def reference(_: Request) -> Response:
         return HTMLResponse(page)
 
-    async def landing(_: Request) -> Response:
-        return HTMLResponse(home)
+    async def landing(request: Request) -> Response:
+        root = request.scope.get("root_path", "")
+        return HTMLResponse(pages.landing(segmenter.spec, demo=settings.demo, root_path=root))
 
     return [
         Route("/livez", livez),
@@ -204,6 +239,7 @@ def _facts(
 @asynccontextmanager
 async def _running(analyzer: Analyzer, readiness: Readiness) -> AsyncIterator[None]:
     """Keep what works in the background alive for as long as the service is."""
+    await analyzer.decoders.warm()
     jobs = [analyzer.batcher.run(), readiness.run()]
     jobs += [analyzer.shadow.run()] if analyzer.shadow else []
     tasks = [asyncio.create_task(job) for job in jobs]
@@ -214,15 +250,20 @@ async def _running(analyzer: Analyzer, readiness: Readiness) -> AsyncIterator[No
     finally:
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        ended, _ = await asyncio.wait(tasks, timeout=_LAST_S)
+        for task in ended:
+            if not task.cancelled() and task.exception() is not None:
+                _log.error("a background task failed", exc_info=task.exception())
+        analyzer.decoders.close()
         gate = analyzer.gate
-        _log.info("accepted %d requests, answered %d", gate.accepted, gate.answered)
+        _log.info(
+            "accepted %d requests, answered %d, expired %d, clients left %d; refused %d",
+            *(gate.accepted, gate.answered, gate.expired, gate.left, gate.refused),
+        )
 
 
 @contextmanager
-def _draining_first(readiness: Readiness, seconds: float) -> Iterator[None]:
+def _draining_first(settings: Settings, analyzer: Analyzer, readiness: Readiness) -> Iterator[None]:
     """Go on for some time after SIGTERM on open connections, before the server closes them.
 
     Without it, a request that arrives on an idle connection while the server closes it is lost. The
@@ -241,19 +282,36 @@ def _draining_first(readiness: Readiness, seconds: float) -> Iterator[None]:
             signal.signal(number, servers_own)
             signal.raise_signal(number)
 
-    def drain(number: int, frame: FrameType | None) -> None:
-        def begin() -> None:
-            readiness.draining = True
-            _stop_listening(servers_own)
-            loop.call_later(seconds, close, number, frame)
+    def begin(number: int, frame: FrameType | None) -> None:
+        if readiness.draining:  # a terminal, or a supervisor, sends it to parent and worker
+            return
+        readiness.draining = True
+        analyzer.gate.end(time.monotonic() + settings.stop_s - STOP_RESERVE_S)
+        _stop_listening(servers_own)
+        loop.call_later(settings.drain_within_s, close, number, frame)
+        loop.call_later(settings.stop_s - STOP_RESERVE_S, analyzer.ending.come)
+        _end_hard_after(settings.stop_s)
 
-        loop.call_soon_threadsafe(begin)
+    def drain(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(begin, number, frame)
 
     signal.signal(signal.SIGTERM, drain)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, servers_own)
+
+
+def _end_hard_after(seconds: float) -> None:
+    """End the process after so long, whatever an inference or a framework still waits for."""
+
+    def end() -> None:
+        _log.error("not ended within %g s of SIGTERM: ending now", seconds)
+        os._exit(128 + signal.SIGTERM)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _stop_listening(servers_own: object) -> None:

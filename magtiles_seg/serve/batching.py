@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from magtiles_seg.result import Segmentation
 @dataclass(eq=False)
 class _Job:
     pixels: NDArray[np.uint8]
+    deadline: float
     done: asyncio.Future[Segmentation]
     since: float
 
@@ -29,7 +31,8 @@ class Batcher:
 
     A picture goes with those of exactly its own size: padded to a coarser bucket the network would
     see other edges, and the answer would no longer be the library's. Whoever stops waiting (the
-    task is cancelled) leaves the queue. Its length is bounded by who may ask: see `limits.Gate`.
+    task is cancelled) leaves the queue, and so does a picture whose answer would come too late. Its
+    length is bounded by who may ask: see `limits.Gate`.
     """
 
     def __init__(
@@ -39,7 +42,8 @@ class Batcher:
         streams: int = 1,
         max_batch: int = 1,
         wait_s: float = 0.0,
-        observe: Callable[[int, float], None] | None = None,
+        observe: Callable[[int, int, float], None] = lambda *_: None,
+        in_time: Callable[[int, float], bool] = lambda *_: True,
     ) -> None:
         """Make a queue; `run` works on it.
 
@@ -48,13 +52,16 @@ class Batcher:
             streams: Inferences at once.
             max_batch: Most pictures in one inference.
             wait_s: How long the oldest picture may wait for others of its size.
-            observe: Called with (pictures, seconds) after each inference.
+            observe: Called with (pictures, pixels of all, seconds) after each inference.
+            in_time: Called with (pixels, deadline) of a picture before its inference; tells whether
+                its answer may still be of use.
         """
         self._segmenter = segmenter
         self._streams = streams
         self._max_batch = max_batch
         self._wait_s = wait_s
-        self._observe = observe or (lambda _count, _seconds: None)
+        self._observe = observe
+        self._in_time = in_time
         self._waiting: deque[_Job] = deque()
         self._some = asyncio.Condition()
         self._limiter = CapacityLimiter(streams)
@@ -63,16 +70,19 @@ class Batcher:
         """Return how many pictures wait."""
         return len(self._waiting)
 
-    async def submit(self, pixels: NDArray[np.uint8]) -> Segmentation:
+    async def submit(self, pixels: NDArray[np.uint8], deadline: float = math.inf) -> Segmentation:
         """Return the answer to one picture.
 
         Args:
             pixels: (H, W) uint8.
+            deadline: When nobody waits for it any more, by `time.monotonic`.
 
         Raises:
             MagtilesError: This picture failed; others of its batch are not touched by it.
+            TimeoutError: The answer would have come too late: it was not computed.
         """
-        job = _Job(pixels, asyncio.get_running_loop().create_future(), time.perf_counter())
+        done = asyncio.get_running_loop().create_future()
+        job = _Job(pixels, deadline, done, time.perf_counter())
         async with self._some:
             self._waiting.append(job)
             self._some.notify_all()
@@ -91,8 +101,11 @@ class Batcher:
         while True:
             jobs = await self._next()
             start = time.perf_counter()
-            answers = await anyio.to_thread.run_sync(self._infer, jobs, limiter=self._limiter)
-            self._observe(len(jobs), time.perf_counter() - start)
+            answers = await anyio.to_thread.run_sync(
+                self._infer, jobs, limiter=self._limiter, abandon_on_cancel=True
+            )
+            pixels = sum(job.pixels.size for job in jobs)
+            self._observe(len(jobs), pixels, time.perf_counter() - start)
             for job, answer in zip(jobs, answers, strict=True):
                 if job.done.done():
                     continue
@@ -126,6 +139,9 @@ class Batcher:
             return
 
     def _drop_deserted(self) -> None:
+        for job in self._waiting:
+            if not job.done.done() and not self._in_time(job.pixels.size, job.deadline):
+                job.done.set_exception(TimeoutError("too late to begin"))
         self._waiting = deque(job for job in self._waiting if not job.done.done())
 
     def _infer(self, jobs: list[_Job]) -> list[Segmentation | Exception]:

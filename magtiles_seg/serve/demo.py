@@ -1,33 +1,49 @@
 """The demo in the browser: one tile, many tiles, a web of lines. Needs the extra `demo`.
 
 Nothing comes from or goes to another machine: fonts are those of the reader's system, scripts are
-Gradio's own, and its telemetry is off.
+Gradio's own, and its telemetry is off. What may reach Gradio is decided in `demo_gate`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it when it is imported
 
+import anyio.to_thread
 import gradio as gr
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+from starlette.routing import Mount, Route
 
+from magtiles_seg.serve.demo_files import Folder
+from magtiles_seg.serve.demo_gate import FILE_BYTES, JOBS, Gate
 from magtiles_seg.serve.demo_many import add_many_tab
 from magtiles_seg.serve.demo_tile import Judge, add_tile_tab
 from magtiles_seg.serve.demo_web import add_web_tab
+from magtiles_seg.serve.forwarded import Forwarded
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
-
     from magtiles_seg.infer.segmenter import Segmenter
 
-__all__ = ["LAUNCH", "build", "create_app", "mount"]
+__all__ = ["create_app", "mount", "run"]
 
 PATH = "/demo"
-_SESSIONS = 50  # results that are kept in memory at most, one a page
-_CLEANED_S, _FILES_KEPT_S = 600, 3600
+_SESSIONS = 200  # of which Gradio keeps the state of the page's fields
+_SWEPT_S = 1.0
+_GRACE_S = 3  # for what is being answered when the server is told to stop
+_BACKLOG = 128
 _ABOUT = (
     "<header><h1>Defects of magnetic tiles</h1>"
     "<p>Give it a picture of a tile: it marks the defects, measures them and says whether the tile "
@@ -35,39 +51,16 @@ _ABOUT = (
 )
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 
-LAUNCH: dict[str, Any] = {
-    "theme": gr.themes.Default(
-        primary_hue="blue",
-        neutral_hue="slate",
-        font=_FONTS,
-        font_mono=("ui-monospace", "monospace"),
-    ),
-    "css_paths": [Path(__file__).with_name("demo.css")],
-    "head": '<link rel="icon" href="data:,">',  # no request for an icon that is not there
-    "footer_links": [],
-    "run_history": False,
-    "ssr_mode": False,
-    "show_error": False,
-    "max_file_size": "64mb",
-}
-"""What `Blocks.launch` and `mount_gradio_app` take besides the page itself."""
-
 
 def build(segmenter: Segmenter) -> gr.Blocks:
-    """Return the demo's page.
+    """Return the demo's page; `mount` is what shows it to others.
 
     Args:
         segmenter: Model and thresholds to start from; stays the caller's.
-
-    Example:
-        >>> build(Segmenter()).launch(**LAUNCH)
     """
     judge = Judge(segmenter)
     with gr.Blocks(
-        title="Defects of magnetic tiles",
-        analytics_enabled=False,
-        delete_cache=(_CLEANED_S, _FILES_KEPT_S),
-        fill_width=True,
+        title="Defects of magnetic tiles", analytics_enabled=False, fill_width=True
     ) as blocks:
         gr.HTML(_ABOUT)
         with gr.Tab("One tile"):
@@ -77,7 +70,8 @@ def build(segmenter: Segmenter) -> gr.Blocks:
         with gr.Tab("Line scan"):
             add_web_tab(segmenter)
     blocks.state_session_capacity = _SESSIONS
-    return blocks
+    blocks.root_path = ""  # GRADIO_ROOT_PATH would lead Gradio's routes astray; see `Forwarded`
+    return blocks.queue(max_size=JOBS, api_open=False)
 
 
 def mount(app: Starlette, segmenter: Segmenter) -> Starlette:
@@ -87,17 +81,147 @@ def mount(app: Starlette, segmenter: Segmenter) -> Starlette:
         app: Its lifespan is wrapped, and its state survives.
         segmenter: Model and thresholds; stays the caller's.
     """
-    mounted: Starlette = gr.mount_gradio_app(app, build(segmenter), path=PATH, **LAUNCH)
-    return mounted
+    folder = _folder()
+    blocks = build(segmenter)
+    gr.mount_gradio_app(app, blocks, path=PATH, **_options())
+    blocks.has_launched = True  # Gradio's own check of paths acts only then
+    gradio_app = app.router.routes.pop()
+    assert isinstance(gradio_app, Mount)
+    gate = Gate(gradio_app.app, blocks, folder)
+    app.mount(PATH, gate)
+    folder.keep_present()
+    folder.on_removal = lambda gone: _forget(blocks, gone)
+    app.router.lifespan_context = _around(app.router.lifespan_context, gate, folder)
+    return app
 
 
-def create_app(segmenter: Segmenter) -> Starlette:
-    """Return an application with the demo alone; `/` leads to it."""
-    from starlette.applications import Starlette
-    from starlette.responses import RedirectResponse
-    from starlette.routing import Route
+def create_app(segmenter: Segmenter, *, root_path: str = "") -> Starlette:
+    """Return an application with the demo alone; `/` leads to it.
 
-    def lead(_: object) -> RedirectResponse:
-        return RedirectResponse(f"{PATH}/")
+    Args:
+        segmenter: Model and thresholds; stays the caller's.
+        root_path: What a proxy puts in front of every path, such as `/line3`.
+    """
 
-    return mount(Starlette(routes=[Route("/", lead)]), segmenter)
+    def lead(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"{request.scope.get('root_path', '')}{PATH}/")
+
+    middleware = [Middleware(Forwarded, root_path=root_path)]
+    return mount(Starlette(routes=[Route("/", lead)], middleware=middleware), segmenter)
+
+
+def run(segmenter: Segmenter, *, host: str, port: int, root_path: str = "") -> None:
+    """Show the demo alone until the process is told to stop.
+
+    Args:
+        segmenter: Model and thresholds; stays the caller's.
+        host: Address to listen on; `0.0.0.0` for all.
+        port: Port to listen on.
+        root_path: What a proxy puts in front of every path, such as `/line3`.
+    """
+    import uvicorn
+
+    uvicorn.run(
+        create_app(segmenter, root_path=root_path),
+        host=host,
+        port=port,
+        log_level="warning",
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+
+
+@cache
+def _folder() -> Folder:
+    """Return the folder of this process: Gradio knows but one."""
+    folder = Folder()
+    os.environ["GRADIO_TEMP_DIR"] = str(folder.path)
+    return folder
+
+
+def _options() -> dict[str, Any]:
+    """Return how Gradio shows the page."""
+    return {
+        "theme": gr.themes.Default(
+            primary_hue="blue",
+            neutral_hue="slate",
+            font=_FONTS,
+            font_mono=("ui-monospace", "monospace"),
+        ),
+        "css_paths": [Path(__file__).with_name("demo.css")],
+        "head": '<link rel="icon" href="data:,">',  # no request for an icon that is not there
+        "footer_links": [],
+        "run_history": False,
+        "ssr_mode": False,
+        "show_error": False,
+        "max_file_size": FILE_BYTES,
+        "enable_monitoring": False,
+        "mcp_server": False,
+        "pwa": False,
+    }
+
+
+Lifespan = Callable[[Any], Any]
+
+
+def _around(inner: Lifespan, gate: Gate, folder: Folder) -> Lifespan:
+    """Return a lifespan in which the folder is kept small, and streams end at the first signal."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[Any]:
+        async with inner(app) as state:
+            gate.open()
+            sweeping = asyncio.create_task(_sweep(folder))
+            try:
+                with _at_signal(gate.end_streams):
+                    yield state
+            finally:
+                gate.end_streams()
+                sweeping.cancel()
+                await asyncio.gather(sweeping, return_exceptions=True)
+        folder.close()
+
+    return lifespan
+
+
+async def _sweep(folder: Folder) -> None:
+    while True:
+        await anyio.to_thread.run_sync(folder.sweep)
+        await asyncio.sleep(_SWEPT_S)
+
+
+@contextmanager
+def _at_signal(act: Callable[[], None]) -> Iterator[None]:
+    """Act at SIGTERM and SIGINT, before what acts on them already.
+
+    A server waits for open connections before it ends an application, and an open page holds two.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(act)
+        handler = former[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+        elif handler == signal.SIG_DFL:
+            signal.signal(number, handler)
+            signal.raise_signal(number)
+
+    for number in former:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _forget(blocks: gr.Blocks, gone: set[str]) -> None:
+    """Let Gradio forget the names of removed files, which it would keep for good."""
+    for names in list(blocks.temp_file_sets):
+        names.difference_update(gone)

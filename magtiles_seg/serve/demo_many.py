@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,15 @@ from magtiles_seg.serve.demo_pages import (
     notice_card,
 )
 from magtiles_seg.serve.demo_pictures import draw_numbered
+from magtiles_seg.serve.demo_tile import AT_ONCE
 
 if TYPE_CHECKING:
     from magtiles_seg.serve.demo_tile import Controls, Judge
 
 MAX_PICTURES = 100
+RUN_S = 120.0
+"""How long one list is inspected; others wait meanwhile."""
+
 _SAMPLES = 12
 _DRAWN = 24
 
@@ -65,7 +70,11 @@ def add_many_tab(judge: Judge, controls: Controls) -> None:
         )
 
     sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    quiet: dict[str, Any] = {
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "concurrency_limit": AT_ONCE,
+    }
     gr.on([files.upload, files.clear, files.delete], run, [files, *sliders], shown, **quiet)
     sample.click(run_sample, sliders, shown, **quiet)
 
@@ -81,9 +90,12 @@ def _inspect(
         yield [notice_card("Too many pictures", text) if paths else "", "", *nothing]
         return
     answers: list[Answer] = []
+    end_s = time.monotonic() + RUN_S
     for path in paths:
         name = Path(path).name
         try:
+            if time.monotonic() > end_s:
+                raise ImageError(f"not inspected: the demo ends a list after {RUN_S:g} s")
             answers.append(Answer(name=name, result=judge.inspect(path, threshold, reject_score)))
         except ImageError as error:
             answers.append(Answer(name=name, error=str(error)))

@@ -14,6 +14,7 @@ from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image
 from magtiles_seg.serve.demo_pages import defect_table, legend, notice_card, verdict_card
 from magtiles_seg.serve.demo_pictures import draw_heat, draw_mask, draw_numbered
+from magtiles_seg.serve.demo_results import Results
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 MAX_PIXELS = 4_000_000
 """A result stays in memory while its page is open: larger pictures belong to the service."""
 
-_KEPT_S = 1800
+AT_ONCE = 4
+"""Calls of one function that run at the same time: a slow one does not hold up the next visitor."""
+
+_EXAMPLE = "example:"  # key of an example's result, with its number
 _SEEN = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what browsers show of what is read
 _EXAMPLES: tuple[tuple[str | None, int], ...] = (
     ("crack", 25),
@@ -47,11 +51,17 @@ class Controls:
 
 
 class Judge:
-    """A model and how the demo's sliders read its thresholds."""
+    """A model and how the demo's sliders read its thresholds.
+
+    Attributes:
+        segmenter: The model; stays the caller's.
+        results: What pages show.
+    """
 
     def __init__(self, segmenter: Segmenter) -> None:
         """Keep the Segmenter; it stays the caller's."""
         self.segmenter = segmenter
+        self.results = Results()
 
     @cached_property
     def examples(self) -> list[tuple[NDArray[np.uint8], str]]:
@@ -61,6 +71,19 @@ class Judge:
             for defect, seed in _EXAMPLES
         )
         return [(tile.image, tile.label.replace("free", "sound")) for tile in drawn]
+
+    @cached_property
+    def answers(self) -> list[Segmentation]:
+        """The results of the examples, as the model decides."""
+        return [self.segmenter(image) for image, _ in self.examples]
+
+    def result_of(self, key: str | None) -> Segmentation | None:
+        """Return what a page shows, or None where it was dropped."""
+        key = key or ""
+        number = key.removeprefix(_EXAMPLE)
+        if key == f"{_EXAMPLE}{number}" and number in map(str, range(len(self.answers))):
+            return self.answers[int(number)]
+        return self.results.get(key)
 
     def inspect(self, path: str, threshold: float, reject_score: float) -> Segmentation:
         """Segment a picture file.
@@ -119,7 +142,7 @@ def add_controls(segmenter: Segmenter) -> Controls:
 
 def add_tile_tab(judge: Judge) -> Controls:
     """Fill the tab and return its controls."""
-    first = judge.segmenter(judge.examples[0][0])
+    first = judge.answers[0]
     with gr.Row(elem_classes="areas"):
         with gr.Column(elem_classes="given"):
             picture, gallery = _add_input(judge)
@@ -127,8 +150,8 @@ def add_tile_tab(judge: Judge) -> Controls:
             shown = _add_answer(first)
         with gr.Column(elem_classes="tuned"):
             controls = add_controls(judge.segmenter)
-    state = gr.State(first, time_to_live=_KEPT_S)
-    _connect(judge, picture, gallery, controls, state, shown)
+        key = gr.Textbox(f"{_EXAMPLE}0", visible="hidden", elem_id="key")  # of what is shown
+    _connect(judge, picture, gallery, controls, key, shown)
     return controls
 
 
@@ -184,47 +207,54 @@ def _connect(
     picture: gr.Image,
     gallery: gr.Gallery,
     controls: Controls,
-    state: gr.State,
+    key: gr.Textbox,
     shown: list[Any],
 ) -> None:
     """Let the events of the tab act."""
 
     def clear() -> list[Any]:  # takes no picture: Gradio may still send the one that was removed
-        return [None, *_clear("Waiting", "Drop a picture of a tile, or pick an example.")]
+        return ["", *_clear("Waiting", "Drop a picture of a tile, or pick an example.")]
 
-    def upload(path: str, threshold: float, reject: float, mm: float | None) -> list[Any]:
+    def upload(path: str | None, threshold: float, reject: float, mm: float | None) -> list[Any]:
+        if path is None:
+            return [None, *clear()]
         try:
             result = judge.inspect(path, threshold, reject)
         except ImageError as error:
-            return [None, None, *_clear("No picture", str(error))]
+            return [None, "", *_clear("No picture", str(error))]
         seen = gr.skip() if Path(path).suffix.lower() in _SEEN else result.image
-        return [seen, result, *_show(result, mm)]
+        return [seen, judge.results.keep(result), *_show(result, mm)]
 
     def pick(event: gr.SelectData, threshold: float, reject: float, mm: float | None) -> list[Any]:
-        example, _ = judge.examples[int(event.index)]
-        result = judge.decide(judge.segmenter(example), threshold, reject)
-        return [example, result, *_show(result, mm)]
-
-    def move(
-        result: Segmentation | None, threshold: float, reject: float, mm: float | None
-    ) -> list[Any]:
+        index = event.index if isinstance(event.index, int) else -1
+        chosen = f"{_EXAMPLE}{index}"
+        result = judge.result_of(chosen)
         if result is None:
+            return [None, "", *_clear("No example", "Pick one of those that are shown.")]
+        return [result.image, chosen, *_show(judge.decide(result, threshold, reject), mm)]
+
+    def move(key: str | None, threshold: float, reject: float, mm: float | None) -> list[Any]:
+        if not key:  # no picture yet
             return [gr.skip() for _ in shown]
+        result = judge.result_of(key)
+        if result is None:
+            return _clear("Waited too long", "The result was dropped: give the picture again.")
         return _show(judge.decide(result, threshold, reject), mm)
 
     sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress_on": shown[1]}
-    picture.upload(upload, [picture, *sliders], [picture, state, *shown], **quiet)
-    picture.clear(clear, None, [state, *shown], **quiet)
-    gallery.select(pick, sliders, [picture, state, *shown], **quiet)
+    quiet["concurrency_limit"] = AT_ONCE
+    picture.upload(upload, [picture, *sliders], [picture, key, *shown], **quiet)
+    picture.clear(clear, None, [key, *shown], **quiet)
+    gallery.select(pick, sliders, [picture, key, *shown], **quiet)
     gr.on(
         [slider.input for slider in sliders],
         move,
-        [state, *sliders],
+        [key, *sliders],
         shown,
         show_progress="hidden",
         trigger_mode="always_last",
-        concurrency_limit=4,
+        concurrency_limit=AT_ONCE,
         api_visibility="private",
     )
 

@@ -15,6 +15,7 @@ from magtiles_seg.dataset.web import synthetic_web
 from magtiles_seg.infer.linescan import LineScanSegmenter
 from magtiles_seg.serve.demo_pages import web_cards, web_table
 from magtiles_seg.serve.demo_pictures import draw_web
+from magtiles_seg.serve.demo_tile import AT_ONCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def add_web_tab(segmenter: Segmenter) -> None:
         share,
         [cards, picture, table],
         show_progress="hidden",
-        concurrency_limit=2,
+        concurrency_limit=AT_ONCE,
         api_visibility="private",
     )
     stop.click(None, cancels=[running], api_visibility="private")

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 
+import cv2
 import numpy as np
 
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.serve.batching import Batcher
+from magtiles_seg.serve.decoding import Decoders
 from magtiles_seg.serve.metrics import Metrics
 
 EVERY_S = 30.0
@@ -22,7 +24,7 @@ _log = logging.getLogger("magtiles_seg.serve")
 
 
 class Readiness:
-    """Sends a synthetic tile with a blowhole through the service's own queue, again and again.
+    """Sends a synthetic tile with a blowhole through the service's own ways, again and again.
 
     What is expected is the answer of the `Segmenter` itself, called past the queue at start.
 
@@ -30,13 +32,21 @@ class Readiness:
         draining: Set when the process is about to end.
     """
 
-    def __init__(self, segmenter: Segmenter, batcher: Batcher, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        batcher: Batcher,
+        metrics: Metrics,
+        decoders: Decoders | None = None,
+    ) -> None:
         """Ask the library once; takes one inference."""
         from magtiles_seg.dataset.synthetic import synthetic_tile
 
         tile = synthetic_tile(_GOLDEN_SEED, defect="blowhole", size_hw=(288, 220))
         self._tile = tile.image
         self._golden = segmenter(self._tile)
+        self._file = cv2.imencode(".png", self._tile)[1].tobytes()
+        self._decoders = decoders
         self._batcher = batcher
         self._metrics = metrics
         self._good_at: float | None = None
@@ -54,9 +64,11 @@ class Readiness:
         return None
 
     async def check(self) -> None:
-        """Send the tile through the queue and judge the answer."""
+        """Send the tile through decoding and the queue, and judge the answer."""
         try:
-            result = await self._batcher.submit(self._tile)
+            decoders = self._decoders
+            tile = self._tile if decoders is None else await decoders.decode(self._file)
+            result = await self._batcher.submit(tile)
         except Exception as error:
             _log.error("the golden tile failed", exc_info=error)
             self._good_at, self._trouble = None, "the golden tile could not be answered"

@@ -1,13 +1,32 @@
-"""What a request must stay within before any work is done for it."""
+"""What a request must stay within: its format, and the time in which it can be answered.
+
+The time that an inference takes grows with its pixels. So the pixels that wait and are worked on
+say how long a new picture would wait. One that would come too late is refused before its body is
+read; what was let in and is late all the same is dropped before the next step is done for it. The
+queue is first in, first out: it is never longer than what can be answered in time, so that nothing
+is gained by serving the newest first.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from magtiles_seg.serve.problems import Problem
+
+STOP_RESERVE_S = 1.5
+"""Seconds before the end of a shutdown at which the last answers are made."""
+
+_SAFETY = 0.8  # share of `timeout_s` that a foreseen answer may take: what is foreseen is not sure
+_MEMORY = 0.9  # weight of the past in what an inference takes
+_LONGEST_RETRY_S = 15
+_PATIENCE_S = 5.0  # at the door, with the body unread: cheaper than to refuse and be asked again
+_PARKED = 512  # requests at the door
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -15,6 +34,8 @@ _SIGNATURES = (
     (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),  # BigTIFF
+    (b"MM\0+", "TIFF"),
 )
 
 
@@ -37,43 +58,237 @@ def check_format(data: bytes, allowed: frozenset[str]) -> None:
         raise Problem(415, f"the file in the field 'image' is none of {', '.join(sorted(allowed))}")
 
 
-class Gate:
-    """Lets so many requests in at once; the others are told when to come again.
+class Refused(Problem):
+    """503: the request was not let in. Nothing was computed for it."""
+
+    def __init__(self, why: str, wait_s: int) -> None:
+        message = f"{why}; try again in {wait_s} s"
+        super().__init__(503, message, headers={"Retry-After": str(wait_s)})
+
+
+class Expired(Problem):
+    """503: the request was let in, and its time is over. Nothing more is computed for it."""
+
+
+@dataclass(eq=False)
+class Place:
+    """What one request takes up.
 
     Attributes:
-        inside: Requests that are being read, computed or answered.
-        accepted: Requests ever let in.
-        answered: Of these, those that were answered, or whose client left.
+        pixels: Still to be computed for it.
+        held_bytes: Of its body, in memory.
+        outcome: What will be counted: `answered`, `left` where the client has gone, or `expired`.
     """
 
-    def __init__(self, most: int) -> None:
+    pixels: int = 0
+    held_bytes: int = 0
+    outcome: str = "answered"
+
+
+class Gate:
+    """Lets requests in, as many as can be answered in time.
+
+    Attributes:
+        accepted: Requests let in, less those that were refused after their upload.
+        answered: Of these, those that got an answer of their own, an error of theirs included.
+        expired: Of these, those whose time was over.
+        left: Of these, those whose client left.
+        refused: Requests that were told to come again.
+        end_at: When the service ends, by `time.monotonic`; None while that is not known.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        *,
+        streams: int = 1,
+        timeout_s: float = 30.0,
+        stop_s: float = 7.0,
+        max_held_bytes: int = 256_000_000,
+        count: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Make an open one.
+
+        Args:
+            most: Requests inside at once.
+            streams: Inferences at once.
+            timeout_s: Longest time from an upload to its answer.
+            stop_s: Time from SIGTERM to the end. What is let in must fit into it.
+            max_held_bytes: Most bytes of uploads in memory.
+            count: Called with `answered`, `expired`, `left`, or `refused: why` of each request.
+        """
         self._most = most
-        self._seconds_each = 0.1
-        self.inside = 0
-        self.accepted = 0
-        self.answered = 0
+        self._streams = streams
+        self._timeout_s = timeout_s
+        self._stop_s = stop_s
+        self._max_held_bytes = max_held_bytes
+        self._count = count
+        self._places: set[Place] = set()
+        self._seconds = self._pixels = 0.0  # of the latest inferences
+        self._typical_px = 0.0
+        self._promised_s, self._promised_at = 0.0, time.monotonic()
+        self._parked: deque[asyncio.Future[None]] = deque()
+        self.accepted = self.answered = self.expired = self.left = self.refused = 0
+        self.end_at: float | None = None
+
+    @property
+    def inside(self) -> int:
+        """Requests that are being read, computed or answered."""
+        return len(self._places)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that a new picture would wait for the model."""
+        return self.seconds(sum(place.pixels for place in self._places)) / self._streams
+
+    def seconds(self, pixels: float) -> float:
+        """Return how long an inference on so many pixels takes; 0 as long as none was measured."""
+        return pixels * self._seconds / self._pixels if self._pixels else 0.0
+
+    def measured(self, pixels: int, seconds: float) -> None:
+        """Note how long an inference on so many pixels took."""
+        self._pixels = _MEMORY * self._pixels + pixels
+        self._seconds = _MEMORY * self._seconds + seconds
+
+    async def room(self) -> None:
+        """Wait for the model to be less busy, before the request's body is read.
+
+        So long as the answer may still come within the time that a request has; a little where not
+        even that can be foreseen. Returns in any case; `entered` tells whether there is room.
+        """
+        late = self._lateness(None, self._typical_px) is not None
+        if not late or self.end_at is not None or len(self._parked) >= _PARKED:
+            return
+        before_s = self.seconds(self._typical_px) * len(self._parked) / self._streams
+        most_s = _SAFETY * self._timeout_s
+        hopeless = self.wait_s + before_s + self.seconds(self._typical_px) > most_s
+        turn = asyncio.get_running_loop().create_future()
+        self._parked.append(turn)
+        try:
+            await asyncio.wait({turn}, timeout=min(_PATIENCE_S, most_s) if hopeless else most_s)
+        finally:
+            with suppress(ValueError):
+                self._parked.remove(turn)
+
+    def end(self, at: float) -> None:
+        """Let in only what will be answered before this time, by `time.monotonic`."""
+        self.end_at = at
+        while self._parked:
+            self._parked.popleft().set_result(None)
+
+    def _call_next(self) -> None:
+        if self._parked and self._lateness(None, self._typical_px) is None:
+            self._parked.popleft().set_result(None)
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> Iterator[Place]:
         """Hold a place.
 
         Raises:
-            Problem: 503 with `Retry-After`, when all places are taken.
+            Refused: All places are taken, or a picture would be answered too late.
         """
         if self.inside >= self._most:
-            wait = math.ceil(self._seconds_each)
-            raise Problem(
-                503,
-                f"{self.inside} requests are being worked on; try again in {wait} s",
-                headers={"Retry-After": str(wait)},
-            )
-        self.inside += 1
+            raise self._refusal("in flight", f"{self.inside} requests are being worked on")
+        place = Place()
+        self._check_time(place, self._typical_px)
+        self._places.add(place)
         self.accepted += 1
-        start = time.perf_counter()
         try:
-            yield
+            yield place
+        except Refused:
+            self.accepted -= 1
+            place.outcome = "refused"
+            raise
+        except (Expired, asyncio.CancelledError):
+            place.outcome = "expired"
+            raise
         finally:
-            self.inside -= 1
-            self.answered += 1
-            # How long requests take of late is how long the next one should wait.
-            self._seconds_each += 0.1 * (time.perf_counter() - start - self._seconds_each)
+            self._places.discard(place)
+            self._leave(place.outcome)
+
+    def _leave(self, outcome: str) -> None:
+        self._call_next()
+        if outcome != "refused":
+            setattr(self, outcome, getattr(self, outcome) + 1)
+            self._count(outcome)
+
+    def hold(self, place: Place, size: int) -> None:
+        """Note that so many bytes more of a request are in memory.
+
+        Raises:
+            Refused: All requests together hold too much.
+        """
+        place.held_bytes += size
+        if sum(each.held_bytes for each in self._places) > self._max_held_bytes:
+            raise self._refusal("memory", "too many uploads arrive at once")
+
+    def expect(self, place: Place, pictures: int) -> None:
+        """Take up the time of so many pictures whose size is not yet known.
+
+        Raises:
+            Refused: They would be answered too late.
+        """
+        self._take(place, round(pictures * self._typical_px))
+
+    def admit(self, place: Place, sizes: list[int]) -> None:
+        """Take up the time of pictures of so many pixels each.
+
+        Raises:
+            Refused: They would be answered too late.
+        """
+        for size in sizes:
+            self._typical_px += 0.1 * (size - self._typical_px) if self._typical_px else size
+        self._take(place, sum(sizes))
+
+    def _take(self, place: Place, pixels: int) -> None:
+        if pixels > place.pixels:  # who came later does not make this one late
+            place.pixels = 0
+            self._check_time(place, pixels)
+        place.pixels = pixels
+        self._call_next()
+
+    def computed(self, place: Place) -> None:
+        """Note that nothing is left to compute for a request."""
+        place.pixels = 0
+        self._call_next()
+
+    def in_time(self, pixels: int, deadline: float) -> bool:
+        """Return whether an inference that begins now may still be of use.
+
+        Args:
+            pixels: Of the picture.
+            deadline: When nobody waits any more, by `time.monotonic`.
+        """
+        ends = [deadline] if self.end_at is None else [deadline, self.end_at]
+        return time.monotonic() + self.seconds(pixels) / 2 < min(ends)
+
+    def _check_time(self, place: Place, pixels: float) -> None:
+        late = self._lateness(place, pixels)
+        if late is not None:
+            raise self._refusal(*late, pixels)
+
+    def _lateness(self, place: Place | None, pixels: float) -> tuple[str, str] | None:
+        """Return why pictures of so many pixels would come too late, in a word and in a text."""
+        busy = sum(1 for other in self._places if other.pixels and other is not place)
+        ready_s = self.wait_s + self.seconds(pixels)
+        if self.end_at is not None and ready_s > self.end_at - time.monotonic():
+            return "ending", "the service is about to end"
+        # Two pictures an inference keep the model at work, however long each takes.
+        fits_stop = busy < 2 * self._streams or ready_s <= self._stop_s - STOP_RESERVE_S
+        if busy and not (fits_stop and ready_s <= _SAFETY * self._timeout_s):
+            return "too late", f"an answer would take {ready_s:.0f} s"
+        return None
+
+    def _refusal(self, why: str, text: str, pixels: float = 0.0) -> Refused:
+        """Return a refusal that names a time at which there should be a place.
+
+        Each refused client is given a time of its own, one picture after the other's: told the
+        same, they would all come back at once.
+        """
+        now = time.monotonic()
+        promised_s = max(0.0, self._promised_s - (now - self._promised_at))
+        promised_s += self.seconds(pixels or self._typical_px) / self._streams
+        self._promised_s, self._promised_at = min(promised_s, _LONGEST_RETRY_S), now
+        self.refused += 1
+        self._count(f"refused: {why}")
+        return Refused(text, math.ceil(max(1.0, self._promised_s)))

@@ -65,6 +65,10 @@ class Metrics:
         self.defects = counter("defects", "Defects found", "label")
         self.defect_area = counter("defect_area_px", "Area of the defects found, in px")
         self.left = counter("clients_left", "Requests whose client left before the answer")
+        self.expired = counter("expired", "Requests let in whose time was over")
+        self.refused = counter("refused", "Requests not let in", "reason")
+        self.wait = gauge("wait_seconds", "How long a new picture would wait for the model")
+        self.decoders_ended = counter("decoders_ended", "Decoding processes ended", "cause")
         self.input_mean = gauge("input_mean", "Mean of late", "feature", mode="mostrecent")
         self.input_psi = gauge(
             "input_psi", "Population stability index against the card", "feature", mode="max"
@@ -83,6 +87,15 @@ class Metrics:
             yield
         finally:
             self.stage_seconds.labels(name).observe(perf_counter() - start)
+
+    def outcome(self, what: str) -> None:
+        """Count what became of a request at the gate, by its words: see `limits.Gate`."""
+        if what == "left":
+            self.left.inc()
+        elif what == "expired":
+            self.expired.inc()
+        elif what.startswith("refused: "):
+            self.refused.labels(what.removeprefix("refused: ")).inc()
 
     def batch(self, pictures: int, seconds: float) -> None:
         """Count one inference."""

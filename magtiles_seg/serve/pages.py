@@ -26,18 +26,25 @@ def _page(title: str, body: str) -> str:
     )
 
 
-def landing(spec: BackendSpec, *, demo: bool) -> str:
-    """Return the page at `/`."""
-    link = '<li><a href="demo">Try it in the browser</a></li>' if demo else ""
+def landing(spec: BackendSpec, *, demo: bool, root_path: str = "") -> str:
+    """Return the page at `/`.
+
+    Args:
+        spec: Of the model.
+        demo: Whether the demo is there.
+        root_path: In front of every path; where it is empty, links start from where the page lies.
+    """
+    to = escape(f"{root_path}/") if root_path else ""
+    link = f'<li><a href="{to}demo/">Try it in the browser</a></li>' if demo else ""
     card = spec.card
     return _page(
         "magtiles-seg",
         "<h1>magtiles-seg</h1><p>Finds surface defects of magnetic tiles: send a picture, get its "
         "defect mask at the picture's own size.</p>"
         "<pre>curl -F 'image=@tile.jpg' ADDRESS/analyze</pre>"
-        f'<ul>{link}<li><a href="docs">What it takes and answers</a> '
-        '(<a href="openapi.json">OpenAPI</a>)</li>'
-        '<li><a href="readyz">Ready?</a> · <a href="metrics">Metrics</a></li></ul>'
+        f'<ul>{link}<li><a href="{to}docs">What it takes and answers</a> '
+        f'(<a href="{to}openapi.json">OpenAPI</a>)</li>'
+        f'<li><a href="{to}readyz">Ready?</a> · <a href="{to}metrics">Metrics</a></li></ul>'
         f"<p>Model {escape(card.name)} ({escape(card.architecture)}), "
         f"SHA-256 <code>{escape(spec.sha256[:12])}…</code></p>",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -119,16 +120,25 @@ def run_lengths(mask: NDArray[np.uint8]) -> dict[str, list[int]]:
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
 
 
-def mask_of_run_lengths(rle: dict[str, Any]) -> NDArray[np.uint8]:
-    """Return the (H, W) uint8 mask of COCO run lengths.
+def mask_of_run_lengths(rle: object, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return the (H, W) uint8 mask of COCO run lengths; nothing is allocated before they fit.
+
+    Args:
+        rle: `size` and `counts`, as JSON has them.
+        shape: (H, W) that is expected.
 
     Raises:
-        ValueError: The lengths do not fill the size.
+        ValueError: They are none, of another size, or do not fill it.
     """
-    height, width = rle["size"]
-    counts = np.asarray(rle["counts"], np.int64)
-    values = (np.arange(counts.size) % 2).astype(np.uint8)
-    return np.repeat(values, counts).reshape((height, width), order="F")
+    if not isinstance(rle, dict) or rle.get("size") != list(shape):
+        raise ValueError(f"expected run lengths of size {list(shape)}")
+    counts, total = rle.get("counts"), math.prod(shape)
+    if not isinstance(counts, list) or not all(type(one) is int for one in counts):
+        raise ValueError("counts: expected whole numbers")
+    if any(one < 0 for one in counts) or sum(counts) != total:
+        raise ValueError(f"counts: expected lengths that add up to {total}")
+    values = (np.arange(len(counts)) % 2).astype(np.uint8)
+    return np.repeat(values, counts).reshape(shape, order="F")
 
 
 def _png(picture: NDArray[Any]) -> bytes:

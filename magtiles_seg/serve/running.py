@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import uvicorn
 
 from magtiles_seg.infer.backends.base import available_cores
+from magtiles_seg.serve.guard import PROTOCOL
+from magtiles_seg.serve.limits import STOP_RESERVE_S
 from magtiles_seg.serve.settings import Settings, unknown_variables
 
 _APP = "magtiles_seg.serve.app:create_app"
@@ -28,6 +30,7 @@ def _logging() -> dict[str, Any]:
     config = deepcopy(uvicorn.config.LOGGING_CONFIG)
     ours = {"handlers": ["default"], "level": "INFO", "propagate": False}
     config["loggers"]["magtiles_seg"] = ours
+    config["loggers"]["python_multipart"] = {"level": "ERROR"}  # it warns of every damaged form
     return config
 
 
@@ -48,6 +51,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
         f"{plan.workers} workers x {plan.streams} inferences at once x {plan.threads} threads, "
         f"batches of at most {plan.max_batch}"
     )
+    _allow_many_connections()
     os.environ.update(settings.to_environment())
     shared = tempfile.mkdtemp(prefix="magtiles-") if plan.workers > 1 else None
     if shared:
@@ -63,12 +67,31 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
             log_config=_logging(),
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(settings.timeout_s + settings.read_timeout_s) + 1,
+            timeout_graceful_shutdown=_grace_s(settings),
             backlog=_BACKLOG,
+            http=PROTOCOL,
+            ws="none",
         )
     finally:
         if shared:
             shutil.rmtree(shared, ignore_errors=True)
+
+
+def _grace_s(settings: Settings) -> int:
+    """Return how long uvicorn waits for open connections once it closes, in whole seconds.
+
+    All requests are answered `STOP_RESERVE_S` before the end; streams and slow readers are cut.
+    """
+    return max(1, int(settings.stop_s - settings.drain_within_s - STOP_RESERVE_S / 2))
+
+
+def _allow_many_connections() -> None:
+    """Use as many file descriptors as the system lets this process have."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
@@ -88,7 +111,9 @@ def local_service(url: str | None = None) -> Iterator[str]:
     from magtiles_seg.serve.app import create_app
 
     app = create_app(Settings(demo=False))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", http=PROTOCOL, ws="none")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -13,6 +14,10 @@ from magtiles_seg.errors import ConfigError
 PREFIX = "MAGTILES_"
 """Before the name of each setting in the environment, in capitals: `MAGTILES_PORT`."""
 
+ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)
+"""What a root path looks like: `/line3`, `/plant/line3`."""
+
+_ORIGIN = re.compile(r"\*|null|https?://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
 _SECRET = ("api_keys",)
 _FOREIGN = {"MAGTILES_DATA"}  # read by other parts of the project
 _CORES_PER_WORKER = 8
@@ -42,14 +47,18 @@ class Settings:
         max_in_flight: Requests inside a worker; the next one gets 503.
         timeout_s: Longest time from a whole upload to its answer; then 503.
         read_timeout_s: Longest time for an upload to arrive; then 408.
-        drain_s: After SIGTERM, how long idle connections may still bring a request.
+        drain_s: After SIGTERM, how long idle connections may still bring a request; at most half of
+            `stop_s`.
+        stop_s: Longest time from SIGTERM to the end. No queue is let grow beyond it.
         max_body_mb: Largest request body, in MB of 1,000,000 bytes.
         max_pixels: Largest picture, checked before it is decoded.
         max_files: Pictures in one request.
         formats: Picture formats that are taken, a comma between.
         api_keys: `name:sha256` pairs, a comma between; None: anyone may ask.
         cors_origins: Origins whose pages may call the service, a comma between; None: none.
-        demo: Whether to mount the browser demo, where gradio is installed and no key is asked.
+        root_path: What a proxy puts in front of every path, such as `/line3`; None: nothing, or
+            what it says in `X-Forwarded-Prefix`.
+        demo: Whether to mount the browser demo, which asks for no key and for one process.
         shadow_url: Address of another `/analyze` that gets a share of the requests; None: off.
         shadow_fraction: That share.
         shadow_report: Directory for the report of the worst disagreements; None: no report.
@@ -74,13 +83,15 @@ class Settings:
     timeout_s: float = within(30.0, 0.01)
     read_timeout_s: float = within(10.0, 0.01)
     drain_s: float = within(2.0, 0)
+    stop_s: float = within(7.0, 2.0)
     max_body_mb: float = within(16.0, 0.001)
     max_pixels: int = within(4_000_000, 1)
     max_files: int = within(1, 1)
     formats: str = "PNG,JPEG,BMP,TIFF,WEBP"
     api_keys: str | None = field(default=None, repr=False)
     cors_origins: str | None = None
-    demo: bool = True
+    root_path: str | None = None
+    demo: bool = False
     shadow_url: str | None = None
     shadow_fraction: float = within(0.1, 0, 1)
     shadow_report: str | None = None
@@ -93,6 +104,12 @@ class Settings:
         found += _unknown_formats(self.formats) if isinstance(self.formats, str) else []
         if isinstance(self.shadow_url, str) and not self.shadow_url.startswith(("http:", "https:")):
             found.append(f"serve.shadow_url: expected http:// or https://, got {self.shadow_url!r}")
+        found += _unfit_for_demo(self) if self.demo is True else []
+        for name, read in (("cors_origins", _origins), ("root_path", root_path)):
+            try:
+                checked[name] = read(checked[name]) or None if checked.get(name) else None
+            except (TypeError, ValueError) as error:
+                found.append(f"serve.{name}: {error}")
         raise_if_any(found, "settings")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -145,6 +162,11 @@ class Settings:
         return {name: "-" if value is None else str(value) for name, value in values.items()}
 
     @property
+    def drain_within_s(self) -> float:
+        """Seconds after SIGTERM in which open connections may bring a request."""
+        return min(self.drain_s, self.stop_s / 2)
+
+    @property
     def max_body_bytes(self) -> int:
         """Largest request body, in bytes."""
         return int(self.max_body_mb * 1_000_000)
@@ -165,7 +187,8 @@ class Settings:
         """
         on_cpu = self.device == "cpu"
         threads = min(self.threads, cores) or 1
-        most = min(-(-cores // _CORES_PER_WORKER), cores // threads) if on_cpu else 1
+        several = on_cpu and not self.demo  # a page's requests must all reach one process
+        most = min(-(-cores // _CORES_PER_WORKER), cores // threads) if several else 1
         workers = self.workers or most
         streams = max(1, cores // workers // threads) if on_cpu else 1
         batch = self.max_batch or (1 if on_cpu else 16)
@@ -211,6 +234,40 @@ def parse(text: str, kind: str) -> bool | int | float | str:
     except ValueError:
         wanted = "a whole number" if kind == "int" else "a number"
         raise ValueError(f"expected {wanted}, got {text!r}") from None
+
+
+def root_path(text: str) -> str:
+    """Return a root path as the service has it: it starts with a slash and ends with none.
+
+    Raises:
+        ValueError: The text is none.
+    """
+    path = f"/{text.strip('/')}" if text.strip("/") else ""
+    if path and not ROOT_PATH.fullmatch(path):
+        raise ValueError(f"expected a path such as '/line3', got {text!r}")
+    return path
+
+
+def _origins(text: str) -> str:
+    """Return origins as browsers write them, a comma between.
+
+    Raises:
+        ValueError: One of them is no origin, and would never match.
+    """
+    origins = [one.strip().rstrip("/").lower() for one in text.split(",")]
+    for origin in filter(None, origins):
+        if not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"expected origins such as 'https://mes.example', got {origin!r}")
+    return ",".join(filter(None, origins))
+
+
+def _unfit_for_demo(settings: Settings) -> list[str]:
+    found = []
+    if settings.api_keys:
+        found.append("serve.demo: the demo asks for no key; expected api_keys or demo, got both")
+    if isinstance(settings.workers, int) and settings.workers > 1:
+        found.append(f"serve.demo: expected workers of 1 with the demo, got {settings.workers}")
+    return found
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 What both say of the same picture is compared: Dice of the masks and flipped verdicts. The worst
 cases are kept for a person to look at. A full queue drops samples; it never slows an answer.
+Whatever the other side answers, and however slowly, costs a bounded time and memory and is counted.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import anyio
 import anyio.to_thread
 import cv2
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.result import Segmentation
+from magtiles_seg.result import Segmentation, Verdict
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import mask_of_run_lengths
+from magtiles_seg.writing import write_whole
 
-_QUEUE = 32
+_QUEUE, _QUEUE_BYTES = 32, 128_000_000
 _KEPT = 20
 _TIMEOUT_S = 30.0
+_REPLY_BYTES, _REPLY_BYTES_PER_PX = 100_000, 4  # rows such as `[0, 1, …]`, with spaces
 _log = logging.getLogger("magtiles_seg.serve")
 
 
@@ -42,8 +46,7 @@ class Case:
         dice: Of both masks; 1 where both are empty.
         verdicts: Ours and theirs; theirs is None where it sends none.
         flipped: Whether both are known and differ.
-        ours: Our answer.
-        theirs: (H, W) uint8, the other mask.
+        picture: Name of its picture in the report.
     """
 
     badness: float
@@ -51,8 +54,33 @@ class Case:
     dice: float = field(compare=False)
     verdicts: tuple[str, str | None] = field(compare=False)
     flipped: bool = field(compare=False)
-    ours: Segmentation = field(compare=False, repr=False)
-    theirs: NDArray[np.uint8] = field(compare=False, repr=False)
+    picture: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A request and what of our answer is compared.
+
+    Attributes:
+        data: The picture file as it came.
+        image: (H, W) uint8, the picture.
+        mask: (H, W) uint8, 0 or 1, ours.
+        verdict: Ours.
+    """
+
+    data: bytes
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    verdict: str
+
+    @property
+    def size(self) -> int:
+        return len(self.data) + self.image.nbytes + self.mask.nbytes
+
+    @property
+    def reply_bytes(self) -> int:
+        """The longest answer that can be one."""
+        return _REPLY_BYTES + _REPLY_BYTES_PER_PX * self.mask.size
 
 
 def dice(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> float:
@@ -78,6 +106,7 @@ class Shadow:
         metrics: Metrics,
         report: Path | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        timeout_s: float = _TIMEOUT_S,
     ) -> None:
         """Make a mirror; `run` works on it.
 
@@ -87,14 +116,17 @@ class Shadow:
             metrics: Where the disagreement is counted.
             report: Directory that gets `report.md`, `report.json` and the worst pictures.
             transport: In place of the network.
+            timeout_s: Longest time from a request to the end of its answer.
         """
         self._url = url
         self._fraction = fraction
         self._metrics = metrics
-        self._report = report
+        self._folder = report / f"worker-{os.getpid()}" if report else None
         self._transport = transport
+        self._timeout_s = timeout_s
         self._random = random.Random()
-        self._queue: asyncio.Queue[tuple[bytes, Segmentation]] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[_Sample] = asyncio.Queue(_QUEUE)
+        self._queued_bytes = 0
         self.compared = 0
         self.flipped = 0
         self.worst: list[Case] = []
@@ -108,85 +140,155 @@ class Shadow:
         """
         if self._random.random() >= self._fraction:
             return
-        try:
-            self._queue.put_nowait((data, ours))
-        except asyncio.QueueFull:
+        sample = _Sample(data, ours.image, ours.mask, ours.verdict)
+        full = self._queued_bytes + sample.size > _QUEUE_BYTES and not self._queue.empty()
+        if full or self._queue.full():
             self._metrics.shadow.labels("dropped").inc()
+            return
+        self._queued_bytes += sample.size
+        self._queue.put_nowait(sample)
 
     async def run(self) -> None:
-        """Mirror until cancelled, then write the report."""
-        try:
-            async with httpx.AsyncClient(transport=self._transport, timeout=_TIMEOUT_S) as client:
-                while True:
-                    await self._mirror(client, *await self._queue.get())
-                    self._queue.task_done()
-        finally:
-            self.write_report()
+        """Mirror until cancelled; the report is up to date at any time."""
+        while True:
+            sample = await self._queue.get()
+            self._queued_bytes -= sample.size
+            try:
+                await self._mirror(sample)
+            except Exception as error:  # the other side, or the disk, must not end this
+                _log.warning("shadow: %s", type(error).__name__)
+                self._metrics.shadow.labels("failed").inc()
+            finally:
+                self._queue.task_done()
 
     async def drained(self) -> None:
         """Wait until nothing is queued."""
         await self._queue.join()
 
-    async def _mirror(self, client: httpx.AsyncClient, data: bytes, ours: Segmentation) -> None:
-        try:
-            reply = await client.post(
-                self._url,
-                files={"image": ("mirrored", data)},
-                params={"mask": "rle", "include": "verdict"},
+    async def _mirror(self, sample: _Sample) -> None:
+        """Send a sample, compare the answers and count.
+
+        Raises:
+            Exception: The other side gave no answer that can be compared.
+        """
+        with anyio.fail_after(self._timeout_s):
+            body = await self._ask(sample)
+            case, theirs = await anyio.to_thread.run_sync(
+                _compare, body, sample, self.compared + 1, abandon_on_cancel=True
             )
-            reply.raise_for_status()
-            case = await anyio.to_thread.run_sync(_compare, reply.content, ours, self.compared + 1)
-        except (httpx.HTTPError, KeyError, TypeError, ValueError) as error:
-            _log.warning("shadow: %s", type(error).__name__)
-            self._metrics.shadow.labels("failed").inc()
-            return
         self.compared += 1
         self.flipped += case.flipped
         self._metrics.shadow.labels("compared").inc()
         self._metrics.shadow_dice.observe(case.dice)
         self._metrics.shadow_flipped.inc(case.flipped)
-        (heapq.heappush if len(self.worst) < _KEPT else heapq.heappushpop)(self.worst, case)
+        await self._keep(case, sample, theirs)
 
-    def write_report(self) -> None:
-        """Write the worst cases, worst first; nothing without a directory or a comparison."""
-        if self._report is None or not self.compared:
+    async def _ask(self, sample: _Sample) -> bytes:
+        """Return the other side's answer, at most as long as one can be.
+
+        Raises:
+            httpx.HTTPError: There is none.
+            ValueError: It is too long, zipped, or says that something is wrong.
+        """
+        async with (
+            httpx.AsyncClient(transport=self._transport, timeout=self._timeout_s) as client,
+            client.stream(
+                "POST",
+                self._url,
+                files={"image": ("mirrored", sample.data)},
+                params={"mask": "rle", "include": "verdict"},
+                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            ) as reply,
+        ):
+            zipped = reply.headers.get("content-encoding", "identity") != "identity"
+            if reply.status_code != 200 or zipped:
+                raise ValueError(f"status {reply.status_code}, zipped: {zipped}")
+            body = bytearray()
+            async for part in reply.aiter_bytes():
+                body += part
+                if len(body) > sample.reply_bytes:
+                    raise ValueError(f"more than {sample.reply_bytes} bytes")
+        return bytes(body)
+
+    async def _keep(self, case: Case, sample: _Sample, theirs: NDArray[np.uint8]) -> None:
+        """Take a case among the worst, where it belongs, and bring the report up to date."""
+        if len(self.worst) < _KEPT:
+            case.picture = f"{len(self.worst) + 1:02d}.png"
+            heapq.heappush(self.worst, case)
+        elif self.worst[0] < case:
+            case.picture = heapq.heapreplace(self.worst, case).picture
+        if self._folder is None:
             return
-        folder = self._report / f"worker-{os.getpid()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        rows: list[dict[str, Any]] = []
-        for rank, case in enumerate(sorted(self.worst, reverse=True), start=1):
-            name = f"{rank:02d}.png"
-            (folder / name).write_bytes(_picture(case))
-            ours, theirs = case.verdicts
-            rows.append({"picture": name, "dice": case.dice, "ours": ours, "theirs": theirs})
-        summary = {"compared": self.compared, "flipped": self.flipped, "worst": rows}
-        (folder / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(_page(summary), encoding="utf-8")
+        fresh = (case.picture, sample, theirs) if case.picture else None
+        try:
+            await anyio.to_thread.run_sync(
+                self._write, fresh, self._summary(), abandon_on_cancel=True
+            )
+        except OSError as error:
+            _log.warning("shadow: the report cannot be written: %s", error.strerror)
+
+    def _summary(self) -> dict[str, Any]:
+        """Return the report's content, worst first."""
+        rows = [
+            {
+                "picture": case.picture,
+                "dice": case.dice,
+                "ours": case.verdicts[0],
+                "theirs": case.verdicts[1],
+            }
+            for case in sorted(self.worst, reverse=True)
+        ]
+        return {"compared": self.compared, "flipped": self.flipped, "worst": rows}
+
+    def _write(
+        self, fresh: tuple[str, _Sample, NDArray[np.uint8]] | None, summary: dict[str, Any]
+    ) -> None:
+        """Write the report, each file whole: the fresh picture, then what names it."""
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if fresh is not None:
+            name, sample, theirs = fresh
+            write_whole(self._folder / name, _picture(sample, theirs))
+        text = json.dumps(summary, indent=2) + "\n"
+        write_whole(self._folder / "report.json", text.encode())
+        write_whole(self._folder / "report.md", _page(summary).encode())
 
 
-def _compare(body: bytes, ours: Segmentation, number: int) -> Case:
-    """Return the case; a service that answers only `{"pred"}` will do.
+def _compare(body: bytes, sample: _Sample, number: int) -> tuple[Case, NDArray[np.uint8]]:
+    """Return the case and the other mask; a service that answers only `{"pred"}` will do.
 
     Raises:
-        KeyError, TypeError, ValueError: It is no such answer, or of another size.
+        ValueError, RecursionError: It is no such answer, or of another size.
     """
     document = json.loads(body)
-    theirs = (
-        mask_of_run_lengths(document["rle"])
-        if "rle" in document
-        else np.asarray(document["pred"], np.uint8)
-    )
-    if theirs.shape != ours.mask.shape:
-        raise ValueError(f"mask of shape {theirs.shape}, expected {ours.mask.shape}")
-    score, verdict = dice(ours.mask, theirs), document.get("verdict")
-    flipped = verdict not in (None, ours.verdict)
-    verdicts = (ours.verdict, verdict)
-    return Case(1 - score + flipped, number, score, verdicts, flipped, ours, theirs)
+    if not isinstance(document, dict):
+        raise ValueError("expected a JSON object")
+    theirs = _mask(document, sample.mask.shape)
+    verdict = document.get("verdict")
+    if verdict not in (None, *get_args(Verdict)):
+        raise ValueError("expected a verdict that is known")
+    score = dice(sample.mask, theirs)
+    flipped = verdict not in (None, sample.verdict)
+    return Case(1 - score + flipped, number, score, (sample.verdict, verdict), flipped), theirs
 
 
-def _picture(case: Case) -> bytes:
+def _mask(document: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return the (H, W) uint8 mask of 0 and 1 that a document holds.
+
+    Raises:
+        ValueError: It holds none of that shape.
+    """
+    if "rle" in document:
+        return mask_of_run_lengths(document["rle"], shape)
+    mask = np.array(document.get("pred"))
+    if mask.shape != shape or mask.dtype.kind != "i" or not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"expected a mask of {shape} with 0 and 1")
+    return mask.astype(np.uint8)
+
+
+def _picture(sample: _Sample, theirs: NDArray[np.uint8]) -> bytes:
     """Return the picture, our mask and theirs side by side as PNG."""
-    parts = [case.ours.image, case.ours.mask * np.uint8(255), case.theirs * np.uint8(255)]
+    parts = [sample.image, sample.mask * np.uint8(255), theirs * np.uint8(255)]
     _, encoded = cv2.imencode(".png", np.hstack(parts))
     return encoded.tobytes()
 

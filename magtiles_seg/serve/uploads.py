@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -60,21 +60,28 @@ def _q(parameters: list[str]) -> float:
         return 0.0
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[bytes]:
+async def read_uploads(
+    request: Request, settings: Settings, hold: Callable[[int], None]
+) -> list[bytes]:
     """Return the files of a request's field `image`, each of an allowed format.
 
-    They stay in memory, whose use `max_body_mb` and `max_in_flight` bound: the service writes no
-    temporary file and runs on a read-only file system.
+    They stay in memory: the service writes no temporary file and runs on a read-only file system.
+
+    Args:
+        request: Its body is read.
+        settings: What is allowed.
+        hold: Called with the bytes of each part of the body as it comes; refuses what is too much.
 
     Raises:
         Problem: 400, 408, 413 or 415: it is no form with such files, or one that comes too slowly.
         ClientDisconnect: The client left.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "multipart/form-data":
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
         raise Problem(415, "expected multipart/form-data, as `curl -F image=@tile.jpg` sends it")
     parser = MultiPartParser(
         request.headers,
-        _checked(request),
+        _checked(request, hold),
         max_files=settings.max_files,
         max_fields=_MAX_FIELDS,
     )
@@ -102,8 +109,9 @@ async def read_uploads(request: Request, settings: Settings) -> list[bytes]:
     return pictures
 
 
-async def _checked(request: Request) -> AsyncGenerator[bytes, None]:
+async def _checked(request: Request, hold: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
     """Yield the body's parts; python-multipart takes no empty one."""
     async for part in request.stream():
         if part:
+            hold(len(part))
             yield part

@@ -7,7 +7,10 @@ the state of an epoch is written whole or not at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Protocol as TypingProtocol
 
@@ -15,10 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from magtiles_seg.config import TrainParams
-from magtiles_seg.dataset.augment import Augmentation, View
+from magtiles_seg.dataset.augment import Augmentation
 from magtiles_seg.dataset.grafts import Grafts
 from magtiles_seg.dataset.samples import Sample, load_image
 from magtiles_seg.dataset.tiles import EMPTY_MASKS
@@ -29,16 +31,34 @@ from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.model.warmstart import start_from
-from magtiles_seg.train.batches import Batch, BatchPlan, epoch_batches
+from magtiles_seg.train.data import (
+    BalancedSampler,
+    Batch,
+    BatchPlan,
+    TrainingSet,
+    epoch_batches,
+    training_pictures,
+)
 from magtiles_seg.train.devices import Devices
-from magtiles_seg.train.pictures import training_pictures
-from magtiles_seg.train.sampling import BalancedSampler
-from magtiles_seg.train.schedule import one_cycle
-from magtiles_seg.train.state import RunState, identity, load_state, save_state, start_path
-from magtiles_seg.train.validation import Validation, validate
-from magtiles_seg.train.weights import moving_average, weight_groups
+from magtiles_seg.train.kernels import kept_memory
+from magtiles_seg.train.state import (
+    CHECKPOINT,
+    STATE,
+    RunState,
+    identity,
+    load_state,
+    save_state,
+    start_path,
+)
+from magtiles_seg.train.validation import Validation, ValidationPart
+from magtiles_seg.train.views import DeviceViews, fits_on
 
-CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
+WARM_UP = 0.1
+"""Share of the run over which the rate rises."""
+
+_PRETRAINED_RATE = 0.4
+"""Share of the learning rate that a pretrained encoder gets: it has less to learn than the rest."""
+
 _MAX_GRADIENT_NORM = 5.0
 _WARM_START_PICTURES = 16
 
@@ -92,128 +112,142 @@ def train(
         DataError: A picture is damaged, a part is empty, or `out_dir` holds a run with other
         parameters.
         ConfigError: The parameters have no sense together.
+        BackendUnavailableError: The device that `params` asks for is not there.
     """
     if params.threads:
         torch.set_num_threads(params.threads)
-    run = _Run.start(training, validation, params, out_dir, labels)
-    while not run.finished():
-        losses = [run.step(batch) for batch in _shown(run.batches(), run, progress)]
-        found = run.end_epoch(float(np.mean(losses)))
-        if logger:
-            _log(logger, found, run.state)
+    run = _Run(training, validation, params, out_dir, labels)
+    if run.finished():
+        return out_dir / CHECKPOINT
+    run.read_pictures()
+    with kept_memory() if run.devices.device.type == "cpu" else nullcontext():
+        while not run.finished():
+            losses = [run.step(batch) for batch in _shown(run.batches(), run, progress)]
+            found = run.end_epoch(float(np.mean(torch.stack(losses).tolist())))
+            if logger:
+                _log(logger, found, run.state)
     return out_dir / CHECKPOINT
 
 
 class _Run:
-    """Everything that one run holds while it lasts."""
+    """Everything that one run holds while it lasts: fresh, or as the state in `out_dir` has it."""
 
     def __init__(
-        self, network: SegmentationNetwork, params: TrainParams, out_dir: Path, state: RunState
-    ) -> None:
-        self.params, self.out_dir, self.state = params, out_dir, state
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.devices = Devices(params)
-        self.average = AveragedModel(
-            network, avg_fn=moving_average(params.ema_decay), use_buffers=True
-        )
-        self.optimizer = torch.optim.AdamW(weight_groups(network, params), lr=params.learning_rate)
-        self.steps = max(1, params.pictures_per_epoch // params.batch_size)
-        self.bf16 = params.precision == "bf16" or (params.precision == "auto" and _has_fast_bf16())
-        self.protocol = get_protocol(params.protocol)
-        self.pictures: list[View] = []
-        self.validation: Sequence[Sample] = ()
-        self.plan = BatchPlan(
-            params.seed,
-            params.batch_size,
-            params.crop_px,
-            network.kind_stride,
-            Augmentation(),
-            params.graft_fraction,
-            self.devices.places,
-        )
-        self.model = self.devices.set_up(self.network)
-        self.teacher = _teacher(params)
-        self.grafts: Grafts | None = None
-
-    @classmethod
-    def start(
-        cls,
+        self,
         training: Sequence[Sample],
         validation: Sequence[Sample],
         params: TrainParams,
         out_dir: Path,
         labels: tuple[str, ...],
-    ) -> _Run:
-        """Return a run with fresh weights, or with those of the state that `out_dir` holds."""
+    ) -> None:
         if not validation:
             raise DataError("no pictures to validate on: the split's validation part is empty")
-        torch.manual_seed(params.seed)
-        pretrained = params.pretrained and params.start is None
-        network = build_network(params.architecture, labels=labels, pretrained=pretrained)
-        if params.start is not None and not (out_dir / STATE).is_file():
-            few = training[:: max(1, len(training) // _WARM_START_PICTURES)]
-            start_from(network, start_path(params.start), [load_image(sample) for sample in few])
-        run = cls(
-            network, params, out_dir, RunState(identity(training, validation, params, labels))
-        )
-        if (out_dir / STATE).is_file():
-            run.state = load_state(
-                out_dir / STATE, run.state.identity, run.network, run.average, run.optimizer
-            )
-        trusted = [
+        self.params, self.out_dir, self.labels = params, out_dir, labels
+        self.training = [
             sample for sample in training if not sample.suspect and sample.id not in EMPTY_MASKS
         ]
-        run.sampler = BalancedSampler(trusted, free_fraction=params.free_fraction)
-        run.validation = validation
-        if not run.finished():
-            run.pictures = training_pictures(trusted, run.protocol, labels)
-            run.grafts = Grafts(run.pictures, labels) if params.graft_fraction else None
-        return run
+        self.sampler = BalancedSampler(self.training, free_fraction=params.free_fraction)
+        self.validation, self.protocol = validation, get_protocol(params.protocol)
+        self.steps = max(1, params.pictures_per_epoch // params.batch_size)
+        self.devices = Devices(params)
+        self.network = self._fresh_network(training)
+        self.average = MovingAverage(self.network, params.ema_decay)
+        self.optimizer = torch.optim.AdamW(
+            weight_groups(self.network, params), lr=params.learning_rate, fused=True
+        )
+        self.model = self.devices.set_up(self.network, self.optimizer)
+        self.state = RunState(identity(training, validation, params, labels))
+        if (out_dir / STATE).is_file():
+            self.state = load_state(
+                out_dir / STATE, self.state.identity, self.network, self.average, self.optimizer
+            )
+            self.devices.load_scaler_state(self.state.scaler)
+        self.teacher = self._load_teacher()
 
-    sampler: BalancedSampler
+    def _fresh_network(self, training: Sequence[Sample]) -> SegmentationNetwork:
+        """Return a network on the run's device, with the weights that the parameters start from."""
+        params = self.params
+        torch.manual_seed(params.seed)
+        network = build_network(
+            params.architecture,
+            labels=self.labels,
+            pretrained=params.pretrained and params.start is None,
+        )
+        if params.start is not None and not (self.out_dir / STATE).is_file():
+            few = training[:: max(1, len(training) // _WARM_START_PICTURES)]
+            start_from(network, start_path(params.start), [load_image(sample) for sample in few])
+        return _placed(network, self.devices.device)
+
+    def _load_teacher(self) -> SegmentationNetwork | None:
+        """Return the network whose probabilities are taught, its weights fixed."""
+        if self.params.teacher is None:
+            return None
+        network, _ = load_checkpoint(Path(self.params.teacher))
+        return _placed(network.eval().requires_grad_(False), self.devices.device)
+
+    def read_pictures(self) -> None:
+        """Bring the pictures into memory, and onto the device where that draws them itself.
+
+        Raises:
+            DataError: One is damaged.
+        """
+        params, device = self.params, self.devices.device
+        pictures = training_pictures(self.training, self.protocol, self.labels)
+        grafts = Grafts(pictures, self.labels) if params.graft_fraction else None
+        self.shown = TrainingSet(pictures, self.sampler, grafts)
+        self.device_views = DeviceViews(self.shown, device) if fits_on(device, pictures) else None
+        self.held_out = ValidationPart(
+            self.validation, self.protocol, labels=self.labels, stride=self.network.stride
+        )
 
     def finished(self) -> bool:
         """Return whether all epochs are done, or too many of them brought nothing better."""
-        stale = self.state.epoch - 1 - self.state.best_epoch
-        return self.state.epoch >= self.params.epochs or 0 < self.params.patience <= stale
+        return self.state.finished(self.params)
 
     def is_coarse(self) -> bool:
         """Return whether the current epoch shows everything at half its size."""
         return self.state.epoch < int(self.params.coarse_fraction * self.params.epochs)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of the current epoch."""
+        """Yield the batches of the current epoch, on the device."""
+        params = self.params
+        plan = BatchPlan(
+            params.seed,
+            params.batch_size,
+            params.crop_px,
+            self.network.kind_stride,
+            Augmentation(),
+            params.graft_fraction,
+            self.devices.places,
+        )
+        if self.is_coarse():
+            plan = plan.coarse(self.network.stride)
+        if self.device_views is not None:
+            return self.device_views.epoch(plan, epoch=self.state.epoch, steps=self.steps)
+        device = self.devices.device
         return epoch_batches(
-            self.pictures,
-            self.sampler,
-            self.plan.coarse(self.network.stride) if self.is_coarse() else self.plan,
-            epoch=self.state.epoch,
-            steps=self.steps,
-            grafts=self.grafts,
+            self.shown, plan, epoch=self.state.epoch, steps=self.steps, device=device
         )
 
-    def step(self, batch: Batch) -> float:
-        """Fit the weights to one batch and return its loss."""
-        done = int(self.average.n_averaged)
-        rate = one_cycle(done / (self.steps * self.params.epochs)) * self.params.learning_rate
+    def step(self, batch: Batch) -> Tensor:
+        """Fit the weights to one batch and return its loss, () on the device."""
+        progress = self.average.updates / (self.steps * self.params.epochs)
+        rate = one_cycle(progress) * self.params.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate_share"]
         self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.devices.backward(batch, self._loss)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
-        self.optimizer.step()
-        self.average.update_parameters(self.network)
+        loss = self.devices.step(batch, self._loss, _MAX_GRADIENT_NORM)
+        self.average.update(self.network)
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            answer = self.model(batch.image.to(memory_format=torch.channels_last))
-            target = batch.target
-            if self.teacher is not None:
-                taught = torch.sigmoid(self.teacher(batch.image)[0].detach())
-                target = torch.lerp(target, taught.float(), self.params.teacher_weight)
-        whole = self.devices.gather(*answer, target, batch.kind)
+        image = batch.image.to(memory_format=torch.channels_last)
+        target = batch.target
+        if self.teacher is not None:
+            with torch.no_grad(), self.devices.autocast():
+                taught = torch.sigmoid(self.teacher(image)[0]).float()
+            target = torch.lerp(target, taught, self.params.teacher_weight)
+        whole = self.devices.gather(*self.model(image), target, batch.kind)
         return segmentation_loss(
             *whole, dice_weight=self.params.dice_weight, kind_weight=self.params.kind_weight
         )
@@ -223,13 +257,10 @@ class _Run:
 
         After a coarse epoch they are kept as they are.
         """
-        averaged: SegmentationNetwork = self.average.module  # type: ignore[assignment]
-        coarse = self.is_coarse()
+        averaged, coarse = self.average.module, self.is_coarse()
         found = Validation({}, {})
         if not coarse:
-            found = self.devices.of_first(
-                lambda: validate(averaged, self.validation, self.protocol, bf16=self.bf16)
-            )
+            found = self.devices.of_first(lambda: self.held_out.score(averaged, self.devices))
         figures = found.figures
         score = figures.get("score", self.state.best_score)
         if coarse or self.params.keep == "last" or score > self.state.best_score:
@@ -243,23 +274,86 @@ class _Run:
                 save_checkpoint(self.out_dir / CHECKPOINT, averaged, meta)
         self.state.history.append({"loss": loss, **figures})
         self.state.epoch += 1
+        self.state.scaler = self.devices.scaler_state()
         if self.devices.rank == 0:
             state = self.out_dir / STATE
             save_state(state, self.state, self.network, self.average, self.optimizer)
         return found
 
 
-def _teacher(params: TrainParams) -> nn.Module | None:
-    """Return the network whose probabilities are taught, its weights fixed."""
-    if params.teacher is None:
-        return None
-    network, _ = load_checkpoint(Path(params.teacher))
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+def _placed(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
+    """Return the network on a device, its weights in the order that convolutions are fastest in."""
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
-def _has_fast_bf16() -> bool:
-    """Return whether this processor multiplies bfloat16 in hardware."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def one_cycle(progress: float) -> float:
+    """Return the share of the peak rate: a cosine up over `WARM_UP`, then one down to near zero.
+
+    Source: https://arxiv.org/abs/1708.07120, with cosine flanks.
+
+    Args:
+        progress: Share of the run's steps that are done, in [0, 1].
+    """
+    if progress < WARM_UP:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * progress / WARM_UP)) / 2
+    rest = (progress - WARM_UP) / (1 - WARM_UP)
+    return 0.001 + 0.999 * (1 + math.cos(math.pi * min(rest, 1.0))) / 2
+
+
+def weight_groups(network: SegmentationNetwork, params: TrainParams) -> list[dict[str, object]]:
+    """Return the parameters in groups: kernels decay, biases and norms do not; encoder and rest."""
+    encoder = {id(weight) for weight in network.encoder.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for weight in network.parameters():
+        groups.setdefault((id(weight) in encoder, weight.ndim > 1), []).append(weight)
+    return [
+        {
+            "params": weights,
+            "weight_decay": params.weight_decay if decays else 0.0,
+            "rate_share": _PRETRAINED_RATE
+            if encodes and (params.pretrained or params.start)
+            else 1.0,
+        }
+        for (encodes, decays), weights in groups.items()
+    ]
+
+
+class MovingAverage(nn.Module):
+    """An exponential moving average of a network's weights that follows closely at first.
+
+    Attributes:
+        module: The network with the averaged weights and batch norm statistics.
+        n_averaged: () int64, networks averaged; on the CPU, so that reading it waits for no GPU.
+    """
+
+    n_averaged: Tensor
+
+    def __init__(self, network: SegmentationNetwork, decay: float) -> None:
+        """Start with a copy of the network; `decay` is the share that stays, at last."""
+        super().__init__()
+        self.module: SegmentationNetwork = deepcopy(network).requires_grad_(False)
+        self.register_buffer("n_averaged", torch.zeros((), dtype=torch.int64))
+        self._decay = decay
+
+    @property
+    def updates(self) -> int:
+        """How many networks were averaged."""
+        return int(self.n_averaged)
+
+    @torch.no_grad()
+    def update(self, network: SegmentationNetwork) -> None:
+        """Move the average towards a network's weights."""
+        done = self.updates
+        kept = min(self._decay, (1 + done) / (10 + done)) if done else 0.0
+        ours, theirs = self.module.state_dict(), network.state_dict()
+        floating = [name for name, tensor in ours.items() if tensor.is_floating_point() and done]
+        if floating:
+            averages = [ours.pop(name) for name in floating]
+            torch._foreach_lerp_(averages, [theirs[name] for name in floating], 1 - kept)
+        for name, tensor in ours.items():
+            tensor.copy_(theirs[name])
+        self.n_averaged += 1
 
 
 def _log(logger: Logger, found: Validation, state: RunState) -> None:

@@ -1,4 +1,7 @@
-"""The state of a run between two epochs, on disk: enough to go on as if it had never stopped."""
+"""The state of a run between two epochs, on disk: enough to go on as if it had never stopped.
+
+A folder holds one run: `forget_other_run` clears it of any but the one that would go on.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.errors import DataError
+from magtiles_seg.errors import DataError, ModelError
 from magtiles_seg.infer import BUNDLED_MODEL
+from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
+
+CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
+_MACHINE = ("threads", "device", "devices")
+"""Parameters that say where a run computes, and not what."""
 
 _LATER = ("start", "teacher", "accumulate", "keep", "coarse_fraction")
 """Parameters that are of no matter at their usual values: runs from before they came go on."""
@@ -34,6 +41,7 @@ class RunState:
         best_score: Validation score of the kept checkpoint; -1 before the first.
         best_epoch: Epoch of the kept checkpoint.
         history: One row of figures an epoch.
+        scaler: State of the loss scaler of fp16; empty without one.
     """
 
     identity: dict[str, Any]
@@ -41,6 +49,12 @@ class RunState:
     best_score: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
+    scaler: dict[str, float] = field(default_factory=dict)
+
+    def finished(self, params: TrainParams) -> bool:
+        """Return whether all epochs are done, or too many of them brought nothing better."""
+        stale = self.epoch - 1 - self.best_epoch
+        return self.epoch >= params.epochs or 0 < params.patience <= stale
 
 
 def identity(
@@ -53,7 +67,8 @@ def identity(
     parts = {"training": training, "validation": validation}
     digests = {name: _digest(sample.id for sample in part) for name, part in parts.items()}
     fixed = dataclasses.asdict(params)
-    del fixed["threads"], fixed["devices"]
+    for name in _MACHINE:
+        del fixed[name]
     usual = TrainParams()
     for name in _LATER:
         if fixed[name] == getattr(usual, name):
@@ -88,7 +103,7 @@ def _digest(ids: Iterable[str]) -> str:
 
 
 def save_state(
-    path: Path, state: RunState, network: nn.Module, average: AveragedModel, optimizer: Optimizer
+    path: Path, state: RunState, network: nn.Module, average: nn.Module, optimizer: Optimizer
 ) -> None:
     """Write a run's state to one file, whole or not at all."""
     tensors: dict[str, Tensor] = {
@@ -99,14 +114,14 @@ def save_state(
         tensors |= {
             f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()
         }
-    write_tensors(path, tensors, vars(state))
+    write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, vars(state))
 
 
 def load_state(
     path: Path,
     identity: dict[str, Any],
     network: nn.Module,
-    average: AveragedModel,
+    average: nn.Module,
     optimizer: Optimizer,
 ) -> RunState:
     """Fill network, average and optimizer from a file, and return the rest of the state.
@@ -133,4 +148,49 @@ def load_state(
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    _lay_out_as_weights(optimizer)
     return RunState(**meta)
+
+
+def _lay_out_as_weights(optimizer: Optimizer) -> None:
+    """Give moments the strides of their weights: the fused AdamW pairs them by place in memory."""
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == weight.shape:
+                moments[name] = torch.empty_like(weight).copy_(value)
+
+
+def forget_other_run(
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    params: TrainParams,
+    out_dir: Path,
+    *,
+    labels: tuple[str, ...] = LABELS,
+) -> bool:
+    """Clear a folder of any run but the one that `train`, with the same arguments, would go on.
+
+    A run goes on when it was stopped before its last epoch and its checkpoint is still the one it
+    wrote. Anything else there was finished, started otherwise, or mixed up with another run.
+
+    Returns:
+        Whether the next `train` starts afresh.
+    """
+    expected = identity(training, validation, params, labels)
+    if _goes_on(out_dir, expected, params):
+        return False
+    for name in (STATE, CHECKPOINT):
+        (out_dir / name).unlink(missing_ok=True)
+    return True
+
+
+def _goes_on(out_dir: Path, expected: dict[str, object], params: TrainParams) -> bool:
+    try:
+        _, meta = read_tensors(out_dir / STATE)
+        _, best = read_tensors(out_dir / CHECKPOINT)
+    except (FileNotFoundError, ModelError):
+        return False
+    state = RunState(**meta)
+    if not state.identity == expected == best.get("training"):
+        return False
+    return not state.finished(params) and bool(best.get("epoch") == state.best_epoch)

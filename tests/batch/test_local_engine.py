@@ -4,6 +4,8 @@ import importlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,16 @@ def deadly(job, threads, pipe):
 
 def stillborn(job, threads, pipe):
     os._exit(9)
+
+def recorded(job, threads, pipe):
+    part, unreadable, careful = pipe.recv()
+    with open(os.environ["TRIES"], "a") as file:
+        file.write(f"{careful} {dict(unreadable)}\\n")
+    pipe.send(("at", 0))
+    if not unreadable:
+        os._exit(9)
+    pipe.send(("done", (1, 1)))
+    pipe.recv()
 """
 
 
@@ -92,6 +104,44 @@ def test_run_local_picture_that_kills_its_worker_becomes_a_row(
     assert len(found) == 10
     errors = {name: row["error"] for name, row in found.items() if row["error"]}
     assert errors == {"bad.jpg": "its worker was lost twice over it: exit code 9"}
+
+
+def test_run_local_part_is_tried_twice_at_full_pace_before_it_is_done_with_care(
+    make_job: Callable[..., Job],
+    tmp_path: Path,
+    archive: Path,
+    deadly: Any,  # noqa: ANN401  (a module)
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = make_job()
+    prepare(job, list(archive.rglob("*.jpg"))[:1])
+    monkeypatch.setenv("TRIES", str(tmp_path / "tries"))
+    monkeypatch.setattr(local_engine, "_serve", deadly.recorded)
+    run_local(job, [0], workers=1, threads=1, report=lambda *_: None)
+    assert (tmp_path / "tries").read_text().splitlines() == [
+        "False {}",
+        "False {}",
+        "True {}",
+        "True {0: 'its worker was lost twice over it: exit code 9'}",
+    ]
+
+
+def test_run_batch_from_a_script_without_a_main_guard_does_the_work_once(
+    archive: Path, model: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from magtiles_seg.batch import Engine, Job, run_batch\n"
+        "print('begun', flush=True)\n"
+        f"job = Job(source={str(archive)!r}, out=Path({str(tmp_path / 'out')!r}),\n"
+        f"          segmenter={{'model': {str(model)!r}, 'threads': 1}})\n"
+        "print(run_batch(job, Engine(workers=1)).pictures)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["begun", "60"]
 
 
 def test_run_local_workers_that_never_start_end_the_run(

@@ -53,6 +53,9 @@ def test_run_batch_with_broken_files_has_a_row_for_every_picture(
         def listed(self, pictures: int) -> None:
             assert pictures == 60
 
+        def note(self, text: str) -> None:
+            raise AssertionError(text)
+
         def done(self, pictures: int, total: int, errors: int) -> None:
             seen.append((pictures, total, errors))
 
@@ -110,6 +113,19 @@ def test_run_batch_with_another_model_is_refused(make_job: Callable[..., Job]) -
         run_batch(job, ONE)
 
 
+def test_run_batch_into_a_run_that_does_not_say_its_part_rows_is_refused(
+    make_job: Callable[..., Job],
+) -> None:
+    job = make_job()
+    job.out.mkdir()
+    with job.open_segmenter() as segmenter:
+        found = job.identity(segmenter)
+    del found["part_rows"]
+    (job.out / "run.json").write_text(json.dumps(found))
+    with pytest.raises(ConfigError, match=r"another part_rows \(was part_rows None, now"):
+        run_batch(job, ONE)
+
+
 def test_run_batch_beside_a_run_in_the_same_folder_is_refused(
     make_job: Callable[..., Job],
 ) -> None:
@@ -121,6 +137,39 @@ def test_run_batch_beside_a_run_in_the_same_folder_is_refused(
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another run writes to"):
             run_batch(job, ONE)
+
+
+def test_run_batch_with_out_and_odd_files_in_the_source_sees_the_same_pictures_again(
+    make_job: Callable[..., Job], make_archive: Callable[[int], Path]
+) -> None:
+    source = make_archive(3)
+    (source / "gone.png").symlink_to("nowhere")
+    os.mkfifo(source / "pipe.png")
+    (source / "linked").symlink_to(source / "line-1")
+    (source / os.fsdecode(b"latin\xfc.jpg")).write_bytes(
+        (source / "line-1" / "00001.jpg").read_bytes()
+    )
+    (source / "._a.jpg").write_bytes(b"of macOS")
+    first = make_job(source=str(source), out=source / "first", masks=True)
+    assert run_batch(first, ONE).pictures == 6
+    notes: list[str] = []
+
+    class Noted:
+        def listed(self, pictures: int) -> None: ...
+
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+        def done(self, pictures: int, total: int, errors: int) -> None: ...
+
+    second = replace(first, out=source / "second")
+    outcome = run_batch(second, ONE, Noted())
+    assert (outcome.pictures, outcome.errors) == (6, 3)
+    assert any(note.startswith("left out 3 results of an earlier run") for note in notes)
+    errors = {Path(row["path"]).name: row["error"] for row in rows(second.out)}
+    assert errors[r"latin\udcfc.jpg"] is None
+    assert "No such file" in errors["gone.png"]
+    assert "no regular file" in errors["pipe.png"]
 
 
 def test_run_batch_of_an_empty_folder_is_refused(

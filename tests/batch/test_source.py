@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from magtiles_seg.batch import source as module
+from magtiles_seg.batch import stores
 from magtiles_seg.batch.source import Reader, list_names, resolve
 from magtiles_seg.errors import DataError, ImageError
 
@@ -49,7 +50,7 @@ def test_list_names_of_one_picture_is_that_picture(folder: Path) -> None:
 
 
 def test_list_names_of_a_list_file_are_relative_to_its_folder(folder: Path) -> None:
-    (folder / "list.txt").write_text("a.jpg\n\nb/c.PNG\ns3://bucket/x.png\n/abs/y\n")
+    (folder / "list.txt").write_text("a.jpg\n\nb/c.PNG\ns3://bucket/x.png\n/abs/y\n# a.jpg\n")
     expected = ["/abs/y", str(folder / "a.jpg"), str(folder / "b/c.PNG"), "s3://bucket/x.png"]
     assert names(str(folder / "list.txt")) == expected
 
@@ -110,8 +111,9 @@ def test_read_from_an_unmounted_folder_ends_the_run_not_the_picture(folder: Path
     reader = Reader(str(folder), patience_s=0)
     folder.rename(folder.with_name("elsewhere"))
     folder.mkdir()  # a mount point without its disk
-    with pytest.raises(DataError, match=r"did not answer within 0 s.*what is done stays done"):
+    with pytest.raises(DataError, match=r"did not answer within 0 s.*what is done stays done") as e:
         reader.read(str(folder / "a.jpg"))
+    assert not isinstance(e.value, ImageError)
 
 
 class Store:
@@ -141,19 +143,20 @@ class RefusedError(PermissionError):
 
 def test_read_waits_out_a_store_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store([ConnectionError("gone"), TimeoutError("slow"), RefusedError("ExpiredToken")])
-    monkeypatch.setattr(module, "file_system", lambda _: store)
+    monkeypatch.setattr(stores, "open_store", lambda url: (store, url.partition("://")[2]))
     assert Reader("s3://bucket", patience_s=60).read("s3://bucket/a.png") == b"bucket/a.png"
 
 
 def test_read_from_a_store_that_stays_away_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store([ConnectionError("refused")] * 9)
-    monkeypatch.setattr(module, "file_system", lambda _: store)
-    with pytest.raises(DataError, match=r"s3://bucket/a\.png did not answer .*: refused"):
+    monkeypatch.setattr(stores, "open_store", lambda url: (store, url.partition("://")[2]))
+    with pytest.raises(DataError, match=r"s3://bucket/a\.png did not answer .*: refused") as e:
         Reader("s3://bucket", patience_s=0).read("s3://bucket/a.png")
+    assert not isinstance(e.value, ImageError)
 
 
 def test_read_a_forbidden_object_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store([RefusedError("AccessDenied")])
-    monkeypatch.setattr(module, "file_system", lambda _: store)
+    monkeypatch.setattr(stores, "open_store", lambda url: (store, url.partition("://")[2]))
     with pytest.raises(ImageError, match="AccessDenied"):
         Reader("s3://bucket", patience_s=60).read("s3://bucket/a.png")

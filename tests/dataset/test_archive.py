@@ -3,26 +3,31 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from subprocess import PIPE
 from threading import Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from magtiles_seg.dataset.archive import fetch, note_folder, verify
+from magtiles_seg.dataset.archive import fetch, note_folder, source_folder, verify
 from magtiles_seg.dataset.download import sha256_of
 from magtiles_seg.dataset.samples import find_samples
 from magtiles_seg.errors import ConfigError, DataError
 
 
 def encoded(kind: str, size_wh: tuple[int, int] = (64, 48)) -> bytes:
-    noise = np.random.default_rng(0).integers(0, 255, size_wh[::-1], dtype=np.uint8)
+    """Return a picture of noise as JPEG, or a mask without a defect as PNG."""
+    highest = 255 if kind == "jpeg" else 1
+    pixels = np.random.default_rng(0).integers(0, highest, size_wh[::-1], dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, kind)
+    Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -74,7 +79,7 @@ def test_fetch_folder_is_used_where_it_lies(archive: Path, tmp_path: Path) -> No
 
 def test_fetch_wrong_checksum_writes_nothing(archive: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"SHA-256 .*; expected 00ff"):
-        fetch(str(archive), tmp_path / "data", sha256="00ff")
+        fetch(str(archive), tmp_path / "data", sha256="00ff" * 16)
     assert not (tmp_path / "data").exists()
     assert fetch(str(archive), tmp_path / "data", sha256=sha256_of(archive).upper())
 
@@ -130,16 +135,16 @@ def test_fetch_url_downloads_checks_and_unpacks(archive: Path, tmp_path: Path) -
 def test_verify_names_every_bad_file_at_once(archive: Path, tmp_path: Path) -> None:
     imgs = fetch(str(archive), tmp_path / "data") / "MT_Free" / "Imgs"
     assert len(verify(tmp_path / "data")) == 4
-    for name in ("exp1_num_1000.jpg", "exp1_num_1010.png"):
-        (imgs / name).write_bytes((imgs / name).read_bytes()[:-200])
+    for name, kept in (("exp1_num_1000.jpg", -50), ("exp1_num_1010.png", 20)):
+        (imgs / name).write_bytes((imgs / name).read_bytes()[:kept])
     (imgs / "exp1_num_1020.png").unlink()
     (imgs / "exp1_num_2000.png").write_bytes(encoded("png", (48, 64)))
     seen: list[int] = []
     with pytest.raises(DataError, match="4 problems") as raised:
         verify(tmp_path / "data", progress=lambda done, _: seen.append(done))
     for part in (
-        "exp1_num_1000.jpg: picture is damaged",
-        "exp1_num_1010.png is damaged",
+        "exp1_num_1000.jpg' ",
+        "exp1_num_1010.png' ",
         "exp1_num_1020.png: mask is missing",
         "exp1_num_2000.png: mask is 48 x 64 px, its picture 64 x 48 px",
     ):
@@ -185,3 +190,118 @@ def test_note_of_folder_changes_with_its_content_alone(archive: Path, tmp_path: 
     (root / "MT_Free" / "Imgs" / "exp1_num_1000.jpg").write_bytes(encoded("jpeg", (64, 40)))
     note_folder(note.parent, find_samples(root))
     assert note.read_text() != before
+
+
+LOAD = """
+import sys, time
+from pathlib import Path
+from magtiles_seg.dataset import archive
+write = archive.write_dataset
+def slowly(to, **options):
+    print("writing", flush=True)
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
+    return write(to, **options)
+archive.write_dataset = slowly
+def waiting(text):
+    print(text, flush=True)
+root = archive.fetch("synthetic:tiles=1,seed=0", Path(sys.argv[1]), waiting=waiting)
+print(len(archive.verify(root)), flush=True)
+"""
+
+
+def start_load(directory: Path, go: Path) -> subprocess.Popen[str]:
+    """Start a process that loads data; it writes nothing before the file `go` is there."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LOAD, str(directory), str(go)], stdout=PIPE, text=True
+    )
+
+
+def test_fetch_by_two_processes_at_once_is_done_by_one(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    first = start_load(tmp_path / "data", go)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "writing\n"
+    others = [start_load(tmp_path / "data", go) for _ in range(2)]
+    for process in others:
+        assert process.stdout is not None
+        assert "another process is loading data into" in process.stdout.readline()
+    go.touch()
+    assert [process.communicate(timeout=60)[0] for process in (first, *others)] == ["6\n"] * 3
+    assert [first.returncode, *(process.returncode for process in others)] == [0, 0, 0]
+    left = {path.name for path in (tmp_path / "data").iterdir() if path.name.startswith(".")}
+    assert left == {".fetched.json"}
+
+
+def test_fetch_after_a_process_that_was_killed_starts_afresh(tmp_path: Path) -> None:
+    process = start_load(tmp_path / "data", tmp_path / "never")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.kill()
+    process.communicate()
+    assert len(verify(fetch("synthetic:tiles=1,seed=0", tmp_path / "data"))) == 6
+    assert not (tmp_path / "data" / ".incoming").exists()
+
+
+def test_fetch_killed_between_receipt_and_move_is_repeated(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(str(archive), tmp_path / "data")
+    assert len(verify(fetch(str(archive), tmp_path / "data"))) == 4
+
+
+def test_fetch_foreign_files_in_the_way_keep_the_data_that_was_there(
+    archive: Path, tmp_path: Path
+) -> None:
+    fetch("synthetic:tiles=1,seed=3", tmp_path / "data")
+    (tmp_path / "data" / "set-master").mkdir()
+    with pytest.raises(DataError, match="already holds set-master"):
+        fetch(str(archive), tmp_path / "data")
+    assert len(find_samples(tmp_path / "data")) == 6
+
+
+def test_fetch_into_what_is_no_directory_is_a_data_error(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write to .*file"):
+        fetch(str(archive), tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("source", "sha256", "said"),
+    [
+        ("synthetic:", "0" * 64, "but the source 'synthetic:' is none"),
+        (".", "0" * 64, "but the source '.' is none"),
+        ("x.zip", "00ff", "expected 64 hexadecimal digits"),
+        ("x.zip", "", "expected 64 hexadecimal digits"),
+        ("x.zip", "z" * 64, "expected 64 hexadecimal digits"),
+    ],
+)
+def test_fetch_checksum_that_cannot_be_checked_is_a_config_error(
+    tmp_path: Path, source: str, sha256: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        fetch(source, tmp_path / "data", sha256=sha256)
+
+
+def test_source_folder_of_the_home_is_found(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    root = fetch(str(archive), tmp_path / "data")
+    assert source_folder("~/data") == tmp_path / "data"
+    assert fetch("~/data", tmp_path / "unused") == root
+    assert source_folder(str(archive)) is None
+
+
+def test_fetch_receipt_that_is_hostile_is_no_receipt(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for text in ("[" * 100_000, '{"key": 1, "entries": ["../x"]}', "null", "\x00"):
+        (tmp_path / "data" / ".fetched.json").write_text(text)
+        shutil.rmtree(tmp_path / "data" / "set-master", ignore_errors=True)
+        assert fetch(str(archive), tmp_path / "data")

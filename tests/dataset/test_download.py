@@ -74,7 +74,10 @@ def test_download_broken_transfers_are_resumed_where_they_broke(host: Host, tmp_
     host.break_after, host.breaks_left = 100_000, 2
     seen: list[tuple[int, int | None]] = []
     path = download(
-        host.url, tmp_path / "x", progress=lambda done, total: seen.append((done, total))
+        host.url,
+        tmp_path / "x",
+        wait_s=0,
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert path.read_bytes() == CONTENT
     assert host.asked == ["", "bytes=100000-", "bytes=200000-"]
@@ -85,12 +88,12 @@ def test_download_broken_transfers_are_resumed_where_they_broke(host: Host, tmp_
 
 def test_download_given_up_is_resumed_by_the_next_call(host: Host, tmp_path: Path) -> None:
     host.break_after, host.breaks_left = 0, 3
-    with pytest.raises(DataError, match="connection broke, 2 times in a row; 0 bytes are kept"):
+    with pytest.raises(DataError, match=r"connection broke; gave up after 2 .* 0 bytes are kept"):
         download(host.url, tmp_path / "x", attempts=2, wait_s=0)
-    host.break_after, host.breaks_left = 1000, 1
+    host.break_after, host.breaks_left = 100_000, 1
     host.status = 200
     assert download(host.url, tmp_path / "x", attempts=1, wait_s=0).read_bytes() == CONTENT
-    assert host.asked[-1] == "bytes=1000-"
+    assert host.asked[-1] == "bytes=100000-"
 
 
 def test_download_file_changed_meanwhile_starts_anew(host: Host, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -10,12 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from magtiles_seg.config import load_params
 from magtiles_seg.dataset.folds import committed_folds, fold_assignment
 from magtiles_seg.dataset.leakage import leaks
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import RULES, Split, make_split
+from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.dataset.tiles import group_tiles
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.stages import read_manifest, split_parts
 
 CLASSES = ("blowhole", "break", "crack", "fray", "uneven", "free")
 PUBLIC_COUNTS = {
@@ -276,3 +280,81 @@ def test_fold_assignment_keeps_the_committed_fold_of_a_tile() -> None:
     groups = [group for group, fold in known.items() if fold == 3][:6]
     samples = [Sample(str(group), "free", Path("a.jpg"), Path("a.png"), group) for group in groups]
     assert fold_assignment(samples) == dict.fromkeys(groups, 3)
+
+
+def sealed(**changes: object) -> str:
+    """Return a manifest with other values and the SHA-256 of those."""
+    content = json.loads(make_split(tiles(10)).to_json())
+    content.update(changes)
+    inside = {k: v for k, v in content.items() if k not in ("schema_version", "sha256")}
+    text = json.dumps(inside, sort_keys=True)
+    return json.dumps({**content, "sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+
+def test_from_json_of_a_manifest_sealed_anew_is_read() -> None:
+    assert Split.from_json(sealed(seed=5)).seed == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": "abc"},
+        {"train": {"a": 1}},
+        {"test": [1, 2]},
+        {"validation": None},
+        {"seed": "0"},
+        {"seed": True},
+        {"fold": 1.5},
+        {"rule": ["grouped"]},
+        {"validation_fraction": "half"},
+        {"data_sha256": None},
+        {"schema_version": 99},
+        {"schema_version": "x" * 10_000},
+    ],
+)
+def test_from_json_values_of_other_types_are_a_short_data_error(
+    changes: dict[str, object],
+) -> None:
+    with pytest.raises(DataError, match="split manifest") as raised:
+        Split.from_json(sealed(**changes))
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "[]",
+        "null",
+        "7",
+        '"text"',
+        "",
+        "9" * 10_000,
+        '{"schema_version": 1}',
+        "\ufeff{}",
+        "NaN",
+    ],
+)
+def test_from_json_hostile_text_is_a_data_error(text: str) -> None:
+    with pytest.raises(DataError, match="no split manifest"):
+        Split.from_json(text)
+
+
+def test_read_manifest_of_bytes_that_are_no_text_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    path.write_bytes(sealed().encode("utf-16"))
+    with pytest.raises(DataError, match=r"split\.json: "):
+        read_manifest(path)
+    path.write_text("[]")
+    with pytest.raises(DataError, match=r"split\.json: no split manifest"):
+        read_manifest(path)
+
+
+def test_split_parts_of_pictures_that_are_not_there_names_one(tmp_path: Path) -> None:
+    params = load_params(None, [f"data_load.source={tmp_path / 'data'}"])
+    write_dataset(tmp_path / "data", tiles=1)
+    path = tmp_path / "split.json"
+    path.write_text(sealed(train=["exp1_num_7"], validation=[], test=[]))
+    with pytest.raises(DataError, match="names 1 pictures that the data set lacks, exp1_num_7"):
+        split_parts(path, params)

@@ -14,7 +14,7 @@ import pytest
 
 from magtiles_seg.delivery.deploy import Undone, deploy
 from magtiles_seg.delivery.local import LocalTarget
-from magtiles_seg.delivery.plan import Command
+from magtiles_seg.delivery.plan import PREVIOUS, Command, CommandTarget, Plan, Step
 from magtiles_seg.delivery.smoke import (
     Expectation,
     SmokeReport,
@@ -32,7 +32,7 @@ SSH = {"DEPLOY_HOST": "me@line", "DEPLOY_URL": "http://line:8000"}
 
 @contextmanager
 def endpoint(
-    answer: object, *, status: int = 200, ready: int = 200, sha256: str = "ab"
+    answer: object, *, status: int = 200, ready: int = 200, sha256: str | None = "ab"
 ) -> Iterator[str]:
     """A server that answers every picture alike."""
 
@@ -49,7 +49,8 @@ def endpoint(
         def reply(self, code: int, body: bytes) -> None:
             self.send_response(code)
             self.send_header("X-Model-Name", "tiny")
-            self.send_header("X-Model-SHA256", sha256)
+            if sha256 is not None:
+                self.send_header("X-Model-SHA256", sha256)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -120,6 +121,19 @@ def test_smoke_of_another_model_fails(model: Path) -> None:
     answer = {"pred": golden_tile().mask.tolist()}
     with endpoint(answer) as url, pytest.raises(DeliveryError, match="serves another model"):
         smoke(url, Expectation(model=model))
+
+
+@pytest.mark.parametrize("wanted", ["model", "version"])
+def test_smoke_of_an_endpoint_that_does_not_say_what_it_serves_fails(
+    wanted: str, model: Path
+) -> None:
+    expected = Expectation(model=model) if wanted == "model" else Expectation(version="v1")
+    answer = {"pred": golden_tile().mask.tolist()}
+    with (
+        endpoint(answer, sha256=None) as url,
+        pytest.raises(DeliveryError, match=r"serves another model: .* is None, expected"),
+    ):
+        smoke(url, expected)
 
 
 def test_smoke_of_an_endpoint_that_is_never_ready_fails() -> None:
@@ -268,6 +282,17 @@ def test_local_target_whose_model_is_not_there_touches_nothing(tmp_path: Path) -
     with pytest.raises(DeliveryError, match=r"no\.onnx cannot be copied"):
         target.release()
     assert target.rollback() is Undone.UNTOUCHED
+
+
+def test_command_target_without_a_former_image_runs_no_command_back() -> None:
+    plan = Plan(
+        url="http://x",
+        remember=Command(("echo", "")),
+        steps=(Step(Command(("true",)), undo=(Command(("false", PREVIOUS)),)),),  # it would raise
+    )
+    target = CommandTarget(plan, {"PATH": "/usr/bin:/bin"})
+    target.release()
+    assert target.rollback() is Undone.LEFT
 
 
 def test_command_that_fails_is_named_with_what_it_said() -> None:

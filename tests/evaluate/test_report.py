@@ -180,11 +180,12 @@ def test_evaluate_defect_protocol_leaves_sound_pictures_out_and_says_so(
 def test_evaluate_p2_gives_both_mask_rules(samples: list[Sample]) -> None:
     soft = samples[0].mask_path
     assert soft is not None
-    Image.fromarray((np.asarray(Image.open(soft)) // 255 * 50).astype(np.uint8)).save(soft)
+    faint = np.asarray(Image.open(soft)) // 255 * np.uint8(50)
+    faint[np.unravel_index(faint.argmax(), faint.shape)] = 128
+    Image.fromarray(faint).save(soft)
     result = evaluate(predict_bright, samples, protocol="P2", resamples=0)
     assert result.mask_rule == "gt0"
-    assert result.figures["micro_iou"] > 0
-    assert result.variants["mask_ge128"].figures["micro_iou"] == 0
+    assert result.variants["mask_ge128"].figures["micro_iou"] < result.figures["micro_iou"] / 3
     assert list(evaluate(predict_bright, samples, mask_rule="gt0").variants) == [
         "without_suspect_free"
     ]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from magtiles_seg.errors import BackendUnavailableError, DataError
 from magtiles_seg.infer.cameras import BaslerSource, GenicamSource
@@ -177,3 +179,95 @@ def test_camera_without_its_package_names_the_install_command(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BackendUnavailableError, match=r"pip install 'magtiles-seg\[camera\]'"):
         make()
+
+
+def genicam_frame(truth: np.ndarray[Any, Any], data: np.ndarray[Any, Any], **more: Any) -> Any:  # noqa: ANN401
+    height, width = truth.shape
+    facts = {
+        "width": width,
+        "height": height,
+        "x_padding": 0,
+        "y_padding": 0,
+        "delivered_image_height": height,
+        "data": data,
+        "data_format": "Mono8",
+        **more,
+    }
+    complete = facts.pop("complete", True)
+    module = SimpleNamespace(frame_id=0, is_complete=lambda: complete)
+    payload = SimpleNamespace(components=[SimpleNamespace(**facts)])
+    return SimpleNamespace(payload=payload, module=module)
+
+
+def genicam_copy(truth: np.ndarray[Any, Any], data: np.ndarray[Any, Any], **more: Any) -> Any:  # noqa: ANN401
+    source = object.__new__(GenicamSource)
+    source._rows, source._width_px = truth.shape
+    return source._copy(genicam_frame(truth, data, **more))
+
+
+@given(
+    height=st.integers(1, 9),
+    width=st.integers(1, 40),
+    padding=st.integers(0, 12),
+    below=st.integers(0, 40),
+    surplus=st.integers(0, 60),
+    told=st.booleans(),
+    delivered=st.integers(1, 9),
+)
+def test_genicam_lines_are_right_or_refused(
+    height: int, width: int, padding: int, below: int, surplus: int, told: bool, delivered: int
+) -> None:
+    truth = np.random.default_rng(0).integers(0, 255, (height, width), dtype=np.uint8)
+    padded = np.pad(truth, ((0, 0), (0, padding)), constant_values=255).ravel()
+    data = np.pad(padded, (0, below + surplus), constant_values=254)
+    facts = {"x_padding": padding, "y_padding": below} if told else {}
+    delivered = min(delivered, height)
+    try:
+        rows = genicam_copy(truth, data, delivered_image_height=delivered, **facts)
+    except DataError:
+        assert surplus or not told
+        return
+    assert (rows == truth[:delivered]).all()
+    assert rows.shape == (delivered, width)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"data_format": "Mono12"}, "delivered Mono12"),
+        ({"data": np.zeros(24, np.uint16)}, "delivered uint16"),
+        ({"width": 7}, "lines of 7 px"),
+        ({"height": 9}, "frame of 9 lines"),
+        ({"data": np.zeros(23, np.uint8)}, "23 bytes; expected 24"),
+        ({"data": np.zeros(48, np.uint8)}, "48 bytes; expected 24"),
+        ({"x_padding": -2}, "expected"),
+    ],
+)
+def test_genicam_frame_that_contradicts_itself_is_refused(
+    facts: dict[str, Any], reason: str
+) -> None:
+    truth = np.zeros((3, 8), np.uint8)
+    data = np.zeros(25, np.uint8) if "x_padding" in facts else truth.ravel()
+    with pytest.raises(DataError, match=reason):
+        genicam_copy(truth, facts.pop("data", data), **facts)
+
+
+def test_genicam_incomplete_frame_of_unknown_height_has_no_lines() -> None:
+    truth = np.ones((3, 8), np.uint8)
+    rows = genicam_copy(truth, truth.ravel(), complete=False, delivered_image_height=0)
+    assert rows.shape == (0, 8)
+
+
+def test_basler_padding_behind_each_line_is_cut_off() -> None:
+    truth = np.arange(24, dtype=np.uint8).reshape(3, 8)
+    source = object.__new__(BaslerSource)
+    source._rows, source._width_px = truth.shape
+    source._pylon = SimpleNamespace(PixelType_Mono8=1)
+    buffer = np.pad(truth, ((0, 0), (0, 4))).tobytes()
+    facts: dict[str, Any] = {"PixelType": 1, "Width": 8, "Height": 3, "PaddingX": 4, "PaddingY": 0}
+    got = SimpleNamespace(GetImageBuffer=lambda: buffer, **facts)
+    assert (source._copy(got) == truth).all()
+    with pytest.raises(DataError, match="36 bytes"):
+        source._copy(SimpleNamespace(GetImageBuffer=lambda: buffer, **{**facts, "PaddingX": 0}))
+    with pytest.raises(DataError, match="pixel type 2"):
+        source._copy(SimpleNamespace(GetImageBuffer=lambda: buffer, **{**facts, "PixelType": 2}))

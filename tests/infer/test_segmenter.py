@@ -1,7 +1,9 @@
 from __future__ import annotations
 
-import os
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from magtiles_seg.errors import ConfigError, ImageError, InferenceError
+from magtiles_seg.errors import ConfigError, ImageError, InferenceError, ModelError
+from magtiles_seg.export.files import parse_sealed, sealed
 from magtiles_seg.infer import pictures as pictures_module
 from magtiles_seg.infer import segmenter as module
+from magtiles_seg.infer.linescan import LineScanSegmenter
 from magtiles_seg.infer.segmenter import Segmenter, segment
 
 
@@ -178,17 +182,55 @@ def test_segment_changes_thresholds_for_one_call_only(bundled: list[Segmenter]) 
     assert len(bundled) == 1
 
 
-def test_segment_after_fork_loads_its_own_model(
-    bundled: list[Segmenter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    segment(picture(32, 32))
-    parent = os.getpid()
-    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
-    segment(picture(32, 32))
-    assert len(bundled) == 2
-
-
 def test_segment_of_what_is_no_picture_is_image_error(bundled: list[Segmenter]) -> None:
     with pytest.raises(ImageError):
         segment(b"not a picture")
     assert len(bundled) == 1
+
+
+def test_segmenter_pickled_and_copied_answers_the_same(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    segmenter = Segmenter(model.name, threshold=0.4, mm_per_px=0.5, flips=True, threads=1)
+    image = picture(40, 50)
+    expected = segmenter(image).to_dict()
+    monkeypatch.chdir("/")
+    for other in (
+        pickle.loads(pickle.dumps(segmenter)),
+        copy.copy(segmenter),
+        copy.deepcopy(segmenter),
+    ):
+        assert {**other(image).to_dict()} == expected
+        other.close()
+    assert segmenter(image).to_dict() == expected
+
+
+def test_segmenter_unpickled_where_the_file_is_another_is_model_error(
+    model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.read_bytes())
+    sent = pickle.dumps(Segmenter(path))
+    other, card = parse_sealed(model.read_bytes(), "model")
+    path.write_bytes(sealed(other, replace(card, name="other")))
+    with pytest.raises(ModelError, match="is another model here"):
+        pickle.loads(sent)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(sent)
+
+
+def test_web_and_loaded_model_refuse_to_be_pickled_and_say_what_to_do(model: Path) -> None:
+    segmenter = Segmenter(model)
+    with pytest.raises(TypeError, match="send the width and the Segmenter"):
+        pickle.dumps(LineScanSegmenter(64, segmenter))
+    with pytest.raises(TypeError, match="pickle the Segmenter"):
+        pickle.dumps(segmenter.backend)
+
+
+@pytest.mark.parametrize("kind", [ImageError, ConfigError, ModelError, InferenceError])
+def test_error_survives_pickling(kind: type[Exception]) -> None:
+    error = pickle.loads(pickle.dumps(kind("why")))
+    assert (type(error), str(error)) == (kind, "why")
+    assert pickle.loads(pickle.dumps(ImageError("x", reason="too_large"))).reason == "too_large"

@@ -153,3 +153,29 @@ def test_machine_names_processor_cores_and_gpus(
     monkeypatch.setattr(selection, "_CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(selection, "available_cores", lambda: 4)
     assert selection.machine() == "Some CPU, 4 cores; NVIDIA L4"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "NaN", "[]", '"x"', "{", "\x00", '{"%s": 3}', '{"%s": {}}x'],
+)
+def test_selection_file_damaged_in_any_way_warns_and_the_default_runs(
+    text: str, config: Path, model: Path
+) -> None:
+    config.parent.mkdir()
+    config.write_text(text.replace("%s", file_sha256(model)))
+    with pytest.warns(SelectionWarning, match="is not used, the default runs"):
+        segmenter = Segmenter(model)
+    assert segmenter.spec.selection == ""
+
+
+@pytest.mark.usefixtures("config")
+@pytest.mark.parametrize(
+    "changes",
+    [{"threads": 10**9}, {"threads": "1"}, {"threads": True}, {"device": 3}, {"file": 3},
+     {"backend": "rm -rf"}, {"precision": []}],
+)  # fmt: skip
+def test_selection_with_a_value_of_no_sense_warns(changes: dict[str, Any], model: Path) -> None:
+    save_selection(file_sha256(model), chosen(**changes))
+    with pytest.warns(SelectionWarning):
+        assert Segmenter(model).spec.selection == ""

@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
+from magtiles_seg.errors import ConfigError
 from magtiles_seg.infer.sinks import CsvSink, JsonLinesSink
 from magtiles_seg.infer.sources import LineBlock
 from magtiles_seg.infer.webdefects import Uninspected, WebDefect
 from magtiles_seg.infer.webpictures import WebPictures
+from magtiles_seg.marking import is_result
 
 DEFECT = WebDefect(
     label="crack",
@@ -112,3 +114,26 @@ def test_disk_error_in_pictures_is_an_os_error(tmp_path: Path) -> None:
     sink.lines(LineBlock(np.zeros((3, 8), np.uint8), 0))
     with pytest.raises(FileNotFoundError, match="gone"):
         sink.close()
+
+
+@pytest.mark.parametrize("sink", [JsonLinesSink, CsvSink])
+def test_file_that_another_run_writes_to_is_refused_and_left_alone(
+    tmp_path: Path, sink: type[JsonLinesSink | CsvSink]
+) -> None:
+    path = tmp_path / "defects"
+    first = sink(path)
+    first.write(DEFECT)
+    before = path.read_text()
+    with pytest.raises(ConfigError, match=r"another run writes to .*defects now"):
+        sink(path)
+    assert path.read_text() == before
+    first.close()
+    sink(path).close()
+    assert len(path.read_text()) < len(before)
+
+
+def test_pages_of_a_web_are_marked_as_results(tmp_path: Path) -> None:
+    pictures = WebPictures(tmp_path, page_rows=16)
+    pictures.lines(LineBlock(np.zeros((16, 8), np.uint8), 0))
+    pictures.close()
+    assert [is_result(path) for path in tmp_path.iterdir()] == [True]

@@ -6,10 +6,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from folders import forbid
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.infer.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
+from magtiles_seg.writing import encode_png
 
 
 def rows_of(source: LineSource) -> NDArray[np.uint8]:
@@ -43,6 +45,28 @@ def test_folder_comes_in_the_order_of_names(tmp_path: Path) -> None:
     for index, part in enumerate(np.split(picture, 3)):
         cv2.imwrite(str(tmp_path / f"{index}.png"), part)
     assert (rows_of(FolderSource(tmp_path)) == picture).all()
+
+
+@pytest.mark.parametrize("word", ["", "*.png", "**/*.png"])
+def test_folder_comes_in_natural_order_without_results(tmp_path: Path, word: str) -> None:
+    picture = noise(240, 33)
+    for index, part in enumerate(np.split(picture, 12)):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), part)
+    (tmp_path / "web_000000000.png").write_bytes(encode_png(noise(20, 33)))
+    told: list[str] = []
+    source = FolderSource(tmp_path / word, note=told.append)
+    assert (rows_of(source) == picture).all()
+    assert "left out 1 results of an earlier run" in told[0]
+
+
+def test_folder_with_a_part_that_cannot_be_listed_is_data_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cv2.imwrite(str(tmp_path / "1.png"), noise(8, 30))
+    (tmp_path / "closed").mkdir()
+    forbid(monkeypatch, tmp_path / "closed")
+    with pytest.raises(DataError, match=r"closed cannot be listed: Permission denied; .* whole"):
+        FolderSource(tmp_path)
 
 
 def test_folder_with_pictures_of_two_widths_is_data_error(tmp_path: Path) -> None:

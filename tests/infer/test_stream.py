@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
@@ -136,6 +137,34 @@ def test_full_queue_with_policy_drop_reports_each_dropped_line() -> None:
     assert {reason for _, _, reason in sink.gaps} == {"dropped"}
     assert sink.gaps[-1][1] == 640  # even those at the end, after which no block comes
     assert len(sink.defect_lines) == report.lines / 64
+
+
+class Recovering(ArraySource):
+    """Offers six blocks while the model stands still, and the others when it has caught up."""
+
+    go: threading.Event
+    sink: Kept
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        self.go.clear()
+        for number, block in enumerate(super().__iter__()):
+            if number == 6:
+                self.go.set()
+                seen = -1
+                while seen != self.sink.rows:
+                    seen = self.sink.rows
+                    time.sleep(0.3)
+            yield block
+
+
+def test_lines_dropped_in_the_middle_of_a_web_are_not_told_as_lost() -> None:
+    backend, sink = BrightBackend(), Kept()
+    source = Recovering(specks(), block_rows=64)
+    source.go, source.sink = backend.go, sink
+    report = inspect(source, make_web(backend), [sink], queue_blocks=4, when_full="drop")
+    assert [(end, reason) for _, end, reason in sink.gaps] == [(384, "dropped")]
+    assert report.dropped_lines == report.uninspected_lines > 0
+    assert report.lines + report.dropped_lines == 640
 
 
 def test_source_that_breaks_off_is_an_error_after_everything_is_delivered() -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from magtiles_seg.errors import (
     ParityError,
 )
 from magtiles_seg.infer.backends import open_backend
+from magtiles_seg.infer.backends.cuda import Cuda
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
+from magtiles_seg.infer.backends.vendor import import_vendor
 from magtiles_seg.infer.manifest import Manifest, sha256_of
 
 
@@ -50,7 +53,9 @@ def test_loading_without_cuda_python_names_the_install_command(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendUnavailableError, match="cuda-python is not installed: pip install"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"cuda\.bindings\.runtime is not installed .*: pip install"
+    ):
         TrtBackend(engine)
 
 
@@ -188,3 +193,25 @@ def test_stand_in_of_cuda_has_only_real_names() -> None:
     names = [name for name in dir(FakeCuda) if name.startswith("cuda")]
     assert len(names) > 20
     assert [name for name in names if not hasattr(real, name)] == []
+
+
+def test_cuda_bindings_that_raise_without_a_driver_are_backend_unavailable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    old = SimpleNamespace(cudaGetDeviceCount=fail)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", old)
+    with pytest.raises(BackendUnavailableError, match=r"no GPU cuda:0 .*libcuda\.so\.1"):
+        Cuda()
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, AttributeError])
+def test_vendor_module_that_fails_while_loading_names_the_fix(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vendor_sdk.py").write_text(f"raise {error.__name__}('libvendor.so.3: missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BackendUnavailableError, match=r"libvendor\.so\.3.*pip install sdk"):
+        import_vendor("vendor_sdk", "pip install sdk")

@@ -23,7 +23,9 @@ CARD = ModelCard(
     metrics=({"protocol": "T", "figures": {"dice": 0.9}},),
 )
 
-names = st.text(max_size=20)
+STATISTICS = {"pictures": 100, "score": {"edges": [0.5], "shares": [0.9, 0.1]}}
+
+names = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
 fractions = st.floats(0, 1)
 
 
@@ -75,7 +77,7 @@ def test_card_damaged_or_foreign_is_refused(text: str, message: str) -> None:
 
 def test_card_without_input_statistics_is_written_as_before_and_with_them_comes_back() -> None:
     assert "input_statistics" not in json.loads(CARD.to_json())
-    card = replace(CARD, input_statistics={"pictures": 100, "score": {"edges": [0.5]}})
+    card = replace(CARD, input_statistics=STATISTICS)
     assert ModelCard.from_json(card.to_json()) == card
 
 
@@ -107,3 +109,52 @@ def test_seal_without_one_mark_is_refused(data: bytes) -> None:
         seal_onnx(data)
     with pytest.raises(ModelError, match="is not a magtiles-seg model"):
         check_seal(data, "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stride": 10**9},
+        {"stride": 12},
+        {"receptive_field_px": 10**9},
+        {"receptive_field_px": -1},
+        {"labels": ["background", *map(str, range(300))]},
+        {"labels": ["background", "x" * 1000]},
+        {"name": "a\nb"},
+        {"metrics": [1]},
+        {"decision": {"min_area_px": 10**12}},
+        {"calibration": {"scale": -1, "bias": 0}},
+        {"calibration": {"scale": 1}},
+        {"input_statistics": {"pictures": "many"}},
+        {"input_statistics": {"pictures": 100, "score": 3}},
+        {"input_statistics": {"pictures": 100, "score": {"edges": [2, 1], "shares": [0, 0, 1]}}},
+        {"input_statistics": {"pictures": 100, "score": {"edges": [1], "shares": [5, -4]}}},
+    ],
+)
+def test_card_with_values_that_no_model_has_is_model_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(ModelError):
+        ModelCard.from_json(changed(**changes))
+
+
+def test_card_nested_deeply_is_model_error() -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    with pytest.raises(ModelError, match="nested"):
+        ModelCard.from_json(deep)
+    with pytest.raises(ModelError, match="nested"):
+        ModelCard.from_json(CARD.to_json()[:-1] + f', "x": {deep}}}')
+
+
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+
+
+@given(name=st.sampled_from(sorted(json.loads(CARD.to_json()))), value=odd)
+def test_card_with_any_field_exchanged_loads_or_is_model_error(name: str, value: object) -> None:
+    try:
+        card = ModelCard.from_json(changed(**{name: value}))
+    except ModelError:
+        return
+    assert ModelCard.from_json(card.to_json()) == card

@@ -31,5 +31,5 @@ def test_calibrated_checkpoint_answers_with_the_mapped_probability(
 def test_calibration_that_turns_the_order_round_is_refused(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="expected a number above 0"):
+    with pytest.raises(ConfigError, match="expected finite numbers, and a scale above 0"):
         calibrate_checkpoint(checkpoint, tmp_path / "x.safetensors", scale=-1, bias=0)

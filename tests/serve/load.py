@@ -2,6 +2,8 @@
 
 python tests/serve/load.py throughput      64 clients beside a bare loop; p99 at half the load
 python tests/serve/load.py soak 600        200 clients, memory, and a SIGTERM in the middle
+python tests/serve/load.py large 600       the same with pictures of 4 megapixels
+python tests/serve/load.py overload 60     such pictures: goodput at capacity and at 4 times of it
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Server:
         if "--demo" not in flags:
             command += ["--demo", "false"]
         self.lines: list[str] = []
+        self.stopped_after_s = self._told = 0.0
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -79,18 +82,32 @@ class Server:
                 raise RuntimeError("the server did not become ready")
             time.sleep(0.1)
 
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._told = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+
     def stop(self) -> int:
         """Send SIGTERM, read what is still said, and return the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        if self.process.poll() is None and not self._told:
+            self.terminate()
         rest, _ = self.process.communicate(timeout=120)
+        self.stopped_after_s = time.monotonic() - self._told
         self.lines.append(rest)
         return self.process.returncode
 
     def memory_mb(self) -> float:
-        """Return the memory that the process holds."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        """Return the memory that the process and its children hold."""
+        pages = [Path(f"/proc/{pid}/statm").read_text().split()[1] for pid in self.pids()]
+        return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def pids(self) -> list[int]:
+        """Return the process, and all that it started."""
+        found = [self.process.pid]
+        for pid in found:
+            for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, tasks.read_text().split())
+        return found
 
     def __enter__(self) -> Server:
         return self
@@ -155,6 +172,14 @@ def tile_jpeg() -> bytes:
     """Return a synthetic tile as a JPEG file."""
     file = io.BytesIO()
     Image.fromarray(synthetic_tile(3, defect="blowhole", size_hw=SIZE_HW).image).save(file, "JPEG")
+    return file.getvalue()
+
+
+def large_jpeg() -> bytes:
+    """Return a JPEG file of 2000 x 2000 px, the largest that the service takes unless told."""
+    file = io.BytesIO()
+    tile = synthetic_tile(3, defect="blowhole", size_hw=SIZE_HW).image
+    Image.fromarray(np.tile(tile, (7, 10))[:2000, :2000]).save(file, "JPEG", quality=85)
     return file.getvalue()
 
 
@@ -259,10 +284,12 @@ async def trickle_alone(port: int, seconds: float) -> list[float]:
     return latencies
 
 
-async def crowd(server: Server, clients: int, seconds: float) -> tuple[Counter[str], list[float]]:
+async def crowd(
+    server: Server, clients: int, seconds: float, picture: bytes | None = None
+) -> tuple[Counter[str], list[float]]:
     """Load a server, end it by SIGTERM at full load, and count what became of every request."""
     outcomes: Counter[str] = Counter()
-    request, memory = upload(tile_jpeg()), []
+    request, memory = upload(picture or tile_jpeg()), []
     ended = asyncio.Event()
 
     async def one() -> None:
@@ -287,27 +314,86 @@ async def crowd(server: Server, clients: int, seconds: float) -> tuple[Counter[s
         await asyncio.sleep(min(5.0, seconds / 4))
         memory.append(server.memory_mb())
     ended.set()
-    server.process.send_signal(signal.SIGTERM)
+    server.terminate()
     await asyncio.gather(*tasks)
     return outcomes, memory
 
 
-def soak(seconds: float, clients: int = SOAK_CLIENTS) -> dict[str, object]:
-    """Return what became of the requests, the memory over time, and the server's own count."""
-    server = Server()
-    server.wait_ready()
-    outcomes, memory = asyncio.run(crowd(server, clients, seconds))
-    server.stop()
-    accepted = re.findall(r"accepted (\d+) requests, answered (\d+)", "".join(server.lines))
+async def goodput(port: int, clients: int, seconds: float, picture: bytes) -> dict[str, float]:
+    """Return the answers a second of clients that send when answered, and what became of all."""
+    outcomes: Counter[int] = Counter()
+    request, end = upload(picture), time.perf_counter() + seconds
+    latencies = []
+
+    async def one() -> None:
+        client = Client(port, request)
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            status = await client.send()
+            outcomes[status] += 1
+            if status == 200:
+                latencies.append(time.perf_counter() - start)
+            else:
+                await asyncio.sleep(random.uniform(0.2, 1.0))
+        client.close()
+
+    start = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(clients)))
+    seconds = time.perf_counter() - start
     return {
-        "outcomes": dict(outcomes),
-        "memory_mb": [round(value) for value in memory],
-        "accepted_answered": accepted,
+        "clients": clients,
+        "answers_per_s": outcomes[200] / seconds,
+        "refusals_per_s": outcomes[503] / seconds,
+        "others": outcomes.total() - outcomes[200] - outcomes[503],
+        "p50_s": float(np.median(latencies)),
+        "p99_s": float(np.quantile(latencies, 0.99)),
     }
 
 
-if __name__ == "__main__":
+def overload(seconds: float) -> list[dict[str, float]]:
+    """Return the goodput of 4-megapixel pictures at capacity, at 4 times of it, and beyond."""
+    capacity = 4 * available_cores()
+    with Server() as server:
+        server.wait_ready()
+        asyncio.run(goodput(server.port, 2, 5, large_jpeg()))
+        return [
+            {**row, "memory_mb": server.memory_mb()}
+            for clients in (capacity, 4 * capacity, capacity, 4 * capacity, SOAK_CLIENTS)
+            for row in [asyncio.run(goodput(server.port, clients, seconds, large_jpeg()))]
+        ]
+
+
+def soak(
+    seconds: float, clients: int = SOAK_CLIENTS, picture: bytes | None = None
+) -> dict[str, object]:
+    """Return what became of the requests, the memory over time, and the server's own count."""
+    server = Server()
+    server.wait_ready()
+    outcomes, memory = asyncio.run(crowd(server, clients, seconds, picture))
+    server.stop()
+    accepted = re.findall(r"accepted .*", "".join(server.lines))
+    return {
+        "outcomes": dict(outcomes),
+        "answers_per_s": outcomes["200"] / seconds,
+        "memory_mb": [round(value) for value in memory],
+        "accepted_answered": accepted,
+        "stopped_after_s": server.stopped_after_s,
+    }
+
+
+def main() -> None:
+    """Run what the command line names."""
     what = sys.argv[1] if sys.argv[1:] else "throughput"
-    number = float(sys.argv[2]) if sys.argv[2:] else None
-    report = soak(number or 600) if what == "soak" else throughput(int(number or 5))
+    number = float(sys.argv[2]) if sys.argv[2:] else 0.0
+    report: object
+    if what == "overload":
+        report = overload(number or 60)
+    elif what in ("soak", "large"):
+        report = soak(number or 600, picture=large_jpeg() if what == "large" else None)
+    else:
+        report = throughput(int(number or 5))
     sys.stdout.write(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from magtiles_seg import Segmenter
 from magtiles_seg.serve import batching
 from magtiles_seg.serve.auth import new_key
+from magtiles_seg.serve.decoding import Budget
 
 OpenClient = Callable[..., TestClient]
 PROBLEM = "application/problem+json"
@@ -114,6 +115,35 @@ def test_analyze_body_over_the_limit_is_413_counted_or_declared(open_client: Ope
     assert chunks.headers["content-type"] == PROBLEM
 
 
+def test_analyze_media_types_in_capitals_are_the_same(client: TestClient, png: bytes) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + png
+    head = {"Content-Type": "Multipart/Form-Data; Boundary=x", "Accept": "Application/JSON"}
+    reply = client.post("/analyze", content=form + b"\r\n--x--\r\n", headers=head)
+    assert reply.status_code == 200
+
+
+def test_analyze_head_over_the_limit_is_431_before_any_key_is_looked_at(
+    open_client: OpenClient, png: bytes
+) -> None:
+    client = open_client(api_keys=new_key("a")[1])
+    assert_problem(send(client, png, x="a" * 70_000), 431, "65,536 bytes")
+
+
+def test_analyze_picture_over_the_decoding_budget_is_413_and_counted(
+    open_client: OpenClient, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, file = open_client(), io.BytesIO()
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (2000, 2000), np.uint8)).save(
+        file, "WEBP"
+    )
+    monkeypatch.setattr(Budget, "cpu_s", lambda *_: 0.01)
+    assert_problem(send(client, file.getvalue()), 413, "more CPU time to decode than expected")
+    text = client.get("/metrics").text
+    assert 'magtiles_decoders_ended_total{cause="cpu"} 1.0' in text
+    monkeypatch.undo()
+    assert send(client, png).status_code == 200
+
+
 def test_analyze_format_outside_the_allow_list_is_415(open_client: OpenClient, png: bytes) -> None:
     assert_problem(send(open_client(formats="JPEG"), png), 415, "none of JPEG")
 
@@ -138,6 +168,9 @@ def test_analyze_too_slow_is_503_and_the_service_goes_on(
         patch.setattr(batching.Batcher, "submit", lambda *_: __import__("asyncio").sleep(30))
         assert_problem(send(client, png), 503, "no answer within")
     assert len(batcher) == 0
+    gate = client.app.state.analyzer.gate  # type: ignore[attr-defined]
+    assert (gate.accepted, gate.answered, gate.expired) == (1, 0, 1)
+    assert "magtiles_expired_total 1.0" in client.get("/metrics").text
 
 
 def test_analyze_failing_model_is_503_that_tells_nothing_of_it(

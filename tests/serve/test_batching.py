@@ -137,3 +137,17 @@ def test_streams_work_at_the_same_time() -> None:
         await asyncio.gather(*tasks)
 
     run(scenario, streams=2)
+
+
+def test_submit_too_late_is_not_computed() -> None:
+    async def scenario(batcher: Batcher, recorder: Recorder) -> None:
+        first = await busy(batcher, recorder)
+        late = asyncio.create_task(batcher.submit(picture(7), deadline=1.0))
+        stays = asyncio.create_task(batcher.submit(picture(8)))
+        await asyncio.sleep(0.05)
+        recorder.release.set()
+        await asyncio.gather(first, stays)
+        with pytest.raises(TimeoutError):
+            await late
+
+    assert run(scenario, in_time=lambda _, deadline: deadline > 1).batches == [[0], [8]]

@@ -1,6 +1,14 @@
 from __future__ import annotations
 
+import os
 import random
+import re
+import socket
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,6 +78,70 @@ def test_mutated_uploads_are_answered_or_refused(client: TestClient) -> None:
     seen = bombard(client, 150, seed=0)
     assert {200, 400} <= seen.keys()
     assert client.app.state.analyzer.gate.inside == 0  # type: ignore[attr-defined]
+
+
+def mutated_request(rng: random.Random, files: list[bytes]) -> bytes:
+    """Return the bytes of a request whose head, query, form and picture may all be spoilt."""
+    picture = mutated(rng.choice(files), rng) if rng.random() < 0.5 else rng.choice(files)
+    part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n'
+    body = part * rng.choice((1, 1, 1, 2, 40)) + picture + b"\r\n--b--\r\n"
+    if rng.random() < 0.4:
+        body = mutated(body, rng)
+    method = rng.choice((b"POST", b"POST", b"POST", b"GET", b"HEAD", b"PUT", b"OPTIONS", b"\x7fX"))
+    path = rng.choice((b"/analyze", b"/analyze", b"/metrics", b"/analyze/../metrics", b"/%00"))
+    query = rng.choice((b"", b"?mask=rle", b"?include=" + rng.randbytes(8).hex().encode()))
+    kind = rng.choice((b"multipart/form-data", b"Multipart/Form-Data", b"text/plain", b"\xff"))
+    fields = [b"Host: x", b"Content-Type: " + kind + b"; boundary=" + rng.choice((b"b", b"c", b""))]
+    fields += [b"Accept: " + rng.choice((b"*/*", b"image/png", b"Application/JSON", b"x;q=y"))]
+    fields += [rng.choice((b"Expect: 100-continue", b"X: " + b"a" * 70_000, b"X-API-Key: \xff"))]
+    length = rng.choice((len(body), len(body), len(body), 0, 2**70, len(body) + 9))
+    if rng.random() < 0.2:
+        fields.append(b"Transfer-Encoding: chunked")
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (rng.choice((len(body), 5)), body)
+    else:
+        fields.append(b"Content-Length: %d" % length)
+    rng.shuffle(fields)
+    head = method + b" " + path + query + b" HTTP/1.1\r\n" + b"\r\n".join(fields)
+    return (mutated(head, rng) if rng.random() < 0.3 else head) + b"\r\n\r\n" + body
+
+
+def answer_to(port: int, request: bytes) -> bytes:
+    """Return what a server says to some bytes, after which the client sends no more."""
+    answer = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection, suppress(OSError):
+        connection.sendall(request)
+        while part := connection.recv(65536):
+            answer += part
+            connection.settimeout(0.1)
+    return answer
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("count", [int(os.environ.get("FUZZ_COUNT", "10000"))])
+def test_mutated_requests_get_no_500_tell_nothing_and_cost_no_memory(
+    server_class: Any,  # noqa: ANN401
+    model: Path,
+    count: int,
+) -> None:
+    rng, files, seen = random.Random(7), picture_files(), Counter[bytes]()
+    with server_class("--model", str(model), "--read-timeout-s", "0.2") as server:
+        server.wait_ready()
+        start_mb = 0.0
+        for begin in range(0, count, 50):
+            batch = [mutated_request(rng, files) for _ in range(50)]
+            with ThreadPoolExecutor(10) as pool:
+                answers = list(pool.map(partial(answer_to, server.port), batch))
+            seen.update(answer[9:12] for answer in answers)
+            for answer in answers:
+                assert not re.search(rb"Traceback|\.py\b|/(tmp|work|usr|home)/", answer), answer
+            if begin == 500:
+                start_mb = server.memory_mb()
+        end_mb = server.memory_mb()
+        assert answer_to(server.port, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")[9:12] == b"200"
+    assert not {status for status in seen if status.startswith(b"50") and status != b"503"}, seen
+    assert {b"200", b"400", b"415", b"431"} <= seen.keys()
+    assert "Traceback" not in "".join(server.lines)
+    assert not start_mb or end_mb <= 1.2 * start_mb
 
 
 @pytest.mark.endurance

@@ -52,7 +52,7 @@ def test_run_lengths_run_down_the_columns_and_come_back(rows: list[list[int]]) -
     rle = run_lengths(mask)
     assert sum(rle["counts"]) == mask.size
     assert sum(rle["counts"][1::2]) == mask.sum()
-    assert (mask_of_run_lengths(rle) == mask).all()
+    assert (mask_of_run_lengths(rle, mask.shape) == mask).all()
 
 
 def test_run_lengths_of_a_hand_worked_mask() -> None:
@@ -75,7 +75,7 @@ def picture(url: str) -> NDArray[np.uint8]:
 def test_encode_every_wish_is_there_and_true() -> None:
     one = result()
     answer = json.loads(encode([one], Wish(include=frozenset(INCLUDES), mask="rle")).body)
-    assert (mask_of_run_lengths(answer["rle"]) == one.mask).all()
+    assert (mask_of_run_lengths(answer["rle"], one.mask.shape) == one.mask).all()
     assert (answer["verdict"], answer["score"]) == (one.verdict, one.score)
     assert [entry["area_px"] for entry in answer["defects"]] == [6]
     assert np.abs(picture(answer["probability"]) / 255 - one.probability).max() <= 0.501 / 255

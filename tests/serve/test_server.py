@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -113,6 +115,54 @@ def test_upload_that_stalls_is_ended_by_408(server_class: Any, model: Path) -> N
             connection.sendall(LOAD["upload"](bytes(100))[:-60])
             connection.settimeout(20)
             assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_ends_within_8_s_whatever_is_open(
+    server_class: Any, model: Path, workers: int
+) -> None:
+    server = server_class("--model", str(model), "--workers", str(workers))
+    server.wait_ready()
+    large = LOAD["upload"](LOAD["large_jpeg"]())
+    sent = (b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /l", large[:-100], large, large)
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in sent]
+    for connection, data in zip(connections, sent, strict=True):
+        connection.sendall(data)
+    time.sleep(0.5)
+    started = server.pids()
+    server.stop()
+    for connection in connections:
+        connection.close()
+    assert server.stopped_after_s < 8
+    assert len(started) > workers  # decoders too
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < deadline, "a process is left"
+        time.sleep(0.05)
+
+
+def test_decoders_that_are_killed_are_replaced(server_class: Any, model: Path, png: bytes) -> None:
+    with server_class("--model", str(model)) as server:
+        server.wait_ready()
+        decoders = [pid for pid in server.pids() if pid != server.process.pid]
+        assert decoders
+        for pid in decoders:
+            os.kill(pid, signal.SIGKILL)
+        assert asyncio.run(LOAD["ask"](server.port, LOAD["upload"](png))) == 200
+
+
+@pytest.mark.endurance
+def test_soak_of_200_clients_with_large_pictures_answers_all_it_accepts() -> None:
+    report = LOAD["soak"](float(os.environ.get("SOAK_S", "120")), picture=LOAD["large_jpeg"]())
+    outcomes = report["outcomes"]
+    assert not [name for name in outcomes if name.startswith(("lost", "500", "0"))]
+    assert outcomes["200"] > 0
+    assert report["stopped_after_s"] < 8
+    (line,) = report["accepted_answered"]
+    accepted, answered, expired, left = map(int, re.findall(r"\d+", line)[:4])
+    assert accepted == answered + expired + left
+    memory = np.array(report["memory_mb"])
+    assert memory[-3:].mean() <= 1.1 * memory[len(memory) // 3 :][:3].mean() + 20
 
 
 @pytest.mark.endurance

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,3 +82,18 @@ def test_plan_of_two_cores_is_two_inferences_at_once_and_of_a_gpu_one_with_batch
     on_cpu, on_gpu = Settings().plan(2), Settings(device="cuda").plan(16)
     assert (on_cpu.workers, on_cpu.streams, on_cpu.threads, on_cpu.max_batch) == (1, 2, 1, 1)
     assert (on_gpu.workers, on_gpu.streams, on_gpu.max_batch) == (1, 1, 16)
+
+
+def test_demo_is_shown_only_when_asked_and_then_in_one_process() -> None:
+    assert not Settings().demo
+    assert Settings().plan(32).workers == 4
+    assert Settings(demo=True).plan(32).workers == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"api_keys": f"a:{'0' * 64}"}, "got both"), ({"workers": 2}, "workers of 1")],
+)
+def test_demo_with_what_it_cannot_stand_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Settings(demo=True, **values)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,20 @@ def answer(columns: int, score: float = 0.9) -> Segmentation:
 
 def mirror(
     ours: list[Segmentation],
-    theirs: list[bytes],
-    status: int = 200,
+    theirs: list[Any],
+    statuses: list[int] | None = None,
+    headers: dict[str, str] | None = None,
     **options: Any,  # noqa: ANN401
 ) -> tuple[Shadow, str]:
     """Return a shadow that has compared our answers with prepared ones, and its metrics."""
-    prepared = iter(theirs)
+    prepared, codes = iter(theirs), iter(statuses or [200] * len(theirs))
     metrics = Metrics()
 
     def respond(request: httpx.Request) -> httpx.Response:
         assert b"picture-bytes" in request.content
-        return httpx.Response(status, content=next(prepared))
+        body = next(prepared)
+        body = {"content": body} if isinstance(body, bytes) else {"stream": body}
+        return httpx.Response(next(codes), headers=headers, **body)
 
     async def main() -> Shadow:
         transport = httpx.MockTransport(respond)
@@ -82,13 +87,116 @@ def test_shadow_of_a_service_that_knows_only_pred_compares_masks() -> None:
     assert shadow.worst[0].dice == pytest.approx(2 / 3)
 
 
+def rle(**changes: Any) -> bytes:  # noqa: ANN401
+    return json.dumps({"rle": {"size": [8, 10], "counts": [32, 48], **changes}}).encode()
+
+
+ROWS = [[0] * 10 for _ in range(8)]
+
+
 @pytest.mark.parametrize(
-    ("body", "status"), [(b"no json", 200), (b"{}", 200), (b'{"pred": [[0]]}', 200), (b"", 503)]
+    ("body", "status"),
+    [
+        (b"no json", 200),
+        (b"\xff", 200),
+        (b"[]", 200),
+        (b"{}", 200),
+        (b"", 503),
+        (rle(), 302),
+        (b"[" * 90_000, 200),
+        (b'{"pred": ' * 9000, 200),
+        (b'{"pred": [[0]]}', 200),
+        (b'{"pred": [[256]]}', 200),
+        (json.dumps({"pred": [*ROWS[:7], [256] * 10]}).encode(), 200),
+        (json.dumps({"pred": [*ROWS[:7], [-1] * 10]}).encode(), 200),
+        (json.dumps({"pred": [*ROWS[:7], [2] * 10]}).encode(), 200),
+        (json.dumps({"pred": [*ROWS[:7], [0.5] * 10]}).encode(), 200),
+        (json.dumps({"pred": [*ROWS[:7], [10**400] * 10]}).encode(), 200),
+        (json.dumps({"pred": [*ROWS[:7], [0] * 9]}).encode(), 200),
+        (json.dumps({"pred": ROWS, "verdict": ["reject"]}).encode(), 200),
+        (json.dumps({"pred": ROWS, "verdict": "perhaps"}).encode(), 200),
+        (rle(counts=[10**18]), 200),
+        (rle(counts=[-1, 81]), 200),
+        (rle(counts=[40, 40.0]), 200),
+        (rle(counts=["80"]), 200),
+        (rle(counts=None), 200),
+        (rle(size=[10, 8]), 200),
+        (rle(size=[8]), 200),
+        (b'{"rle": 1}', 200),
+        (b" " * 1_000_000, 200),
+    ],
 )
-def test_shadow_that_fails_is_counted_and_harms_nothing(body: bytes, status: int) -> None:
-    shadow, text = mirror([answer(4), answer(4)], [body, body], status)
-    assert shadow.compared == 0
-    assert 'outcome="failed"} 2.0' in text
+def test_answer_that_is_none_is_counted_and_the_next_one_is_compared(
+    body: bytes, status: int
+) -> None:
+    statuses = [status, 200]
+    shadow, text = mirror([answer(4), answer(4)], [body, reply(answer(4))], statuses)
+    assert shadow.compared == 1
+    assert 'outcome="failed"} 1.0' in text
+
+
+def test_reply_without_end_is_read_no_further_than_an_answer_can_be() -> None:
+    sent = 0
+
+    class Endless(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            nonlocal sent
+            while True:
+                sent += 10_000
+                yield b" " * 10_000
+
+    _, text = mirror([answer(4)], [Endless()])
+    assert 'outcome="failed"} 1.0' in text
+    assert sent < 1_000_000
+
+
+def test_reply_that_drips_is_ended_after_the_time_for_a_whole_one() -> None:
+    class Dripping(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                await asyncio.sleep(0.01)
+                yield b" "
+
+    _, text = mirror([answer(4)], [Dripping()], timeout_s=0.3)
+    assert 'outcome="failed"} 1.0' in text
+
+
+def test_zipped_reply_is_refused_before_it_is_unfolded() -> None:
+    body = gzip.compress(reply(answer(4)))
+    _, text = mirror([answer(4)], [body], headers={"content-encoding": "gzip"})
+    assert 'outcome="failed"} 1.0' in text
+
+
+def test_address_that_is_none_is_counted_and_the_mirror_lives() -> None:
+    async def main() -> str:
+        metrics = Metrics()
+        shadow = Shadow("http://[::1", fraction=1.0, metrics=metrics)
+        working = asyncio.create_task(shadow.run())
+        shadow.offer(b"", answer(1))
+        await asyncio.wait_for(shadow.drained(), 10)
+        assert not working.done()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        return metrics.text().decode()
+
+    assert 'outcome="failed"} 1.0' in asyncio.run(main())
+
+
+def test_report_that_cannot_be_written_does_not_stop_the_comparison(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    theirs = [reply(answer(4)), reply(answer(2))]
+    shadow, text = mirror([answer(4)] * 2, theirs, report=tmp_path / "file")
+    assert shadow.compared == 2
+    assert 'outcome="compared"} 2.0' in text
+
+
+def test_queue_holds_a_bounded_number_of_bytes() -> None:
+    metrics = Metrics()
+    shadow = Shadow("http://x", fraction=1.0, metrics=metrics)
+    for _ in range(4):
+        shadow.offer(bytes(50_000_000), answer(1))
+    assert shadow._queue.qsize() == 2
+    assert 'outcome="dropped"} 2.0' in metrics.text().decode()
 
 
 def test_offer_samples_its_share_and_drops_what_a_full_queue_cannot_take() -> None:
@@ -109,5 +217,15 @@ def test_report_shows_the_worst_first_with_pictures(tmp_path: Path) -> None:
     (folder,) = tmp_path.iterdir()
     report = json.loads((folder / "report.json").read_text())
     assert [row["dice"] for row in report["worst"]] == pytest.approx([0, 2 / 3, 1])
-    assert (folder / "01.png").stat().st_size > 0
+    assert all((folder / row["picture"]).stat().st_size for row in report["worst"])
     assert "3 pictures compared, 1 verdicts flipped" in (folder / "report.md").read_text()
+
+
+def test_report_keeps_the_twenty_worst_and_no_other_picture(tmp_path: Path) -> None:
+    theirs = [reply(answer(columns % 5)) for columns in range(30)]
+    mirror([answer(4)] * 30, theirs, report=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    assert len(report["worst"]) == 20
+    named = {row["picture"] for row in report["worst"]} | {"report.json", "report.md"}
+    assert {path.name for path in folder.iterdir()} == named

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magtiles_seg.config import TrainParams
@@ -16,7 +19,9 @@ from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import DataError
 from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors
-from magtiles_seg.train.loop import CHECKPOINT, STATE, train
+from magtiles_seg.model.network import build_network
+from magtiles_seg.train.loop import WARM_UP, MovingAverage, one_cycle, train
+from magtiles_seg.train.state import CHECKPOINT, STATE
 
 PARAMS = TrainParams(
     architecture="nano",
@@ -188,3 +193,56 @@ def test_train_with_another_teacher_is_another_run(
     teacher.write_bytes((tmp_path / "other" / CHECKPOINT).read_bytes())
     with pytest.raises(DataError, match="teacher"):
         train(samples[::2], samples[1::7], taught, tmp_path / "run")
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_near_zero() -> None:
+    assert one_cycle(0) < 0.05
+    assert one_cycle(WARM_UP) == 1
+    assert one_cycle(1) < 0.002
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_one_cycle_is_monotone_on_each_flank(first: float, second: float) -> None:
+    low, high = sorted((first, second))
+    if high <= WARM_UP:
+        assert one_cycle(low) <= one_cycle(high)
+    elif low >= WARM_UP:
+        assert one_cycle(low) >= one_cycle(high)
+
+
+def test_moving_average_starts_as_the_network_and_follows_closely_at_first() -> None:
+    network = build_network("nano")
+    average = MovingAverage(network, decay=0.9)
+    weight, norm = network.kind_head.weight, network.get_submodule("decoder.project.1")
+    with torch.no_grad():
+        for value in (1.0, 2.0):
+            weight.fill_(value)
+            norm.get_buffer("num_batches_tracked").fill_(int(value))
+            average.update(network)
+    assert torch.allclose(average.module.kind_head.weight, torch.tensor(1 + 9 / 11))
+    assert average.module.get_buffer("decoder.project.1.num_batches_tracked") == 2
+    assert average.updates == 2
+
+
+@pytest.mark.parametrize(
+    ("decay", "done", "kept"),
+    [
+        (0.99, 1, 2 / 11),
+        (0.99, 8, 9 / 18),
+        (0.99, 90, 91 / 100),
+        (0.99, 10**6, 0.99),
+        (0.05, 9, 0.05),
+    ],
+)
+def test_moving_average_share_that_stays_grows_with_the_updates(
+    decay: float, done: int, kept: float
+) -> None:
+    network = build_network("nano")
+    average = MovingAverage(network, decay=decay)
+    ours, theirs = average.module.kind_head.weight, network.kind_head.weight
+    with torch.no_grad():
+        ours.fill_(1.0)
+        theirs.fill_(0.0)
+        average.n_averaged.fill_(done)
+    average.update(network)
+    assert torch.allclose(ours, torch.tensor(kept))

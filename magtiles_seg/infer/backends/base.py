@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from magtiles_seg.deciding import count
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError
 from magtiles_seg.model.card import ModelCard
 
 MIN_SIDE_PX = 32
 """Smallest height and width that a model file takes; `Segmenter` pads smaller pictures."""
+
+_MOST_BYTES = 2**31 - 1  # protobuf reads no more, and no engine or checkpoint of ours comes near
+_MOST_THREADS = 1024
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -92,14 +97,37 @@ def check_images(images: npt.NDArray[np.uint8]) -> None:
         )
 
 
+def check_answer(
+    probability: npt.NDArray[np.float32], classes: npt.NDArray[np.uint8], shape: tuple[int, ...]
+) -> None:
+    """Check that a runtime answered what `Backend.infer` returns, for pictures of a shape.
+
+    Raises:
+        InferenceError: It answered arrays of another type or shape.
+    """
+    answered = (probability.dtype.name, classes.dtype.name, probability.shape, classes.shape)
+    if answered != ("float32", "uint8", shape, shape):
+        raise InferenceError(
+            f"the model answered {probability.dtype} {probability.shape} and {classes.dtype} "
+            f"{classes.shape}; expected float32 and uint8 {shape}: export the model again"
+        )
+
+
 def read_model(path: Path) -> bytes:
     """Return the bytes of a model file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ModelError: It cannot be read.
+        ModelError: It cannot be read, is no ordinary file, or is larger than any model.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelError(f"cannot read the model file {path}: it is no ordinary file")
+        if found.st_size > _MOST_BYTES:
+            raise ModelError(
+                f"{path} is no model: {found.st_size} bytes, expected at most {_MOST_BYTES}"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"no model file at {path}") from None
@@ -138,12 +166,13 @@ def check_threads(threads: int | None) -> int:
     """Return `threads`, or `available_cores()` for None.
 
     Raises:
-        ConfigError: It is less than 1.
+        ConfigError: It is not a whole number from 1 to 1024.
     """
     if threads is None:
         return available_cores()
-    if threads < 1:
-        raise ConfigError(f"threads must be at least 1, or None for all cores, got {threads!r}")
+    threads = count("threads", threads)
+    if threads > _MOST_THREADS:
+        raise ConfigError(f"threads is {threads}; expected at most {_MOST_THREADS}, or None")
     return threads
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, InferenceError
+from magtiles_seg.infer.backends.vendor import first_line, import_vendor
 
-_FIX = "pip install 'magtiles-seg[tensorrt]'"
+_FIX = "pip install -U 'cuda-bindings>=12.8'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +45,29 @@ class Cuda:
             number: Of the device.
 
         Raises:
-            BackendUnavailableError: cuda-python is not installed, or there is no such GPU.
+            BackendUnavailableError: cuda-bindings is not installed, the driver is missing
+                or does not fit, or there is no such GPU.
         """
+        self._api = import_vendor("cuda.bindings.runtime", _FIX)
         try:
-            self._api = import_module("cuda.bindings.runtime")
-        except (ImportError, OSError) as error:
-            raise BackendUnavailableError(f"cuda-python is not installed: {_FIX}") from error
-        code, count = self._api.cudaGetDeviceCount()
-        if int(code) or number >= count:
-            found = f"{count} NVIDIA GPUs" if not int(code) else self._describe(code)
+            code, count = self._api.cudaGetDeviceCount()
+            failed = self._describe(code) if int(code) else ""
+        except Exception as error:  # bindings without a driver raise instead of answering
+            failed, count = f"{type(error).__name__}: {first_line(error)}", 0
+        if failed or number >= count:
+            found = failed or f"{count} NVIDIA GPUs"
             raise BackendUnavailableError(
                 f"there is no GPU cuda:{number} ({found}): check `nvidia-smi` and the driver, or "
                 "use an .onnx model with device='cpu'"
             )
         self.number = number
-        self.enter()
+        try:
+            self.enter()
+        except (InferenceError, RuntimeError) as error:
+            raise BackendUnavailableError(
+                f"the GPU cuda:{number} cannot be used: {first_line(error)}; check `nvidia-smi`, "
+                "what else runs on it, and the driver"
+            ) from error
 
     def enter(self) -> None:
         """Make the device the calling thread's; each thread has its own."""

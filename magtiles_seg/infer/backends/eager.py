@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from magtiles_seg.infer.backends.base import (
     parse_device,
     read_model,
 )
+from magtiles_seg.infer.backends.held import Held, gpu_after_fork
+from magtiles_seg.infer.backends.onnxfile import read_again
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.result import Decision
 
@@ -28,11 +32,13 @@ try:
 
     from magtiles_seg.model.checkpoint import load_checkpoint
     from magtiles_seg.model.network import SegmentationNetwork
-except ImportError as error:
+except (ImportError, OSError) as error:
     raise BackendUnavailableError(
-        "the eager backend needs torch and safetensors: pip install 'magtiles-seg[train]'"
+        "the eager backend needs torch and safetensors "
+        f"({error}): pip install 'magtiles-seg[train]'"
     ) from error
 
+_IMPORTED_BY = os.getpid()
 
 _CARD_FIELDS = {entry.name for entry in dataclasses.fields(ModelCard)}
 
@@ -102,11 +108,14 @@ class EagerBackend:
             )
         if threads is not None:
             torch.set_num_threads(check_threads(threads))
-        data = read_model(path)
+        _spare_threads()
+        sha256 = hashlib.sha256(read_model(path)).hexdigest()
         network, meta = load_checkpoint(path)
-        sha256 = hashlib.sha256(data).hexdigest()
         self._device = torch.device("cpu" if kind == "cpu" else f"cuda:{number}")
-        self._graph: InferenceGraph | None = InferenceGraph(network).eval().to(self._device)
+        again = gpu_after_fork if kind == "cuda" else partial(_load_again, path.absolute(), sha256)
+        self._graph: Held[InferenceGraph] = Held(
+            lambda: InferenceGraph(network).eval().to(self._device), str(path), again=again
+        )
         self._spec = BackendSpec(
             name="eager",
             device=str(self._device),
@@ -131,9 +140,7 @@ class EagerBackend:
             InferenceError: The pictures do not fit, the backend is closed, or torch failed.
         """
         check_images(images)
-        graph = self._graph
-        if graph is None:
-            raise InferenceError(f"the model {self._spec.path} is closed: make a new Segmenter")
+        graph = self._graph.get()
         try:
             with torch.inference_mode():
                 batch = torch.tensor(images, device=self._device)
@@ -144,7 +151,21 @@ class EagerBackend:
 
     def close(self) -> None:
         """Free the network once the calls in progress have ended."""
-        self._graph = None
+        self._graph.close()
+
+
+def _load_again(path: Path, sha256: str) -> InferenceGraph:
+    """Return the network of a checkpoint in a forked child."""
+    _spare_threads()
+    read_again(path, sha256)
+    network, _ = load_checkpoint(path)
+    return InferenceGraph(network).eval()
+
+
+def _spare_threads() -> None:
+    """Let torch compute without threads in a forked child: it would wait for the parent's."""
+    if os.getpid() != _IMPORTED_BY:
+        torch.set_num_threads(1)
 
 
 def card_of(
@@ -165,6 +186,13 @@ def card_of(
     Raises:
         ModelError: A field of `meta` has no sense.
     """
+    for key in ("training", "decision", "calibration", "metrics"):
+        kind = list if key == "metrics" else dict
+        if not isinstance(meta.get(key, kind()), kind | tuple if key == "metrics" else kind):
+            raise ModelError(
+                f"the checkpoint's metadata are damaged: {key} must be a {kind.__name__}; train it "
+                "again"
+            )
     rest = {key: value for key, value in meta.items() if key not in _CARD_FIELDS}
     try:
         return ModelCard(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +22,35 @@ from magtiles_seg.errors import (
 )
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
+    check_answer,
     check_images,
     check_threads,
     parse_device,
-    read_model,
 )
-from magtiles_seg.model.card import CARD_KEY, ModelCard, check_seal
+from magtiles_seg.infer.backends.held import Held
+from magtiles_seg.infer.backends.onnxfile import read_onnx
+from magtiles_seg.infer.backends.vendor import import_vendor
+from magtiles_seg.model.card import CARD_KEY, ModelCard
 
 if TYPE_CHECKING:
     import openvino
 
+_INPUTS = [("image", "u8", 3)]
 _OUTPUTS = ["probability", "classes"]
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+_INSTALL = "pip install 'magtiles-seg[openvino]'"
+
+_used_by: int | None = None
+"""The process that compiled a model first: its threads, but for forks the whole of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A compiled model, its card, and the requests that wait for the next call."""
+
+    compiled: openvino.CompiledModel
+    card: ModelCard
+    idle: deque[openvino.InferRequest] = field(default_factory=deque)
 
 
 class OpenVinoBackend:
@@ -68,19 +88,18 @@ class OpenVinoBackend:
             raise ConfigError(
                 f"unknown precision {precision!r}: OpenVINO computes in {', '.join(_PRECISIONS)}"
             )
-        data = read_model(path)
-        check_seal(data, str(path))
-        compiled, card = _compile(data, path, threads=threads, precision=precision)
-        self._compiled: openvino.CompiledModel | None = compiled
-        self._idle: deque[openvino.InferRequest] = deque()
+        data = read_onnx(path)
+        compiling = partial(_compile, data, path, threads=threads, precision=precision)
+        self._loaded = Held(compiling, str(path), again=_refuse_fork)
+        loaded = self._loaded.get()
         self._spec = BackendSpec(
             name="openvino",
             device="cpu",
             provider=_provider(),
-            threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            threads=int(loaded.compiled.get_property("INFERENCE_NUM_THREADS")),
             path=path,
             sha256=hashlib.sha256(data).hexdigest(),
-            card=card,
+            card=loaded.card,
             precision=precision,
         )
 
@@ -98,14 +117,12 @@ class OpenVinoBackend:
             InferenceError: The pictures do not fit, the backend is closed, or OpenVINO failed.
         """
         check_images(images)
-        compiled = self._compiled
-        if compiled is None:
-            raise InferenceError(f"the model {self._spec.path} is closed: make a new Segmenter")
+        loaded = self._loaded.get()
         try:
             try:
-                request = self._idle.pop()
+                request = loaded.idle.pop()
             except IndexError:
-                request = compiled.create_infer_request()
+                request = loaded.compiled.create_infer_request()
             request.infer([np.ascontiguousarray(images)], share_inputs=True)
             # Copies: the next call of this request overwrites its own tensors.
             probability, classes = (request.get_tensor(name).data.copy() for name in _OUTPUTS)
@@ -114,14 +131,13 @@ class OpenVinoBackend:
                 f"OpenVINO failed on pictures {images.shape}: {_reason(error)}; "
                 "if memory ran out, use smaller pictures"
             ) from error
-        if self._compiled is not None:
-            self._idle.append(request)
+        loaded.idle.append(request)
+        check_answer(probability, classes, images.shape)
         return probability, classes
 
     def close(self) -> None:
         """Free the model once the calls in progress have ended."""
-        self._compiled = None
-        self._idle.clear()
+        self._loaded.close()
 
 
 def has_bf16() -> bool:
@@ -135,19 +151,37 @@ def has_bf16() -> bool:
 
 
 def _core() -> openvino.Core:
+    _refuse_fork()
+    library = import_vendor("openvino", _INSTALL)
     try:
-        import openvino
-    except ImportError as error:
+        core: openvino.Core = library.Core()
+    except Exception as error:
         raise BackendUnavailableError(
-            "OpenVINO is not installed: pip install 'magtiles-seg[openvino]'"
+            f"OpenVINO {library.__version__} does not start ({_reason(error)}): {_INSTALL}"
         ) from error
-    return openvino.Core()
+    return core
 
 
-def _compile(
-    data: bytes, path: Path, *, threads: int, precision: str
-) -> tuple[openvino.CompiledModel, ModelCard]:
+def _refuse_fork() -> Any:  # noqa: ANN401 - a forked child has nothing to return
+    """Raise if OpenVINO was used before this process was forked.
+
+    Its scheduler (oneTBB) then counts on threads that do not exist: now and then a child hangs.
+
+    Raises:
+        BackendUnavailableError: It was.
+    """
+    if _used_by not in (None, os.getpid()):
+        raise BackendUnavailableError(
+            "OpenVINO was used before this process was forked, and does not survive that: start "
+            "the workers by multiprocessing's 'spawn' or 'forkserver', use OpenVINO in the workers "
+            "only, or take backend='onnxruntime'"
+        )
+
+
+def _compile(data: bytes, path: Path, *, threads: int, precision: str) -> _Loaded:
+    global _used_by
     core = _core()
+    _used_by = os.getpid()
     if precision == "bf16" and not has_bf16():
         raise BackendUnavailableError(
             "this CPU has no bf16 (AVX512_BF16 or AMX), and OpenVINO would compute in fp32: "
@@ -161,7 +195,7 @@ def _compile(
     try:
         model = core.read_model(io.BytesIO(data))
         card = _read_card(model, path)
-        return core.compile_model(model, "CPU", options), card
+        return _Loaded(core.compile_model(model, "CPU", options), card)
     except RuntimeError as error:
         raise ModelError(
             f"OpenVINO cannot load {path}: {_reason(error)}; export the model again"
@@ -175,10 +209,12 @@ def _read_card(model: openvino.Model, path: Path) -> ModelCard:
     ]
     outputs = [entry.any_name for entry in model.outputs]
     where: list[Any] = ["framework", CARD_KEY]
-    if inputs != [("image", "u8", 3)] or outputs != _OUTPUTS or not model.has_rt_info(where):
+    fixed = any(side.is_static for entry in model.inputs for side in entry.partial_shape)
+    ours = (inputs, outputs) == (_INPUTS, _OUTPUTS) and model.has_rt_info(where)
+    if fixed or not ours:
         raise ModelError(
             f"{path} is not a magtiles-seg model: expected one input 'image' u8 (N, H, W), "
-            f"outputs {_OUTPUTS} and the metadata {CARD_KEY!r}, got inputs {inputs}, "
+            f"any size, outputs {_OUTPUTS} and the metadata {CARD_KEY!r}, got inputs {inputs}, "
             f"outputs {outputs}; make the file with `magtiles-seg export`"
         )
     return ModelCard.from_json(str(model.get_rt_info(where).value))

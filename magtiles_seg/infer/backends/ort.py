@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +13,25 @@ import numpy.typing as npt
 from magtiles_seg.errors import BackendUnavailableError, InferenceError, ModelError
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
+    check_answer,
     check_images,
     check_threads,
     parse_device,
-    read_model,
 )
-from magtiles_seg.model.card import CARD_KEY, ModelCard, check_seal
+from magtiles_seg.infer.backends.held import Held, gpu_after_fork
+from magtiles_seg.infer.backends.onnxfile import read_again, read_onnx
+from magtiles_seg.infer.backends.vendor import first_line, import_onnxruntime
+from magtiles_seg.model.card import CARD_KEY, ModelCard
 
 if TYPE_CHECKING:
     import onnxruntime
 
 _OUTPUTS = ["probability", "classes"]
+_TENSORS = [
+    ("image", "tensor(uint8)", 3),
+    ("probability", "tensor(float)", 3),
+    ("classes", "tensor(uint8)", 3),
+]
 _FATAL_ONLY = 4  # What fails is raised as an exception; the runtime need not print it as well.
 _GPU_FIX = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 _PROVIDERS = {
@@ -52,10 +61,18 @@ class OrtBackend:
         """
         kind, number = parse_device(device, accelerators=("cuda", "tensorrt"))
         threads = check_threads(threads)
-        data = read_model(path)
-        check_seal(data, str(path))
-        session = _open_session(data, path, kind=kind, number=number, threads=threads)
-        self._session: onnxruntime.InferenceSession | None = session
+        data = read_onnx(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        where = path.absolute()
+        open_session = partial(_open_session, path=path, kind=kind, number=number, threads=threads)
+        self._session: Held[onnxruntime.InferenceSession] = Held(
+            lambda: open_session(data),
+            str(path),
+            again=gpu_after_fork
+            if kind != "cpu"
+            else lambda: open_session(read_again(where, sha256)),
+        )
+        session = self._session.get()
         self._gpu = None if kind == "cpu" else number
         self._spec = BackendSpec(
             name="onnxruntime",
@@ -63,7 +80,7 @@ class OrtBackend:
             provider=session.get_providers()[0],
             threads=threads,
             path=path,
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=sha256,
             card=_read_card(session, path),
         )
 
@@ -81,9 +98,7 @@ class OrtBackend:
             InferenceError: The pictures do not fit, the backend is closed, or onnxruntime failed.
         """
         check_images(images)
-        session = self._session
-        if session is None:
-            raise InferenceError(f"the model {self._spec.path} is closed: make a new Segmenter")
+        session = self._session.get()
         try:
             if self._gpu is None:
                 probability, classes = session.run(_OUTPUTS, {"image": images})
@@ -91,25 +106,21 @@ class OrtBackend:
                 probability, classes = _run_bound(session, images, self._gpu)
         except Exception as error:
             raise InferenceError(
-                f"onnxruntime failed on pictures {images.shape}: {_first_line(error)}; "
+                f"onnxruntime failed on pictures {images.shape}: {first_line(error)}; "
                 "if memory ran out, use smaller pictures"
             ) from error
+        check_answer(probability, classes, images.shape)
         return probability, classes
 
     def close(self) -> None:
         """Free the session once the calls in progress have ended."""
-        self._session = None
+        self._session.close()
 
 
 def _open_session(
-    data: bytes, path: Path, *, kind: str, number: int, threads: int
+    data: bytes, *, path: Path, kind: str, number: int, threads: int
 ) -> onnxruntime.InferenceSession:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendUnavailableError(
-            "onnxruntime is not installed: pip install onnxruntime"
-        ) from error
+    onnxruntime = import_onnxruntime()
     available = onnxruntime.get_available_providers()
     if _PROVIDERS[kind] not in available:
         raise BackendUnavailableError(
@@ -127,10 +138,10 @@ def _open_session(
     except Exception as error:
         if kind != "cpu":
             raise BackendUnavailableError(
-                f"onnxruntime cannot use {kind}:{number}: {_first_line(error)}"
+                f"onnxruntime cannot use {kind}:{number}: {first_line(error)}"
             ) from error
         raise ModelError(
-            f"onnxruntime cannot load {path}: {_first_line(error)}; export the model again"
+            f"onnxruntime cannot load {path}: {first_line(error)}; export the model again"
         ) from error
     _check_provider(session, kind, number)
     return session
@@ -149,8 +160,7 @@ def _run_bound(
     session: onnxruntime.InferenceSession, images: npt.NDArray[np.uint8], number: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Run with input and outputs bound to GPU memory: each is copied once, and nothing between."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     binding = session.io_binding()
     binding.bind_ortvalue_input(
         "image",
@@ -176,16 +186,17 @@ def _check_provider(session: onnxruntime.InferenceSession, kind: str, number: in
 
 def _read_card(session: onnxruntime.InferenceSession, path: Path) -> ModelCard:
     text = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
-    inputs = [(entry.name, entry.type, len(entry.shape)) for entry in session.get_inputs()]
-    outputs = [entry.name for entry in session.get_outputs()]
-    if text is None or inputs != [("image", "tensor(uint8)", 3)] or outputs != _OUTPUTS:
+    inputs = [(entry.name, entry.type, entry.shape) for entry in session.get_inputs()]
+    outputs = [(entry.name, entry.type, entry.shape) for entry in session.get_outputs()]
+    found = [(name, kind, len(shape)) for name, kind, shape in (*inputs, *outputs)]
+    if text is None or found != _TENSORS:
         raise ModelError(
-            f"{path} is not a magtiles-seg model: expected one input 'image' uint8 (N, H, W), "
-            f"outputs {_OUTPUTS} and the metadata {CARD_KEY!r}, got inputs {inputs}, "
-            f"outputs {outputs}; make the file with `magtiles-seg export`"
+            f"{path} is not a magtiles-seg model: expected {_TENSORS} and the metadata "
+            f"{CARD_KEY!r}, got {found}; make the file with `magtiles-seg export`"
+        )
+    if any(isinstance(side, int) for side in inputs[0][2]):
+        raise ModelError(
+            f"{path} takes pictures of one size only, {inputs[0][2]}; expected a model for any "
+            "(N, H, W): make the file with `magtiles-seg export`"
         )
     return ModelCard.from_json(text)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -24,8 +24,14 @@ from magtiles_seg.infer.backends.base import (
     read_model,
 )
 from magtiles_seg.infer.backends.cuda import Cuda
+from magtiles_seg.infer.backends.held import Held, gpu_after_fork
 from magtiles_seg.infer.backends.trt_runner import Runner, Shape
-from magtiles_seg.infer.backends.vendor import FLAVOURS, import_tensorrt, runtime_name
+from magtiles_seg.infer.backends.vendor import (
+    FLAVOURS,
+    import_tensorrt,
+    runtime_name,
+    version_numbers,
+)
 from magtiles_seg.infer.manifest import Manifest, local_environment, mismatches
 
 _log = logging.getLogger(__name__)
@@ -87,8 +93,11 @@ class TrtBackend:
         self._lock = threading.Lock()
         self._cuda = cuda
         trusted = bool(manifest.recipe.get("version_compatible"))
-        self._runner: Runner | None = Runner(library, cuda, plan, trusted=trusted)
-        self._shapes = (self._runner.least, self._runner.greatest)
+        self._runner: Held[Runner] = Held(
+            lambda: Runner(library, cuda, plan, trusted=trusted), str(path), again=gpu_after_fork
+        )
+        runner = self._runner.get()
+        self._shapes = (runner.least, runner.greatest)
         self._spec = BackendSpec(
             name="tensorrt",
             device=f"cuda:{number}",
@@ -116,6 +125,7 @@ class TrtBackend:
                 library failed.
         """
         check_images(images)
+        runner = self._runner.get()
         least, greatest = self._shapes
         step = greatest[0]
         for count in {min(step, len(images)), (len(images) - 1) % step + 1}:
@@ -123,21 +133,20 @@ class TrtBackend:
         probability = np.empty(images.shape, np.float32)
         classes = np.empty(images.shape, np.uint8)
         with self._lock:
-            if self._runner is None:
-                raise InferenceError(f"the model {self._spec.path} is closed: make a new Segmenter")
+            self._runner.get()  # it may have been closed while this call waited
             self._cuda.enter()
             for start in range(0, len(images), step):
                 part = slice(start, start + step)
-                self._runner.run(images[part], probability[part], classes[part])
+                runner.run(images[part], probability[part], classes[part])
         return probability, classes
 
     def close(self) -> None:
         """Free the engine once the call in progress has ended."""
-        with self._lock:
-            if self._runner is not None:
+        runner = self._runner.close()
+        if runner is not None:
+            with self._lock:
                 self._cuda.enter()
-                self._runner.close()
-            self._runner = None
+                runner.close()
 
 
 def environment(library: Any, flavour: str, cuda: Cuda) -> dict[str, str | list[str]]:  # noqa: ANN401
@@ -181,8 +190,7 @@ def _misfits(manifest: Manifest, here: dict[str, str | list[str]], plan: bytes) 
 def _older(here: dict[str, str | list[str]], built: Any) -> bool:  # noqa: ANN401
     """Return whether this machine's library is older than the one that built: never compatible."""
     versions = [str(facts.get("runtime_version", "0")) for facts in (here, built)]
-    numbers = [tuple(int(part) for part in version.split(".")) for version in versions]
-    return numbers[0] < numbers[1]
+    return version_numbers(versions[0]) < version_numbers(versions[1])
 
 
 def _check_shape(shape: Shape, least: Shape, greatest: Shape) -> None:

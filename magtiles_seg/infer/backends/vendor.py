@@ -1,7 +1,12 @@
-"""TensorRT and TensorRT-RTX as one library: two packages of one interface, imported when used."""
+"""The doors to the vendors' libraries: each imported when used, or an error that names the fix.
+
+TensorRT and TensorRT-RTX are one library here: two packages of one interface.
+"""
 
 from __future__ import annotations
 
+import os
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +20,43 @@ FLAVOURS = tuple(_MODULES)
 builds anywhere and finishes on the device."""
 
 
+def import_vendor(module: str, fix: str) -> Any:  # noqa: ANN401  (a module without type information)
+    """Return a vendor's module.
+
+    Args:
+        module: Its name.
+        fix: The command that installs it.
+
+    Raises:
+        BackendUnavailableError: It is not installed, or a library that it needs is missing or does
+            not fit: vendors' modules answer that with errors of many types while they load.
+    """
+    try:
+        with warnings.catch_warnings():  # SWIG modules warn while loading; as errors that aborts
+            warnings.simplefilter("ignore")
+            return import_module(module)
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(f"{module} is not installed ({error}): {fix}") from error
+    except Exception as error:
+        raise BackendUnavailableError(
+            f"{module} cannot be loaded ({type(error).__name__}: {first_line(error)}): check the "
+            f"driver and the libraries that it needs, or install it anew: {fix}"
+        ) from error
+
+
+def import_onnxruntime() -> Any:  # noqa: ANN401
+    """Return onnxruntime, with its telemetry off unless `ORT_DISABLE_TELEMETRY` says otherwise.
+
+    From 1.31 on it reports to its maker from a thread that starts with the import. Nobody asked
+    for that, and a forked child that ends normally waits for the thread for good.
+
+    Raises:
+        BackendUnavailableError: It is not installed, or cannot be loaded.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return import_vendor("onnxruntime", "pip install onnxruntime")
+
+
 def import_tensorrt(flavour: str) -> Any:  # noqa: ANN401  (a module without type information)
     """Return the module of a flavour.
 
@@ -24,18 +66,29 @@ def import_tensorrt(flavour: str) -> Any:  # noqa: ANN401  (a module without typ
     """
     if flavour not in _MODULES:
         raise ConfigError(f"unknown flavour {flavour!r}: expected one of {', '.join(FLAVOURS)}")
-    name = _MODULES[flavour]
     fix = f"pip install 'magtiles-seg[{flavour}]'"
-    try:
-        library = import_module(name)
-    except (ImportError, OSError) as error:
-        raise BackendUnavailableError(f"{name} cannot be imported ({error}): {fix}") from error
-    version = tuple(int(part) for part in library.__version__.split(".")[:2])
-    if flavour == "tensorrt" and version < _OLDEST:
+    library = import_vendor(_MODULES[flavour], fix)
+    version = str(getattr(library, "__version__", "unknown"))
+    if flavour == "tensorrt" and version_numbers(version) < _OLDEST:
         raise BackendUnavailableError(
-            f"TensorRT {library.__version__} is too old, expected 10.12 or newer: {fix}"
+            f"TensorRT {version} is too old, expected 10.12 or newer: {fix}"
         )
     return library
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version for comparison, up to the first part that is none."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def runtime_name(flavour: str) -> str:

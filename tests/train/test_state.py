@@ -10,9 +10,8 @@ from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import write_tensors
-from magtiles_seg.train.loop import CHECKPOINT, STATE, train
-from magtiles_seg.train.restart import forget_other_run
-from magtiles_seg.train.state import identity
+from magtiles_seg.train.loop import train
+from magtiles_seg.train.state import CHECKPOINT, STATE, forget_other_run, identity
 
 PARAMS = TrainParams(
     architecture="nano",

@@ -1,0 +1,63 @@
+"""`magtiles-seg crossval`: train and evaluate all folds of a data set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from magtiles_seg.commands import options
+from magtiles_seg.progress import bar
+
+_EXAMPLES = """
+  magtiles-seg crossval --out runs/T
+  magtiles-seg crossval --out runs/T-seed1 --set train.seed=1 --device cuda --parallel 5
+
+  Stopped at any moment and started again, it goes on. OUT/f0, f1 … are runs, OUT/joined holds the
+  figures of all folds together, as `evaluate --folds OUT/f*` writes them.
+"""
+
+
+def add(verbs: options.Verbs) -> None:
+    """Add the verb."""
+    verb = options.add_verb(
+        verbs, "crossval", "train every fold of the data and join their figures", run,
+        examples=_EXAMPLES,
+    )  # fmt: skip
+    options.add_params(verb)
+    options.add_train_device(verb)
+    verb.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/crossval"),
+        metavar="DIR",
+        help="a folder for each fold, and `joined` (default: runs/crossval)",
+    )
+    verb.add_argument(
+        "--parallel",
+        type=int,
+        default=0,
+        metavar="N",
+        help="folds at a time (default: as many as cores and devices allow)",
+    )
+    verb.add_argument("--protocol", metavar="NAME", help="of the figures (evaluate.protocol)")
+    verb.add_argument("--triptychs", type=int, default=0, metavar="N", help="as of `evaluate`")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train what is not trained yet, and print the joined figures."""
+    from magtiles_seg import stages
+    from magtiles_seg.commands import runs
+
+    crossval = options.import_extra("magtiles_seg.train.crossval", "train")
+    params = options.read_params(arguments)
+    folders = crossval.write_splits(stages.samples_of(params), params.data_split, arguments.out)
+    words = [word for setting in arguments.set for word in ("--set", setting)]
+    if arguments.params is not None:
+        words += ["--params", str(arguments.params)]
+    with bar("train", "fold") as progress:
+        crossval.train_folds(
+            folders, params.train, words, parallel=arguments.parallel, progress=progress
+        )
+    arguments.folds, arguments.json = list(folders), None
+    arguments.out = arguments.out / "joined"
+    return runs.join(arguments, params)

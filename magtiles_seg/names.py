@@ -1,0 +1,48 @@
+r"""How names of files and addresses are sorted, and how they are shown and stored.
+
+A file's name may be any bytes. What is no valid UTF-8 in it is shown and stored with escapes, the
+same in text, JSON, CSV and Parquet: the byte FC becomes the six characters `\udcfc`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import PurePath
+
+_SECRET = re.compile(
+    r"(?i)([?&;][^=&\s'\"]*(?:sig|token|key|secret|passw|credential|auth)[^=&\s'\"]*=)[^&\s'\"]+"
+)
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"?#]*@")
+
+
+def natural_key(path: str | os.PathLike[str]) -> tuple[object, ...]:
+    """Return a sorting key by which numbers in names count as numbers: 1, 2, 10.
+
+    Folders are compared before what lies in them; leading zeros decide last.
+    """
+    return tuple(_pieces(part) for part in PurePath(path).parts), os.fspath(path)
+
+
+def _pieces(name: str) -> list[object]:
+    pieces: list[object] = list(re.split("([0-9]+)", name))
+    for place in range(1, len(pieces), 2):  # text and numbers take turns
+        digits = str(pieces[place]).lstrip("0")
+        pieces[place] = (len(digits), digits)
+    return pieces
+
+
+def as_text(name: str) -> str:
+    r"""Return a name as valid Unicode; bytes of it that are no UTF-8 are written `\udcfc`."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def as_line(name: str) -> str:
+    r"""Return a name for a terminal: control characters, such as line ends, are written `\n`."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_text(name))
+    return "".join(shown)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text in which addresses carry no password, key, token or signature."""
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1***@", text))

@@ -1,0 +1,242 @@
+"""Pictures on web and FTP servers: real servers on the loopback."""
+
+from __future__ import annotations
+
+import http.server
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import quote, unquote, urlsplit
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("aiohttp")
+
+from magtiles_seg.batch import Engine, Job, run_batch
+from magtiles_seg.batch.source import Reader, list_names, resolve
+from magtiles_seg.batch.stores import is_url
+from magtiles_seg.errors import DataError, ImageError
+from magtiles_seg.inputs import Survey
+from magtiles_seg.marking import mark_png
+
+NAMES = ("a.png", "B.PNG", "day 1/ü.png", "day 1/x#1.jpg", "day 1/100%.tif", "day 1/p&q.png")
+ANSWERS = {404: "no such file", 301: "HTTP: TooManyRedirects"}
+PNG = cv2.imencode(".png", np.full((40, 40), 99, np.uint8))[1].tobytes()
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, and answers on some paths with an error."""
+
+    asked: ClassVar[Counter[str]] = Counter()
+    headers_seen: ClassVar[list[str]] = []
+    queries: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        self.asked[path] += 1
+        self.queries.append(urlsplit(self.path).query)
+        self.headers_seen.append(self.headers.get("Authorization", ""))
+        kind, _, rest = path.lstrip("/").partition("/")
+        if kind == "status":
+            code = int(rest[:3])
+            self.send_response(code)
+            if code in (301, 302):
+                self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif kind == "moved":
+            self.send_response(302)
+            self.send_header("Location", f"/{rest}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[str]:
+    root = tmp_path / "www"
+    for name in (*NAMES, "notes.txt", "._a.png", "__MACOSX/a.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(PNG)
+    (root / "a_mask.png").write_bytes(mark_png(PNG))
+    (root / "b_mask.png").write_bytes(PNG)
+    Server.asked.clear()
+    Server.headers_seen.clear()
+    Server.queries.clear()
+
+    def make(*words: object) -> Server:
+        return Server(*words, directory=str(root))  # type: ignore[arg-type]
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), make) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def names(source: str, survey: Survey | None = None) -> list[str]:
+    return sorted(list_names(resolve(source), patience_s=0, survey=survey))
+
+
+def read(url: str, patience_s: float = 0) -> bytes:
+    return Reader(url, patience_s=patience_s).read(url)
+
+
+def test_index_pages_lead_to_every_picture_and_each_can_be_read(site: str) -> None:
+    survey = Survey()
+    found = names(f"{site}/", survey)
+    assert {unquote(url) for url in found} == {f"{site}/{name}" for name in (*NAMES, "b_mask.png")}
+    assert len(found) == len(NAMES) + 1
+    assert {read(url) for url in found} == {PNG}
+    said = "\n".join(survey.lines())
+    assert "1 results of an earlier run" in said
+    assert "hidden" in said
+
+
+@pytest.mark.parametrize("word", ["a.png", "a.png?token=1&size=2", "a.png#top", "moved/a.png"])
+def test_url_of_one_picture_is_that_picture(site: str, word: str) -> None:
+    assert names(f"{site}/{word}") == [f"{site}/{word}"]
+    assert read(f"{site}/{word}") == PNG
+
+
+def test_signed_url_is_sent_as_it_is(site: str) -> None:
+    query = "sig=a%2Fb%2b%3D&t=a+b&c=%7E"
+    assert read(f"{site}/a.png?{query}") == PNG
+    assert Server.queries == [query]
+    assert read(f"{site}/day 1/ü.png") == PNG
+
+
+def test_glob_on_the_web_takes_what_it_matches(site: str) -> None:
+    assert names(f"{site}/*.png") == [f"{site}/{name}" for name in ("a.png", "b_mask.png")]
+
+
+@pytest.mark.parametrize("code", [301, 400, 401, 403, 404, 410, 500, 501])
+def test_answer_of_the_server_is_the_picture_s_error_at_once(site: str, code: int) -> None:
+    with pytest.raises(ImageError, match=ANSWERS.get(code, f"HTTP {code} ")):
+        read(f"{site}/status/{code}.png", patience_s=60)
+    assert Server.asked[f"/status/{code}.png"] <= (11 if code == 301 else 3)
+
+
+def test_server_that_is_overloaded_is_waited_for_and_ends_the_run(site: str) -> None:
+    with pytest.raises(DataError, match=r"did not answer within 0 s: HTTP 503") as caught:
+        read(f"{site}/status/503.png")
+    assert not isinstance(caught.value, ImageError)
+
+
+def test_folder_that_is_not_there_is_a_data_error(site: str) -> None:
+    with pytest.raises(DataError, match=r"status/404/ cannot be listed: no such file"):
+        names(f"{site}/status/404/")
+
+
+def test_url_that_is_none_is_a_data_error() -> None:
+    with pytest.raises(DataError, match="no valid URL"):
+        resolve("http://[::1/a.png")
+
+
+def test_batch_has_a_row_for_every_url_and_none_tells_a_password(
+    site: str, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    host = site.removeprefix("http://")
+    urls = [
+        f"http://me:pass%40word@{host}/a.png",
+        f"{site}/B.PNG?X-Amz-Signature=s3cr3t&part=1",
+        f"http://me:pass%40word@{host}/status/404.png",
+        f"{site}/status/500.png?api_key=s3cr3t",
+        f"{site}/notes.txt",
+    ]
+    (tmp_path / "list.txt").write_bytes("\r\n".join(["\ufeff# pictures", *urls]).encode())
+    job = make_job(source=str(tmp_path / "list.txt"), part_rows=2, patience_s=20.0)
+    outcome = run_batch(job, Engine(workers=1))
+    assert (outcome.pictures, outcome.errors) == (5, 2)
+    rows = pq.ParquetDataset(job.out / "parts").read().to_pylist()
+    errors = {urlsplit(row["path"]).path: row["error"] for row in rows if row["error"]}
+    assert "no such file" in errors["/status/404.png"]
+    assert "HTTP 500" in errors["/status/500.png"]
+    assert any("X-Amz-Signature=***&part=1" in row["path"] for row in rows)
+    assert any(one.startswith("Basic ") for one in Server.headers_seen)
+    for file in job.out.rglob("*"):
+        if file.is_file() and file.parent != job.listing:
+            assert b"s3cr3t" not in file.read_bytes()
+            assert b"pass%40word" not in file.read_bytes()
+    assert job.listing.stat().st_mode & 0o077 == 0
+
+
+def test_listing_without_secrets_is_open_to_all_workers(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    run_batch(job, Engine(workers=1))
+    assert job.listing.stat().st_mode == job.out.stat().st_mode
+
+
+FTP = """
+import sys
+from pyftpdlib.authorizers import DummyAuthorizer
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.servers import FTPServer
+
+users = DummyAuthorizer()
+users.add_user("me", "secret", sys.argv[1])
+class Handler(FTPHandler):
+    authorizer = users
+server = FTPServer(("127.0.0.1", 0), Handler)
+print(server.socket.getsockname()[1], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def ftp(tmp_path: Path) -> Iterator[str]:
+    pytest.importorskip("pyftpdlib")
+    (tmp_path / "ftp" / "b").mkdir(parents=True)
+    for name in ("a.png", "b/x y.PNG", "b/#1.png"):
+        (tmp_path / "ftp" / name).write_bytes(PNG)
+    words = [sys.executable, "-W", "ignore", "-c", FTP, str(tmp_path / "ftp")]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield f"ftp://me:secret@127.0.0.1:{int(process.stdout.readline())}"
+        process.kill()
+
+
+def test_ftp_folder_and_picture_are_listed_and_read(ftp: str) -> None:
+    found = names(f"{ftp}/")
+    assert found == [f"{ftp}/{name}" for name in ("a.png", "b/#1.png", "b/x y.PNG")]
+    assert {read(url) for url in found} == {PNG}
+    assert names(f"{ftp}/a.png") == [f"{ftp}/a.png"]
+    with pytest.raises(ImageError, match=r"gone\.png' cannot be read: .*550") as caught:
+        read(f"{ftp}/gone.png", patience_s=30)
+    assert "secret" not in str(caught.value)
+
+
+def test_ftp_is_read_by_several_threads_at_once(ftp: str, make_job: Callable[..., Job]) -> None:
+    outcome = run_batch(make_job(source=f"{ftp}/", readers=4), Engine(workers=1))
+    assert (outcome.pictures, outcome.errors) == (3, 0)
+
+
+def test_single_object_and_literal_name_of_a_store() -> None:
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    for name in ("x[1].png", "x1.png"):
+        system.pipe(f"/one/{name}", PNG)
+    assert names("memory://one/x[1].png") == ["memory://one/x[1].png"]
+    assert names("memory://one/x[1-3].png") == ["memory:///one/x1.png"]
+    assert names("memory://one/x1.png") == ["memory://one/x1.png"]
+    system.rm("/one", recursive=True)
+
+
+def test_file_url_is_a_local_path(tmp_path: Path) -> None:
+    (tmp_path / "a b.png").write_bytes(PNG)
+    url = f"file://{quote(str(tmp_path / 'a b.png'))}"
+    assert names(url) == [str(tmp_path / "a b.png")]
+    assert not is_url(resolve(url))

@@ -1,0 +1,126 @@
+"""What the command line answers when something breaks that is none of the pictures' fault."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+import magtiles_seg
+from magtiles_seg import cli
+from magtiles_seg.commands import info
+
+
+def breaking(error: BaseException) -> Callable[..., NoReturn]:
+    def run(_arguments: object) -> NoReturn:
+        raise error
+
+    return run
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], int]:
+    """Run a verb that raises an error; return the exit code."""
+
+    def give(error: BaseException) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(info, "run", breaking(error))
+            return cli.main(["info"])
+
+    return give
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("x"),
+        AssertionError(),
+        RecursionError("maximum recursion depth exceeded"),
+        RuntimeError("line 1\nline 2"),
+        UnicodeEncodeError("ascii", "ü", 0, 1, "ordinal not in range(128)"),
+    ],
+)
+def test_bug_exits_70_with_its_place_and_without_a_traceback(
+    error: Exception, answer: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(error) == 70
+    err = capsys.readouterr().err
+    assert f"internal error, a bug of magtiles-seg {magtiles_seg.__version__}" in err
+    assert type(error).__name__ in err
+    assert "test_exit_codes.py:" in err
+    assert "MAGTILES_DEBUG=1" in err
+    assert "Traceback" not in err
+
+
+def test_bug_with_debug_set_shows_the_traceback(
+    answer: Callable[[BaseException], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MAGTILES_DEBUG", "1")
+    assert answer(KeyError("x")) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 2, "memory ran out"),
+        (BrokenPipeError(), 2, ""),
+        (PermissionError(13, "Permission denied", "x"), 2, "Permission denied: 'x'"),
+        (ValueError("http://me:pw@h/?token=abc"), 70, "http://***@h/?token=***"),
+    ],
+)
+def test_other_endings_have_their_own_code(
+    error: BaseException,
+    code: int,
+    said: str,
+    answer: Callable[[BaseException], int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert answer(error) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert bool(said) == bool(err)
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    program = f"{sys.executable} -m magtiles_seg"
+    return subprocess.run(
+        ["bash", "-c", command.replace("PROGRAM", program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("words", ["--help", "info"])
+def test_reader_that_has_seen_enough_is_no_noise(words: str) -> None:
+    done = shell(f"PROGRAM {words} 2>&1 | true; echo ${{PIPESTATUS[0]}}")
+    assert done.stdout.split() in (["0"], ["2"])
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_stdout_on_a_full_disk_exits_2() -> None:
+    done = shell("PROGRAM info > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr.startswith("magtiles-seg: [Errno 28] No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_do_no_harm(closed: str) -> None:
+    assert shell(f"PROGRAM info {closed}").returncode == 0
+
+
+def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert "70 an internal error" in capsys.readouterr().out

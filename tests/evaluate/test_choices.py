@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import numpy as np
+
+from magtiles_seg.evaluate.calibration import LOGITS, fit, logit
+from magtiles_seg.evaluate.choices import Tally, choose
+from magtiles_seg.evaluate.ranking import score_at_recall
+from magtiles_seg.evaluate.thresholds import MARGINS_PX, Chooser
+from magtiles_seg.result import Decision
+
+
+class Chosen:
+    """A chooser that has made up its mind."""
+
+    def decision(self, *, recall: float) -> Decision:
+        return Decision(threshold=0.5, min_area_px=4, reject_score=recall)
+
+
+def tally(seed: int) -> Tally:
+    """Return forty pictures, every second one defective, whose scores overlap."""
+    rng, made = np.random.default_rng(seed), Tally()
+    rising = np.linspace(1, 90, LOGITS.size).astype(np.int64)
+    made.pixels += np.stack([rising[::-1], rising])
+    for index in range(40):
+        top = np.clip(rng.normal(0.4 + 0.3 * (index % 2), 0.2, 8), 0.01, 0.99)
+        for margin in MARGINS_PX:
+            made.tops[margin].append(top)
+        made.is_defect.append(bool(index % 2))
+    return made
+
+
+def test_choose_reject_score_is_rounded_down_to_a_grain() -> None:
+    above_half = 0
+    for seed in range(12):
+        tallies = [tally(2 * seed), tally(2 * seed + 1)]
+        choice = choose(cast("Chooser", Chosen()), tallies, recall=0.9, tiles=8)
+        margin = choice.decision.score_margin_px
+        scores = np.concatenate([one.scores(choice.pixel, margin) for one in tallies])
+        defect = np.array([flag for one in tallies for flag in one.is_defect])
+        picture = fit(logit(scores), ~defect, defect)
+        exact = score_at_recall(picture(scores), defect, recall=0.9)
+        assert 0 <= exact - choice.decision.reject_score < 1e-4
+        grains = choice.decision.reject_score * 1e4
+        assert math.isclose(grains, round(grains), abs_tol=1e-6)
+        above_half += exact * 1e4 % 1 > 0.5
+    assert above_half  # where rounding to the nearest would go up

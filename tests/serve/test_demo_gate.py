@@ -1,0 +1,449 @@
+"""The raw interface of the demo, over true servers: alone, and mounted in the service."""
+# ruff: noqa: ANN401
+
+from __future__ import annotations
+
+import http.server
+import json
+import random
+import runpy
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("gradio")
+
+from magtiles_seg.serve.demo_gate import FILE_BYTES
+from magtiles_seg.serve.demo_visitors import COOKIE
+
+HELP = runpy.run_path(str(Path(__file__).with_name("demo_page.py")))
+Demo, Page, file_data = HELP["Demo"], HELP["Page"], HELP["file_data"]
+TOLD = (b"Traceback", b'File "', b"site-packages", b"/tmp", b"/root", b"/home", b"magtiles-demo-")
+
+
+@pytest.fixture(scope="module")
+def open_demo(
+    model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Any]]:
+    """Return a function that starts a demo, or gives the one that runs."""
+    running: dict[str, Any] = {}
+    with ExitStack() as stack:
+
+        def start(how: str) -> Any:
+            if how not in running:
+                folder = tmp_path_factory.mktemp(how)
+                demo = Demo(how, folder, "--model", str(model))
+                running[how] = stack.enter_context(demo)
+            return running[how]
+
+        yield start
+
+
+@pytest.fixture(params=["alone", "mounted"])
+def demo(request: pytest.FixtureRequest, open_demo: Callable[..., Any]) -> Any:
+    return open_demo(request.param)
+
+
+@pytest.fixture
+def page(demo: Any) -> Iterator[Any]:
+    with Page(demo.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def private(tmp_path: Path, png: bytes) -> Path:
+    """A picture of the server's that nobody uploaded."""
+    path = tmp_path / "private.png"
+    path.write_bytes(png)
+    return path
+
+
+def test_own_upload_is_inspected_and_its_answer_can_be_fetched(page: Any, png: bytes) -> None:
+    message = page.inspect(page.upload(png))
+    assert message["success"]
+    verdict, overlay = message["output"]["data"][2:4]
+    assert "reject score" in verdict
+    assert page.client.get(overlay["url"]).headers["content-type"] == "image/jpeg"
+
+
+def test_client_that_keeps_no_cookies_can_use_what_it_uploaded(demo: Any, png: bytes) -> None:
+    reply = httpx.post(f"{demo.url}/gradio_api/upload", files={"files": ("t.png", png)})
+    with Page(demo.url) as page:
+        page.client.cookies.clear()
+        assert page.join("picture.upload", [file_data(*reply.json()), 0.5, 0.5, 0]).is_success
+
+
+@pytest.mark.parametrize("function", ["picture.upload", "many.upload"])
+def test_file_of_the_server_is_neither_read_nor_told_nor_copied(
+    demo: Any, page: Any, private: Path, function: str
+) -> None:
+    link = private.with_name("link.png")
+    link.symlink_to(private)
+    inside = demo.files()[0]
+    tried = [str(private), "/etc/passwd", "/dev/zero", "/proc/self/environ", str(link)]
+    tried += [str(inside), f"files/../../{private.name}", f"files//{private}", "files/uploads", ""]
+    tried += [f"files/{inside.parent.name}/{inside.name}", "files/\0", "files/" + "x" * 5000]
+    before = len(demo.files())
+    for path in tried:
+        for entry in (file_data(path), file_data(path, url=f"file://{path}", is_stream=True)):
+            value = [entry] if function == "many.upload" else entry
+            reply = page.join(function, [value, 0.5, 0.5, 0])
+            assert reply.status_code in (400, 403), path
+            assert private.name not in reply.text
+    assert len(demo.files()) == before
+
+
+def test_addresses_in_a_call_are_not_fetched(page: Any, png: bytes) -> None:
+    asked: list[str] = []
+
+    class Trap(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Trap)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/secret.png"
+    try:
+        for entry in (file_data(url), file_data(url, url=url), file_data("data:image/png;base64,")):
+            assert page.join("picture.upload", [entry, 0.5, 0.5, 0]).status_code == 403
+        mine = page.upload(png)
+        assert page.inspect({**mine, "url": url, "orig_name": url})["success"]
+        assert page.client.get(f"/gradio_api/file={url}").status_code == 404
+        assert page.client.get(f"/gradio_api/proxy={url}").status_code == 404
+        data = {"image": file_data(url, url=url), "caption": None}
+        event = {"index": 0, "value": data}
+        assert page.call("examples.select", [0.5, 0.5, 0], event_data=event)["success"]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == []
+
+
+def test_upload_of_another_visitor_or_page_is_refused(demo: Any, page: Any, png: bytes) -> None:
+    mine = page.upload(png)
+    with Page(demo.url) as other:
+        assert other.join("picture.upload", [mine, 0.5, 0.5, 0]).status_code == 403
+        assert other.client.get(f"/gradio_api/file={mine['path']}").status_code == 404
+        other.client.cookies.clear()
+        assert other.join("picture.upload", [mine, 0.5, 0.5, 0]).status_code == 403
+    assert page.inspect(mine)["success"]
+    page.session = "another-page"
+    assert page.join("picture.upload", [mine, 0.5, 0.5, 0]).status_code == 403
+
+
+def test_session_of_another_visitor_can_be_neither_read_nor_joined_nor_stopped(
+    demo: Any, page: Any
+) -> None:
+    event = page.join("start.click", [0.3]).json()["event_id"]
+    with Page(demo.url) as other:
+        other.session = page.session
+        assert other.join("start.click", [0.3]).status_code == 403
+        query = {"session_hash": page.session}
+        assert other.client.get("/gradio_api/queue/data", params=query).status_code == 403
+        assert other.client.get(f"/gradio_api/heartbeat/{page.session}").status_code == 403
+        body = {"session_hash": page.session, "fn_index": 0, "event_id": event}
+        assert other.client.post("/gradio_api/cancel", json=body).status_code == 403
+    body = {"session_hash": page.session, "fn_index": 0, "event_id": event}
+    assert page.client.post("/gradio_api/cancel", json=body).json() == {"success": True}
+
+
+@pytest.mark.parametrize("kind", ["file=", "file/"])
+def test_files_of_the_server_are_not_served(demo: Any, private: Path, kind: str) -> None:
+    folder = next(demo.folder.glob("magtiles-demo-*"))
+    link = folder / "link.png"
+    link.symlink_to(private)
+    names = ["/etc/passwd", str(private), "/dev/zero", "files/link.png", "files/../log.txt"]
+    names += ["files/%2e%2e/log.txt", str(link), "files", "files/", "%00", "files/" + "a/" * 900]
+    try:
+        for name in names:
+            raw = f"{demo.url}/gradio_api/{kind}{name}"
+            reply = httpx.get(raw)
+            assert reply.status_code in (404, 405), name
+            assert b"passwd" not in reply.content
+    finally:
+        link.unlink()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "run/predict"),
+        ("POST", "api/predict"),
+        ("POST", "call/upload"),
+        ("POST", "call/v2/upload"),
+        ("GET", "call/upload/0"),
+        ("POST", "component_server"),
+        ("POST", "process_recording"),
+        ("POST", "stream/0"),
+        ("GET", "stream/a/b/1/playlist-file"),
+        ("GET", "deep_link?session_hash=a"),
+        ("GET", "startup-events"),
+        ("GET", "info"),
+        ("GET", "openapi.json"),
+        ("GET", "app_id"),
+        ("GET", "token"),
+        ("GET", "dev/reload"),
+        ("POST", "vibe-edit"),
+        ("GET", "custom_component/a/client/b/c"),
+        ("GET", "../monitoring/summary"),
+        ("POST", "../login"),
+        ("GET", "../svelte/x"),
+    ],
+)
+def test_route_that_the_page_does_not_use_is_closed(demo: Any, method: str, path: str) -> None:
+    reply = httpx.request(method, f"{demo.url}/gradio_api/{path}", json={"data": []})
+    assert reply.status_code == 404
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": None},
+        {"data": []},
+        {"data": ["example:0", 2.0, 0.5, 0]},
+        {"data": ["example:0", float("nan"), 0.5, 0]},
+        {"data": ["example:0", 10**400, 0.5, 0]},
+        {"data": ["example:0", True, 0.5, 0]},
+        {"data": [{"path": "/etc/passwd"}, 0.5, 0.5, 0]},
+        {"data": ["x" * 1000, 0.5, 0.5, 0]},
+        {"fn_index": 99},
+        {"fn_index": True},
+        {"fn_index": -1},
+        {"fn_index": 7, "data": []},  # the button that stops a web
+        {"session_hash": None},
+        {"session_hash": "../.."},
+        {"session_hash": "a" * 65},
+    ],
+)
+def test_call_that_the_page_never_makes_is_refused(page: Any, change: dict[str, Any]) -> None:
+    body = {"fn_index": page.functions["threshold.input"], "session_hash": page.session}
+    body |= {"data": ["example:0", 0.5, 0.5, 0], **change}
+    text = json.dumps(body).encode()
+    reply = page.client.post("/gradio_api/queue/join", content=text)
+    assert reply.status_code in (400, 403)
+    assert reply.json()["detail"]
+
+
+@pytest.mark.parametrize("body", [b"[" * 200_000, b"\xff", b"1", b"", b'{"a": ' * 90_000])
+def test_body_that_is_no_call_is_refused(page: Any, body: bytes) -> None:
+    for path in ("queue/join", "cancel"):
+        assert page.client.post(f"/gradio_api/{path}", content=body).status_code == 400
+
+
+def test_body_larger_than_any_call_is_refused(page: Any) -> None:
+    reply = page.client.post("/gradio_api/queue/join", content=b" " * 2_000_000)
+    assert reply.status_code == 413
+
+
+def test_slider_after_the_result_was_dropped_says_so_and_shows_no_other(page: Any) -> None:
+    message = page.call("threshold.input", ["x" * 32, 0.5, 0.5, 0])
+    verdict, overlay = message["output"]["data"][:2]
+    assert "give the picture again" in verdict
+    assert overlay is None
+
+
+def test_example_that_is_not_there_gives_a_message(page: Any) -> None:
+    message = page.call("examples.select", [0.5, 0.5, 0], event_data={"index": 77, "value": ""})
+    assert "No example" in message["output"]["data"][2]
+
+
+def test_fifth_call_of_a_visitor_waits_for_the_others(page: Any) -> None:
+    replies = [page.join("start.click", [0.3]) for _ in range(6)]
+    assert {reply.status_code for reply in replies} == {200, 429}
+    assert replies[-1].headers["retry-after"]
+    for reply in replies[:4]:
+        body = {"session_hash": page.session, "fn_index": page.functions["start.click"]}
+        page.client.post("/gradio_api/cancel", json={**body, "event_id": reply.json()["event_id"]})
+
+
+def test_file_above_the_limit_is_refused_and_leaves_nothing(demo: Any, page: Any) -> None:
+    before = len(demo.files())
+    files = {"files": ("large.png", bytes(FILE_BYTES + 1))}
+    assert page.client.post("/gradio_api/upload", files=files).status_code == 413
+    assert len(demo.files()) == before
+
+
+@pytest.mark.parametrize("kind", ["", "application/json", "multipart/form-data", "text/plain"])
+def test_upload_that_is_no_form_is_refused(page: Any, kind: str) -> None:
+    headers = {"content-type": kind}
+    reply = page.client.post("/gradio_api/upload", content=b"x" * 100, headers=headers)
+    assert reply.status_code == 400
+
+
+def test_uploads_that_end_early_leave_nothing(demo: Any) -> None:
+    before = len(demo.files())
+    head = (
+        b"POST /demo/gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n"
+        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        b'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    )
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", demo.port)) as connection:
+            connection.sendall(head + bytes(3_000_000))
+    time.sleep(0.5)
+    assert len(demo.files()) == before
+
+
+def test_upload_of_a_page_is_sent_back_as_a_file_and_never_shown(page: Any) -> None:
+    mine = page.upload(b"<script>alert(1)</script>", "a.html")
+    reply = page.client.get(f"/gradio_api/file={mine['path']}")
+    assert reply.headers["content-disposition"].startswith("attachment")
+    assert reply.headers["content-type"] == "application/octet-stream"
+    assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+def test_page_of_another_origin_is_not_allowed_to_read(demo: Any) -> None:
+    headers = {"Origin": "https://evil.example", "Host": "demo.example"}
+    reply = httpx.get(f"{demo.url}/config", headers=headers)
+    assert "access-control-allow-origin" not in reply.headers
+
+
+@pytest.mark.parametrize("how", ["alone", "mounted"])
+def test_open_streams_end_at_sigterm_and_the_folder_is_removed(
+    how: str, model: Path, tmp_path: Path, png: bytes
+) -> None:
+    with Demo(how, tmp_path, "--model", str(model)) as demo, Page(demo.url) as page:
+        page.upload(png)
+        page.join("start.click", [0.3])
+        query = {"session_hash": page.session}
+        heartbeat = f"/gradio_api/heartbeat/{page.session}"
+        with (
+            page.client.stream("GET", "/gradio_api/queue/data", params=query) as data,
+            page.client.stream("GET", heartbeat) as beat,
+        ):
+            assert (data.status_code, beat.status_code) == (200, 200)
+            assert next(beat.iter_lines())
+            assert demo.stop() < 8
+    assert demo.files() == []
+    assert b"Traceback" not in demo.log.read_bytes()
+
+
+def test_service_shows_no_demo_unless_asked(server_class: Any, model: Path) -> None:
+    environment = {"MAGTILES_DEMO": ""}
+    with server_class("--model", str(model), "--demo", "false", environment=environment) as server:
+        assert httpx.get(f"{server.url}/demo/").status_code == 404
+        assert "demo" not in httpx.get(server.url).text
+
+
+def test_mutated_requests_get_answers_that_tell_nothing(demo: Any, png: bytes) -> None:
+    assert fuzz(demo, png, count=150) == set()
+
+
+@pytest.mark.endurance
+@pytest.mark.parametrize("how", ["alone", "mounted"])
+def test_ten_thousand_mutated_requests_change_neither_memory_nor_disk(
+    how: str, model: Path, tmp_path: Path, png: bytes
+) -> None:
+    with Demo(how, tmp_path, "--model", str(model)) as demo:
+        fuzz(demo, png, count=1500)
+        memory_mb = demo.memory_mb()
+        assert fuzz(demo, png, count=10_000) == set()
+        assert demo.memory_mb() < 1.2 * memory_mb
+        assert sum(path.stat().st_size for path in demo.files()) < 256e6
+        assert b"Traceback" not in demo.log.read_bytes()
+
+
+def fuzz(demo: Any, png: bytes, count: int) -> set[str]:
+    """Send mutated requests and return what is wrong with the answers."""
+    source = random.Random(7)
+    wrong: set[str] = set()
+    page = Page(demo.url)
+    for number in range(count):
+        if number % 50 == 49:
+            page.client.close()
+            page = Page(demo.url)
+        mine = page.upload(png)["path"] if number % 10 == 0 else "files/x"
+        method, path, options = mutated(source, page, mine)
+        try:
+            with page.client.stream(method, path, timeout=20, **options) as reply:
+                content = first_of(reply)
+        except (httpx.InvalidURL, UnicodeEncodeError):
+            continue
+        told = [mark for mark in TOLD if mark in content]
+        if reply.status_code == 500 or told:
+            wrong.add(f"{method} {path[:200]} {str(options)[:500]}: {reply.status_code} {told}")
+    page.client.close()
+    return wrong
+
+
+def first_of(reply: httpx.Response) -> bytes:
+    """Return an answer, or the beginning of a stream."""
+    content = b""
+    for part in reply.iter_bytes():
+        content += part
+        if "event-stream" in reply.headers.get("content-type", "") or len(content) > 1e6:
+            break
+    return content
+
+
+def mutated(source: random.Random, page: Any, mine: str) -> tuple[str, str, dict[str, Any]]:
+    """Return the method, path and options of a request that is nearly right."""
+    session = source.choice([page.session] * 4 + [odd(source)])
+    kind = source.randrange(8)
+    if kind < 4:
+        _, number = source.choice(sorted(page.functions.items()))
+        entry = source.choice([file_data(mine), file_data(str(odd(source))), odd(source)])
+        data = [entry, 0.5, 0.5, 0][: source.choice([0, 1, 3, 4, 4, 4, 5])]
+        body: Any = {"fn_index": number, "session_hash": session, "data": data}
+        body["event_data"] = source.choice([None, {"index": odd(source)}, odd(source)])
+        body["trigger_id"] = odd(source)
+        if data and source.random() < 0.5:
+            data[source.randrange(len(data))] = odd(source)
+        if source.random() < 0.3:
+            body[source.choice(["fn_index", "data", "event_id", "batched", "x"])] = odd(source)
+        return "POST", "/gradio_api/queue/join", {"content": bent(source, json.dumps(body))}
+    if kind == 4:
+        body = {"fn_index": odd(source), "session_hash": session, "event_id": odd(source)}
+        return "POST", "/gradio_api/cancel", {"content": bent(source, json.dumps(body))}
+    if kind == 5:
+        name = source.choice(["a.png", "../../a", "a\0b", "é" * 300, "", ".", "CON"])
+        content = source.randbytes(source.choice([0, 10, 5000]))
+        field = source.choice(["files", "file", ""])
+        return "POST", "/gradio_api/upload", {"files": {field: (name, content)}}
+    verb = source.choice(["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"])
+    route = source.choice(ROUTES).replace("{}", str(odd(source))[:300])
+    return verb, route, {}
+
+
+ROUTES = (
+    *("/", "/config", "/theme.css", "/assets/{}", "/static/{}", "/monitoring/{}", "/login", "/{}"),
+    *("/gradio_api/file={}", "/gradio_api/file=files/{}", "/gradio_api/proxy={}"),
+    *("/gradio_api/queue/data?session_hash={}", "/gradio_api/heartbeat/{}"),
+    *("/gradio_api/run/{}", "/gradio_api/call/{}", "/gradio_api/upload_progress?upload_id={}"),
+    *("/gradio_api/{}", "/gradio_api/reset", "/gradio_api/stream/{}/close", "/config?deep_link={}"),
+)
+
+
+def odd(source: random.Random) -> Any:
+    """Return a value that nobody expects."""
+    numbers = [None, True, -1, 0, 2**31, 10**30, 1e308, float("nan")]
+    texts = ["", "a", "\0", "../..", "\ud800", "%2e%2e", "/etc/passwd", "/dev/zero", "x" * 3000]
+    addresses = ["http://127.0.0.1:1/", "data:image/png;base64,AA", "file:///etc/passwd"]
+    objects = [[], {}, [[[[]]]], {"path": "/etc/passwd"}, {"path": None, "meta": 3}]
+    return source.choice([*numbers, *texts, *addresses, *objects])
+
+
+def bent(source: random.Random, text: str) -> bytes:
+    """Return a text's bytes, sometimes with a few of them changed."""
+    content = bytearray(text.encode())
+    for _ in range(source.choice([0, 0, 0, 1, 3])):
+        content[source.randrange(len(content))] = source.randrange(256)
+    return bytes(content)
+
+
+def test_visitor_is_known_by_a_cookie_that_scripts_cannot_read(demo: Any) -> None:
+    cookie = httpx.get(f"{demo.url}/").headers["set-cookie"]
+    assert cookie.startswith(f"{COOKIE}=")
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    secure = httpx.get(f"{demo.url}/", headers={"X-Forwarded-Proto": "https"})
+    assert "Secure" in secure.headers["set-cookie"]
