@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,6 +24,8 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+
+from magtiles_seg.delivery.smoke import Expectation, smoke
 
 PROJECT = Path(__file__).parents[1]
 DOCKERFILES = ("Dockerfile", "Dockerfile.gpu")
@@ -42,7 +45,7 @@ def stages(name: str) -> list[Stage]:
         word, _, rest = line.strip().partition(" ")
         if word == "FROM":
             found.append([])
-        elif word:
+        elif word and found:  # ARG BASE stands before the first stage
             found[-1].append((word, rest))
     return found
 
@@ -117,7 +120,77 @@ def test_gpu_image_removes_one_onnxruntime_before_it_installs_the_other() -> Non
 
 def test_heroku_builds_the_cpu_image() -> None:
     heroku = yaml.safe_load((PROJECT / "heroku.yml").read_text(encoding="utf-8"))
-    assert heroku == {"build": {"docker": {"web": "Dockerfile"}}}
+    assert heroku == {"build": {"docker": {"web": "Dockerfile"}, "config": {"EXTRAS": "serve"}}}
+
+
+def test_fly_builds_the_cpu_image_and_asks_for_its_health() -> None:
+    fly = tomllib.loads((PROJECT / "fly.toml").read_text(encoding="utf-8"))
+    assert fly["build"] == {"dockerfile": "Dockerfile", "args": {"EXTRAS": "serve"}}
+    assert fly["http_service"]["internal_port"] == int(fly["env"]["PORT"])
+    assert fly["http_service"]["checks"][0]["path"] == "/readyz"
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_both_stages_of_an_image_stand_on_one_base(name: str) -> None:
+    text = (PROJECT / name).read_text(encoding="utf-8")
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE}", "${BASE}"]
+    assert "\nARG BASE=python:3.11-slim-bookworm\n" in text
+
+
+def can_mount() -> bool:
+    """Return whether this process may have file systems of its own."""
+    unshare = shutil.which("unshare")
+    return (
+        os.getuid() == 0
+        and unshare is not None
+        and not subprocess.run(
+            [unshare, "-m", "mount", "--make-rprivate", "/"], capture_output=True, check=False
+        ).returncode
+    )
+
+
+READ_ONLY = """
+mount --make-rprivate /
+mount -o remount,bind,ro /
+mount -t tmpfs -o ro tmpfs /tmp
+exec "$@"
+"""
+"""What `docker run --read-only` gives: nothing can be written but to the memory of /dev/shm."""
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs root and unshare, to make / read-only")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_service_starts_and_answers_on_a_read_only_file_system(workers: int) -> None:
+    _, final = stages("Dockerfile")
+    wanted = ("HOME", "TMPDIR", "GRADIO_TEMP_DIR", "PYTHONDONTWRITEBYTECODE")
+    environ = {name: variables(final)[name] for name in wanted}
+    port = free_port()
+    environ |= {"PORT": str(port), "MAGTILES_WORKERS": str(workers), "PATH": os.environ["PATH"]}
+    environ |= {"MAGTILES_DEMO": "false", "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    serve = "import sys; from magtiles_seg.cli import main; sys.exit(main())"
+    user = another_user()
+    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+    words = ["unshare", "-m", "sh", "-euc", READ_ONLY, "sh", *become]
+    words += [sys.executable, "-c", serve, "serve"]
+    process = subprocess.Popen(words, cwd="/", env=environ)
+    try:
+        wait_alive(f"http://127.0.0.1:{port}", process)
+        assert smoke(f"http://127.0.0.1:{port}", Expectation(ready_s=PATIENCE_S)).iou > 0.5
+        process.terminate()
+        assert process.wait(PATIENCE_S) in (0, -15)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("path", ["Dockerfile", "docs/tutorials/deploy.md"])
+def test_container_is_documented_read_only(path: str) -> None:
+    assert "docker run --read-only -" in (PROJECT / path).read_text(encoding="utf-8")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -157,9 +230,9 @@ def another_user() -> int | None:
 
 
 def environment(stage: Stage, root: Path, port: int) -> dict[str, str]:
-    """Return a stage's ENV, and nothing of this process's, with `root`/tmp for /tmp."""
-    values = {**variables(stage), "PORT": str(port), "TMPDIR": "/tmp"}
-    values = {name: re.sub(r"^/tmp", str(root / "tmp"), text) for name, text in values.items()}
+    """Return a stage's ENV, and nothing of this process's, with `root`/tmp for /dev/shm."""
+    values = {**variables(stage), "PORT": str(port)}
+    values = {name: re.sub(r"^/dev/shm", str(root / "tmp"), text) for name, text in values.items()}
     values["MAGTILES_MODEL"] = str(PROJECT / values.pop("MODEL"))
     values["PATH"] = f"{root}/magtiles/bin:/usr/bin:/bin"
     return {**values, "MAGTILES_DEMO": "true"}
@@ -190,9 +263,7 @@ def test_steps_of_the_cpu_image_give_a_service_that_lives_answers_and_ends(root:
     written.mkdir(mode=0o777)
     written.chmod(0o777)
     still.mkdir(mode=0o555)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     user, environ = another_user(), environment(final, root, port)
     words = json.loads(all_of(final, "CMD")[0])
     process = subprocess.Popen(words, cwd=still, env=environ, user=user, group=user)

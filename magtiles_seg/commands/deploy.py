@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """
   magtiles-seg deploy --target local --stage dev --model runs/model.onnx
+  magtiles-seg deploy --target ssh --stage prod --check
   magtiles-seg deploy --target ssh --stage prod --image ghcr.io/me/magtiles:abc --dry-run
 
   Variables: DEPLOY_APP (heroku, fly), DEPLOY_HOST and DEPLOY_URL (ssh), HEROKU_API_KEY,
-  FLY_API_TOKEN, ENDPOINT_API_KEY. Exit code 2: it failed, and the message says what runs now.
+  FLY_API_TOKEN, ENDPOINT_API_KEY, MAGTILES_API_KEYS. Exit code 1: --check found a lack; 2: it
+  failed, and the message says what runs now.
 """
 
 
@@ -38,6 +40,7 @@ def add(verbs: options.Verbs) -> None:
         "--port", type=int, help="of local (default: DEPLOY_PORT, 8001 dev, 8002 prod)"
     )
     verb.add_argument("--state", type=Path, help="of local (default: DEPLOY_STATE, runs/local)")
+    verb.add_argument("--check", action="store_true", help="say what is missing, with its fix")
     verb.add_argument("--dry-run", action="store_true", help="print what would happen")
     verb.add_argument("--stop", action="store_true", help="stop what runs on a local stage")
 
@@ -49,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.stop:
         return _stop(arguments)
+    if arguments.check:
+        return _check(arguments)
     target = _target(arguments)
     if arguments.dry_run:
         print(target.describe())
@@ -64,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _target(arguments: argparse.Namespace) -> Target:
-    from magtiles_seg.delivery.targets import PLANS, CommandTarget
+    from magtiles_seg.delivery.plan import CommandTarget
+    from magtiles_seg.delivery.targets import PLANS
 
     if arguments.target == "local":
         return _local(arguments)
@@ -72,6 +78,15 @@ def _target(arguments: argparse.Namespace) -> Target:
         raise ConfigError(f"target {arguments.target} needs --image; build and push one first")
     plan = PLANS[arguments.target](arguments.image, arguments.stage, os.environ)
     return CommandTarget(plan, os.environ)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from magtiles_seg.delivery import preflight
+
+    job = f"deploy-{arguments.stage}"
+    lacks = preflight.check(job, os.environ, Path.cwd(), target=arguments.target)
+    print(preflight.report(job, lacks, os.environ))
+    return options.REJECTED if lacks else options.ACCEPTED
 
 
 def _stop(arguments: argparse.Namespace) -> int:

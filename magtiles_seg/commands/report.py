@@ -38,7 +38,7 @@ def add(verbs: options.Verbs) -> None:
     verb.add_argument("--head", metavar="REV", help="default: the working directory")
     verb.add_argument("--figure", default="iou", metavar="NAME", help="the one that must improve")
     verb.add_argument("--out", type=options.folder, default=Path("runs/report"), metavar="DIR")
-    verb.add_argument("--post", action="store_true", help="comment by cml, or by gh")
+    verb.add_argument("--post", action="store_true", help="comment by cml, or by the API")
     verb.add_argument("--gate", action="store_true", help="exit with 1 unless it improves")
     options.add_model(verb)
     options.add_params(verb)

@@ -14,15 +14,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
-from magtiles_seg.errors import DeliveryError
+from magtiles_seg.delivery.deploy import Undone
+from magtiles_seg.errors import BackendUnavailableError, DeliveryError
 from magtiles_seg.infer.backends.base import file_sha256
 
 PORTS = {"dev": 8001, "prod": 8002}
 _STOP_S = 20.0
 _START_S = 60.0
+_CLOCK_S = 2.0
+"""A process's start is known relative to the boot, whose time moves when the clock is set right."""
+
 _SERVE = "import sys; from magtiles_seg.cli import main; sys.exit(main())"
 
 
@@ -32,11 +38,14 @@ class Running:
 
     Attributes:
         pid: Of the process, the leader of its group.
+        started_s: When the process began, in seconds since 1970: another process that gets the same
+            number later began later.
         model: The file that it serves.
         version: Of the model; empty if unknown.
     """
 
     pid: int
+    started_s: float
     model: str
     version: str
 
@@ -60,6 +69,7 @@ class LocalTarget:
         self._port = port or PORTS[stage]
         self._folder = state / stage
         self._former: Running | None = None
+        self._begun = False
 
     @property
     def url(self) -> str:
@@ -81,46 +91,75 @@ class LocalTarget:
         """Keep a copy of the model, stop what runs, and start the server with the copy.
 
         Raises:
-            DeliveryError: The server ended at once, as with a damaged model; the message has its
-            last words.
+            DeliveryError: The model cannot be copied, or the server ended at once, as with a
+                damaged model; the message has its last words.
         """
-        kept = self._folder / "models" / f"{file_sha256(self._model)[:16]}.onnx"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if not kept.exists():
-            shutil.copy(self._model, kept)
-        self._former = self._running()
+        self._former, self._begun = self._running(), False
+        kept = self._keep()
+        self._begun = True
         self._start(str(kept), self._version)
 
-    def rollback(self) -> bool:
-        """Serve the former model again; False where there was none, and the new one is stopped.
+    def rollback(self) -> Undone:
+        """Serve the former model again; where there was none, the new one is stopped.
 
         Raises:
             DeliveryError: It ended at once.
         """
+        if not self._begun:
+            return Undone.UNTOUCHED
         if self._former is None:
             self.stop()
-            return False
+            return Undone.EMPTY
         self._start(self._former.model, self._former.version)
-        return True
+        return Undone.RESTORED
 
     def stop(self) -> None:
-        """Stop what runs on this stage."""
+        """Stop what this stage started, if it still runs.
+
+        Raises:
+            DeliveryError: It runs on.
+        """
         running = self._running()
         if running is not None:
-            _stop(running.pid)
+            _stop(running)
         self._note.unlink(missing_ok=True)
 
     @property
     def _note(self) -> Path:
         return self._folder / "running.json"
 
+    def _keep(self) -> Path:
+        """Return a whole copy of the model, which stays when the file changes."""
+        try:
+            kept = self._folder / "models" / f"{file_sha256(self._model)[:16]}.onnx"
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_suffix(".part")
+            shutil.copy(self._model, part)
+            part.replace(kept)
+        except OSError as error:
+            raise DeliveryError(f"{self._model} cannot be copied: {error}") from error
+        return kept
+
     def _running(self) -> Running | None:
-        if not self._note.exists():
+        """Return what this stage started and noted, whether or not it still lives."""
+        try:
+            return Running(**json.loads(self._note.read_text(encoding="utf-8")))
+        except FileNotFoundError:
             return None
-        return Running(**json.loads(self._note.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise DeliveryError(
+                f"{self._note} is no note of a running server: {error}; see what listens at "
+                f"{self.url}, stop it by hand and remove the file"
+            ) from error
 
     def _start(self, model: str, version: str) -> None:
+        psutil = _psutil()
         self.stop()
+        if _listens(self._port):
+            raise DeliveryError(
+                f"port {self._port} is taken by a process that this stage did not start; stop it, "
+                "or choose another port by DEPLOY_PORT"
+            )
         serve = ["serve", "--host", "127.0.0.1", "--port", str(self._port), "--model", model]
         path = self._folder / "server.log"
         with path.open("ab") as log:
@@ -132,7 +171,7 @@ class LocalTarget:
                 env=_environment(version),
                 start_new_session=True,
             )
-        running = Running(process.pid, model, version)
+        running = Running(process.pid, psutil.Process(process.pid).create_time(), model, version)
         self._note.write_text(json.dumps(asdict(running)), encoding="utf-8")
         end = time.monotonic() + _START_S
         while not _listens(self._port) and time.monotonic() < end:
@@ -151,33 +190,56 @@ def _environment(version: str) -> Mapping[str, str]:
     return {**os.environ, "MAGTILES_MODEL_VERSION": version} if version else os.environ
 
 
-def _stop(pid: int) -> None:
-    """End a server and its workers, gently first.
+def _stop(running: Running) -> None:
+    """End a server and its workers, gently first; a stranger with its number is left alone.
 
     Raises:
         DeliveryError: It runs on.
     """
-    for sign, seconds in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, _STOP_S)):
+    if not _lives(running):
+        return
+    for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(pid, sign)
+            os.killpg(running.pid, sign)  # until the group is empty, nobody else gets its number
         except ProcessLookupError:
             return
-        end = time.monotonic() + seconds
+        end = time.monotonic() + _STOP_S
         while time.monotonic() < end:
-            if _ended(pid):
+            if _ended(running.pid):
                 return
             time.sleep(0.05)
-    raise DeliveryError(f"process {pid} of the former server does not end; stop it by hand")
+    raise DeliveryError(f"process {running.pid} of the former server does not end; stop it by hand")
 
 
-def _ended(pid: int) -> bool:
+def _lives(running: Running) -> bool:
+    """Return whether the very process that was noted runs."""
+    psutil = _psutil()
     try:
-        if os.waitpid(pid, os.WNOHANG)[0]:  # a child of this very process
-            return True
-    except ChildProcessError:
-        pass
+        process = psutil.Process(running.pid)
+        same = abs(process.create_time() - running.started_s) < _CLOCK_S
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _ended(group: int) -> bool:
+    """Return whether nothing of a process group runs; its leader is reaped if it is our child."""
+    with suppress(ChildProcessError):
+        os.waitpid(group, os.WNOHANG)
+    psutil = _psutil()
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return False
+    return True
+
+
+def _psutil() -> ModuleType:
     try:
-        os.killpg(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
+        import psutil
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "the target local needs psutil: pip install 'magtiles-seg[serve]'"
+        ) from error
+    module: ModuleType = psutil
+    return module

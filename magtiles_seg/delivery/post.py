@@ -1,4 +1,4 @@
-"""Puts a report on the pull request: by CML where it is installed, by GitHub's `gh` otherwise.
+"""Puts a report on the pull request: by CML where it is installed, by the forge's API otherwise.
 
 Pictures of test tiles leave the machine only for a server that is named. Without one the comment
 has text alone, and says where the pictures are.
@@ -12,7 +12,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from magtiles_seg.errors import BackendUnavailableError, DeliveryError
+from magtiles_seg.delivery import forge
+from magtiles_seg.errors import DeliveryError
 
 PUBLISH_URL = "REPORT_PUBLISH_URL"
 """Environment variable: the address of CML's picture server."""
@@ -31,12 +32,13 @@ def post(report: Path, environ: Mapping[str, str]) -> str:
         environ: Environment variables: `REPORT_PUBLISH_URL`, those of the CI run, tokens.
 
     Returns:
-        What was run.
+        What was run, or the comment's address.
 
     Raises:
-        BackendUnavailableError: Neither `cml` nor `gh` is installed.
-        DeliveryError: The forge refused.
+        DeliveryError: The forge refused, or the environment names none.
     """
+    if shutil.which("cml", path=environ.get("PATH", "")) is None:
+        return _comment(report, environ)
     command = _command(report, environ)
     options = f"{environ.get('NODE_OPTIONS', '')} {_NODE_OPTIONS}".strip()
     known = {**environ, "NODE_OPTIONS": options}
@@ -57,18 +59,20 @@ def without_pictures(report: str, environ: Mapping[str, str]) -> str:
 
 
 def _command(report: Path, environ: Mapping[str, str]) -> list[str]:
-    address, path = environ.get(PUBLISH_URL, ""), environ.get("PATH")
-    if shutil.which("cml", path=path):
-        publish = [f"--publish-url={address}"] if address else ["--publish=false"]
-        comment = report if address else _text_only(report, environ)
-        return ["cml", "comment", "update", "--target=pr", *publish, str(comment)]
-    if shutil.which("gh", path=path):
-        last = ["--edit-last", "--create-if-none"]
-        return ["gh", "pr", "comment", "--body-file", str(_text_only(report, environ)), *last]
-    raise BackendUnavailableError(
-        "posting a report needs `cml` or `gh`, and neither is on the PATH; install one: "
-        "npm install --global @dvcorg/cml@0.20.6, or https://cli.github.com"
-    )
+    address = environ.get(PUBLISH_URL, "")
+    publish = f"--publish-url={address}" if address else "--publish=false"
+    comment = report if address else _text_only(report, environ)
+    return ["cml", "comment", "update", "--target=pr", publish, str(comment)]
+
+
+def _comment(report: Path, environ: Mapping[str, str]) -> str:
+    names = ("BRANCH", "GITHUB_HEAD_REF", "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME")
+    branch = next((environ[name] for name in names if environ.get(name)), "")
+    text = _text_only(report, environ).read_text(encoding="utf-8")
+    try:
+        return forge.connect(environ).comment(branch, text)
+    except forge.ForgeError as error:
+        raise DeliveryError(f"the report cannot be posted: {error}") from error
 
 
 def _text_only(report: Path, environ: Mapping[str, str]) -> Path:

@@ -6,6 +6,8 @@ declared in dvc.yaml, so a tag leads to the file: `dvc artifacts get . magtiles 
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,12 @@ from magtiles_seg.delivery.revisions import Revision, git
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
 
 STAGES = ("dev", "prod")
+
+_AUTHOR = "github-actions[bot]"
+_EMAIL = "41898282+github-actions[bot]@users.noreply.github.com"
+"""Who makes the tags where Git knows nobody, as on a CI's machine: GitHub's own robot."""
+
+_VERSION = re.compile(r"v\d+\.\d+\.\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +57,19 @@ def register(
     Args:
         root: The repository's folder.
         name: Of the artifact in dvc.yaml.
-        revision: The commit.
+        revision: The commit, or a version such as `v1.2.0`.
         version: Such as `v2.0.0`; None: the commit's own, or the next patch version.
 
     Returns:
         The version, and the Git tags that were made.
 
     Raises:
-        ConfigError: The artifact is unknown, or the version does not fit.
+        ConfigError: The artifact or revision is unknown, the version does not fit, or the checkout
+            is shallow.
         BackendUnavailableError: gto is not installed.
     """
+    _check_whole(root)
+    revision = _resolved(root, name, revision)
     declared = Revision(root, revision).mapping("dvc.yaml").get("artifacts", {})
     if name not in declared:
         raise ConfigError(
@@ -88,7 +99,7 @@ def promote(
         root: The repository's folder.
         name: Of the artifact in dvc.yaml.
         stage: `dev` or `prod`.
-        revision: The commit.
+        revision: The commit, or a version such as `v1.2.0`: an older one goes back.
         version: Such as `v2.0.0`; None: the commit's own, or the next patch version.
 
     Raises:
@@ -100,9 +111,10 @@ def promote(
     chosen, tags = register(root, name, revision=revision, version=version)
     before = _tags(root)
     if on_stage(root, name, stage) != chosen:
-        _call("assign", root, name, stage, version=chosen)
+        # forced, or GTO refuses a version that was on the stage before: the way back
+        _call("assign", root, name, stage, version=chosen, force=True)
         tags += tuple(sorted(_tags(root) - before))
-    commit = _commit(root, revision)
+    commit = _commit(root, _resolved(root, name, revision))
     return Promotion(name=name, version=chosen, stage=stage, commit=commit, tags=tags)
 
 
@@ -114,15 +126,45 @@ def version_of(root: Path, name: str, revision: str) -> str | None:
 
 
 def on_stage(root: Path, name: str, stage: str) -> str | None:
-    """Return the version that is on a stage, or None."""
-    found = _call("find_versions_in_stage", root, name, stage)
-    return str(found[0].version) if found else None
+    """Return the version that is on a stage, or None: what its tag of the highest number says."""
+    pattern = re.compile(rf"{re.escape(name)}#{re.escape(stage)}(!?)#(\d+)")
+    found = [match for tag in _tags(root) if (match := pattern.fullmatch(tag))]
+    last = max(found, key=lambda match: int(match[2]), default=None)
+    return None if last is None or last[1] else version_of(root, name, last[0])
 
 
-def push(root: Path, promotion: Promotion) -> None:
-    """Send the tags of a version and its stages to `origin`; those that are there stay."""
-    tags = git("tag", "--points-at", promotion.commit, f"{promotion.name}[@#]*", root=root)
+def fetch(root: Path) -> None:
+    """Get the tags of `origin`, so that a version is not given twice.
+
+    Raises:
+        ConfigError: A tag here is another one than at `origin`, or it cannot be reached.
+    """
+    git("fetch", "--quiet", "--tags", "origin", root=root)
+
+
+def push(root: Path, name: str, revision: str) -> None:
+    """Send the tags of a commit's version and its stages to `origin`; those that are there stay.
+
+    Raises:
+        ConfigError: `origin` refused.
+    """
+    commit = _commit(root, _resolved(root, name, revision))
+    tags = git("tag", "--points-at", commit, f"{name}[@#]*", root=root)
     git("push", "--quiet", "origin", *tags.split(), root=root)
+
+
+def _resolved(root: Path, name: str, revision: str) -> str:
+    """Return the tag of a version, or the revision as it is."""
+    tag = f"{name}@{revision}"
+    return tag if _VERSION.fullmatch(revision) and tag in _tags(root) else revision
+
+
+def _check_whole(root: Path) -> None:
+    if git("rev-parse", "--is-shallow-repository", root=root) == "true":
+        raise ConfigError(
+            "this checkout is shallow, so the versions given before are unknown here; run "
+            "`git fetch --unshallow --tags`, or check out with `fetch-depth: 0`"
+        )
 
 
 def _commit(root: Path, revision: str) -> str:
@@ -143,6 +185,17 @@ def _call(function: str, root: Path, *words: str, **options: Any) -> Any:  # noq
             "the registry needs gto: pip install 'magtiles-seg[pipeline]'"
         ) from error
     try:
-        return getattr(api, function)(str(root), *words, **options)
+        return getattr(api, function)(str(root), *words, **options, **_author(root))
     except GTOException as error:
-        raise ConfigError(f"gto {function.split('_')[0]}: {error}") from error
+        raise ConfigError(f"gto {function}: {error}") from error
+
+
+def _author(root: Path) -> dict[str, str]:
+    """Return who makes a tag where neither Git nor the environment names somebody."""
+    names = {"author": ("name", _AUTHOR), "author_email": ("email", _EMAIL)}
+    return {
+        option: os.environ.get(f"GIT_COMMITTER_{word.upper()}")
+        or git("config", "--default", "", "--get", f"user.{word}", root=root)
+        or stranger
+        for option, (word, stranger) in names.items()
+    }

@@ -35,6 +35,7 @@ class Expectation:
 
     Attributes:
         model: The file that it serves; None: any.
+        sha256: Of the model that it serves; None: any, or that of `model`.
         version: The version that it names; None: any.
         min_iou: Least IoU on the golden tile.
         ready_s: How long it may take to become ready.
@@ -42,6 +43,7 @@ class Expectation:
     """
 
     model: Path | None = None
+    sha256: str | None = None
     version: str | None = None
     min_iou: float = 0.5
     ready_s: float = 120.0
@@ -107,6 +109,15 @@ def smoke(url: str, expected: Expectation) -> SmokeReport:
         iou=_check_golden(url, mask, tile, expected.min_iou),
         latency_ms=latency_ms,
     )
+
+
+def served_model(url: str, api_key: str | None) -> str | None:
+    """Return the SHA-256 of the model that an endpoint serves now; None where it cannot tell."""
+    try:
+        status, headers, _ = _analyze(url.rstrip("/"), golden_tile(), api_key)
+    except DeliveryError:
+        return None
+    return headers.get("x-model-sha256") or None if status == 200 else None
 
 
 def golden_tile() -> SyntheticTile:
@@ -181,6 +192,8 @@ def _mask(url: str, body: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _check_lineage(url: str, headers: Mapping[str, str], expected: Expectation) -> None:
     wanted = {}
+    if expected.sha256 is not None:
+        wanted["x-model-sha256"] = expected.sha256
     if expected.model is not None:
         from magtiles_seg.infer.backends.base import file_sha256
 

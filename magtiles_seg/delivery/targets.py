@@ -1,141 +1,30 @@
-"""Where a model can be deployed by commands: Heroku, Fly, and any Docker host over SSH.
-
-A plan lists the commands of a release and those of the way back, so that `--dry-run` can show
-both. Secrets stay in the environment: a command names them, and no plan holds one.
-"""
+"""Where a model can be deployed by commands: Heroku, Fly, and any Docker host over SSH."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Any
 
+from magtiles_seg.delivery.plan import PREVIOUS, Command, Plan, Step
+from magtiles_seg.delivery.preflight import NEEDED
 from magtiles_seg.errors import ConfigError, DeliveryError
 
-_COMMAND_TIMEOUT_S = 1800
+API_KEYS = "MAGTILES_API_KEYS"
+"""Setting of the service that every target hands through where the environment has it."""
+
 _PORT = "8000"
 """Where the container listens on a Docker host; Heroku and Fly give `$PORT`."""
 
-
-@dataclass(frozen=True)
-class Command:
-    """One program call.
-
-    Attributes:
-        words: The program and its arguments.
-        secret: Environment variable whose value the program reads from stdin, or None.
-        may_fail: Whether a failure, as of stopping what does not run, is of no matter.
-    """
-
-    words: tuple[str, ...]
-    secret: str | None = None
-    may_fail: bool = False
-
-    def __str__(self) -> str:
-        """Return the command as for a shell."""
-        return shlex.join(self.words) + (f' <<< "${self.secret}"' if self.secret else "")
-
-    def run(self, environ: Mapping[str, str]) -> str:
-        """Run it and return what it prints.
-
-        Raises:
-            DeliveryError: It failed, or is not installed.
-        """
-        given = environ[self.secret] if self.secret else None
-        try:
-            done = subprocess.run(
-                self.words,
-                input=given,
-                stdin=None if given else subprocess.DEVNULL,
-                env=dict(environ),
-                capture_output=True,
-                text=True,
-                timeout=_COMMAND_TIMEOUT_S,
-            )
-        except FileNotFoundError as error:
-            raise DeliveryError(f"{self.words[0]} is not installed: {self}") from error
-        except subprocess.TimeoutExpired as error:
-            raise DeliveryError(f"still running after {_COMMAND_TIMEOUT_S} s: {self}") from error
-        if done.returncode and not self.may_fail:
-            raise DeliveryError(f"{self} failed: {done.stderr.strip() or done.stdout.strip()}")
-        return done.stdout.strip()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A release by commands.
-
-    Attributes:
-        url: Where the endpoint will be.
-        release: Brings the new image up.
-        rollback: Brings the former one back; `{previous}` stands for what `remember` printed.
-        remember: Prints what runs before the release, or None where the host remembers itself.
-    """
-
-    url: str
-    release: tuple[Command, ...]
-    rollback: tuple[Command, ...]
-    remember: Command | None = None
-
-    def __str__(self) -> str:
-        """Return what would happen, a line a command."""
-        first = [f"remember   {self.remember}"] if self.remember else []
-        lines = [f"release    {command}" for command in self.release]
-        back = [f"roll back  {command}" for command in self.rollback]
-        return "\n".join([*first, *lines, f"smoke test {self.url}", "if that fails:", *back])
-
-
-@dataclass
-class CommandTarget:
-    """Carries a plan out.
-
-    Attributes:
-        plan: What to run.
-        environ: Environment variables of the commands.
-    """
-
-    plan: Plan
-    environ: Mapping[str, str]
-    _previous: str = field(default="", init=False)
-
-    @property
-    def url(self) -> str:
-        """Where the endpoint is."""
-        return self.plan.url
-
-    def describe(self) -> str:
-        """Return what would happen."""
-        return str(self.plan)
-
-    def release(self) -> None:
-        """Bring the new image up.
-
-        Raises:
-            DeliveryError: A command failed.
-        """
-        if self.plan.remember:
-            self._previous = _image(self.plan.remember.run(self.environ))
-        for command in self.plan.release:
-            command.run(self.environ)
-
-    def rollback(self) -> bool:
-        """Bring the former image back; False where there is none.
-
-        Raises:
-            DeliveryError: A command failed.
-        """
-        if self.plan.remember and not self._previous:
-            return False
-        for command in self.plan.rollback:
-            words = tuple(word.replace("{previous}", self._previous) for word in command.words)
-            Command(words, command.secret, command.may_fail).run(self.environ)
-        return True
+_EXISTS = "."
+_RUNS = "running|restarting|paused"
 
 
 def plan_heroku(image: str, stage: str, environ: Mapping[str, str]) -> Plan:
     """Plan a release on Heroku: the image goes to its registry, in the manifest form it takes.
+
+    A release of Heroku holds the image and the settings, so one rollback brings back both.
 
     Args:
         image: Built with `--provenance=false`: Heroku takes Docker manifests v2.2, no OCI index.
@@ -145,23 +34,34 @@ def plan_heroku(image: str, stage: str, environ: Mapping[str, str]) -> Plan:
     Raises:
         ConfigError: A variable is missing.
     """
-    app = _needed("heroku", stage, environ, "DEPLOY_APP", "HEROKU_API_KEY")["DEPLOY_APP"]
+    app = _needed("heroku", stage, environ)["DEPLOY_APP"]
     theirs = f"registry.heroku.com/{app}/web"
     login = ("docker", "login", "--username=_", "--password-stdin", "registry.heroku.com")
+    back = (Command(("heroku", "rollback", PREVIOUS, "--app", app)),)
+    steps = [
+        Step(Command(login, stdin="${HEROKU_API_KEY}")),
+        Step(Command(("docker", "tag", image, theirs))),
+        Step(Command(("docker", "push", theirs))),
+    ]
+    release = Command(("heroku", "container:release", "web", "--app", app))
+    if environ.get(API_KEYS):  # the shell puts the value in, so that no plan and no log holds it
+        keys = f'exec heroku config:set "{API_KEYS}=${API_KEYS}" --app "$0"'
+        steps += [Step(Command(("sh", "-c", keys, app)), undo=back), Step(release)]
+    else:
+        steps += [Step(release, undo=back)]
     return Plan(
         url=environ.get("DEPLOY_URL") or f"https://{app}.herokuapp.com",
-        release=(
-            Command(login, secret="HEROKU_API_KEY"),
-            Command(("docker", "tag", image, theirs)),
-            Command(("docker", "push", theirs)),
-            Command(("heroku", "container:release", "web", "--app", app)),
-        ),
-        rollback=(Command(("heroku", "rollback", "--app", app)),),
+        remember=Command(("heroku", "releases", "--app", app, "--json")),
+        read=_heroku_release,
+        steps=tuple(steps),
     )
 
 
 def plan_fly(image: str, stage: str, environ: Mapping[str, str]) -> Plan:
-    """Plan a release on Fly; the way back deploys the image that ran before.
+    """Plan a release on Fly; the way back deploys the image that the machines ran before.
+
+    The keys are staged, so that they come with the release. Fly keeps them apart from releases: the
+    way back serves the former image with the new keys.
 
     Args:
         image: In a registry that Fly can read.
@@ -171,13 +71,18 @@ def plan_fly(image: str, stage: str, environ: Mapping[str, str]) -> Plan:
     Raises:
         ConfigError: A variable is missing.
     """
-    app = _needed("fly", stage, environ, "DEPLOY_APP", "FLY_API_TOKEN")["DEPLOY_APP"]
-    deploy = ("flyctl", "deploy", "--app", app, "--strategy", "rolling", "--image")
+    app = _needed("fly", stage, environ)["DEPLOY_APP"]
+    start = ("flyctl", "deploy", "--app", app, "--strategy", "rolling", "--image")
+    stage_keys = ("flyctl", "secrets", "import", "--stage", "--app", app)
+    keys = Command(stage_keys, stdin=f"{API_KEYS}=${{{API_KEYS}}}")
     return Plan(
         url=environ.get("DEPLOY_URL") or f"https://{app}.fly.dev",
-        remember=Command(("flyctl", "releases", "--app", app, "--image", "--json")),
-        release=(Command((*deploy, image)),),
-        rollback=(Command((*deploy, "{previous}")),),
+        remember=Command(("flyctl", "image", "show", "--app", app, "--json")),
+        read=_fly_image,
+        steps=(
+            *([Step(keys)] if environ.get(API_KEYS) else []),
+            Step(Command((*start, image)), undo=(Command((*start, PREVIOUS)),)),
+        ),
     )
 
 
@@ -192,25 +97,36 @@ def plan_ssh(image: str, stage: str, environ: Mapping[str, str]) -> Plan:
     Raises:
         ConfigError: A variable is missing.
     """
-    given = _needed("ssh", stage, environ, "DEPLOY_HOST", "DEPLOY_URL")
+    given = _needed("ssh", stage, environ)
     docker = ("docker", "--host", f"ssh://{given['DEPLOY_HOST']}")
     name, former = f"magtiles-{stage}", f"magtiles-{stage}-former"
     ports = f"{environ.get('DEPLOY_PORT') or _PORT}:{_PORT}"
     start = (*docker, "run", "--detach", "--name", name, "--restart", "unless-stopped")
-    limits = ("--read-only", "--tmpfs", "/tmp", "--publish", ports, "--env", f"PORT={_PORT}")
+    limits = ("--read-only", "--publish", ports, "--env", f"PORT={_PORT}")
+    keys = ("--env", API_KEYS) if environ.get(API_KEYS) else ()  # docker reads the value itself
+    shown = (*docker, "container", "ls", "--all", "--filter", f"name=^/{name}$")
+    remove = (*docker, "rm", "--force")
     return Plan(
         url=given["DEPLOY_URL"],
-        release=(
-            Command((*docker, "pull", image)),
-            Command((*docker, "rm", "--force", former), may_fail=True),
-            Command((*docker, "stop", name), may_fail=True),
-            Command((*docker, "rename", name, former), may_fail=True),
-            Command((*start, *limits, image)),
-        ),
-        rollback=(
-            Command((*docker, "rm", "--force", name), may_fail=True),
-            Command((*docker, "rename", former, name)),
-            Command((*docker, "start", name)),
+        remember=Command((*shown, "--format", "{{.State}}")),
+        serves=_RUNS,
+        steps=(
+            Step(Command((*docker, "pull", image))),
+            Step(Command((*remove, former), may_fail=True), needs=_EXISTS),
+            Step(
+                Command((*docker, "stop", name)),
+                undo=(Command((*docker, "start", name)),),
+                needs=_RUNS,
+            ),
+            Step(
+                Command((*docker, "rename", name, former)),
+                undo=(Command((*docker, "rename", former, name), may_fail=True),),
+                needs=_EXISTS,
+            ),
+            Step(
+                Command((*start, *limits, *keys, image)),
+                undo=(Command((*remove, name), may_fail=True),),
+            ),
         ),
     )
 
@@ -218,21 +134,39 @@ def plan_ssh(image: str, stage: str, environ: Mapping[str, str]) -> Plan:
 PLANS = {"heroku": plan_heroku, "fly": plan_fly, "ssh": plan_ssh}
 
 
-def _needed(target: str, stage: str, environ: Mapping[str, str], *names: str) -> dict[str, str]:
-    missing = [name for name in names if not environ.get(name)]
+def _needed(target: str, stage: str, environ: Mapping[str, str]) -> dict[str, str]:
+    missing = [name for name in NEEDED[target] if not environ.get(name)]
     if missing:
         raise ConfigError(
             f"target {target}, stage {stage}: the environment lacks {', '.join(missing)}; set "
-            "them as variables and secrets of the CI's environment, or export them here"
+            "them as secrets of the CI's environment, or export them here"
         )
-    return {name: environ[name] for name in names}
+    return {name: environ[name] for name in NEEDED[target]}
 
 
-def _image(printed: str) -> str:
-    """Return the newest image of what `flyctl releases --image --json` prints; empty: none."""
+def _heroku_release(printed: str) -> str:
+    """Return the release that `heroku releases --json` calls current, such as `v42`."""
+    releases = _list_of("heroku", printed)
+    current = [release for release in releases if release.get("current")]
+    working = [release for release in releases if release.get("status") == "succeeded"]
+    return next((f"v{release['version']}" for release in (*current, *working)), "")
+
+
+def _fly_image(printed: str) -> str:
+    """Return the image that most machines run, as `flyctl image show --json` lists them."""
+    images: Counter[str] = Counter()
+    for machine in _list_of("flyctl", printed):
+        name = f"{machine.get('Registry')}/{machine.get('Repository')}"
+        digest, tag = machine.get("Digest"), machine.get("Tag")
+        images[f"{name}@{digest}" if digest else f"{name}:{tag}"] += 1
+    return images.most_common(1)[0][0] if images else ""
+
+
+def _list_of(program: str, printed: str) -> list[dict[str, Any]]:
     try:
-        releases = json.loads(printed or "[]")
-        images = [release.get("ImageRef") or "" for release in releases]
-    except (ValueError, AttributeError) as error:
-        raise DeliveryError(f"flyctl gave no list of releases: {printed[:200]}") from error
-    return next((image for image in images if image), "")
+        found = json.loads(printed or "[]") or []
+    except ValueError as error:
+        raise DeliveryError(f"{program} printed no JSON: {printed[:200]!r}") from error
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise DeliveryError(f"{program} printed no list of mappings: {printed[:200]!r}")
+    return found

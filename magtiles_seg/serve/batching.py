@@ -135,7 +135,7 @@ class Batcher:
     async def _wait_for_more(self, seconds: float) -> None:
         try:
             await asyncio.wait_for(self._some.wait(), seconds)
-        except asyncio.TimeoutError:  # the builtin one from Python 3.11 on
+        except TimeoutError:
             return
 
     def _drop_deserted(self) -> None:

@@ -88,7 +88,7 @@ async def read_uploads(
     parser.spool_max_size = settings.max_body_bytes + 1
     try:
         form = await asyncio.wait_for(parser.parse(), settings.read_timeout_s)
-    except asyncio.TimeoutError:  # the builtin one from Python 3.11 on
+    except TimeoutError:
         message = f"the upload took longer than {settings.read_timeout_s:g} s"
         raise Problem(408, message, headers={"Connection": "close"}) from None
     except MultiPartException as error:

@@ -11,7 +11,7 @@ import pytest
 from magtiles_seg.delivery.post import post, without_pictures
 from magtiles_seg.delivery.report import Report
 from magtiles_seg.delivery.revisions import Revision, git
-from magtiles_seg.errors import BackendUnavailableError, DataError, DeliveryError
+from magtiles_seg.errors import DataError, DeliveryError
 from magtiles_seg.evaluate import charts
 from magtiles_seg.evaluate.pictures import choose, triptych
 from magtiles_seg.infer.segmenter import Segmenter
@@ -182,23 +182,10 @@ def test_post_by_cml_uses_documented_options_alone(tmp_path: Path, address: str)
     assert ("--publish=false" in words) == (not address)
 
 
-def test_post_by_gh_replaces_the_last_comment(tmp_path: Path) -> None:
-    environ = stand_in(tmp_path, "gh")
+def test_post_that_cml_refuses_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("text\n")
-    assert post(tmp_path / "report.md", environ).startswith("gh pr comment --body-file")
-    assert "--edit-last" in (tmp_path / "words").read_text()
-
-
-def test_post_that_the_forge_refuses_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "report.md").write_text("text\n")
-    with pytest.raises(DeliveryError, match=r"gh pr comment .* failed"):
-        post(tmp_path / "report.md", stand_in(tmp_path, "gh", code=1))
-
-
-def test_post_without_any_program_names_both(tmp_path: Path) -> None:
-    (tmp_path / "report.md").write_text("text\n")
-    with pytest.raises(BackendUnavailableError, match="needs `cml` or `gh`"):
-        post(tmp_path / "report.md", {"PATH": str(tmp_path)})
+    with pytest.raises(DeliveryError, match=r"cml comment update .* failed"):
+        post(tmp_path / "report.md", stand_in(tmp_path, "cml", code=1))
 
 
 def test_without_pictures_keeps_names_and_says_where_they_are() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,9 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from magtiles_seg.delivery.deploy import deploy
-from magtiles_seg.delivery.smoke import Expectation, SmokeReport, golden_tile, smoke
-from magtiles_seg.delivery.targets import PLANS, Command, CommandTarget, Plan
+from magtiles_seg.delivery.deploy import Undone, deploy
+from magtiles_seg.delivery.local import LocalTarget
+from magtiles_seg.delivery.plan import PREVIOUS, Command, CommandTarget, Plan, Step
+from magtiles_seg.delivery.smoke import (
+    Expectation,
+    SmokeReport,
+    golden_tile,
+    served_model,
+    smoke,
+)
+from magtiles_seg.delivery.targets import PLANS
 from magtiles_seg.errors import ConfigError, DeliveryError
 
 HEROKU = {"DEPLOY_APP": "tiles-dev", "HEROKU_API_KEY": "very-secret"}
@@ -61,9 +72,9 @@ class Stage:
 
     url = "http://stage"
 
-    def __init__(self, *, former: bool = True) -> None:
+    def __init__(self, undone: Undone = Undone.RESTORED) -> None:
         self.asked: list[str] = []
-        self._former = former
+        self._undone = undone
 
     def describe(self) -> str:
         return ""
@@ -71,9 +82,13 @@ class Stage:
     def release(self) -> None:
         self.asked.append("release")
 
-    def rollback(self) -> bool:
+    def rollback(self) -> Undone:
         self.asked.append("rollback")
-        return self._former
+        return self._undone
+
+
+def look(_url: str, _api_key: str | None) -> str | None:
+    return "ab"
 
 
 def report() -> SmokeReport:
@@ -133,25 +148,42 @@ def test_smoke_where_nothing_listens_fails() -> None:
 
 def test_deploy_that_passes_is_not_rolled_back() -> None:
     stage = Stage()
-    deploy(stage, Expectation(), test=lambda _url, _expected: report())
+    deploy(stage, Expectation(), test=lambda _url, _expected: report(), look=look)
     assert stage.asked == ["release"]
 
 
 @pytest.mark.parametrize(
-    ("former", "said"), [(True, "wrong; rolled back"), (False, "wrong; nothing was released")]
+    ("undone", "said"),
+    [
+        (Undone.RESTORED, "wrong; rolled back"),
+        (Undone.EMPTY, "wrong; nothing was served before, so nothing is served now"),
+        (Undone.LEFT, "wrong; nothing was served before, so what failed is still there"),
+        (Undone.UNTOUCHED, "wrong; nothing was changed"),
+    ],
 )
-def test_deploy_that_fails_is_rolled_back(former: bool, said: str) -> None:
-    tested: list[str] = []
+def test_deploy_that_fails_is_rolled_back(undone: Undone, said: str) -> None:
+    tested: list[Expectation] = []
 
-    def test(url: str, _expected: Expectation) -> SmokeReport:
-        tested.append(url)
+    def test(_url: str, expected: Expectation) -> SmokeReport:
+        tested.append(expected)
         if len(tested) == 1:
             raise DeliveryError("wrong")
         return report()
 
-    stage = Stage(former=former)
+    stage = Stage(undone)
     with pytest.raises(DeliveryError, match=said):
-        deploy(stage, Expectation(), test=test)
+        deploy(stage, Expectation(), test=test, look=look)
+    assert stage.asked == ["release", "rollback"]
+    assert [one.sha256 for one in tested[1:]] == ["ab"] * (undone is Undone.RESTORED)
+
+
+def test_deploy_that_is_interrupted_is_rolled_back() -> None:
+    def test(_url: str, _expected: Expectation) -> SmokeReport:
+        raise KeyboardInterrupt
+
+    stage = Stage(Undone.EMPTY)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(stage, Expectation(), test=test, look=look)
     assert stage.asked == ["release", "rollback"]
 
 
@@ -160,14 +192,14 @@ def test_deploy_whose_way_back_fails_says_so() -> None:
         raise DeliveryError("wrong")
 
     with pytest.raises(DeliveryError, match="the way back failed too"):
-        deploy(Stage(), Expectation(), test=test)
+        deploy(Stage(), Expectation(), test=test, look=look)
 
 
 @pytest.mark.parametrize(("target", "environ"), [("heroku", HEROKU), ("fly", FLY), ("ssh", SSH)])
 def test_plan_shows_both_ways_and_no_secret(target: str, environ: dict[str, str]) -> None:
     text = str(PLANS[target]("ghcr.io/me/tiles:v1", "dev", environ))
     assert "release " in text
-    assert "roll back " in text
+    assert "undo " in text
     assert "ghcr.io/me/tiles:v1" in text
     assert "very-secret" not in text
 
@@ -178,29 +210,89 @@ def test_plan_without_its_variables_names_all_that_are_missing(target: str) -> N
         PLANS[target]("image", "dev", {})
 
 
-def test_command_target_goes_back_to_the_image_that_ran_before() -> None:
-    shown = '[{"ImageRef": null}, {"ImageRef": "old:1"}]'
-    plan = Plan(
-        url="http://x",
-        remember=Command(("echo", shown)),
-        release=(Command(("false",), may_fail=True),),
-        rollback=(Command(("sh", "-c", 'test "$0" = old:1', "{previous}")),),
-    )
-    target = CommandTarget(plan, {"PATH": "/usr/bin:/bin"})
-    target.release()
-    assert target.rollback()
+def test_served_model_names_what_answers_and_none_where_nothing_does() -> None:
+    with endpoint({"pred": []}, sha256="cd") as url:
+        assert served_model(url, None) == "cd"
+    with endpoint({}, status=500) as url:
+        assert served_model(url, None) is None
+    assert served_model("http://127.0.0.1:9", None) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "printed", "former"),
+    [
+        ("heroku", '[{"version": 9, "current": true}, {"version": 8}]', "v9"),
+        (
+            "heroku",
+            '[{"version": 9, "status": "failed"}, {"version": 8, "status": "succeeded"}]',
+            "v8",
+        ),
+        ("heroku", "[]", ""),
+        ("fly", "null", ""),
+        ("fly", '[{"Registry": "r", "Repository": "a/b", "Tag": "t", "Digest": ""}]', "r/a/b:t"),
+    ],
+)
+def test_plan_reads_what_runs_from_what_the_host_prints(
+    target: str, printed: str, former: str
+) -> None:
+    environ = HEROKU if target == "heroku" else FLY
+    assert PLANS[target]("image", "prod", environ).read(printed) == former
+
+
+@pytest.mark.parametrize("printed", ["Error: sign in", '{"a": 1}', "[1]"])
+@pytest.mark.parametrize(("target", "environ"), [("heroku", HEROKU), ("fly", FLY)])
+def test_plan_that_cannot_read_what_runs_says_what_was_printed(
+    target: str, environ: dict[str, str], printed: str
+) -> None:
+    with pytest.raises(DeliveryError, match="printed no"):
+        PLANS[target]("image", "prod", environ).read(printed)
+
+
+def test_local_target_never_ends_a_process_that_only_has_the_noted_number(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "input()"]  # the leader of a group, as the noted server was
+    stranger = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    note = tmp_path / "prod/running.json"
+    note.parent.mkdir()
+    running = {"pid": stranger.pid, "started_s": time.time() - 3600, "model": "m", "version": ""}
+    note.write_text(json.dumps(running))
+    LocalTarget(tmp_path / "m.onnx", "prod", state=tmp_path).stop()
+    assert stranger.poll() is None
+    stranger.communicate(b"\n")
+    assert stranger.returncode == 0
+    assert not note.exists()
+
+
+def test_local_target_with_a_damaged_note_ends_nothing_and_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "prod").mkdir()
+    (tmp_path / "prod/running.json").write_text('{"pid": 1}')
+    with pytest.raises(DeliveryError, match=r"no note of a running server.*stop it"):
+        LocalTarget(tmp_path / "m.onnx", "prod", state=tmp_path).stop()
+
+
+def test_local_target_on_a_port_of_another_process_is_refused(tmp_path: Path, model: Path) -> None:
+    with endpoint({}) as url:
+        target = LocalTarget(model, "prod", state=tmp_path, port=int(url.rpartition(":")[2]))
+        with pytest.raises(DeliveryError, match=r"port \d+ is taken by a process"):
+            target.release()
+        assert target.rollback() is Undone.EMPTY
+
+
+def test_local_target_whose_model_is_not_there_touches_nothing(tmp_path: Path) -> None:
+    target = LocalTarget(tmp_path / "no.onnx", "prod", state=tmp_path)
+    with pytest.raises(DeliveryError, match=r"no\.onnx cannot be copied"):
+        target.release()
+    assert target.rollback() is Undone.UNTOUCHED
 
 
 def test_command_target_without_a_former_image_runs_no_command_back() -> None:
     plan = Plan(
         url="http://x",
-        remember=Command(("echo", "[]")),
-        release=(Command(("true",)),),
-        rollback=(Command(("false", "{previous}")),),  # it would raise
+        remember=Command(("echo", "")),
+        steps=(Step(Command(("true",)), undo=(Command(("false", PREVIOUS)),)),),  # it would raise
     )
     target = CommandTarget(plan, {"PATH": "/usr/bin:/bin"})
     target.release()
-    assert target.rollback() is False
+    assert target.rollback() is Undone.LEFT
 
 
 def test_command_that_fails_is_named_with_what_it_said() -> None:
@@ -209,6 +301,6 @@ def test_command_that_fails_is_named_with_what_it_said() -> None:
 
 
 def test_command_gives_its_secret_over_stdin_alone() -> None:
-    command = Command(("cat",), secret="TOKEN")
-    assert str(command) == 'cat <<< "$TOKEN"'
+    command = Command(("cat",), stdin="${TOKEN}")
+    assert str(command) == 'cat <<< "${TOKEN}"'
     assert command.run({"TOKEN": "very-secret", "PATH": "/usr/bin:/bin"}) == "very-secret"

@@ -12,14 +12,18 @@ pytest.importorskip("gto")
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A repository with one commit that declares an artifact, and a bare remote."""
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit that declares an artifact, and a bare remote; no identity."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for name in ("XDG_CONFIG_HOME", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.delenv(name, raising=False)
     remote, root = tmp_path / "remote.git", tmp_path / "work"
     root.mkdir()
     git("init", "--quiet", "--bare", str(remote), root=tmp_path)
     git("init", "--quiet", root=root)
-    git("config", "user.name", "test", root=root)
-    git("config", "user.email", "test@example.org", root=root)
     git("remote", "add", "origin", str(remote), root=root)
     (root / "dvc.yaml").write_text("artifacts:\n  magtiles: {path: model.onnx, type: model}\n")
     commit(root)
@@ -28,7 +32,8 @@ def repository(tmp_path: Path) -> Path:
 
 def commit(root: Path) -> None:
     git("add", "--all", root=root)
-    git("commit", "--quiet", "--allow-empty", "--message", "next", root=root)
+    who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    git(*who, "commit", "--quiet", "--allow-empty", "--message", "next", root=root)
 
 
 def test_promote_makes_version_and_stage_once(repository: Path) -> None:
@@ -45,9 +50,62 @@ def test_promote_of_the_next_commit_takes_the_stage_over(repository: Path) -> No
     assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
 
 
+def test_promote_of_an_older_version_goes_back_to_it(repository: Path) -> None:
+    registry.promote(repository, "magtiles", "prod")
+    old = git("rev-parse", "HEAD", root=repository)
+    commit(repository)
+    registry.promote(repository, "magtiles", "prod")
+    back = registry.promote(repository, "magtiles", "prod", revision="v0.0.1")
+    assert (back.version, back.commit) == ("v0.0.1", old)
+    assert back.tags == ("magtiles#prod#3",)
+    assert registry.on_stage(repository, "magtiles", "prod") == "v0.0.1"
+    assert registry.on_stage(repository, "magtiles", "dev") is None
+
+
+def test_promote_where_git_knows_nobody_names_the_robot(repository: Path) -> None:
+    registry.promote(repository, "magtiles", "dev")
+    tagger = ("for-each-ref", "--format=%(taggername)", "refs/tags/magtiles@v0.0.1")
+    assert git(*tagger, root=repository) == "github-actions[bot]"
+
+
+def test_promote_where_git_knows_somebody_names_them(repository: Path) -> None:
+    git("config", "user.name", "Ada", root=repository)
+    git("config", "user.email", "ada@example.org", root=repository)
+    registry.promote(repository, "magtiles", "dev")
+    tagger = ("for-each-ref", "--format=%(taggername)", "refs/tags/magtiles@v0.0.1")
+    assert git(*tagger, root=repository) == "Ada"
+
+
+def test_register_in_a_shallow_checkout_is_refused_with_the_way_out(
+    repository: Path, tmp_path: Path
+) -> None:
+    registry.register(repository, "magtiles")
+    commit(repository)
+    git("push", "--quiet", "origin", "HEAD:refs/heads/main", root=repository)
+    remote = f"file://{tmp_path / 'remote.git'}"
+    shallow = ("clone", "--quiet", "--depth", "1", "--branch", "main", remote, "shallow")
+    git(*shallow, root=tmp_path)
+    with pytest.raises(ConfigError, match=r"shallow.*git fetch --unshallow --tags"):
+        registry.register(tmp_path / "shallow", "magtiles")
+
+
+def test_fetch_keeps_two_jobs_from_giving_one_version_twice(
+    repository: Path, tmp_path: Path
+) -> None:
+    registry.register(repository, "magtiles")
+    registry.push(repository, "magtiles", "HEAD")
+    git("push", "--quiet", "origin", "HEAD:refs/heads/main", root=repository)
+    remote = str(tmp_path / "remote.git")
+    git("clone", "--quiet", "--no-tags", "--branch", "main", remote, "b", root=tmp_path)
+    commit(tmp_path / "b")
+    registry.fetch(tmp_path / "b")
+    assert registry.register(tmp_path / "b", "magtiles")[0] == "v0.0.2"
+
+
 def test_push_sends_version_and_stage_to_origin(repository: Path) -> None:
     registry.register(repository, "magtiles", version="v2.0.0")
-    registry.push(repository, registry.promote(repository, "magtiles", "dev"))
+    registry.promote(repository, "magtiles", "dev")
+    registry.push(repository, "magtiles", "v2.0.0")
     sent = git("ls-remote", "--tags", "origin", root=repository)
     assert "refs/tags/magtiles@v2.0.0" in sent
     assert "refs/tags/magtiles#dev#1" in sent
