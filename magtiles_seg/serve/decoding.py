@@ -119,7 +119,7 @@ class Decoders:
                 if error.cause == "cpu":
                     raise self._too_dear(data, "CPU time") from None
             try:  # a process that was ended from outside, or whose memory was in pieces: once more
-                return await self._once(data)
+                return await self._once(data, fresh=True)
             except DecoderEndedError as error:
                 if error.cause == "start":
                     raise InferenceError("the decoding process does not start") from None
@@ -130,8 +130,8 @@ class Decoders:
                     data, "CPU time" if error.cause == "cpu" else "memory"
                 ) from None
 
-    async def _once(self, data: bytes) -> NDArray[np.uint8]:
-        process = self._take()
+    async def _once(self, data: bytes, *, fresh: bool = False) -> NDArray[np.uint8]:
+        process = self._take(fresh=fresh)
         try:
             pixels = await anyio.to_thread.run_sync(
                 process.decode, data, self._budget, abandon_on_cancel=True, limiter=self._threads
@@ -147,10 +147,10 @@ class Decoders:
         self._idle.append(process)
         return pixels
 
-    def _take(self) -> _Process:
-        """Return an idle process, one that has worked already where there is one."""
+    def _take(self, *, fresh: bool) -> _Process:
+        """Return an idle process: one that has worked already where there is one, or the newest."""
         while self._idle:
-            process = self._idle.pop()
+            process = self._idle.popleft() if fresh else self._idle.pop()
             if process.alive:
                 return process
             self._end(process)
