@@ -126,10 +126,12 @@ def test_decode_slow_pictures_do_not_keep_others_waiting() -> None:
     async def scenario(pool: Decoders) -> None:
         slow = []
         for _ in range(2):
+            known = set(pool.pids)
+            await pool.decode(encoded(64))
+            for pid in set(pool.pids) - known:
+                os.kill(pid, signal.SIGSTOP)
             slow.append(asyncio.create_task(pool.decode(encoded(64))))
-            await asyncio.sleep(0.5)
-            os.kill(max(pool.pids), signal.SIGSTOP)
-            slow.append(asyncio.create_task(pool.decode(encoded(64))))
+            await asyncio.sleep(0)  # it has the stopped process now
         start = time.monotonic()
         assert (await pool.decode(encoded(64))).shape == (64, 64)
         assert time.monotonic() - start < 30
