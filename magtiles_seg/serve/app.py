@@ -145,10 +145,10 @@ def _assemble(
 ) -> Starlette:
     lineage = lineage_headers(segmenter.spec, settings.model_version)
     middleware = [
+        Middleware(Forwarded, root_path=settings.root_path or ""),
         Middleware(Envelope, analyzer.metrics, readiness, headers=lineage),
-        Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes),
     ]
-    middleware.append(Middleware(Forwarded, root_path=settings.root_path or ""))
+    limited = [Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -159,7 +159,7 @@ def _assemble(
 
     app = Service(
         routes=[
-            Route("/analyze", analyzer.post, methods=["POST"]),
+            Route("/analyze", analyzer.post, methods=["POST"], middleware=limited),
             *_facts(settings, segmenter, analyzer, readiness),
         ],
         middleware=middleware,

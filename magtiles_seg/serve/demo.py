@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it when it is imported
 
+import anyio
 import anyio.to_thread
 import gradio as gr
 from starlette.applications import Starlette
@@ -43,6 +44,7 @@ PATH = "/demo"
 _SESSIONS = 200  # of which Gradio keeps the state of the page's fields
 _SWEPT_S = 1.0
 _GRACE_S = 3  # for what is being answered when the server is told to stop
+_LAST_S = 1.5  # for what is being computed after that
 _BACKLOG = 128
 _ABOUT = (
     "<header><h1>Defects of magnetic tiles</h1>"
@@ -121,14 +123,20 @@ def run(segmenter: Segmenter, *, host: str, port: int, root_path: str = "") -> N
     """
     import uvicorn
 
+    from magtiles_seg.serve.guard import PROTOCOL
+    from magtiles_seg.serve.running import log_config
+
     uvicorn.run(
         create_app(segmenter, root_path=root_path),
         host=host,
         port=port,
         log_level="warning",
+        log_config=log_config(),
         server_header=False,
         backlog=_BACKLOG,
         timeout_graceful_shutdown=_GRACE_S,
+        http=PROTOCOL,
+        ws="none",
     )
 
 
@@ -180,9 +188,18 @@ def _around(inner: Lifespan, gate: Gate, folder: Folder) -> Lifespan:
                 gate.end_streams()
                 sweeping.cancel()
                 await asyncio.gather(sweeping, return_exceptions=True)
+        await _threads_rest()  # what they still draw would bring the folder back
         folder.close()
 
     return lifespan
+
+
+async def _threads_rest() -> None:
+    """Wait for the calls that are in a thread to come to their next step, or a little while."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    with anyio.move_on_after(_LAST_S):
+        while limiter.borrowed_tokens:
+            await asyncio.sleep(0.02)
 
 
 async def _sweep(folder: Folder) -> None:

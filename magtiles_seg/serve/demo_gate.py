@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine, MutableMapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from magtiles_seg.serve.problems import (
     on_http_exception,
     on_problem,
 )
+from magtiles_seg.serve.uploads import check_charset
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -47,6 +48,7 @@ _JOBS_OF_ONE = 4
 _STREAMS, _STREAMS_OF_ONE = 256, 12
 _UPLOADS = 16
 _FILES = 100
+_PATH_BYTES = 255  # beyond it, looking for a file is an error of the system's
 _UPLOAD_S = 60.0
 _BODY_S = 10.0
 _API = "/gradio_api"
@@ -123,6 +125,8 @@ class Gate:
         await self._app(_as_passed(scope), receive, _greeting(scope, self._hiding(send)))
 
     async def _asset(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(scope["path"].encode()) > _PATH_BYTES:
+            raise HTTPException(404)
         await self._app(_as_passed(scope), receive, send)
 
     async def _join(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,7 +139,7 @@ class Gate:
             self._blocks, document, lambda path, name: self._folder.take(path, visitor, name)
         )
         if self._stopping.is_set():
-            raise Problem(503, "the server is stopping", headers={"Retry-After": "10"})
+            raise _stopping()
         if self._jobs_of(visitor) >= _JOBS_OF_ONE:
             raise Problem(429, "wait for what you asked before", headers={"Retry-After": "2"})
         await self._pass_call(call, scope, receive, _greeting(scope, send))
@@ -170,6 +174,9 @@ class Gate:
         visitor = Visitor.of(request)
         name = request.path_params.get("name") or request.query_params.get("session_hash")
         self._admit(name, visitor)
+        waits = "name" in request.path_params or name in self._pending
+        if not waits:
+            raise Problem(404, "this page waits for no answer")  # Gradio breaks off its own
         own = sum(visitor.token == other.token for other in self._streams)
         if len(self._streams) >= _STREAMS or own >= _STREAMS_OF_ONE or self._stopping.is_set():
             raise Problem(503, "too many open pages; try again", headers={"Retry-After": "10"})
@@ -188,7 +195,7 @@ class Gate:
         self._uploads += 1
         try:
             with anyio.fail_after(_UPLOAD_S):
-                paths = await self._receive(request, visitor)
+                paths = await _before(self._stopping, self._receive(request, visitor))
         except TimeoutError:
             raise Problem(408, f"the upload took longer than {_UPLOAD_S:g} s") from None
         except Full:
@@ -207,6 +214,7 @@ class Gate:
         length = request.headers.get("content-length", "")
         if length.isdecimal() and len(length) < 20 and int(length) > limit:
             raise _too_large(limit)
+        check_charset(request)
         with self._folder.arriving() as tell:
             parser = MultiPartParser(
                 request.headers, _told(request, tell, limit), max_files=_FILES, max_fields=8
@@ -272,11 +280,17 @@ class Gate:
         owners = (self._sessions.owner_of(event.session_hash) for event in events)
         return sum(owner is not None and owner.token == visitor.token for owner in owners)
 
+    @property
+    def _pending(self) -> MutableMapping[str, Any]:
+        """Gradio's messages by session, as long as a session has calls."""
+        pending: MutableMapping[str, Any] = self._blocks._queue.pending_messages_per_session
+        return pending
+
     def _forget(self, session: str) -> None:
         """Let go of what Gradio keeps for a session that nobody uses."""
         queue = self._blocks._queue
         with suppress(KeyError):
-            del queue.pending_messages_per_session[session]
+            del self._pending[session]
         queue.pending_event_ids_session.pop(session, None)
 
 
@@ -288,6 +302,24 @@ class _Passed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._to(scope, receive, send)
+
+
+async def _before(stopping: asyncio.Event, work: Coroutine[Any, Any, list[str]]) -> list[str]:
+    """Return what the work returns.
+
+    Raises:
+        Problem: 503, the server was told to stop; the work is given up.
+    """
+    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _stopping()
+    finally:
+        stopped.cancel()
+        working.cancel()
+        await asyncio.wait({working})
 
 
 async def _until(
@@ -310,12 +342,12 @@ async def _until(
         stopped.cancel()
         ended = not serving.done()
         serving.cancel()
-        with suppress(asyncio.CancelledError):
+        with suppress(asyncio.CancelledError, *([Exception] if ended else ())):
             await serving
     if ended and state == "open":
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     elif ended and not state:
-        raise Problem(503, "the server is stopping", headers={"Retry-After": "10"})
+        raise _stopping()
 
 
 async def _body(request: Request) -> bytes:
@@ -376,6 +408,10 @@ def _cookie(scope: Scope, visitor: Visitor) -> dict[str, str]:
         return {}
     path = scope.get("root_path") or "/"
     return {"Set-Cookie": visitor.cookie(path=path, https=scope["scheme"] == "https")}
+
+
+def _stopping() -> Problem:
+    return Problem(503, "the server is stopping", headers={"Retry-After": "10"})
 
 
 def _too_large(limit: int, what: str = "the request") -> Problem:

@@ -10,16 +10,11 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from magtiles_seg.infer.backends.base import BackendSpec
+from magtiles_seg.serve.heads import head_trouble
 from magtiles_seg.serve.health import Readiness
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.problems import MEDIA_TYPE, TOO_LARGE, Problem
 
-MAX_HEAD_BYTES = 65_536
-"""Largest request line and header fields together."""
-
-_MAX_FIELDS = 200
-_MAX_TARGET = 8_192
-_CLOSE = {"Connection": "close"}
 _OURS = ("/analyze", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/")
 
 
@@ -43,28 +38,9 @@ def _latin(text: str) -> str:
     return printable.encode("latin-1", "replace").decode("latin-1")
 
 
-def _head_trouble(scope: Scope) -> Problem | None:
-    """Return why a request's head is refused, or None. `guard` ends those that never end."""
-    target = len(scope["raw_path"] or b"") + len(scope["query_string"])
-    if target > _MAX_TARGET:
-        message = f"the address has {target:,} bytes; expected at most {_MAX_TARGET:,}"
-        return Problem(414, message, headers=_CLOSE)
-    fields = scope["headers"]
-    size = target + sum(len(name) + len(value) + 4 for name, value in fields)
-    if size > MAX_HEAD_BYTES or len(fields) > _MAX_FIELDS:
-        return head_too_large()
-    return None
-
-
-def head_too_large() -> Problem:
-    """Return the answer to a head beyond the limits."""
-    message = f"expected at most {_MAX_FIELDS} header fields and {MAX_HEAD_BYTES:,} bytes of them"
-    return Problem(431, message, headers=_CLOSE)
-
-
 @dataclass(frozen=True)
 class Envelope:
-    """An ASGI middleware, the outermost one."""
+    """An ASGI middleware, around all but `Forwarded`, which says what path is asked for."""
 
     app: ASGIApp
     metrics: Metrics
@@ -96,12 +72,13 @@ class Envelope:
             await send(message)
 
         try:
-            trouble = _head_trouble(scope)
+            trouble = head_trouble(scope)
             if trouble is not None:
                 await trouble.response()(scope, receive, sent)
                 return
             await self.app(scope, receive, sent)
         finally:
-            path = scope["path"] if scope["path"] in _OURS else "other"
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            path = path if path in _OURS else "other"
             self.metrics.requests.labels(path, str(status)).inc()
             self.metrics.request_seconds.labels(path).observe(perf_counter() - start)

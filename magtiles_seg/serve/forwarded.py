@@ -16,7 +16,7 @@ _HOST = re.compile(r"[\w.-]+(:\d{1,5})?|\[[0-9a-fA-F:.]+\](:\d{1,5})?", re.ASCII
 
 @dataclass(frozen=True)
 class Forwarded:
-    """An ASGI middleware, the innermost one: routes and links then start from the client's address.
+    """An ASGI middleware, the outermost one: routes and links then start from the client's address.
 
     A proxy that serves `/line3/…` and passes on `/…` says so in `X-Forwarded-Prefix`; where it does
     not, `root_path` does. One that passes `/line3/…` on as it is works with `root_path` alike.

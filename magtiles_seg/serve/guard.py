@@ -1,8 +1,8 @@
 """What uvicorn's HTTP protocols leave open: heads without an end, and answers that nobody reads.
 
 A head is the request line and the header fields. Before it is whole, no code of the service runs,
-so that its size and time are bounded here, for both of uvicorn's parsers. `envelope` looks at the
-size of whole heads.
+so that its size and time are bounded here, for both of uvicorn's parsers. `heads` looks at the
+size of whole ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from magtiles_seg.serve.envelope import MAX_HEAD_BYTES, head_too_large
+from magtiles_seg.serve.heads import MAX_HEAD_BYTES, head_too_large
 from magtiles_seg.serve.problems import Problem
 
 HEAD_S = 10.0
@@ -26,6 +26,9 @@ BODY_S = 10.0
 
 STALL_S = 10.0
 """How long a client may take nothing of an answer."""
+
+UNSENT_BYTES = 256_000_000
+"""Most bytes of all answers that wait for slow clients; those that wait longest are given up."""
 
 LINGER_S = 2.0
 """How long a refused client's bytes are thrown away, so that it gets to read why."""
@@ -42,6 +45,7 @@ class Guard(_Protocol):
     _timer: asyncio.TimerHandle | None = None
     _timed = ""
     _stall_timer: asyncio.TimerHandle | None = None
+    _stalled_at = 0.0
     _unsent = 0
     _head_bytes = 0
     _refused = False
@@ -53,6 +57,10 @@ class Guard(_Protocol):
     def _count_head(self, data: bytes) -> None:
         """Note how many bytes of an open head have come."""
         raise NotImplementedError
+
+    def _others_wait(self) -> bool:
+        """Tell whether an answer to an earlier request of this connection is still to come."""
+        return False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
@@ -105,8 +113,12 @@ class Guard(_Protocol):
     def _refuse(self, problem: Problem) -> None:
         """Answer in place of the application, and let the client read it."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.abort()  # the answer would come amid another one
-            return
+            if self.cycle.response_started or not self.cycle.more_body or self._others_wait():
+                self.transport.abort()  # the answer would come amid another one, or before it
+                return
+            self.cycle.disconnected = True  # what is refused is this request's body
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.message_event.set()
         self._refused = True
         self._time("")
         self._unset_keepalive_if_required()
@@ -129,8 +141,9 @@ class Guard(_Protocol):
         """Begin to watch whether the client reads."""
         super().pause_writing()
         if self._stall_timer is None:
-            self._unsent = 0
+            self._unsent, self._stalled_at = 0, self.loop.time()
             self._look_at_unsent()
+            self._make_room()
 
     def resume_writing(self) -> None:
         """Stop to watch."""
@@ -146,6 +159,19 @@ class Guard(_Protocol):
             return
         self._unsent = unsent
         self._stall_timer = self.loop.call_later(STALL_S, self._look_at_unsent)
+
+    def _make_room(self) -> None:
+        """Give up the connections that are stalled longest, beyond what all may hold."""
+        stalled: list[Any] = [
+            each for each in self.connections if getattr(each, "_stall_timer", None)
+        ]
+        stalled.sort(key=lambda each: each._stalled_at)
+        unsent = sum(each.transport.get_write_buffer_size() for each in stalled)
+        for each in stalled:
+            if unsent <= UNSENT_BYTES:
+                return
+            unsent -= each.transport.get_write_buffer_size()
+            each.transport.abort()
 
 
 class GuardedH11(Guard, H11Protocol):
@@ -203,8 +229,12 @@ else:
             super().on_message_complete()
             self._body_open = False
 
+        def _others_wait(self) -> bool:
+            return bool(self.pipeline)
+
         def _waits_for(self) -> str:
-            if self._head_open or self.cycle is None:
+            blank = self._between and self._begun == 0  # they end the wait for the next request
+            if self._head_open or self.cycle is None or (blank and self.cycle.response_complete):
                 return "head"
             return "body" if self._body_open and self.cycle.response_complete else ""
 

@@ -25,7 +25,7 @@ _KEEP_ALIVE_S = 75  # longer than proxies keep theirs, so that the proxy closes 
 _BACKLOG = 2048
 
 
-def _logging() -> dict[str, Any]:
+def log_config() -> dict[str, Any]:
     """Return uvicorn's own logging, with this package's messages among them."""
     config = deepcopy(uvicorn.config.LOGGING_CONFIG)
     ours = {"handlers": ["default"], "level": "INFO", "propagate": False}
@@ -64,7 +64,7 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
             port=settings.port,
             workers=plan.workers,
             access_log=False,
-            log_config=_logging(),
+            log_config=log_config(),
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_grace_s(settings),

@@ -17,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,8 @@ class Server:
             env={**os.environ, **(environment or {})},
         )
         self.port = self._started()
+        self._reader = threading.Thread(target=self._read_on)  # a full pipe would stop the server
+        self._reader.start()
 
     def _started(self) -> int:
         assert self.process.stdout is not None
@@ -69,6 +72,11 @@ class Server:
             if found:
                 return int(found[1])
         raise RuntimeError("the server did not start:\n" + "".join(self.lines))
+
+    def _read_on(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as said:
+            self.lines.extend(said)
 
     @property
     def url(self) -> str:
@@ -91,9 +99,9 @@ class Server:
         """Send SIGTERM, read what is still said, and return the exit code."""
         if self.process.poll() is None and not self._told:
             self.terminate()
-        rest, _ = self.process.communicate(timeout=120)
+        self.process.wait(timeout=120)
         self.stopped_after_s = time.monotonic() - self._told
-        self.lines.append(rest)
+        self._reader.join(5)
         return self.process.returncode
 
     def memory_mb(self) -> float:

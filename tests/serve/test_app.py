@@ -267,3 +267,9 @@ def test_openapi_names_every_route_and_asks_for_keys_only_where_set(
     assert "securitySchemes" not in json.dumps(document)
     guarded = open_client(api_keys=new_key("a")[1]).get("/openapi.json").json()
     assert "401" in guarded["paths"]["/analyze"]["post"]["responses"]
+
+
+def test_form_that_names_an_odd_codec_is_400_and_no_defect_of_ours(client: TestClient) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\nx\r\n--b--\r\n'
+    kind = "multipart/form-data; boundary=b; charset=undefined"
+    assert client.post("/analyze", content=form, headers={"content-type": kind}).status_code == 400

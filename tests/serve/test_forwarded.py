@@ -93,3 +93,15 @@ def test_service_follows_the_prefix_of_a_proxy(open_client: Any) -> None:  # noq
     assert 'href="/line3/docs"' in service.get("/", headers=PROXY).text
     assert service.get("/openapi.json", headers=PROXY).json()["servers"] == [{"url": "/line3"}]
     assert "servers" not in service.get("/openapi.json").json()
+
+
+@pytest.mark.parametrize("path", ["/livez", "/line3/livez"])
+def test_requests_below_a_root_path_are_counted_by_the_services_own_path(
+    open_client: Any,  # noqa: ANN401
+    path: str,
+) -> None:
+    service = open_client(root_path="/line3")
+    assert service.get(path).status_code == 200
+    counts = service.get("/metrics").text
+    assert 'magtiles_requests_total{path="/livez",status="200"} 1.0' in counts
+    assert 'path="other"' not in counts

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +37,9 @@ class Calm:
 
 
 async def echo(request: Request) -> Response:
-    """Answer without reading the body, or with a long answer."""
+    """Answer without reading the body unless asked to, or with a long answer."""
+    if "read" in request.query_params:
+        await request.body()
     return Response(bytes(int(request.query_params.get("size", 2))))
 
 
@@ -44,6 +48,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
     patch = pytest.MonkeyPatch()
     for name in ("HEAD_S", "BODY_S", "STALL_S", "LINGER_S"):
         patch.setattr(guard, name, 1.0)
+    patch.setattr(guard, "UNSENT_BYTES", 60_000_000)
     calm: Any = Calm()
     app = Starlette(
         routes=[Route("/", echo, methods=["GET", "POST"])],
@@ -180,3 +185,61 @@ def test_what_is_no_http_is_a_400_problem(port: int) -> None:
     with connected(port) as connection:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert told(connection)[0] == 400
+
+
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"])
+def test_body_that_is_no_http_is_a_400_problem_while_it_is_read(port: int, expect: bytes) -> None:
+    head = b"POST /?read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + expect
+    with connected(port) as connection:
+        connection.sendall(head + b"\r\nzz\r\n")
+        assert told(connection)[0] == 400
+
+
+def test_pipelined_request_that_is_no_http_takes_no_answer_of_another(port: int) -> None:
+    slow = b"POST /?read HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+    with connected(port) as connection:
+        connection.sendall(slow + b"POST / HTTP/1.1\r\nContent-Length: zz\r\n\r\n")
+        answer = b""
+        try:
+            while part := connection.recv(1000):
+                answer += part
+        except ConnectionResetError:
+            pass
+    assert not answer or answer.startswith(b"HTTP/1.1 200")
+
+
+def test_blank_lines_after_an_answer_do_not_hold_the_connection(port: int) -> None:
+    with connected(port) as connection:
+        connection.sendall(HEAD + b"\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        time.sleep(0.2)
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            for _ in range(100):
+                connection.sendall(b"\r\n")
+                time.sleep(0.1)
+
+
+def test_unread_answers_beyond_what_all_may_hold_are_given_up_oldest_first(port: int) -> None:
+    with connected(port) as oldest, connected(port) as newest:
+        for connection in (oldest, newest):
+            connection.sendall(b"GET /?size=40000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.3)
+        assert length(newest) > 40_000_000
+        assert length(oldest) < 40_000_000
+
+
+def length(connection: socket.socket) -> int:
+    """Return how much arrives until a while after the last."""
+    got = 0
+    connection.settimeout(1)
+    try:
+        while part := connection.recv(1_000_000):
+            got += len(part)
+    except (ConnectionResetError, TimeoutError):
+        pass
+    return got
+
+
+def test_guard_needs_no_package_that_the_demo_alone_lacks() -> None:
+    code = "import sys; sys.modules['prometheus_client'] = None; import magtiles_seg.serve.running"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ pytest.importorskip("starlette")
 from starlette.requests import Request
 
 from magtiles_seg.serve.problems import Problem
-from magtiles_seg.serve.uploads import wish_of
+from magtiles_seg.serve.uploads import check_charset, wish_of
 
 
 def request(query: str = "", **headers: str) -> Request:
@@ -56,3 +56,16 @@ def test_wish_zipped_only_where_gzip_is_named() -> None:
     assert wish_of(request(accept_encoding="deflate, gzip")).zipped
     assert not wish_of(request(accept_encoding="gzip;q=0")).zipped
     assert not wish_of(request()).zipped
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "idna", "rot13", '"\0"', "utf-16"])
+def test_form_with_a_codec_of_the_clients_choice_is_refused(charset: str) -> None:
+    kind = f"multipart/form-data; boundary=b; charset={charset}"
+    with pytest.raises(Problem, match="charset=utf-8") as caught:
+        check_charset(request(content_type=kind))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("charset", ["", "; charset=UTF-8", '; charset="iso-8859-1"'])
+def test_form_with_a_usual_charset_or_none_passes(charset: str) -> None:
+    check_charset(request(content_type=f"multipart/form-data; boundary=b{charset}"))
