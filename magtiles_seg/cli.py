@@ -25,8 +25,8 @@ from pathlib import Path
 import magtiles_seg
 from magtiles_seg import errors
 from magtiles_seg.commands import VERBS
-from magtiles_seg.commands.options import ERROR, INTERNAL, INTERRUPTED, as_epilog
-from magtiles_seg.progress import complain, note, say_any_name
+from magtiles_seg.commands.options import ACCEPTED, ERROR, INTERNAL, INTERRUPTED, as_epilog
+from magtiles_seg.progress import complain, note, prepare_streams
 
 _EXAMPLES = """
   magtiles-seg segment tile.png                 what is wrong with this tile?
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None takes those of the process.
     """
-    say_any_name()
+    prepare_streams()
     try:
         return _run(argv)
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
@@ -65,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
-        run: Callable[[argparse.Namespace], int] = arguments.run
-        return run(arguments)
+        return _run_verb(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -78,8 +77,15 @@ def _run(argv: Sequence[str] | None) -> int:
         note("memory ran out; use fewer workers or threads, or smaller pictures")
         return ERROR
     finally:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
+
+
+def _run_verb(arguments: argparse.Namespace) -> int:
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except SystemExit as left:  # a library may leave with 1, which means "some rejected" here
+        return ERROR if left.code else ACCEPTED
 
 
 def _silence() -> None:

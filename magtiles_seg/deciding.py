@@ -19,6 +19,9 @@ __all__ = ["Decision", "Verdict", "count", "fraction", "scale"]
 
 Verdict: TypeAlias = Literal["accept", "review", "reject"]
 
+_MOST_COUNT = 2**63 - 1
+_LEAST_SCALE, _MOST_SCALE = 1e-9, 1e9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
@@ -95,30 +98,58 @@ def _is_number(value: object, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _finite(name: str, value: Any) -> float:  # noqa: ANN401 - checked here
-    if _is_number(value, Real) and math.isfinite(value):
+def _as_float(value: Any) -> float:  # noqa: ANN401 - checked here
+    """Return a real number as float, and NaN for all else: it fails every comparison."""
+    if not _is_number(value, Real):
+        return math.nan
+    try:
         return float(value)
-    raise ConfigError(f"{name} is {value!r}; expected a finite number")
+    except OverflowError:  # a whole number, or a fraction, of hundreds of digits
+        return math.nan
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message; Python refuses to print an int of more than 4300 digits."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a whole number of {value.bit_length()} bits"
+    return repr(value)
+
+
+def _finite(name: str, value: Any) -> float:  # noqa: ANN401 - checked here
+    number = _as_float(value)
+    if math.isfinite(number):
+        return number
+    raise ConfigError(f"{name} is {_shown(value)}; expected a finite number")
 
 
 def fraction(name: str, value: Any) -> float:  # noqa: ANN401 - checked here
     """Return a number from 0 to 1 as float, or raise ConfigError."""
-    if _is_number(value, Real) and 0 <= value <= 1:
-        return float(value)
-    raise ConfigError(f"{name} is {value!r}; expected a number from 0 to 1")
+    number = _as_float(value)
+    if 0 <= number <= 1:
+        return number
+    raise ConfigError(f"{name} is {_shown(value)}; expected a number from 0 to 1")
 
 
 def count(name: str, value: Any, *, least: int = 1) -> int:  # noqa: ANN401 - checked here
-    """Return a whole number of at least `least` as int, or raise ConfigError."""
-    if _is_number(value, Integral) and value >= least:
+    """Return a whole number from `least` to 2**63 - 1 as int, or raise ConfigError."""
+    if _is_number(value, Integral) and least <= value <= _MOST_COUNT:
         return int(value)
-    raise ConfigError(f"{name} is {value!r}; expected a whole number, at least {least}")
+    raise ConfigError(
+        f"{name} is {_shown(value)}; expected a whole number, at least {least} (and below 2**63)"
+    )
 
 
 def scale(mm_per_px: float | None) -> float | None:
-    """Return a positive number as float, None as None, or raise ConfigError."""
+    """Return a positive number as float, None as None, or raise ConfigError.
+
+    Beyond the bounds an area in mm² would become 0 or infinite.
+    """
     if mm_per_px is None:
         return None
-    if _is_number(mm_per_px, Real) and 0 < mm_per_px < math.inf:
-        return float(mm_per_px)
-    raise ConfigError(f"mm_per_px is {mm_per_px!r}; expected a positive number of mm, or None")
+    number = _as_float(mm_per_px)
+    if _LEAST_SCALE <= number <= _MOST_SCALE:
+        return number
+    raise ConfigError(
+        f"mm_per_px is {_shown(mm_per_px)}; expected a positive number of mm "
+        f"({_LEAST_SCALE:g} to {_MOST_SCALE:g}), or None"
+    )

@@ -16,7 +16,9 @@ MOST_CHARS = 1 << 20
 
 _MOST_DEPTH = 32
 _MOST_INTEGER = 2**63 - 1
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
+"""One that is never closed ends with the text: each character is looked at once."""
+
 _BRACKET = re.compile(r"[\[{]|[\]}]")
 
 

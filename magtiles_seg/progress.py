@@ -7,9 +7,11 @@ The library itself calls plain functions `(done, total)`; only the command line 
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -51,8 +53,7 @@ def wrap(items: Iterable[Item], count: int, title: str) -> Iterable[Item]:
 
 def print_above(text: str) -> None:
     """Print a line to stdout, above a bar that may be drawn on the same terminal."""
-    if sys.stdout is not None:  # closed, as by `>&-`
-        tqdm.write(text, file=sys.stdout)
+    tqdm.write(text, file=sys.stdout)
 
 
 def remark(text: str) -> None:
@@ -71,12 +72,19 @@ def complain(error: BaseException) -> None:
 def note(text: str) -> None:
     """Print a line to stderr, without control characters and without passwords or tokens."""
     lines = (as_line(line) for line in without_secrets(text).split("\n"))
-    if sys.stderr is not None:
-        tqdm.write("magtiles-seg: " + "\n".join(lines), file=sys.stderr)
+    # Further lines are indented: a name with a line end in it cannot pass for a message of its own.
+    tqdm.write("magtiles-seg: " + "\n  ".join(lines), file=sys.stderr)
 
 
-def say_any_name() -> None:
-    r"""Let stdout and stderr print every name: what they cannot encode is written as `\udcfc`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+def prepare_streams() -> None:
+    r"""Let stdout and stderr print every name: what they cannot encode is written as `\udcfc`.
+
+    One that is closed, as by `2>&-`, becomes a stream to nowhere, which Python, tqdm and libraries
+    can write to like any other.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -70,6 +70,11 @@ class Segmentation:
             dtype = np.dtype(np.float32 if name == "probability" else np.uint8)
             object.__setattr__(self, name, _read_only(name, getattr(self, name), shape, dtype))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Lock the arrays again: pickled or copied ones are writable."""
+        self.__dict__.update(state)
+        self.__post_init__()
+
     @classmethod
     def from_prediction(
         cls,

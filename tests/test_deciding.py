@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from fractions import Fraction
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from magtiles_seg.deciding import scale
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.result import Decision
 
@@ -38,3 +43,40 @@ def test_score_any_calibration_keeps_the_order(
 def test_score_of_a_senseless_calibration_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         Decision(**values)  # type: ignore[arg-type]  # a float for an int is the mistake at hand
+
+
+WRONG = {
+    "huge": 10**400,
+    "negative": -(10**400),
+    "unprintable": 10**5000,
+    "fraction": Fraction(10**400),
+    "nan": math.nan,
+    "float32": np.float32("nan"),
+    "complex": 1j,
+    "bool": True,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Decision)])
+@pytest.mark.parametrize("kind", WRONG)
+def test_decision_of_any_wrong_number_is_a_config_error_that_names_it(name: str, kind: str) -> None:
+    values: dict[str, Any] = {name: WRONG[kind]}
+    with pytest.raises(ConfigError, match=name):
+        Decision(**values)
+
+
+SENSELESS = {
+    "huge": 10**400,
+    "tiny": Fraction(1, 10**400),
+    "unprintable": 10**5000,
+    "area_is_infinite": 1e200,
+    "area_is_0": 1e-200,
+    "infinite": math.inf,
+    "nan": math.nan,
+}
+
+
+@pytest.mark.parametrize("kind", SENSELESS)
+def test_scale_whose_areas_would_be_no_numbers_is_a_config_error(kind: str) -> None:
+    with pytest.raises(ConfigError, match=r"mm_per_px is .*; expected a positive number"):
+        scale(cast("float", SENSELESS[kind]))

@@ -53,3 +53,11 @@ def test_json_file_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) 
     os.mkfifo(path)
     with pytest.raises(ValueError, match="no ordinary file"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    "text", ['\\"' * 300_000, '["' + "a" * 500_000, '"\\' * 300_000, "\\" * 500_000]
+)
+def test_json_texts_that_never_end_are_refused_in_linear_time(text: str) -> None:
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated|Invalid"):
+        parse_json(text)  # took minutes when each quote was searched to the end

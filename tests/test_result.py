@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -254,3 +257,17 @@ def test_decision_of_numpy_numbers_holds_plain_ones() -> None:
     decision = Decision(threshold=np.float32(0.25), min_area_px=np.int64(3))  # type: ignore[arg-type]
     assert json.loads(json.dumps(dataclasses.asdict(decision)))["min_area_px"] == 3
     assert type(decision.threshold) is float
+
+
+@pytest.mark.parametrize(
+    "again", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy, copy.copy]
+)
+def test_result_pickled_or_copied_is_the_same_and_read_only(again: Callable[[Any], Any]) -> None:
+    result = segment(np.full((4, 5), 0.9, np.float32))
+    other = again(result)
+    assert other.to_json() == result.to_json()
+    for name in ("image", "probability", "classes", "mask", "_defect_classes"):
+        array = getattr(other, name)
+        np.testing.assert_array_equal(array, getattr(result, name))
+        with pytest.raises(ValueError, match="read-only"):
+            array[0, 0] = 1

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from PIL import Image
 
 import magtiles_seg
-from magtiles_seg import cli
+from magtiles_seg import cli, errors
 from magtiles_seg.commands import info
 
 
@@ -71,6 +72,10 @@ def test_bug_with_debug_set_shows_the_traceback(
     [
         (KeyboardInterrupt(), 130, ""),
         (MemoryError(), 2, "memory ran out"),
+        (SystemExit(1), 2, ""),
+        (SystemExit("a library's own words"), 2, ""),
+        (SystemExit(0), 0, ""),
+        (errors.DataError("no 'a\nmagtiles-seg: b'"), 2, "no 'a\n  magtiles-seg: b'\n"),
         (BrokenPipeError(), 2, ""),
         (PermissionError(13, "Permission denied", "x"), 2, "Permission denied: 'x'"),
         (ValueError("http://me:pw@h/?token=abc"), 70, "http://***@h/?token=***"),
@@ -118,6 +123,17 @@ def test_stdout_on_a_full_disk_exits_2() -> None:
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_do_no_harm(closed: str) -> None:
     assert shell(f"PROGRAM info {closed}").returncode == 0
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_leave_the_exit_code_of_a_verb_that_draws_a_bar(
+    closed: str, tmp_path: Path
+) -> None:
+    tile = tmp_path / "tile.png"
+    Image.new("L", (64, 64), 128).save(tile)
+    for limit, code in (("1.0", 0), ("0.0", 1)):
+        assert shell(f"PROGRAM segment {tile} --reject-score {limit} {closed}").returncode == code
+    assert shell(f"PROGRAM segment {tile}.gone {closed}").returncode == 2
 
 
 def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,15 @@ def test_external_data_in_a_subgraph_is_found() -> None:
         refuse_external_data(outer.SerializeToString(), "x")
 
 
+def test_external_data_behind_a_tag_of_more_than_32_bits_is_refused() -> None:
+    tensor = TensorProto(data_location=TensorProto.EXTERNAL)
+    shown, hidden = b"\x70\x01", b"\xf0\x80\x80\x80\x20\x01"  # onnxruntime reads both as field 14
+    message = tensor.SerializeToString().replace(shown, hidden)
+    graph = b"\x2a" + bytes([len(message)]) + message
+    with pytest.raises(ModelError, match="32 bits"):
+        refuse_external_data(b"\x3a" + bytes([len(graph)]) + graph, "x")
+
+
 def test_whole_model_passes(model: Path) -> None:
     refuse_external_data(model.read_bytes(), "model")
 

@@ -36,6 +36,8 @@ _MESSAGES = {
 
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MOST_TAG = 2**32 - 1
+"""Runtimes cut a greater one to 32 bits without a word: it would hide a field from this check."""
 
 
 def read_onnx(path: Path) -> bytes:
@@ -99,6 +101,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
+        if tag > _MOST_TAG:
+            raise ValueError("a field's number of more than 32 bits")
         wire = tag & 7
         if wire == _VARINT:
             value, at = _varint(message, at)
