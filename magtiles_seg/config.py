@@ -1,23 +1,117 @@
-"""What a run is made with: `params.yaml` as frozen dataclasses, one section a pipeline stage.
-
-A section checks its values when it is made. A file is checked as a whole: `load_params` reports
-every mistake at once, each unknown key with the known one that is nearest to it.
-"""
+"""What a run is made with: `params.yaml` as frozen dataclasses, and the check of every value."""
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from magtiles_seg.checks import check_fields, nearest, one_of, raise_if_any, within
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.labels import LABELS, mistake_of_labels
+
+
+def one_of(default: str, *choices: str) -> Any:  # noqa: ANN401  (stands for the field's own type)
+    """Return a dataclass field that admits the given words."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def within(default: float | None, low: float, high: float | None = None) -> Any:  # noqa: ANN401
+    """Return a dataclass field whose values lie in [low, high]; no `high` means no upper bound."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def check_fields(
+    owner: type, prefix: str, values: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """Check values against the fields of a dataclass.
+
+    Args:
+        owner: Dataclass of fields bool, int, float, str, `tuple[str, ...]`, or these `| None`.
+        prefix: Put before each key in a message, as in `train.epochs`.
+        values: What was given, by key.
+
+    Returns:
+        What is wrong, one line a mistake, and the values brought to their types.
+    """
+    specs = {item.name: item for item in fields(owner)}
+    known = [f"{prefix}.{key}" for key in specs]
+    found: list[str] = []
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        full = f"{prefix}.{key}"
+        if key not in specs:
+            found.append(f"unknown key {full!r}{nearest(full, known)}")
+            continue
+        mistake, checked[key] = _check_value(value, str(specs[key].type))
+        if mistake is None:
+            mistake = _check_bounds(checked[key], specs[key].metadata)
+        if mistake is not None:
+            found.append(f"{full}: {mistake}")
+    return found, checked
+
+
+def _check_value(value: object, wanted: str) -> tuple[str | None, Any]:
+    """Return a mistake or None, and the value (an int becomes a float, a list a tuple)."""
+    if wanted.endswith(" | None"):
+        known = wanted.removesuffix(" | None")
+        return (None, None) if value is None else _check_value(value, known)
+    if wanted == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return None, float(value)
+        return f"expected a finite number, got {value}", value
+    if wanted == "tuple[str, ...]" and isinstance(value, list | tuple):
+        if value and all(isinstance(item, str) for item in value):
+            return None, tuple(value)
+        return f"expected a list of names, got {value!r}", value
+    fits = {
+        "bool": isinstance(value, bool),
+        "int": isinstance(value, int) and not isinstance(value, bool),
+        "str": isinstance(value, str) and value != "",
+    }
+    if fits.get(wanted, False):
+        return None, value
+    return f"expected {wanted}, got {type(value).__name__} {value!r}", value
+
+
+def _check_bounds(value: Any, metadata: Mapping[str, Any]) -> str | None:  # noqa: ANN401
+    check = metadata.get("check")
+    if check is not None:
+        return str(mistake) if (mistake := check(value)) else None
+    choices = metadata.get("choices")
+    if choices and value not in choices:
+        near = nearest(str(value), choices)
+        return f"expected one of {', '.join(choices)}, got {value!r}{near}"
+    low, high = metadata.get("low"), metadata.get("high")
+    if (
+        low is not None
+        and value is not None
+        and not (low <= value and (high is None or value <= high))
+    ):
+        wanted = f"at least {low}" if high is None else f"{low} to {high}"
+        return f"expected {wanted}, got {value}"
+    return None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean '…'?` with the known word nearest to a name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def raise_if_any(found: Sequence[str], where: str) -> None:
+    """Raise one ConfigError that holds every mistake found, if there are any."""
+    if len(found) == 1:
+        raise ConfigError(f"{where}: {found[0]}")
+    if found:
+        raise ConfigError("\n  - ".join([f"{where}: {len(found)} mistakes", *found]))
+
 
 PUBLIC_ARCHIVE_URL = (
     "https://github.com/abin24/Magnetic-tile-defect-datasets./archive/refs/heads/master.zip"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from magtiles_seg.deciding import Decision, Verdict, fraction, scale
+from magtiles_seg.decision import Decision, Verdict, fraction, scale
 from magtiles_seg.errors import ConfigError, InferenceError
 from magtiles_seg.labels import LABELS
 from magtiles_seg.names import as_text
@@ -153,7 +153,7 @@ class Segmentation:
         known = [entry.name for entry in fields(Decision)]
         for name in changes:
             if name not in known:
-                from magtiles_seg.checks import nearest
+                from magtiles_seg.config import nearest
 
                 hint = nearest(name, known)
                 raise ConfigError(f"unknown key {name!r}{hint}; known: {', '.join(known)}")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magtiles_seg.deciding import scale
+from magtiles_seg.decision import scale
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.result import Decision
 

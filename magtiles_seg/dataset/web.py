@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magtiles_seg.dataset.synthetic import DEFECTS, MIN_SIDE_PX, SyntheticTile, synthetic_tile
-from magtiles_seg.deciding import count, fraction
+from magtiles_seg.decision import count, fraction
 from magtiles_seg.errors import ConfigError
 
 __all__ = ["WebRows", "synthetic_web"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magtiles_seg.checks import nearest
+from magtiles_seg.config import nearest
 from magtiles_seg.delivery.revisions import Revision, git
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
 

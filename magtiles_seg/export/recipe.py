@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from magtiles_seg.checks import check_fields, one_of, raise_if_any, within
+from magtiles_seg.config import check_fields, one_of, raise_if_any, within
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.infer.backends.base import MIN_SIDE_PX
 

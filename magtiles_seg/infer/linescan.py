@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from magtiles_seg.deciding import count, scale
+from magtiles_seg.decision import count, scale
 from magtiles_seg.errors import ImageError, InferenceError
 from magtiles_seg.infer.backends.base import MIN_SIDE_PX
 from magtiles_seg.infer.components import OpenRegions, Region

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from magtiles_seg.deciding import fraction
+from magtiles_seg.decision import fraction
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.infer.latency import Latencies
 from magtiles_seg.infer.webdefects import Uninspected, WebDefect

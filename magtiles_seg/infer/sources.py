@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from magtiles_seg.deciding import count, fraction
+from magtiles_seg.decision import count, fraction
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
 from magtiles_seg.infer.webdefects import Reason

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from magtiles_seg.deciding import count
+from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError, MagtilesError
 from magtiles_seg.infer.linescan import LineScanSegmenter
 from magtiles_seg.infer.sinks import Sink

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from magtiles_seg.deciding import count
+from magtiles_seg.decision import count
 from magtiles_seg.infer.webdefects import Uninspected, WebDefect
 from magtiles_seg.labels import LABELS, color_rgb
 from magtiles_seg.writing import encode_png, write_whole

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from magtiles_seg.checks import check_fields, nearest, raise_if_any, within
+from magtiles_seg.config import check_fields, nearest, raise_if_any, within
 from magtiles_seg.errors import ConfigError
 
 PREFIX = "MAGTILES_"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magtiles_seg import Segmenter
-from magtiles_seg.deciding import Decision
+from magtiles_seg.decision import Decision
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.result import Segmentation
 from magtiles_seg.serve.drift import FEATURES, DriftMonitor, features, input_statistics

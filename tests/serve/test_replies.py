@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magtiles_seg import Segmenter
-from magtiles_seg.deciding import Decision
+from magtiles_seg.decision import Decision
 from magtiles_seg.result import Segmentation
 from magtiles_seg.serve.replies import (
     INCLUDES,

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from magtiles_seg.deciding import Decision
+from magtiles_seg.decision import Decision
 from magtiles_seg.result import Segmentation
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import Wish, encode

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.deciding import count
+from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError
 from magtiles_seg.model.card import ModelCard
 

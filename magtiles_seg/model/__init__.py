@@ -1,0 +1,1 @@
+"""Networks and their losses, checkpoints, and the card that every model file carries."""

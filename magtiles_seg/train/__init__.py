@@ -1,0 +1,1 @@
+"""Training: one function an idea, on CPU and CUDA alike."""
