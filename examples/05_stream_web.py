@@ -7,9 +7,9 @@ import os
 
 from magtiles_seg import LineScanSegmenter, Segmenter, WebDefect
 from magtiles_seg.dataset.web import synthetic_web
-from magtiles_seg.infer.sinks import JsonLinesSink, RejectSignal
-from magtiles_seg.infer.sources import ArraySource, Replay
-from magtiles_seg.infer.stream import inspect
+from magtiles_seg.linescan.sinks import JsonLinesSink, RejectSignal
+from magtiles_seg.linescan.sources import ArraySource, Replay
+from magtiles_seg.linescan.stream import inspect
 
 TILES = int(os.environ.get("TILES", "12"))
 WIDTH_PX, PER_ROW = 684, 3

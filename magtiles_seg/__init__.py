@@ -29,9 +29,9 @@ from magtiles_seg.errors import (
 from magtiles_seg.labels import LABELS
 
 if TYPE_CHECKING:
-    from magtiles_seg.infer.linescan import LineScanSegmenter
     from magtiles_seg.infer.segmenter import Segmenter, segment
-    from magtiles_seg.infer.webdefects import WebDefect
+    from magtiles_seg.linescan.defects import WebDefect
+    from magtiles_seg.linescan.segmenter import LineScanSegmenter
     from magtiles_seg.model.card import ModelCard
     from magtiles_seg.result import Decision, Defect, Segmentation
 

@@ -9,7 +9,7 @@ import pytest
 
 from magtiles_seg.cli import main
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.streaming import open_source
+from magtiles_seg.linescan.open import open_source
 
 
 @pytest.fixture

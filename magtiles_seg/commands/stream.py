@@ -62,7 +62,7 @@ def add(verbs: options.Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect the source and say whether the web is clean and whole."""
-    from magtiles_seg.streaming import stream
+    from magtiles_seg.linescan.open import stream
 
     if arguments.out:
         options.check_output(arguments.out)

@@ -13,8 +13,8 @@ from magtiles_seg.labels import BACKGROUND, color_rgb
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from magtiles_seg.infer.webdefects import WebDefect
-    from magtiles_seg.infer.webreport import WebReport
+    from magtiles_seg.linescan.defects import WebDefect
+    from magtiles_seg.linescan.report import WebReport
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
 

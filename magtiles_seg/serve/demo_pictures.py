@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from magtiles_seg.infer.webdefects import WebDefect
+    from magtiles_seg.linescan.defects import WebDefect
     from magtiles_seg.result import Segmentation
 
 _SIDE_PX = 900  # what a small tile is enlarged to, so that outlines and numbers stay fine

@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 
 from magtiles_seg.dataset.web import synthetic_web
-from magtiles_seg.infer.linescan import LineScanSegmenter
+from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.serve.demo_pages import web_cards, web_table
 from magtiles_seg.serve.demo_pictures import draw_web
 from magtiles_seg.serve.demo_tile import AT_ONCE
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from magtiles_seg.infer.segmenter import Segmenter
-    from magtiles_seg.infer.webdefects import WebDefect
+    from magtiles_seg.linescan.defects import WebDefect
 
 _WIDTH_PX, _TILE_ROWS, _BLOCK_LINES, _STRIP_ROWS = 452, 15, 75, 256
 _SHOWN_LINES = 1800

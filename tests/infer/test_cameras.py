@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magtiles_seg.errors import BackendUnavailableError, DataError
-from magtiles_seg.infer.cameras import BaslerSource, GenicamSource
+from magtiles_seg.linescan.cameras import BaslerSource, GenicamSource
 
 FEATURES: dict[str, int | float | str] = {"Width": 256, "Height": 64}
 

@@ -19,8 +19,8 @@ from stub_web import (
     whole,
 )
 
-from magtiles_seg.infer.linescan import LineScanSegmenter
 from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.linescan.segmenter import LineScanSegmenter
 
 
 def test_random_cuts_of_random_webs_give_one_and_the_same_list() -> None:

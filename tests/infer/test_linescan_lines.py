@@ -17,8 +17,8 @@ from stub_web import (
 )
 
 from magtiles_seg.errors import ConfigError, ImageError, InferenceError, ModelError
-from magtiles_seg.infer.linescan import Uninspected
-from magtiles_seg.infer.strips import halo_px
+from magtiles_seg.linescan.segmenter import Uninspected
+from magtiles_seg.linescan.strips import halo_px
 from magtiles_seg.model.card import ModelCard
 
 

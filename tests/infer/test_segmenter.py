@@ -17,8 +17,8 @@ from magtiles_seg.errors import ConfigError, ImageError, InferenceError, ModelEr
 from magtiles_seg.export.files import parse_sealed, sealed
 from magtiles_seg.infer import pictures as pictures_module
 from magtiles_seg.infer import segmenter as module
-from magtiles_seg.infer.linescan import LineScanSegmenter
 from magtiles_seg.infer.segmenter import Segmenter, segment
+from magtiles_seg.linescan.segmenter import LineScanSegmenter
 
 
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.infer.sinks import CsvSink, JsonLinesSink
-from magtiles_seg.infer.sources import LineBlock
-from magtiles_seg.infer.webdefects import Uninspected, WebDefect
-from magtiles_seg.infer.webpictures import WebPictures
+from magtiles_seg.linescan.defects import Uninspected, WebDefect
+from magtiles_seg.linescan.pages import WebPictures
+from magtiles_seg.linescan.sinks import CsvSink, JsonLinesSink
+from magtiles_seg.linescan.sources import LineBlock
 from magtiles_seg.marking import is_result
 
 DEFECT = WebDefect(

@@ -10,7 +10,7 @@ from folders import forbid
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.infer.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
+from magtiles_seg.linescan.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
 from magtiles_seg.writing import encode_png
 
 

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, DataError, InferenceError
-from magtiles_seg.infer.linescan import LineScanSegmenter, Uninspected, WebDefect
 from magtiles_seg.infer.segmenter import Segmenter
-from magtiles_seg.infer.sinks import RejectSignal, Sink
-from magtiles_seg.infer.sources import ArraySource, LineBlock, LineSource
-from magtiles_seg.infer.stream import StreamStatus, inspect
+from magtiles_seg.linescan.segmenter import LineScanSegmenter, Uninspected, WebDefect
+from magtiles_seg.linescan.sinks import RejectSignal, Sink
+from magtiles_seg.linescan.sources import ArraySource, LineBlock, LineSource
+from magtiles_seg.linescan.stream import StreamStatus, inspect
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.result import Decision
 

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import InferenceError
-from magtiles_seg.infer.linescan import LineScanSegmenter, WebDefect
 from magtiles_seg.infer.segmenter import Segmenter
-from magtiles_seg.infer.strips import halo_px
+from magtiles_seg.linescan.segmenter import LineScanSegmenter, WebDefect
+from magtiles_seg.linescan.strips import halo_px
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.result import Decision, Defect, Segmentation
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from magtiles_seg.errors import DataError
 from magtiles_seg.infer.backends.vendor import import_vendor
-from magtiles_seg.infer.sources import LineBlock, frame
+from magtiles_seg.linescan.sources import LineBlock, frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,11 +14,11 @@ import numpy as np
 
 from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError, MagtilesError
-from magtiles_seg.infer.linescan import LineScanSegmenter
-from magtiles_seg.infer.sinks import Sink
-from magtiles_seg.infer.sources import LineBlock, LineSource
-from magtiles_seg.infer.webdefects import Reason, Uninspected, WebDefect
-from magtiles_seg.infer.webreport import WebReport
+from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect
+from magtiles_seg.linescan.report import WebReport
+from magtiles_seg.linescan.segmenter import LineScanSegmenter
+from magtiles_seg.linescan.sinks import Sink
+from magtiles_seg.linescan.sources import LineBlock, LineSource
 
 __all__ = ["POLICIES", "Policy", "StreamStatus", "inspect"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from magtiles_seg.decision import count, fraction
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
-from magtiles_seg.infer.webdefects import Reason
 from magtiles_seg.inputs import Survey, find_pictures
+from magtiles_seg.linescan.defects import Reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.infer.linescan import LineScanSegmenter
-from magtiles_seg.infer.sinks import CsvSink, JsonLinesSink, Sink, as_json
-from magtiles_seg.infer.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
-from magtiles_seg.infer.stream import StreamStatus, inspect
-from magtiles_seg.infer.webdefects import Uninspected, WebDefect
-from magtiles_seg.infer.webreport import WebReport
+from magtiles_seg.linescan.defects import Uninspected, WebDefect
+from magtiles_seg.linescan.report import WebReport
+from magtiles_seg.linescan.segmenter import LineScanSegmenter
+from magtiles_seg.linescan.sinks import CsvSink, JsonLinesSink, Sink, as_json
+from magtiles_seg.linescan.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
+from magtiles_seg.linescan.stream import StreamStatus, inspect
 from magtiles_seg.progress import live, note
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from magtiles_seg.dataset.web import WebRows
     from magtiles_seg.infer.segmenter import Segmenter
-    from magtiles_seg.infer.sources import LineBlock
+    from magtiles_seg.linescan.sources import LineBlock
 
 __all__ = ["open_source", "stream"]
 
@@ -41,7 +41,7 @@ def open_source(word: str) -> LineSource:
     """
     kind, colon, rest = word.partition(":")
     if colon and kind in ("basler", "genicam"):
-        from magtiles_seg.infer.cameras import BaslerSource, GenicamSource
+        from magtiles_seg.linescan.cameras import BaslerSource, GenicamSource
 
         return BaslerSource(rest or None) if kind == "basler" else GenicamSource(rest)
     if colon and kind == "synthetic":
@@ -126,7 +126,7 @@ def _files(arguments: argparse.Namespace, segmenter: Segmenter) -> Iterator[Sink
     yield JsonLinesSink(arguments.out / "defects.jsonl")
     yield CsvSink(arguments.out / "defects.csv")
     if arguments.pictures:
-        from magtiles_seg.infer.webpictures import WebPictures
+        from magtiles_seg.linescan.pages import WebPictures
 
         yield WebPictures(arguments.out, labels=segmenter.spec.card.labels)
 

@@ -11,11 +11,11 @@ import numpy as np
 from magtiles_seg.decision import count, scale
 from magtiles_seg.errors import ImageError, InferenceError
 from magtiles_seg.infer.backends.base import MIN_SIDE_PX
-from magtiles_seg.infer.components import OpenRegions, Region
 from magtiles_seg.infer.segmenter import Segmenter
-from magtiles_seg.infer.strips import Strip, StripCutter, halo_px, round_up
-from magtiles_seg.infer.webdefects import Reason, Uninspected, WebDefect, measure
-from magtiles_seg.infer.webreport import Tally, WebReport
+from magtiles_seg.linescan.components import OpenRegions, Region
+from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect, measure
+from magtiles_seg.linescan.report import Tally, WebReport
+from magtiles_seg.linescan.strips import Strip, StripCutter, halo_px, round_up
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 
 from magtiles_seg.decision import count
-from magtiles_seg.infer.webdefects import Uninspected, WebDefect
 from magtiles_seg.labels import LABELS, color_rgb
+from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.writing import encode_png, write_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from magtiles_seg.infer.sources import LineBlock
+    from magtiles_seg.linescan.sources import LineBlock
 
 __all__ = ["WebPictures"]
 

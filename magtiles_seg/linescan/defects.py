@@ -13,7 +13,7 @@ from magtiles_seg.regions import Defect
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from magtiles_seg.infer.components import Region
+    from magtiles_seg.linescan.components import Region
 
 __all__ = ["Reason", "Uninspected", "WebDefect", "measure"]
 

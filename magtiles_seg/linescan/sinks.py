@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from magtiles_seg.decision import fraction
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.infer.latency import Latencies
-from magtiles_seg.infer.webdefects import Uninspected, WebDefect
+from magtiles_seg.linescan.defects import Uninspected, WebDefect
+from magtiles_seg.linescan.report import Latencies
 
 if TYPE_CHECKING:
-    from magtiles_seg.infer.sources import LineBlock
+    from magtiles_seg.linescan.sources import LineBlock
 
 __all__ = ["CsvSink", "JsonLinesSink", "RejectSignal", "Sink", "as_json"]
 
