@@ -33,7 +33,7 @@ def add(verbs: options.Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the demo until it is interrupted."""
-    demo = options.import_extra("magtiles_seg.serve.demo", "demo")
+    demo = options.import_extra("magtiles_seg.demo", "demo")
     with options.open_segmenter(arguments) as segmenter:
         host, port = arguments.host, arguments.port
         print(f"demo: http://{host}:{port}{arguments.root_path}/ (stop with Ctrl+C)", flush=True)

@@ -179,7 +179,7 @@ def _assemble(
 
 def _demo() -> ModuleType:
     try:
-        return import_module("magtiles_seg.serve.demo")
+        return import_module("magtiles_seg.demo")
     except ModuleNotFoundError as error:
         raise BackendUnavailableError(
             f"serve.demo needs {error.name}, which is not installed: "

@@ -22,10 +22,10 @@ from starlette.testclient import TestClient
 
 from magtiles_seg import ImageError, Segmenter
 from magtiles_seg.dataset.synthetic import synthetic_tile
-from magtiles_seg.serve.demo import create_app, mount
-from magtiles_seg.serve.demo_many import MAX_PICTURES, _inspect
-from magtiles_seg.serve.demo_tile import MAX_PIXELS, Judge
-from magtiles_seg.serve.demo_web import _pass
+from magtiles_seg.demo import create_app, mount
+from magtiles_seg.demo.many import MAX_PICTURES, _inspect
+from magtiles_seg.demo.tile import MAX_PIXELS, Judge
+from magtiles_seg.demo.web import _pass
 
 T = TypeVar("T")
 

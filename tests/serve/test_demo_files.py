@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from magtiles_seg.serve.demo_files import Folder, Full, Limits, safe_name
-from magtiles_seg.serve.demo_visitors import Sessions, Visitor
+from magtiles_seg.demo.files import Folder, Full, Limits, safe_name
+from magtiles_seg.demo.visitors import Sessions, Visitor
 
 ONE, OTHER = Visitor("a" * 43), Visitor("b" * 43)
 LIMITS = Limits(bytes=1000, files=10, visitor_bytes=500, visitor_files=3)

@@ -21,8 +21,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from magtiles_seg.serve.demo_gate import FILE_BYTES
-from magtiles_seg.serve.demo_visitors import COOKIE
+from magtiles_seg.demo.gate import FILE_BYTES
+from magtiles_seg.demo.visitors import COOKIE
 
 HELP = runpy.run_path(str(Path(__file__).with_name("demo_page.py")))
 Demo, Page, file_data = HELP["Demo"], HELP["Page"], HELP["file_data"]

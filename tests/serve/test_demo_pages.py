@@ -6,8 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from magtiles_seg.result import Decision, Segmentation
-from magtiles_seg.serve.demo_pages import (
+from magtiles_seg.demo.words import (
     Answer,
     answer_counts,
     answer_table,
@@ -16,6 +15,7 @@ from magtiles_seg.serve.demo_pages import (
     notice_card,
     verdict_card,
 )
+from magtiles_seg.result import Decision, Segmentation
 
 
 @pytest.fixture

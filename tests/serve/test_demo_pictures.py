@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from magtiles_seg.demo.pictures import draw_heat, draw_mask, draw_numbered, draw_web
 from magtiles_seg.labels import LABELS, color_rgb
 from magtiles_seg.linescan.defects import WebDefect
 from magtiles_seg.result import Decision, Segmentation
-from magtiles_seg.serve.demo_pictures import draw_heat, draw_mask, draw_numbered, draw_web
 
 
 def answer(size_hw: tuple[int, int], square: slice) -> Segmentation:

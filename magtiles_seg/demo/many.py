@@ -11,19 +11,19 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from magtiles_seg.dataset.synthetic import DEFECTS, synthetic_tile
-from magtiles_seg.errors import ImageError
-from magtiles_seg.serve.demo_pages import (
+from magtiles_seg.demo.pictures import draw_numbered
+from magtiles_seg.demo.tile import AT_ONCE
+from magtiles_seg.demo.words import (
     Answer,
     answer_counts,
     answer_table,
     answers_csv,
     notice_card,
 )
-from magtiles_seg.serve.demo_pictures import draw_numbered
-from magtiles_seg.serve.demo_tile import AT_ONCE
+from magtiles_seg.errors import ImageError
 
 if TYPE_CHECKING:
-    from magtiles_seg.serve.demo_tile import Controls, Judge
+    from magtiles_seg.demo.tile import Controls, Judge
 
 MAX_PICTURES = 100
 RUN_S = 120.0

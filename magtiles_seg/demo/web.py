@@ -12,10 +12,10 @@ import gradio as gr
 import numpy as np
 
 from magtiles_seg.dataset.web import synthetic_web
+from magtiles_seg.demo.pictures import draw_web
+from magtiles_seg.demo.tile import AT_ONCE
+from magtiles_seg.demo.words import web_cards, web_table
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
-from magtiles_seg.serve.demo_pages import web_cards, web_table
-from magtiles_seg.serve.demo_pictures import draw_web
-from magtiles_seg.serve.demo_tile import AT_ONCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,9 +24,9 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from magtiles_seg.serve.demo_calls import BODY_BYTES, Call, check_call, check_cancel, document_of
-from magtiles_seg.serve.demo_files import Folder, Full
-from magtiles_seg.serve.demo_visitors import Sessions, Visitor
+from magtiles_seg.demo.calls import BODY_BYTES, Call, check_call, check_cancel, document_of
+from magtiles_seg.demo.files import Folder, Full
+from magtiles_seg.demo.visitors import Sessions, Visitor
 from magtiles_seg.serve.problems import (
     Problem,
     on_defect_of_ours,

@@ -28,11 +28,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse
 from starlette.routing import Mount, Route
 
-from magtiles_seg.serve.demo_files import Folder
-from magtiles_seg.serve.demo_gate import FILE_BYTES, JOBS, Gate
-from magtiles_seg.serve.demo_many import add_many_tab
-from magtiles_seg.serve.demo_tile import Judge, add_tile_tab
-from magtiles_seg.serve.demo_web import add_web_tab
+from magtiles_seg.demo.files import Folder
+from magtiles_seg.demo.gate import FILE_BYTES, JOBS, Gate
+from magtiles_seg.demo.many import add_many_tab
+from magtiles_seg.demo.tile import Judge, add_tile_tab
+from magtiles_seg.demo.web import add_web_tab
 from magtiles_seg.serve.forwarded import Forwarded
 
 if TYPE_CHECKING:

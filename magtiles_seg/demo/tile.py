@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.demo.pictures import draw_heat, draw_mask, draw_numbered
+from magtiles_seg.demo.results import Results
+from magtiles_seg.demo.words import defect_table, legend, notice_card, verdict_card
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image
-from magtiles_seg.serve.demo_pages import defect_table, legend, notice_card, verdict_card
-from magtiles_seg.serve.demo_pictures import draw_heat, draw_mask, draw_numbered
-from magtiles_seg.serve.demo_results import Results
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
-from magtiles_seg.serve.demo_visitors import Visitor
+from magtiles_seg.demo.visitors import Visitor
 
 __all__ = ["Folder", "Full", "Limits"]
 
