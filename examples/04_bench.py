@@ -2,8 +2,8 @@
 
 import sys
 
-from magtiles_seg.export.bench import measure
-from magtiles_seg.export.benchtable import as_markdown
+from magtiles_seg.bench.run import measure
+from magtiles_seg.bench.table import as_markdown
 
 rounds = int(sys.argv[1]) if sys.argv[1:] else 3
 report = measure(rounds=rounds, reference=rounds >= 20)

@@ -20,7 +20,7 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_example_runs_and_shows_something(
     example: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "magtiles_seg.export.bench" in example.read_text(encoding="utf-8"):
+    if "magtiles_seg.bench.run" in example.read_text(encoding="utf-8"):
         pytest.importorskip("torch")
     monkeypatch.setattr(sys, "argv", [str(example)])
     runpy.run_path(str(example), run_name="__main__")

@@ -13,9 +13,9 @@ from magtiles_seg.commands import options
 from magtiles_seg.progress import bar
 
 if TYPE_CHECKING:
+    from magtiles_seg.bench.entries import Candidate, Case
+    from magtiles_seg.bench.run import BenchReport
     from magtiles_seg.config import ExportParams
-    from magtiles_seg.export.bench import BenchReport
-    from magtiles_seg.export.contestants import Candidate, Case
     from magtiles_seg.export.parity import Tolerance
 
 _EXAMPLES = """
@@ -61,7 +61,8 @@ def add(verbs: options.Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, show, write and choose."""
-    from magtiles_seg.export import bench, benchtable
+    from magtiles_seg.bench import run as bench
+    from magtiles_seg.bench import table as benchtable
     from magtiles_seg.marking import mark_png
     from magtiles_seg.writing import write_whole
 
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _cases(arguments: argparse.Namespace) -> list[Case]:
-    from magtiles_seg.export.contestants import Case
+    from magtiles_seg.bench.entries import Case
 
     sizes = [size.lower().split("x") for size in arguments.size or ["288x220"]]
     if not all(len(size) == 2 and all(side.isdecimal() for side in size) for size in sizes):
@@ -108,7 +109,7 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
 
 
 def _select(arguments: argparse.Namespace, report: BenchReport) -> None:
-    from magtiles_seg.export.choosing import choose
+    from magtiles_seg.bench.select import choose
     from magtiles_seg.infer.segmenter import BUNDLED_MODEL
     from magtiles_seg.infer.selection import save_selection
     from magtiles_seg.progress import complain

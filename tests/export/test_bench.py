@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from magtiles_seg import cli
+from magtiles_seg.bench import run as bench
+from magtiles_seg.bench import table as benchtable
+from magtiles_seg.bench.entries import Candidate, Case, Contestant, find_candidates
+from magtiles_seg.bench.reference import ReferenceNetwork
+from magtiles_seg.bench.run import BenchReport, peak_mib
+from magtiles_seg.bench.select import choose
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ParityError
-from magtiles_seg.export import bench, benchtable
-from magtiles_seg.export.bench import BenchReport
-from magtiles_seg.export.choosing import choose
-from magtiles_seg.export.contestants import Candidate, Case, Contestant, find_candidates
 from magtiles_seg.export.parity import Tolerance
-from magtiles_seg.export.peak import peak_mib
-from magtiles_seg.export.reference import ReferenceNetwork
 
 SMALL = Case(height_px=64, width_px=70)
 

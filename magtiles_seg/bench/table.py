@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from magtiles_seg.export.bench import BenchReport, BenchRow
+    from magtiles_seg.bench.run import BenchReport, BenchRow
 
 _HEAD = (
     "| | threads | size | batch | p50 ms | p95 | p99 | pictures/s | MPix/s | x eager | x reference "

@@ -1,13 +1,12 @@
-"""How fast this machine segments, and by which backend: the measurement behind `bench`.
-
-Only ratios inside one run mean anything on a machine that does other work as well. So the
-contestants take turns in short bursts; each burst starts with calls that are not counted, in which
-the threads of the one before go to sleep, and a ratio is the median over the rounds.
-"""
+"""How fast this machine segments, and by which backend: the measurement behind `bench`."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.errors import BackendUnavailableError, ConfigError
-from magtiles_seg.export.contestants import (
+from magtiles_seg.bench.entries import (
     Candidate,
     Case,
     Contestant,
@@ -29,10 +27,41 @@ from magtiles_seg.export.contestants import (
     enter_reference,
     find_candidates,
 )
-from magtiles_seg.export.peak import peak_mib
+from magtiles_seg.errors import BackendUnavailableError, ConfigError, InferenceError
 from magtiles_seg.infer.backends.base import file_sha256
 from magtiles_seg.infer.segmenter import BUNDLED_MODEL
 from magtiles_seg.infer.selection import machine
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_mib(candidate: Candidate, case: Case) -> float | None:
+    """Return the greatest resident memory in MiB; None where the system does not tell (not Linux).
+
+    Raises:
+        InferenceError: The process failed.
+    """
+    words = json.dumps([{**asdict(candidate), "path": str(candidate.path)}, asdict(case)])
+    command = [sys.executable, "-m", "magtiles_seg.bench.run", words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InferenceError(f"measuring the memory of {candidate} failed: {last}")
+    return float(done.stdout) if done.stdout.strip() else None
+
+
+def _main(words: str) -> None:
+    way, case = json.loads(words)
+    one = Case(**case)
+    with Candidate(**{**way, "path": Path(way["path"])}).open() as segmenter:
+        for _ in range(2):
+            segmenter.batch(one.pictures())
+    found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+    sys.stdout.write(str(int(found[1]) / 1024) if found else "")
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
 
 _UNCOUNTED = 2
 _TILE = Case(height_px=288, width_px=220)

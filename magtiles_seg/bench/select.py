@@ -17,8 +17,8 @@ from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.selection import Selection, runtime_of
 
 if TYPE_CHECKING:
-    from magtiles_seg.export.bench import BenchReport
-    from magtiles_seg.export.contestants import Candidate
+    from magtiles_seg.bench.entries import Candidate
+    from magtiles_seg.bench.run import BenchReport
 
 
 def choose(

@@ -210,7 +210,7 @@ def enter_reference() -> Contestant:
         BackendUnavailableError: torch is not installed.
     """
     torch, _ = _torch_parts()
-    from magtiles_seg.export.reference import SIDE_PX, ReferenceNetwork
+    from magtiles_seg.bench.reference import SIDE_PX, ReferenceNetwork
 
     network = ReferenceNetwork().eval()
     picture = torch.full((1, 3, SIDE_PX, SIDE_PX), 0.5)

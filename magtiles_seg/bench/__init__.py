@@ -1,0 +1,1 @@
+"""How fast this machine segments, and which backend does it best."""
