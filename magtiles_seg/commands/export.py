@@ -124,7 +124,7 @@ def _order(arguments: argparse.Namespace, params: Params, module: Any) -> Any:  
 
     recipe = None
     if arguments.recipe is not None:
-        recipe = options.import_extra("magtiles_seg.export.recipe", "export").load_recipe(
+        recipe = options.import_extra("magtiles_seg.export.engine", "export").load_recipe(
             arguments.recipe
         )
     precision = arguments.precision or (recipe.precision if recipe else "fp32")
@@ -141,7 +141,7 @@ def _order(arguments: argparse.Namespace, params: Params, module: Any) -> Any:  
 def _tiles(arguments: argparse.Namespace, params: Params, precision: str) -> tuple[Any, Any]:
     """Return the tiles to compare on, and those to calibrate on or None."""
     from magtiles_seg import stages
-    from magtiles_seg.export import tilesets
+    from magtiles_seg.export import parity as tilesets
 
     many, few = params.export.parity_per_class, params.export.calibration_per_class
     wanted = precision == "int8"

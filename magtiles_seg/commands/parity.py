@@ -13,8 +13,7 @@ from magtiles_seg.progress import bar, complain
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
-    from magtiles_seg.export.parity import ParityReport
-    from magtiles_seg.export.tilesets import TileSet
+    from magtiles_seg.export.parity import ParityReport, TileSet
 
 _SYNTHETIC_PER_CLASS = 4
 
@@ -87,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tiles(arguments: argparse.Namespace, params: Params) -> TileSet:
     from magtiles_seg import stages
-    from magtiles_seg.export.tilesets import real_tiles, synthetic_tiles
+    from magtiles_seg.export.parity import real_tiles, synthetic_tiles
 
     if arguments.split is not None:
         samples = stages.split_parts(arguments.split, params)["test"]

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
+from magtiles_seg.export.engine import Recipe
 from magtiles_seg.export.files import parse_sealed, staged
-from magtiles_seg.export.parity import ParityReport, Tolerance, check, compare
+from magtiles_seg.export.parity import ParityReport, TileSet, Tolerance, check, compare
 from magtiles_seg.export.precision import convert, rehearse_fp16
-from magtiles_seg.export.recipe import Recipe
-from magtiles_seg.export.tilesets import TileSet
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import Backend, read_model
 from magtiles_seg.infer.manifest import (

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.errors import ConfigError, ModelError
-from magtiles_seg.export.engine import BuiltEngine, build_engine
-from magtiles_seg.export.parity import Tolerance, check, compare, frozen_pictures
-from magtiles_seg.export.recipe import Recipe
-from magtiles_seg.export.tilesets import fit
+from magtiles_seg.export.engine import BuiltEngine, Recipe, build_engine
+from magtiles_seg.export.parity import Tolerance, check, compare, fit, frozen_pictures
 from magtiles_seg.infer.backends.cuda import Cuda
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend

@@ -7,8 +7,8 @@ import pytest
 
 from magtiles_seg.cli import main
 from magtiles_seg.dataset.synthetic import write_dataset
+from magtiles_seg.export.parity import synthetic_tiles
 from magtiles_seg.export.precision import convert
-from magtiles_seg.export.tilesets import synthetic_tiles
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ from onnx import ModelProto, numpy_helper
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ParityError
 from magtiles_seg.export import artefacts
+from magtiles_seg.export.engine import Recipe
 from magtiles_seg.export.files import parse_sealed, sealed
-from magtiles_seg.export.parity import Tolerance
-from magtiles_seg.export.recipe import Recipe
-from magtiles_seg.export.tilesets import TileSet
+from magtiles_seg.export.parity import TileSet, Tolerance
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.manifest import Manifest, sha256_of
 

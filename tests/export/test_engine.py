@@ -9,9 +9,8 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import VERSIONS, make_tensorrt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
-from magtiles_seg.export.engine import build_engine
+from magtiles_seg.export.engine import Recipe, build_engine
 from magtiles_seg.export.precision import convert
-from magtiles_seg.export.recipe import Recipe
 from magtiles_seg.infer.segmenter import BUNDLED_MODEL
 
 TEN, ELEVEN, _ = sorted(VERSIONS)

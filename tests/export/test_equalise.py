@@ -6,7 +6,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from magtiles_seg.export.equalise import equalise
+from magtiles_seg.export.quantize import equalise
 
 WIDTH = 3
 RANDOM = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.export.recipe import Recipe, load_recipe
+from magtiles_seg.export.engine import Recipe, load_recipe
 
 FOLDER = Path(__file__).parents[2] / "export"
 

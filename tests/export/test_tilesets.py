@@ -8,7 +8,7 @@ from PIL import Image
 
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
-from magtiles_seg.export.tilesets import TileSet, halves, real_tiles, synthetic_tiles
+from magtiles_seg.export.parity import TileSet, halves, real_tiles, synthetic_tiles
 from magtiles_seg.labels import FREE, LABELS
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from fake_tensorrt import VERSIONS
 
-from magtiles_seg.export.engine import build_engine
-from magtiles_seg.export.recipe import Recipe
+from magtiles_seg.export.engine import Recipe, build_engine
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.manifest import Manifest, sha256_of
 
