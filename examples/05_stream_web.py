@@ -6,7 +6,7 @@ TILES=5000 in the environment makes it a long run.
 import os
 
 from magtiles_seg import LineScanSegmenter, Segmenter, WebDefect
-from magtiles_seg.dataset.web import synthetic_web
+from magtiles_seg.dataset.synthetic.web import synthetic_web
 from magtiles_seg.linescan.sinks import JsonLinesSink, RejectSignal
 from magtiles_seg.linescan.sources import ArraySource, Replay
 from magtiles_seg.linescan.stream import inspect

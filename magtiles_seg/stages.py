@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magtiles_seg.dataset.archive import source_folder
+from magtiles_seg.dataset.fetch import source_folder
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import DataError

@@ -106,7 +106,7 @@ def _add_judgements(parts: options.Verbs) -> None:
 
 def run_load(arguments: argparse.Namespace) -> int:
     """Fetch, verify and unpack."""
-    from magtiles_seg.dataset.archive import fetch, note_folder, source_folder, verify
+    from magtiles_seg.dataset.fetch import fetch, note_folder, source_folder, verify
 
     load = options.read_params(arguments).data_load
     unit = "tile" if load.source.startswith("synthetic:") else "B"

@@ -13,8 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from magtiles_seg.dataset.archive import fetch, verify
-    from magtiles_seg.dataset.folds import fold_assignment
+    from magtiles_seg.dataset.fetch import fetch, verify
     from magtiles_seg.dataset.leakage import LeakReport, leaks
     from magtiles_seg.dataset.samples import (
         Sample,
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
         load_soft_mask,
         load_target,
     )
-    from magtiles_seg.dataset.splits import Split, make_split
+    from magtiles_seg.dataset.splits import Split, fold_assignment, make_split
     from magtiles_seg.dataset.synthetic import SyntheticTile, synthetic_tile, write_dataset
     from magtiles_seg.dataset.tiles import group_tiles
 

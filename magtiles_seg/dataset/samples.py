@@ -1,14 +1,4 @@
-"""Samples: every picture of a data set with its mask, its class and its physical tile.
-
-Two layouts are read:
-
-* `magnetic-tile`, the public archive: `MT_<Class>/Imgs/exp<E>_num_<N>.jpg` beside `….png`, the grey
-  mask.
-* `folder`, for any other data: `images/` and `masks/` with the same stems. A mask holds class
-  indices (index into the labels, palette PNGs welcome); with two labels it may as well be grey,
-  0..255. An optional `groups.csv` with the columns `image,group` says which pictures belong
-  together; without it every picture is a group of its own.
-"""
+"""Samples: every picture of a data set with its mask, its class and its physical tile."""
 
 from __future__ import annotations
 
@@ -41,6 +31,7 @@ from magtiles_seg.dataset.masks import (
     values_in,
 )
 from magtiles_seg.dataset.tiles import SEEN_DEFECTIVE, SUSPECT_FREE, group_tiles
+from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
 from magtiles_seg.labels import FREE, LABELS
@@ -332,3 +323,71 @@ def _most_frequent(levels: UInt8Array, meaning: Meaning, labels: Sequence[str]) 
 def _left_out(paths: set[Path]) -> Iterator[str]:
     for path in sorted(paths):
         yield f"{path}: left out, for its name does not end as a picture's"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found.
+
+    Attributes:
+        problems: Why the sample cannot be trained with, one line each.
+        notes: What somebody should know of it.
+        defect_fraction: Share of its pixels that are defect, 0 where it cannot be read.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    defect_fraction: float = 0.0
+
+
+def check_sample(sample: Sample, labels: Sequence[str]) -> Check:
+    """Read picture and mask of a sample, and compare them.
+
+    Args:
+        sample: Of the data set.
+        labels: Class names by index, background first.
+    """
+    problems: list[str] = []
+    image = target = None
+    try:
+        image = load_image(sample)
+    except (DataError, OSError) as error:
+        problems.append(f"picture {error}")
+    try:
+        target = load_target(sample, labels=labels)
+    except (DataError, OSError) as error:
+        problems.append(str(error))
+    if image is None or target is None:
+        return Check(problems)
+    turned = _orientation(sample.image_path)
+    mask_turned = turned if sample.mask_path is None else _orientation(sample.mask_path)
+    notes: list[str] = []
+    if image.shape != target.shape:
+        problems.append(_of_two_sizes(sample, image.shape, target.shape, turned))
+    elif turned != mask_turned:
+        how = f"is turned by {mask_turned}" if mask_turned > 1 else "is not"
+        notes.append(
+            f"{sample.image_path}: turned by its EXIF orientation {turned}, and its mask {how}; "
+            "taken to be drawn on the picture as it is seen"
+        )
+    return Check(problems, notes, float((target > 0).mean()))
+
+
+def _of_two_sizes(
+    sample: Sample, picture_hw: tuple[int, ...], mask_hw: tuple[int, ...], turned: int
+) -> str:
+    text = (
+        f"{sample.mask_path}: mask is {mask_hw[1]} x {mask_hw[0]} px, "
+        f"its picture {picture_hw[1]} x {picture_hw[0]} px"
+    )
+    if turned > 4 and mask_hw == picture_hw[::-1]:
+        text += (
+            f" once turned upright by its EXIF orientation {turned}: the mask is of the pixels as "
+            "they are stored; turn it as the picture is seen"
+        )
+    return text
+
+
+def _orientation(path: Path) -> int:
+    """Return the EXIF orientation by which a file was turned when it was read, or 1."""
+    return read_header(path.read_bytes()).orientation

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
-from magtiles_seg.dataset.web import synthetic_web
+from magtiles_seg.dataset.synthetic.web import synthetic_web
 from magtiles_seg.demo.pictures import draw_web
 from magtiles_seg.demo.tile import AT_ONCE
 from magtiles_seg.demo.words import web_cards, web_table

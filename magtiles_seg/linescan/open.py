@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from magtiles_seg.dataset.web import WebRows
+    from magtiles_seg.dataset.synthetic.web import WebRows
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.linescan.sources import LineBlock
 
@@ -159,7 +159,7 @@ class _Teller:
 
 
 def _synthetic(words: str) -> LineSource:
-    from magtiles_seg.dataset.web import synthetic_web
+    from magtiles_seg.dataset.synthetic.web import synthetic_web
 
     options = {"tiles": 1000, "width": 2048, "seed": 0}
     for word in filter(None, words.split(",")):

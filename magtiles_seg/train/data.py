@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from magtiles_seg.dataset.augment import Augmentation, View, training_view
-from magtiles_seg.dataset.grafts import Grafts
+from magtiles_seg.dataset.augment import Augmentation, Grafts, View, training_view
 from magtiles_seg.dataset.samples import Sample, load_image, load_target
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from magtiles_seg.config import TrainParams
-from magtiles_seg.dataset.augment import Augmentation
-from magtiles_seg.dataset.grafts import Grafts
+from magtiles_seg.dataset.augment import Augmentation, Grafts
 from magtiles_seg.dataset.samples import Sample, load_image
 from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magtiles_seg.dataset.augment import View
-from magtiles_seg.dataset.flaws import KINDS
-from magtiles_seg.dataset.grafts import Grafts, donors, draw_onto, transplant
+from magtiles_seg.dataset.augment import Grafts, View, donors, draw_onto, transplant
 from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.dataset.synthetic.defects import KINDS
 from magtiles_seg.labels import LABELS
 
 SIZE_HW = (180, 160)

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magtiles_seg.config import load_params
-from magtiles_seg.dataset.folds import committed_folds, fold_assignment
 from magtiles_seg.dataset.leakage import leaks
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import RULES, Split, make_split
+from magtiles_seg.dataset.splits import RULES, Split, committed_folds, fold_assignment, make_split
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.dataset.tiles import group_tiles
 from magtiles_seg.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from magtiles_seg.dataset.web import synthetic_web
+from magtiles_seg.dataset.synthetic.web import synthetic_web
 from magtiles_seg.errors import ConfigError
 
 SMALL = {"tile_hw": (64, 70), "gap_px": 5, "distinct": 2}

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, View
-from magtiles_seg.dataset.grafts import Grafts
+from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, Grafts, View
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
 from magtiles_seg.labels import FREE, LABELS

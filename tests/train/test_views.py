@@ -9,8 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, View
-from magtiles_seg.dataset.grafts import Grafts
+from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, Grafts, View
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.labels import FREE, LABELS

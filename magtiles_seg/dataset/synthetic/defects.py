@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.dataset.textures import (
+from magtiles_seg.dataset.synthetic.textures import (
     FloatImage,
     Surface,
     as_float,

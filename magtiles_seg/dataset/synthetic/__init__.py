@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.dataset.flaws import draw_flaw
-from magtiles_seg.dataset.textures import FloatImage, draw_surface
+from magtiles_seg.dataset.synthetic.defects import draw_flaw
+from magtiles_seg.dataset.synthetic.textures import FloatImage, draw_surface
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.labels import BACKGROUND, FREE, LABELS
 
