@@ -174,7 +174,7 @@ def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
     choice = _choice(arguments)
     with tempfile.TemporaryDirectory() as folder:
         if choice is not None:
-            from magtiles_seg.model.calibration import calibrate_checkpoint
+            from magtiles_seg.model.checkpoint import calibrate_checkpoint
 
             calibrated = Path(folder) / "calibrated.safetensors"
             calibrate_checkpoint(

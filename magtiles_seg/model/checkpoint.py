@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from magtiles_seg.errors import ModelError
+from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.jsontext import parse_json
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 
@@ -101,3 +103,44 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected a text, got {type(value).__name__}")
     return value
+
+
+def calibrate_checkpoint(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    scale: float,
+    bias: float,
+) -> None:
+    """Write a checkpoint whose defect logit is `scale * logit + bias` of another's.
+
+    What is exported from it, in any precision and for any runtime, is calibrated.
+
+    Args:
+        source: A checkpoint without a calibration.
+        target: Where to write.
+        scale: Above 0.
+        bias: Added to the scaled logit.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ModelError: It is damaged, or is calibrated already.
+        ConfigError: The scale is not above 0, or a number is not finite.
+    """
+    if not 0 < scale < math.inf or not math.isfinite(bias):
+        raise ConfigError(
+            f"the calibration is scale {scale!r}, bias {bias!r}; expected finite numbers, and a "
+            "scale above 0"
+        )
+    network, meta = load_checkpoint(source)
+    if meta.get("calibration"):
+        raise ModelError(
+            f"{source} is calibrated already, by {meta['calibration']}: "
+            "calibrate the checkpoint that training wrote"
+        )
+    with torch.no_grad():
+        head = network.defect_head
+        head.weight.mul_(scale)
+        if head.bias is not None:
+            head.bias.mul_(scale).add_(bias)
+    save_checkpoint(target, network, {**meta, "calibration": {"scale": scale, "bias": bias}})

@@ -10,7 +10,7 @@ import pytest
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.evaluate.calibration import Affine
 from magtiles_seg.infer.backends.eager import EagerBackend
-from magtiles_seg.model.calibration import calibrate_checkpoint
+from magtiles_seg.model.checkpoint import calibrate_checkpoint
 
 
 def test_calibrated_checkpoint_answers_with_the_mapped_probability(
