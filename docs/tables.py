@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from magtiles_seg.evaluate.joined import repeats_to_markdown
-from magtiles_seg.evaluate.tables import to_markdown
+from magtiles_seg.evaluate.folds import repeats_to_markdown
+from magtiles_seg.evaluate.summary import to_markdown
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"

@@ -158,8 +158,8 @@ def run_audit(arguments: argparse.Namespace) -> int:
     """Write the list and the page."""
     from magtiles_seg import stages
     from magtiles_seg.commands import runs
-    from magtiles_seg.evaluate.audit import Doubt, doubts, mixed_tiles
-    from magtiles_seg.evaluate.gallery import Gallery
+    from magtiles_seg.evaluate.labels.audit import Doubt, doubts, mixed_tiles
+    from magtiles_seg.evaluate.plots.gallery import Gallery
 
     params = options.read_params(arguments)
     gallery, found = Gallery(arguments.top), list[Doubt]()
@@ -188,7 +188,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
 def run_leak(arguments: argparse.Namespace) -> int:
     """Print the difference."""
     from magtiles_seg.evaluate.compare import compare, read_pictures
-    from magtiles_seg.evaluate.joined import leak_to_markdown
+    from magtiles_seg.evaluate.folds import leak_to_markdown
 
     texts = [path.read_text(encoding="utf-8") for path in (arguments.grouped, arguments.random)]
     print(leak_to_markdown(compare(*map(read_pictures, texts))))
@@ -198,7 +198,7 @@ def run_leak(arguments: argparse.Namespace) -> int:
 def run_agreement(arguments: argparse.Namespace) -> int:
     """Print the table."""
     from magtiles_seg import stages
-    from magtiles_seg.evaluate.agreement import agreement
+    from magtiles_seg.evaluate.labels.agreement import agreement
 
     samples = stages.samples_of(options.read_params(arguments))
     with bar("agreement", "tile") as progress:

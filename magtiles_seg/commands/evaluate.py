@@ -65,7 +65,7 @@ def add(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write what was asked for."""
     from magtiles_seg import stages
-    from magtiles_seg.evaluate import curves
+    from magtiles_seg.evaluate.plots import curves
     from magtiles_seg.evaluate.report import evaluate
 
     params = options.read_params(arguments)

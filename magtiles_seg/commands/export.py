@@ -14,7 +14,7 @@ from magtiles_seg.progress import bar
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
-    from magtiles_seg.evaluate.choices import Choice
+    from magtiles_seg.evaluate.decide import Choice
     from magtiles_seg.model.card import ModelCard
 
 _EXAMPLES = """
@@ -196,7 +196,7 @@ def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
 def _choice(arguments: argparse.Namespace) -> Choice | None:
     if arguments.choice is None:
         return None
-    from magtiles_seg.evaluate.choices import Choice
+    from magtiles_seg.evaluate.decide import Choice
 
     return Choice.from_json(arguments.choice.read_text(encoding="utf-8"))
 
@@ -208,7 +208,7 @@ def _card(arguments: argparse.Namespace, params: Params, choice: Choice | None) 
     """
     from magtiles_seg import stages
     from magtiles_seg.environment import git_revision
-    from magtiles_seg.evaluate.thresholds import choose_decision
+    from magtiles_seg.evaluate.decide import choose_decision
 
     with options.open_segmenter(arguments) as segmenter:
         card: ModelCard = replace(segmenter.spec.card, git_revision=git_revision())

@@ -72,7 +72,7 @@ def _triptychs(arguments: argparse.Namespace) -> Iterator[tuple[ShowPicture | No
     """Give the function that shows a test picture, or None and why there is none."""
     from magtiles_seg import stages
     from magtiles_seg.dataset.samples import load_target
-    from magtiles_seg.evaluate.pictures import triptych
+    from magtiles_seg.evaluate.plots.gallery import triptych
 
     if arguments.head is not None:
         yield None, "No pictures: this compares two revisions, without their models."

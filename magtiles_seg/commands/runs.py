@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from magtiles_seg.config import Params
-    from magtiles_seg.evaluate.crossval import OutOfFold
+    from magtiles_seg.evaluate.folds import OutOfFold
 
 
 def out_of_fold(
@@ -25,8 +25,7 @@ def out_of_fold(
 ) -> OutOfFold:
     """Evaluate runs as folds, with a progress bar."""
     from magtiles_seg import stages
-    from magtiles_seg.evaluate.crossval import evaluate_folds
-    from magtiles_seg.evaluate.runs import find_runs
+    from magtiles_seg.evaluate.folds import evaluate_folds, find_runs
     from magtiles_seg.infer.segmenter import Segmenter
 
     samples = {sample.id: sample for sample in stages.samples_of(params)}
@@ -44,9 +43,9 @@ def out_of_fold(
 
 def join(arguments: argparse.Namespace, params: Params) -> int:
     """Print the out-of-fold figures of `--folds`, and write what was asked for."""
-    from magtiles_seg.evaluate.gallery import Gallery
-    from magtiles_seg.evaluate.joined import choice_to_markdown, save_folds
+    from magtiles_seg.evaluate.folds import choice_to_markdown, save_folds
     from magtiles_seg.evaluate.metrics import binary_counts, dice
+    from magtiles_seg.evaluate.plots.gallery import Gallery
 
     gallery = Gallery(arguments.triptychs if arguments.out else 0)
 
@@ -73,8 +72,7 @@ def join(arguments: argparse.Namespace, params: Params) -> int:
 
 def spread(arguments: argparse.Namespace, params: Params) -> int:
     """Print mean and standard deviation of the figures of `--repeats`."""
-    from magtiles_seg.evaluate.crossval import repeat
-    from magtiles_seg.evaluate.joined import repeats_to_markdown
+    from magtiles_seg.evaluate.folds import repeat, repeats_to_markdown
 
     protocol = arguments.protocol or params.evaluate.protocol
     figures = {

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from magtiles_seg.delivery.revisions import Revision, flatten
 from magtiles_seg.errors import DataError
-from magtiles_seg.evaluate import charts, pictures
 from magtiles_seg.evaluate.compare import Change, Comparison, compare, read_pictures
-from magtiles_seg.evaluate.records import Records
-from magtiles_seg.evaluate.tables import table
+from magtiles_seg.evaluate.plots import charts
+from magtiles_seg.evaluate.plots import gallery as pictures
+from magtiles_seg.evaluate.scoring import Records
+from magtiles_seg.evaluate.summary import table
 
 SHOWN_PICTURES = 20
 _PICTURES = "results/pictures.csv"

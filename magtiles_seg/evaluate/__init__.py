@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from magtiles_seg.evaluate.decide import choose_decision
 from magtiles_seg.evaluate.metrics import PooledBinary
 from magtiles_seg.evaluate.protocols import PROTOCOLS, Protocol, get_protocol
-from magtiles_seg.evaluate.records import Records, join_records
 from magtiles_seg.evaluate.report import EvaluationResult, evaluate, summarize
-from magtiles_seg.evaluate.thresholds import choose_decision
+from magtiles_seg.evaluate.scoring import Records, join_records
 
 __all__ = [
     "PROTOCOLS",

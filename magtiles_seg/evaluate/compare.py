@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import DataError
-from magtiles_seg.evaluate.metrics import dice, iou
-from magtiles_seg.evaluate.ranking import bootstrap_weights, interval
-from magtiles_seg.evaluate.records import Records
+from magtiles_seg.evaluate.metrics import bootstrap_weights, dice, interval, iou
+from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import figures
 from magtiles_seg.labels import BACKGROUND, FREE
 

@@ -10,18 +10,16 @@ from typing import Any
 
 from magtiles_seg.dataset.samples import MaskRule, Sample
 from magtiles_seg.errors import DataError
-from magtiles_seg.evaluate.predictors import Predictor
 from magtiles_seg.evaluate.protocols import Protocol, get_protocol
-from magtiles_seg.evaluate.records import Records
-from magtiles_seg.evaluate.scoring import Progress, score
+from magtiles_seg.evaluate.scoring import Predictor, Progress, Records, score
 from magtiles_seg.evaluate.summary import (
     Table,
     class_table,
     estimate,
     picture_table,
     tile_table,
+    to_markdown,
 )
-from magtiles_seg.evaluate.tables import to_markdown
 from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision
 

@@ -15,10 +15,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.evaluate.metrics import dice
+from magtiles_seg.evaluate.metrics import auroc, dice
 from magtiles_seg.evaluate.protocols import Protocol, prepare
-from magtiles_seg.evaluate.ranking import auroc
-from magtiles_seg.evaluate.records import Recorder, Records
+from magtiles_seg.evaluate.scoring import Recorder, Records
 from magtiles_seg.infer.backends.eager import InferenceGraph
 from magtiles_seg.model.network import SegmentationNetwork
 from magtiles_seg.result import Decision, Segmentation

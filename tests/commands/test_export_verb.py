@@ -11,7 +11,7 @@ from magtiles_seg import Segmenter, cli
 from magtiles_seg.commands.options import ACCEPTED, ERROR
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.evaluate.calibration import Affine
-from magtiles_seg.evaluate.choices import Choice
+from magtiles_seg.evaluate.decide import Choice
 from magtiles_seg.model.checkpoint import save_checkpoint
 from magtiles_seg.model.network import build_network
 from magtiles_seg.result import Decision

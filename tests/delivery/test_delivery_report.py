@@ -12,8 +12,8 @@ from magtiles_seg.delivery.post import post, without_pictures
 from magtiles_seg.delivery.report import Report
 from magtiles_seg.delivery.revisions import Revision, git
 from magtiles_seg.errors import DataError, DeliveryError
-from magtiles_seg.evaluate import charts
-from magtiles_seg.evaluate.pictures import choose, triptych
+from magtiles_seg.evaluate.plots import charts
+from magtiles_seg.evaluate.plots.gallery import choose, triptych
 from magtiles_seg.infer.segmenter import Segmenter
 
 HEADER = "picture,class,tile,tp,fp,fn,tn,score,verdict\n"

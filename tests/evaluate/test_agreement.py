@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
-from magtiles_seg.evaluate.agreement import agreement
+from magtiles_seg.evaluate.labels.agreement import agreement
 from magtiles_seg.evaluate.metrics import iou
 
 SURFACE = np.random.default_rng(0).integers(60, 190, (160, 140), dtype=np.uint8)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.evaluate.audit import Doubt, doubts, mixed_tiles
+from magtiles_seg.evaluate.labels.audit import Doubt, doubts, mixed_tiles
 from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision, Segmentation
 

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.evaluate import calibration
 from magtiles_seg.evaluate.calibration import Affine
-from magtiles_seg.evaluate.ranking import auroc
+from magtiles_seg.evaluate.metrics import auroc
 
 Array = npt.NDArray[Any]
 

@@ -6,9 +6,8 @@ from typing import cast
 import numpy as np
 
 from magtiles_seg.evaluate.calibration import LOGITS, fit, logit
-from magtiles_seg.evaluate.choices import Tally, choose
-from magtiles_seg.evaluate.ranking import score_at_recall
-from magtiles_seg.evaluate.thresholds import MARGINS_PX, Chooser
+from magtiles_seg.evaluate.decide import MARGINS_PX, Chooser, Tally, choose
+from magtiles_seg.evaluate.metrics import score_at_recall
 from magtiles_seg.result import Decision
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.compare import Change, compare, read_pictures
-from magtiles_seg.evaluate.records import Records
+from magtiles_seg.evaluate.scoring import Records
 
 HEADER = "picture,class,tile,tp,fp,fn,tn,score,verdict\n"
 

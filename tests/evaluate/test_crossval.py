@@ -17,11 +17,17 @@ from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import Split
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate import choose_decision, evaluate
-from magtiles_seg.evaluate.choices import Choice
-from magtiles_seg.evaluate.crossval import OutOfFold, evaluate_folds, repeat
-from magtiles_seg.evaluate.gallery import Gallery
-from magtiles_seg.evaluate.joined import choice_to_markdown, repeats_to_markdown, save_folds
-from magtiles_seg.evaluate.runs import find_runs
+from magtiles_seg.evaluate.decide import Choice
+from magtiles_seg.evaluate.folds import (
+    OutOfFold,
+    choice_to_markdown,
+    evaluate_folds,
+    find_runs,
+    repeat,
+    repeats_to_markdown,
+    save_folds,
+)
+from magtiles_seg.evaluate.plots.gallery import Gallery
 from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision, Segmentation
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from magtiles_seg.evaluate import EvaluationResult, Records, summarize
-from magtiles_seg.evaluate.curves import curves, metrics, save
+from magtiles_seg.evaluate.plots.curves import curves, metrics, save
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.evaluate import ranking
+from magtiles_seg.evaluate import metrics as ranking
 
 Array = npt.NDArray[Any]
 

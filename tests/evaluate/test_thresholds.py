@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.evaluate import metrics, thresholds
+from magtiles_seg.evaluate import decide as thresholds
+from magtiles_seg.evaluate import metrics
 
 Array = npt.NDArray[Any]
 

@@ -18,9 +18,16 @@ import numpy.typing as npt
 
 from magtiles_seg.dataset.samples import MaskRule, Sample, load_image, load_mask
 from magtiles_seg.errors import DataError
-from magtiles_seg.evaluate.metrics import AnyArray, FloatArray, binary_counts, dice, iou
-from magtiles_seg.evaluate.ranking import bootstrap_weights, interval
-from magtiles_seg.evaluate.tables import table
+from magtiles_seg.evaluate.metrics import (
+    AnyArray,
+    FloatArray,
+    binary_counts,
+    bootstrap_weights,
+    dice,
+    interval,
+    iou,
+)
+from magtiles_seg.evaluate.summary import table
 
 _LEAST_CORRELATION = 0.35
 """Of the fine texture, for two pictures to count as laid over each other: strangers reach .25."""

@@ -1,0 +1,320 @@
+"""Several runs as one evaluation: the folds of a cross-validation, or repeats over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.dataset.samples import MaskRule, Sample
+from magtiles_seg.dataset.splits import Split
+from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.evaluate.compare import Comparison
+from magtiles_seg.evaluate.decide import (
+    Choice,
+    Chooser,
+    Diagrams,
+    Tally,
+    choose,
+    choose_decision,
+    diagrams,
+)
+from magtiles_seg.evaluate.plots.charts import line_chart
+from magtiles_seg.evaluate.plots.curves import curves, save, write_csv
+from magtiles_seg.evaluate.protocols import get_protocol
+from magtiles_seg.evaluate.report import EvaluationResult, summarize
+from magtiles_seg.evaluate.scoring import Progress, Records, Watch, join_records, score
+from magtiles_seg.evaluate.summary import table
+from magtiles_seg.labels import FREE
+from magtiles_seg.result import Segmentation
+
+MODEL_NAMES = ("model.onnx", "model.safetensors")
+"""What the model of a run may be called; the first that is there is taken."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model and the split that it was trained on."""
+
+    directory: Path
+    model: Path
+    split: Split
+
+    def part(self, name: str, samples: Mapping[str, Sample]) -> list[Sample]:
+        """Return the samples of a part of the split.
+
+        Raises:
+            DataError: The data lacks a picture of it.
+        """
+        ids = getattr(self.split, name)
+        missing = [id_ for id_ in ids if id_ not in samples]
+        if missing:
+            raise DataError(
+                f"{self.directory / 'split.json'} names {len(missing)} pictures that the data set "
+                f"lacks, {missing[0]} among them; load the data that it was made from"
+            )
+        return [samples[id_] for id_ in ids]
+
+
+def find_runs(directories: Iterable[Path]) -> tuple[Run, ...]:
+    """Return the runs of some directories, in the order given.
+
+    Raises:
+        DataError: A directory lacks its split or its model.
+    """
+    runs = []
+    for directory in directories:
+        models = [directory / name for name in MODEL_NAMES if (directory / name).is_file()]
+        manifest = directory / "split.json"
+        if not models or not manifest.is_file():
+            raise DataError(
+                f"{directory} is no run: expected split.json and {' or '.join(MODEL_NAMES)} in it"
+            )
+        text = manifest.read_text(encoding="utf-8")
+        runs.append(Run(directory, models[0], Split.from_json(text)))
+    return tuple(runs)
+
+
+class OpenModel(Protocol):
+    """Opens a model file: `Segmenter`, or what answers alike."""
+
+    def __call__(self, path: Path, /) -> Any:  # noqa: ANN401 - a Segmenter
+        """Return a predictor and context manager with `spec.card.labels`."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutOfFold:
+    """A joined evaluation, and what its predictions say of calibration and thresholds.
+
+    Attributes:
+        result: Figures over all folds, each picture scored by the model that has not seen it, and
+            of each fold.
+        run_of: Which run scored each picture, by sample id.
+        choice: For a model that is trained on all tiles; None where a protocol fixes the threshold.
+        reliability: Diagrams and calibration error; empty where the protocol fixes the threshold.
+    """
+
+    result: EvaluationResult
+    run_of: dict[str, Run]
+    choice: Choice | None
+    reliability: Diagrams
+
+
+def evaluate_folds(
+    runs: Sequence[Run],
+    samples: Mapping[str, Sample],
+    *,
+    open_model: OpenModel,
+    protocol: str = "T",
+    recall: float = 0.95,
+    resamples: int = 1000,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> OutOfFold:
+    """Score each fold's test part with its model and join them.
+
+    Where the protocol leaves the thresholds to the model, those of each fold are chosen on its own
+    validation part.
+
+    Args:
+        runs: The folds; no picture may stand in two test parts.
+        samples: The data set by id.
+        open_model: `Segmenter`.
+        protocol: Name of one of `PROTOCOLS`.
+        recall: Share of defective pictures that a reject score must catch.
+        resamples: For the bootstrap intervals.
+        progress: Told after each scored picture.
+        watch: Shown each out-of-fold answer.
+
+    Raises:
+        DataError: A picture is missing, or stands in two test parts.
+    """
+    fixed = get_protocol(protocol)
+    chooser, tallies = Chooser(), [Tally() for _ in runs]
+    parts: list[dict[MaskRule, Records]] = []
+    total = sum(fixed.scores(sample) for run in runs for sample in run.part("test", samples))
+    left_out = sum(len(run.split.test) for run in runs) - total
+    for run, tally in zip(runs, tallies, strict=True):
+        done = sum(len(next(iter(part.values()))) for part in parts)
+        tell = progress and _from(progress, done, total)
+        look = _watcher(chooser, tally, watch)
+        with open_model(run.model) as model:
+            labels, decision = model.spec.card.labels, None
+            if fixed.threshold is None:
+                held = run.part("validation", samples)
+                decision = choose_decision(
+                    model, held, recall=recall, protocol=fixed, labels=labels
+                )
+            tested = run.part("test", samples)
+            parts.append(
+                score(
+                    model,
+                    tested,
+                    protocol=fixed,
+                    decision=decision,
+                    labels=labels,
+                    progress=tell,
+                    watch=look,
+                )
+            )
+    joined = {rule: join_records(part[rule] for part in parts) for rule in parts[0]}
+    by_fold = {
+        run.directory.name: summarize(part, protocol=fixed, resamples=0).figures
+        for run, part in zip(runs, parts, strict=True)
+    }
+    result = summarize(joined, protocol=fixed, resamples=resamples, left_out=left_out)
+    free = fixed.threshold is None
+    tiles = len(np.unique(result.records.group))
+    choice = choose(chooser, tallies, recall=recall, tiles=tiles) if free else None
+    return OutOfFold(
+        result=replace(result, by_fold=by_fold),
+        run_of={id_: run for run in runs for id_ in run.split.test},
+        choice=choice,
+        reliability=diagrams(tallies, choice.decision.score_margin_px) if choice else {},
+    )
+
+
+def repeat(values: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Return mean and sample standard deviation of each figure over repeats.
+
+    Args:
+        values: The figures of each repeat, at least two.
+
+    Raises:
+        ConfigError: There are fewer than two.
+    """
+    rows = list(values)
+    if len(rows) < 2:
+        raise ConfigError(f"a spread needs at least two repeats, got {len(rows)}; name more runs")
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    table = np.array([[row[name] for name in names] for row in rows])
+    spread = zip(table.mean(0).tolist(), table.std(0, ddof=1).tolist(), strict=True)
+    return dict(zip(names, spread, strict=True))
+
+
+def _from(progress: Progress, done: int, total: int) -> Progress:
+    return lambda more, _: progress(done + more, total)
+
+
+def _watcher(chooser: Chooser, tally: Tally, watch: Watch | None) -> Watch:
+    def show(sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]) -> None:
+        label = 0 if sample.label == FREE else result.labels.index(sample.label)
+        chooser.add(result, target, label)
+        tally.add(sample, result, target)
+        if watch:
+            watch(sample, result, target)
+
+    return show
+
+
+_PLOTS = {
+    "precision_recall": ("Pixels, precision and recall", "recall", "precision"),
+    "roc": ("Pictures, found and falsely rejected", "false_reject_rate", "recall"),
+    "thresholds": ("Pooled Dice by pixel threshold", "threshold", "dice"),
+}
+
+
+def save_folds(joined: OutOfFold, directory: Path) -> None:
+    """Write what `curves.save` does, `choice.json`, the reliability tables, and curves as SVG.
+
+    Args:
+        joined: The evaluation.
+        directory: Where to write; made when missing.
+    """
+    save(joined.result, directory)
+    plots = directory / "plots"
+    rows = curves(joined.result)
+    for name, (title, x, y) in _PLOTS.items():
+        line = [(row[x], row[y]) for row in rows[name]]
+        _write_chart(plots / f"{name}.svg", title, {"": line}, x, y)
+    lines = {}
+    for name, (cells, _) in joined.reliability.items():
+        write_csv(plots / f"reliability_{name}.csv", cells)
+        lines[name] = [(row["confidence"], row["observed"]) for row in cells]
+    for unit in ("pixels", "pictures"):
+        mine = {"says true": [(0.0, 0.0), (1.0, 1.0)]}
+        mine |= {name.split("_")[1]: lines[name] for name in lines if name.startswith(unit)}
+        if len(mine) > 1:
+            title = f"Reliability of {unit}"
+            _write_chart(plots / f"reliability_{unit}.svg", title, mine, "confidence", "observed")
+    if joined.choice:
+        (directory / "choice.json").write_text(joined.choice.to_json(), encoding="utf-8")
+    text = f"{joined.result.to_markdown()}\n{choice_to_markdown(joined)}"
+    (directory / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def choice_to_markdown(joined: OutOfFold) -> str:
+    """Return the calibration errors, and the choice for a model of all tiles, as Markdown."""
+    parts = []
+    if joined.reliability:
+        errors = [[name, f"{error:.4f}"] for name, (_, error) in joined.reliability.items()]
+        parts += [
+            "Expected calibration error; what stands after calibration was fitted on the other "
+            "folds alone:",
+            table(["probabilities of", "error"], errors),
+        ]
+    if joined.choice:
+        parts.append(
+            f"For a model of all tiles: {joined.choice.decision}, after the pixels' logit is taken "
+            f"times {joined.choice.pixel.scale:.3f} plus {joined.choice.pixel.bias:.3f}."
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def repeats_to_markdown(
+    protocol: str,
+    runs: Mapping[str, Mapping[str, float]],
+    summary: Mapping[str, tuple[float, float]],
+) -> str:
+    """Return each run's figures with mean and standard deviation as Markdown.
+
+    Args:
+        protocol: Its name.
+        runs: Figures by run.
+        summary: As of `crossval.repeat`.
+    """
+    cells = [
+        [
+            name,
+            f"{mean:.4f} ± {deviation:.4f}",
+            *(f"{figures[name]:.4f}" for figures in runs.values()),
+        ]
+        for name, (mean, deviation) in summary.items()
+    ]
+    head = f"## Protocol {protocol}: {len(runs)} runs, mean ± standard deviation"
+    return f"{head}\n\n{table(['figure', 'mean ± sd', *runs], cells)}\n"
+
+
+def leak_to_markdown(leak: Comparison) -> str:
+    """Return "random split minus grouped split" with its interval, figure by figure.
+
+    Args:
+        leak: `compare(grouped, random)`.
+    """
+    cells = [
+        [
+            change.name,
+            f"{change.base:.3f}",
+            f"{change.here:.3f}",
+            f"{change.difference:+.3f} ({change.difference_95[0]:+.3f} to "
+            f"{change.difference_95[1]:+.3f})",
+        ]
+        for change in leak.figures
+    ]
+    head = (
+        f"Random split minus grouped split on the {leak.pictures} pictures of {leak.tiles} tiles "
+        "that both tested; 95 % bootstrap interval over tiles."
+    )
+    return f"{head}\n\n{table(['figure', 'grouped', 'random', 'random - grouped'], cells)}\n"
+
+
+def _write_chart(
+    path: Path, title: str, lines: Mapping[str, list[tuple[float, float]]], x: str, y: str
+) -> None:
+    chart = line_chart(title, lines, x_label=x.replace("_", " "), y_label=y)
+    if chart:
+        path.write_text(chart, encoding="utf-8")

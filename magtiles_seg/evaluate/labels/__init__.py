@@ -1,0 +1,1 @@
+"""What models and other exposures say of the labels."""

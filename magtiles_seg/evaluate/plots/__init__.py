@@ -1,0 +1,1 @@
+"""An evaluation as curves, charts and pictures."""
