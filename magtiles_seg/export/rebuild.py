@@ -11,9 +11,9 @@ from typing import Any
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.export.engine import BuiltEngine, Recipe, build_engine
 from magtiles_seg.export.parity import Tolerance, check, compare, fit, frozen_pictures
-from magtiles_seg.infer.backends.cuda import Cuda
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
+from magtiles_seg.infer.backends.vendor import Cuda
 from magtiles_seg.infer.manifest import Manifest, manifest_path, sha256_of
 
 

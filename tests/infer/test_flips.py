@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import InferenceError
-from magtiles_seg.infer.backends.flips import FlippedBackend
+from magtiles_seg.infer.backends.base import FlippedBackend
 from magtiles_seg.infer.segmenter import BUNDLED_MODEL, Segmenter
 
 

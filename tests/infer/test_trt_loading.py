@@ -21,10 +21,9 @@ from magtiles_seg.errors import (
     ParityError,
 )
 from magtiles_seg.infer.backends import open_backend
-from magtiles_seg.infer.backends.cuda import Cuda
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
-from magtiles_seg.infer.backends.vendor import import_vendor
+from magtiles_seg.infer.backends.vendor import Cuda, import_vendor
 from magtiles_seg.infer.manifest import Manifest, sha256_of
 
 
