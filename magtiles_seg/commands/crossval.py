@@ -45,12 +45,12 @@ def add(verbs: options.Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train what is not trained yet, and print the joined figures."""
-    from magtiles_seg import stages
+    from magtiles_seg import pipeline
     from magtiles_seg.commands import runs
 
     crossval = options.import_extra("magtiles_seg.train.crossval", "train")
     params = options.read_params(arguments)
-    folders = crossval.write_splits(stages.samples_of(params), params.data_split, arguments.out)
+    folders = crossval.write_splits(pipeline.samples_of(params), params.data_split, arguments.out)
     words = [word for setting in arguments.set for word in ("--set", setting)]
     if arguments.params is not None:
         words += ["--params", str(arguments.params)]

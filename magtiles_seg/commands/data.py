@@ -106,38 +106,22 @@ def _add_judgements(parts: options.Verbs) -> None:
 
 def run_load(arguments: argparse.Namespace) -> int:
     """Fetch, verify and unpack."""
-    from magtiles_seg.dataset.fetch import fetch, note_folder, source_folder, verify
+    from magtiles_seg import pipeline
 
-    load = options.read_params(arguments).data_load
-    unit = "tile" if load.source.startswith("synthetic:") else "B"
-    with bar("fetch", unit) as progress:
-        root = fetch(
-            load.source,
-            Path(load.directory),
-            sha256=load.sha256,
-            progress=progress,
-            waiting=remark,
-        )
-    with bar("verify", "picture") as progress:
-        samples = verify(
-            root, layout=load.layout, labels=load.labels, progress=progress, note=remark
-        )
-    if source_folder(load.source) is not None:
-        note_folder(Path(load.directory), samples)
-    groups = len({sample.group for sample in samples})
-    print(f"{root}: {len(samples)} pictures of {groups} tiles, all whole")
+    params = options.read_params(arguments)
+    unit = "tile" if params.data_load.source.startswith("synthetic:") else "B"
+    with bar("fetch", unit) as on_fetch, bar("verify", "picture") as on_verify:
+        loaded = pipeline.load(params, on_fetch=on_fetch, on_verify=on_verify, note=remark)
+    print(f"{loaded.root}: {len(loaded.samples)} pictures of {loaded.tiles} tiles, all whole")
     return options.ACCEPTED
 
 
 def run_split(arguments: argparse.Namespace) -> int:
     """Write the manifest."""
-    from magtiles_seg import stages
-    from magtiles_seg.dataset.splits import PARTS, make_split
+    from magtiles_seg import pipeline
+    from magtiles_seg.dataset.splits import PARTS
 
-    params = options.read_params(arguments)
-    split = make_split(stages.samples_of(params), **asdict(params.data_split))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(split.to_json(), encoding="utf-8")
+    split = pipeline.split(options.read_params(arguments), arguments.out)
     parts = ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS)
     print(f"{arguments.out}: rule {split.rule}, seed {split.seed}, fold {split.fold}: {parts}")
     return options.ACCEPTED
@@ -145,18 +129,18 @@ def run_split(arguments: argparse.Namespace) -> int:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Print the report, and say whether the split is clean."""
-    from magtiles_seg import stages
+    from magtiles_seg import pipeline
     from magtiles_seg.dataset.leakage import leaks
 
     params = options.read_params(arguments)
-    report = leaks(stages.read_manifest(arguments.manifest), stages.samples_of(params))
+    report = leaks(pipeline.read_split(arguments.manifest), pipeline.samples_of(params))
     print(json.dumps(report.to_dict()) if arguments.json else report.summary())
     return options.ACCEPTED if report.clean else options.REJECTED
 
 
 def run_audit(arguments: argparse.Namespace) -> int:
     """Write the list and the page."""
-    from magtiles_seg import stages
+    from magtiles_seg import pipeline
     from magtiles_seg.commands import runs
     from magtiles_seg.evaluate.labels.audit import Doubt, doubts, mixed_tiles
     from magtiles_seg.evaluate.plots.gallery import Gallery
@@ -174,7 +158,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
     found.sort(key=lambda doubt: (-doubt.rank, doubt.id))
     content = {
         "doubts": [{"rank": round(doubt.rank, 4), **asdict(doubt)} for doubt in found],
-        "tiles_of_several_classes": mixed_tiles(stages.samples_of(params)),
+        "tiles_of_several_classes": mixed_tiles(pipeline.samples_of(params)),
     }
     lead = "Out-of-fold predictions that contradict the label most: either may be wrong."
     page = gallery.save(arguments.out, title="Label audit", lead=lead)
@@ -197,10 +181,10 @@ def run_leak(arguments: argparse.Namespace) -> int:
 
 def run_agreement(arguments: argparse.Namespace) -> int:
     """Print the table."""
-    from magtiles_seg import stages
+    from magtiles_seg import pipeline
     from magtiles_seg.evaluate.labels.agreement import agreement
 
-    samples = stages.samples_of(options.read_params(arguments))
+    samples = pipeline.samples_of(options.read_params(arguments))
     with bar("agreement", "tile") as progress:
         found = agreement(samples, rule=arguments.mask_rule, progress=progress)
     print(found.to_markdown())

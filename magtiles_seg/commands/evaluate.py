@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from magtiles_seg.commands import options
+from magtiles_seg.files import write
 from magtiles_seg.progress import bar
 
 _EXAMPLES = """
@@ -64,9 +65,7 @@ def add(verbs: options.Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures, and write what was asked for."""
-    from magtiles_seg import stages
-    from magtiles_seg.evaluate.plots import curves
-    from magtiles_seg.evaluate.report import evaluate
+    from magtiles_seg import pipeline
 
     params = options.read_params(arguments)
     for out in (arguments.out, arguments.json and arguments.json.parent):
@@ -76,25 +75,21 @@ def run(arguments: argparse.Namespace) -> int:
         from magtiles_seg.commands import runs
 
         return (runs.join if arguments.folds else runs.spread)(arguments, params)
-    if arguments.dataset is not None:
-        samples = list(stages.samples_of(params, arguments.dataset))
-        protocol = arguments.protocol or "native"
-    else:
-        part = params.evaluate.part
-        parts = stages.split_parts(arguments.split, params)
-        samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
-        protocol = arguments.protocol or params.evaluate.protocol
     opened = options.open_segmenter(arguments, flips=params.evaluate.flips)
     with opened as segmenter, bar("evaluate", "picture") as progress:
-        labels = segmenter.spec.card.labels
-        result = evaluate(segmenter, samples, protocol=protocol, labels=labels, progress=progress)
+        result = pipeline.evaluate(
+            params,
+            segmenter,
+            manifest=arguments.split,
+            dataset=arguments.dataset,
+            protocol=arguments.protocol,
+            out=arguments.out,
+            progress=progress,
+        )
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(result.to_json(), encoding="utf-8")
-    if arguments.out:
-        curves.save(result, arguments.out)
+        write(arguments.json, result.to_json())
     if arguments.write_card:
         rewrite = options.import_extra("magtiles_seg.export.graph", "export").rewrite_card
-        rewrite(segmenter.spec.path, stages.with_figures(segmenter.spec.card, result))
+        rewrite(segmenter.spec.path, pipeline.with_figures(segmenter.spec.card, result))
     print(result.to_markdown())
     return options.ACCEPTED

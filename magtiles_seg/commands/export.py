@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +12,6 @@ from magtiles_seg.progress import bar
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
-    from magtiles_seg.evaluate.decide import Choice
-    from magtiles_seg.model.card import ModelCard
 
 _EXAMPLES = """
   magtiles-seg export --model runs/train/model.safetensors --split data/split.json \\
@@ -86,22 +82,21 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--choice is for --out NAME.onnx, a checkpoint; got {arguments.out}")
     module = options.import_extra("magtiles_seg.export.artefacts", "export")
     order = _order(arguments, params, module)
-    proof, calibration = _tiles(arguments, params, order.precision)
-    from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+    from magtiles_seg import pipeline
 
-    model = arguments.model or BUNDLED_MODEL
-    card = _card(arguments, params, None) if model.suffix.lower() == ".safetensors" else None
     with bar("export", "step") as show:
-        path, manifest = module.export_artefact(
-            model,
+        made = pipeline.export_artefact(
+            params,
+            arguments.model,
             arguments.out,
             order,
-            proof=proof,
-            calibration=calibration,
-            card=card,
+            manifest=arguments.split,
+            data=arguments.data,
+            name=arguments.name,
             progress=lambda _stage, done, total: show(done, total),
         )
-    print(f"{path}: {order.precision}, compared on {proof}")
+    manifest = made.manifest
+    print(f"{made.path}: {order.precision}, compared on {made.proof}")
     for subject, figures in manifest.parity.items():
         if isinstance(figures, dict) and "dice" in figures:
             print(f"  {subject} on {figures['ran_on']}: {_figures(figures)}")
@@ -138,26 +133,6 @@ def _order(arguments: argparse.Namespace, params: Params, module: Any) -> Any:  
     )
 
 
-def _tiles(arguments: argparse.Namespace, params: Params, precision: str) -> tuple[Any, Any]:
-    """Return the tiles to compare on, and those to calibrate on or None."""
-    from magtiles_seg import stages
-    from magtiles_seg.export import parity as tilesets
-
-    many, few = params.export.parity_per_class, params.export.calibration_per_class
-    wanted = precision == "int8"
-    if arguments.split is not None:
-        parts = stages.split_parts(arguments.split, params)
-        held_out, train = [*parts["validation"], *parts["test"]], parts["train"]
-    elif arguments.data is not None:
-        train, held_out = tilesets.halves(stages.samples_of(params, arguments.data))
-    else:
-        calibration = tilesets.synthetic_tiles(few, calibration=True) if wanted else None
-        return tilesets.synthetic_tiles(min(many, 4)), calibration
-    return tilesets.real_tiles(held_out, many), (
-        tilesets.real_tiles(train, few) if wanted else None
-    )
-
-
 def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
     """Write a checkpoint as the one model file."""
     if arguments.model is None:
@@ -168,64 +143,16 @@ def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
                 f"--{option.replace('_', '-')} is for an artefact: give --out a folder, "
                 f"got {arguments.out}"
             )
-    from magtiles_seg.export import parity
+    options.import_extra("magtiles_seg.export.graph", "export")
+    from magtiles_seg import pipeline
 
-    graph = options.import_extra("magtiles_seg.export.graph", "export")
-    choice = _choice(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        if choice is not None:
-            from magtiles_seg.model.checkpoint import calibrate_checkpoint
-
-            calibrated = Path(folder) / "calibrated.safetensors"
-            calibrate_checkpoint(
-                arguments.model, calibrated, scale=choice.pixel.scale, bias=choice.pixel.bias
-            )
-            arguments.model = calibrated
-        card = _card(arguments, params, choice)
-        report = graph.export_onnx(
-            arguments.model,
-            arguments.out,
-            card=card,
-            precision=params.export.precision,
-            tolerance=parity.Tolerance.of(params.export, "fp32"),
-        )
-    print(f"{arguments.out}: {_figures(report.to_dict())}\n{card.decision}")
+    made = pipeline.export(
+        params,
+        arguments.model,
+        arguments.out,
+        manifest=arguments.split,
+        choice=arguments.choice,
+        name=arguments.name,
+    )
+    print(f"{made.path}: {_figures(made.parity.to_dict())}\n{made.card.decision}")
     return options.ACCEPTED
-
-
-def _choice(arguments: argparse.Namespace) -> Choice | None:
-    if arguments.choice is None:
-        return None
-    from magtiles_seg.evaluate.decide import Choice
-
-    return Choice.from_json(arguments.choice.read_text(encoding="utf-8"))
-
-
-def _card(arguments: argparse.Namespace, params: Params, choice: Choice | None) -> ModelCard:
-    """Return the checkpoint's card, with thresholds as chosen, or of the split's validation part.
-
-    A choice holds for the calibrated checkpoint, which `arguments.model` names then.
-    """
-    from magtiles_seg import stages
-    from magtiles_seg.environment import git_revision
-    from magtiles_seg.evaluate.decide import choose_decision
-
-    with options.open_segmenter(arguments) as segmenter:
-        card: ModelCard = replace(segmenter.spec.card, git_revision=git_revision())
-        if arguments.name:
-            card = replace(card, name=arguments.name)
-        if arguments.split is not None:
-            origin = stages.read_manifest(arguments.split).origin
-            card = replace(card, training={**card.training, "split": origin})
-        if choice is not None:
-            return replace(card, decision=choice.decision)
-        if arguments.split is None:
-            return card
-        decision = choose_decision(
-            segmenter,
-            stages.split_parts(arguments.split, params)["validation"],
-            recall=params.evaluate.recall,
-            protocol=params.train.protocol,
-            labels=card.labels,
-        )
-    return replace(card, decision=decision)

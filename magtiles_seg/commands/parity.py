@@ -85,13 +85,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tiles(arguments: argparse.Namespace, params: Params) -> TileSet:
-    from magtiles_seg import stages
+    from magtiles_seg import pipeline
     from magtiles_seg.export.parity import real_tiles, synthetic_tiles
 
     if arguments.split is not None:
-        samples = stages.split_parts(arguments.split, params)["test"]
+        samples = pipeline.split_parts(arguments.split, params)["test"]
     elif arguments.data is not None:
-        samples = list(stages.samples_of(params, arguments.data))
+        samples = list(pipeline.samples_of(params, arguments.data))
     else:
         return synthetic_tiles(_SYNTHETIC_PER_CLASS)
     return real_tiles(samples, len(samples))

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _triptychs(arguments: argparse.Namespace) -> Iterator[tuple[ShowPicture | None, str]]:
     """Give the function that shows a test picture, or None and why there is none."""
-    from magtiles_seg import stages
+    from magtiles_seg import pipeline
     from magtiles_seg.dataset.samples import load_target
     from magtiles_seg.evaluate.plots.gallery import triptych
 
@@ -79,7 +79,7 @@ def _triptychs(arguments: argparse.Namespace) -> Iterator[tuple[ShowPicture | No
         return
     with ExitStack() as stack:
         try:
-            parts = stages.split_parts(arguments.split, options.read_params(arguments))
+            parts = pipeline.split_parts(arguments.split, options.read_params(arguments))
             segmenter = stack.enter_context(options.open_segmenter(arguments))
         except (FileNotFoundError, errors.DataError) as error:
             yield None, f"No pictures: {error}."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
@@ -24,20 +23,11 @@ def out_of_fold(
     **given: Any,  # noqa: ANN401 - arguments of evaluate_folds
 ) -> OutOfFold:
     """Evaluate runs as folds, with a progress bar."""
-    from magtiles_seg import stages
-    from magtiles_seg.evaluate.folds import evaluate_folds, find_runs
-    from magtiles_seg.infer.segmenter import Segmenter
+    from magtiles_seg import pipeline
 
-    samples = {sample.id: sample for sample in stages.samples_of(params)}
     with bar("evaluate", "picture") as progress:
-        return evaluate_folds(
-            find_runs(directories),
-            samples,
-            open_model=partial(Segmenter, flips=params.evaluate.flips),
-            protocol=protocol,
-            recall=params.evaluate.recall,
-            progress=progress,
-            **given,
+        return pipeline.evaluate_folds(
+            params, directories, protocol=protocol, progress=progress, **given
         )
 
 

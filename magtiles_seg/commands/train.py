@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from magtiles_seg.commands import options
@@ -43,23 +42,19 @@ def add(verbs: options.Verbs) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on with a stopped run, and print the checkpoint's path."""
-    from magtiles_seg import stages
+    from magtiles_seg import pipeline
 
     params = options.read_params(arguments)
-    train = options.import_extra("magtiles_seg.train.loop", "train").train
-    live = options.import_extra("dvclive", "train").Live
-    parts = stages.split_parts(arguments.split, params)
-    run = (parts["train"], parts["validation"], params.train, arguments.out)
-    labels, resume = params.data_load.labels, True
-    if arguments.restart:
-        restart = options.import_extra("magtiles_seg.train.state", "train")
-        resume = not restart.forget_other_run(*run, labels=labels)
-    if not options.import_extra("magtiles_seg.train.devices", "train").is_first():
-        train(*run, labels=labels)  # a process that the first one started: it does not speak
-        return options.ACCEPTED
-    folder = str(arguments.logs or arguments.out / "dvclive")
-    with live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
-        logger.log_params(asdict(params.train))
-        checkpoint = train(*run, labels=labels, progress=wrap, logger=logger)
-    print(checkpoint)
+    devices = options.import_extra("magtiles_seg.train.devices", "train")
+    options.import_extra("dvclive", "train")
+    checkpoint = pipeline.train(
+        params,
+        arguments.split,
+        arguments.out,
+        logs=arguments.logs,
+        restart=arguments.restart,
+        progress=wrap,
+    )
+    if devices.is_first():  # the processes that it started do not speak
+        print(checkpoint)
     return options.ACCEPTED

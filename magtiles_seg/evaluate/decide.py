@@ -23,11 +23,14 @@ from magtiles_seg.evaluate.calibration import (
     sigmoid,
 )
 from magtiles_seg.evaluate.metrics import (
+    BINS,
     AnyArray,
     FloatArray,
     IntArray,
     auroc,
     dice,
+    probability_bins,
+    probability_histogram,
     score_at_recall,
 )
 from magtiles_seg.evaluate.protocols import Protocol, get_protocol, prepare
@@ -36,42 +39,11 @@ from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.regions import top_values
 from magtiles_seg.result import Decision, Segmentation
 
-BINS = 256
-"""Probability bins, each 1/256 wide: a bin's lower edge is exact in binary floating point."""
-
 MIN_AREAS_PX = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Smallest regions that are tried."""
 
 MARGINS_PX = (0, 4, 8, 12, 16)
 """Strips along the border that a score may leave out."""
-
-
-def quantize(probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """Return the bin of each probability, `min(floor(256 p), 255)`.
-
-    For any i in 0..255, `bin >= i` says exactly `p >= i / 256`.
-
-    Args:
-        probability: (...) float in 0..1.
-    """
-    bins: npt.NDArray[np.uint8] = np.minimum(probability * BINS, BINS - 1).astype(np.uint8)
-    return bins
-
-
-def probability_histogram(probability: AnyArray, truth: AnyArray) -> IntArray:
-    """Count the pixels of one picture by truth and probability.
-
-    Args:
-        probability: (H, W) float32 in 0..1.
-        truth: (H, W) bool or integer, non-zero is defect.
-
-    Returns:
-        (2, 256) int64: row 0 sound, row 1 defect. Sums of them over pictures are histograms too.
-    """
-    bins = quantize(probability)
-    everything = np.bincount(bins.ravel(), minlength=BINS)
-    defect = np.bincount(bins[truth != 0], minlength=BINS)
-    return np.stack([everything - defect, defect])
 
 
 def threshold_counts(histogram: AnyArray) -> IntArray:
@@ -246,7 +218,7 @@ class Chooser:
             return
         self._own = result.decision
         self._histogram += probability_histogram(result.probability, truth)
-        self._kept.append((quantize(result.probability), truth))
+        self._kept.append((probability_bins(result.probability), truth))
         decisions = [replace(result.decision, score_margin_px=margin) for margin in MARGINS_PX]
         self._scores.append([decision.score_of(result.probability) for decision in decisions])
         self._kinds.append(label)

@@ -394,3 +394,35 @@ def _rung_at_recall(ladder: _Ladder, recall: float) -> AnyArray:
     enough = caught >= caught[..., -1:] * recall - _RECALL_SLACK
     rung: AnyArray = np.argmax(enough, axis=-1)
     return rung
+
+
+BINS = 256
+"""Probability bins, each 1/256 wide: a bin's lower edge is exact in binary floating point."""
+
+
+def probability_bins(probability: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
+    """Return the bin of each probability, `min(floor(256 p), 255)`.
+
+    For any i in 0..255, `bin >= i` says exactly `p >= i / 256`.
+
+    Args:
+        probability: (...) float in 0..1.
+    """
+    bins: npt.NDArray[np.uint8] = np.minimum(probability * BINS, BINS - 1).astype(np.uint8)
+    return bins
+
+
+def probability_histogram(probability: AnyArray, truth: AnyArray) -> IntArray:
+    """Count the pixels of one picture by truth and probability.
+
+    Args:
+        probability: (H, W) float32 in 0..1.
+        truth: (H, W) bool or integer, non-zero is defect.
+
+    Returns:
+        (2, 256) int64: row 0 sound, row 1 defect. Sums of them over pictures are histograms too.
+    """
+    bins = probability_bins(probability)
+    everything = np.bincount(bins.ravel(), minlength=BINS)
+    defect = np.bincount(bins[truth != 0], minlength=BINS)
+    return np.stack([everything - defect, defect])

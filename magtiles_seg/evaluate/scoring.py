@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from magtiles_seg.dataset.samples import MaskRule, Sample, load_target
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.evaluate.decide import probability_histogram
-from magtiles_seg.evaluate.metrics import binary_counts, confusion_matrix
+from magtiles_seg.evaluate.metrics import binary_counts, confusion_matrix, probability_histogram
 from magtiles_seg.evaluate.protocols import Protocol, fit_mask, prepare_image
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.result import Decision, Segmentation

@@ -18,7 +18,7 @@ from magtiles_seg.dataset.splits import RULES, Split, committed_folds, fold_assi
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.dataset.tiles import group_tiles
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.stages import read_manifest, split_parts
+from magtiles_seg.pipeline import read_split, split_parts
 
 CLASSES = ("blowhole", "break", "crack", "fray", "uneven", "free")
 PUBLIC_COUNTS = {
@@ -344,10 +344,10 @@ def test_read_manifest_of_bytes_that_are_no_text_names_the_file(tmp_path: Path) 
     path = tmp_path / "split.json"
     path.write_bytes(sealed().encode("utf-16"))
     with pytest.raises(DataError, match=r"split\.json: "):
-        read_manifest(path)
+        read_split(path)
     path.write_text("[]")
     with pytest.raises(DataError, match=r"split\.json: no split manifest"):
-        read_manifest(path)
+        read_split(path)
 
 
 def test_split_parts_of_pictures_that_are_not_there_names_one(tmp_path: Path) -> None:

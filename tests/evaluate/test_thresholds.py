@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.evaluate import decide as thresholds
-from magtiles_seg.evaluate import metrics
+from magtiles_seg.evaluate import decide, metrics
 
 Array = npt.NDArray[Any]
 
@@ -25,15 +24,17 @@ truths = arrays(np.uint8, (4, 4), elements=st.integers(0, 2))
 def test_quantize_any_probability_is_at_least_i_exactly_when_the_bin_is(
     probability: Array, level: int
 ) -> None:
-    assert np.array_equal(thresholds.quantize(probability) >= level, probability >= level / 256)
+    assert np.array_equal(
+        metrics.probability_bins(probability) >= level, probability >= level / 256
+    )
 
 
 @given(probabilities, truths)
 def test_threshold_counts_any_picture_equal_cutting_at_each_threshold(
     probability: Array, truth: Array
 ) -> None:
-    histogram = thresholds.probability_histogram(probability, truth)
-    counts = thresholds.threshold_counts(histogram)
+    histogram = metrics.probability_histogram(probability, truth)
+    counts = decide.threshold_counts(histogram)
     for level in range(256):
         expected = metrics.binary_counts(probability >= level / 256, truth)
         assert counts[level].tolist() == expected.tolist()
@@ -42,7 +43,7 @@ def test_threshold_counts_any_picture_equal_cutting_at_each_threshold(
 @given(probabilities, truths)
 def test_best_threshold_any_picture_has_the_highest_dice(probability: Array, truth: Array) -> None:
     truth[0, 0] = 1
-    chosen = thresholds.best_threshold(thresholds.probability_histogram(probability, truth))
+    chosen = decide.best_threshold(metrics.probability_histogram(probability, truth))
     every = [
         metrics.dice(metrics.binary_counts(probability >= level / 256, truth))
         for level in range(1, 256)
@@ -53,12 +54,12 @@ def test_best_threshold_any_picture_has_the_highest_dice(probability: Array, tru
 def test_best_threshold_wide_gap_is_cut_in_the_middle() -> None:
     histogram = np.zeros((2, 256), int)
     histogram[0, 64], histogram[1, 192] = 100, 10
-    assert thresholds.best_threshold(histogram) == pytest.approx(128 / 256, abs=1 / 256)
+    assert decide.best_threshold(histogram) == pytest.approx(128 / 256, abs=1 / 256)
 
 
 def test_best_threshold_without_defects_is_refused() -> None:
     with pytest.raises(ConfigError, match="without any defect pixel"):
-        thresholds.best_threshold(np.ones((2, 256), int) * [[1], [0]])
+        decide.best_threshold(np.ones((2, 256), int) * [[1], [0]])
 
 
 def test_dice_by_min_area_hand_worked_drops_small_regions_first() -> None:
@@ -66,35 +67,35 @@ def test_dice_by_min_area_hand_worked_drops_small_regions_first() -> None:
     truth[0:2, 0:2] = 1
     mask = truth.copy()
     mask[5, 5] = mask[6, 6] = 1  # two diagonal pixels are one region of 2
-    got = thresholds.dice_by_min_area(mask, truth, (1, 2, 3, 4, 5))
+    got = decide.dice_by_min_area(mask, truth, (1, 2, 3, 4, 5))
     assert got.tolist() == pytest.approx([8 / 10, 8 / 10, 1, 1, 0])
 
 
 def test_dice_by_min_area_speck_on_a_sound_picture_pays_once_dropped() -> None:
     speck = np.zeros((8, 8), np.uint8)
     speck[3, 3:5] = 1
-    got = thresholds.dice_by_min_area(speck, np.zeros_like(speck), (1, 2, 3))
+    got = decide.dice_by_min_area(speck, np.zeros_like(speck), (1, 2, 3))
     assert got.tolist() == [0, 0, 1]
 
 
 def test_best_min_area_kinds_count_alike_whatever_their_number() -> None:
-    areas = len(thresholds.MIN_AREAS_PX)
+    areas = len(decide.MIN_AREAS_PX)
     keeps_small, drops_small = np.zeros(areas), np.zeros(areas)
     keeps_small[0], drops_small[5] = 0.5, 0.4
     overlap = np.stack([keeps_small, *[drops_small] * 50])
     label = np.array([1, *[0] * 50])
-    assert thresholds.best_min_area(overlap, label) == thresholds.MIN_AREAS_PX[0]
+    assert decide.best_min_area(overlap, label) == decide.MIN_AREAS_PX[0]
 
 
 def test_best_margin_is_the_narrowest_of_the_highest_auroc() -> None:
     is_defect = np.array([True, True, False, False])
     helps, hurts = [0.9, 0.6, 0.5, 0.1], [0.1, 0.1, 0.5, 0.9]
     scores = np.array([[0.9, 0.3, 0.5, 0.1], helps, helps, hurts, hurts]).T
-    assert thresholds.best_margin(scores, is_defect) == thresholds.MARGINS_PX[1]
-    assert thresholds.best_margin(np.repeat(scores[:, :1], 5, axis=1), is_defect) == 0
-    assert thresholds.best_margin(scores[:2], is_defect[:2]) == 0
+    assert decide.best_margin(scores, is_defect) == decide.MARGINS_PX[1]
+    assert decide.best_margin(np.repeat(scores[:, :1], 5, axis=1), is_defect) == 0
+    assert decide.best_margin(scores[:2], is_defect[:2]) == 0
 
 
 def test_best_min_area_equal_ones_give_the_smallest() -> None:
-    overlap = np.ones((2, len(thresholds.MIN_AREAS_PX)))
-    assert thresholds.best_min_area(overlap, np.array([0, 1])) == 1
+    overlap = np.ones((2, len(decide.MIN_AREAS_PX)))
+    assert decide.best_min_area(overlap, np.array([0, 1])) == 1

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from magtiles_seg.evaluate.decide import BINS, threshold_counts
-from magtiles_seg.evaluate.metrics import AnyArray, dice, iou, ratio
+from magtiles_seg.evaluate.decide import threshold_counts
+from magtiles_seg.evaluate.metrics import BINS, AnyArray, dice, iou, ratio
 from magtiles_seg.evaluate.report import EvaluationResult
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.labels import FREE

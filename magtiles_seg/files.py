@@ -1,0 +1,110 @@
+"""Files: written whole or not at all, their SHA-256, and pictures as PNG; one way each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["encode_png", "sha256_of", "staged", "write", "write_json"]
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a path beside `path` to write to; it takes the place of `path` when the block ends well.
+
+    Nobody ever sees half a file under the name, and an error leaves what stood there before. The
+    content is on the disk before the name is given.
+
+    Args:
+        path: Where the file is to stand; missing folders are made. The path to write to has the
+            same suffix, so that a format can be chosen by it.
+
+    Raises:
+        OSError: The folder or the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
+    try:
+        yield part
+        _flush_to_disk(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write a file, whole or not at all.
+
+    Args:
+        path: Where; missing folders are made.
+        content: A text is written as UTF-8, its line ends as they are.
+
+    Raises:
+        OSError: The folder or the file cannot be written.
+    """
+    with staged(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Write a value as indented JSON, whole or not at all.
+
+    Raises:
+        OSError: The folder or the file cannot be written.
+        ValueError: A number is not finite; JSON knows none such.
+    """
+    write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def sha256_of(content: bytes | Path) -> str:
+    """Return the SHA-256 of bytes, or of the file at a path, in 64 hexadecimal digits.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    with content.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """Return a picture as the bytes of a PNG file.
+
+    Args:
+        picture: (H, W) grey or (H, W, 3) RGB, uint8.
+
+    Raises:
+        ValueError: OpenCV cannot encode it.
+    """
+    import cv2
+
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+    done, encoded = cv2.imencode(".png", bgr)
+    if not done:
+        raise ValueError(f"OpenCV could not encode a {picture.dtype} {picture.shape} array as PNG")
+    return encoded.tobytes()
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

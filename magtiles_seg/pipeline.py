@@ -1,0 +1,495 @@
+"""The pipeline: load, split, train, export, evaluate, as the command line, DVC and users call it.
+
+| function | DVC stage | takes | leaves |
+|---|---|---|---|
+| `load` | data_load | a source | a whole data set on disk |
+| `split` | data_split | a data set | a split manifest |
+| `train` | train | a split | a checkpoint |
+| `export` | export | a checkpoint and its split | the one model file |
+| `evaluate` | evaluate | a model and a split | figures, tables, curves |
+
+Each takes `Params`, as `load_params` reads them, and paths; nothing is printed. What a function
+needs of an optional extra is imported when it is called.
+
+Example:
+    >>> params = load_params(None, ["data_load.source=synthetic:tiles=10", "train.epochs=1"])
+    >>> load(params)
+    >>> split(params, Path("data/split.json"))
+    >>> checkpoint = train(params, Path("data/split.json"), Path("runs/train"))
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from magtiles_seg.dataset.fetch import source_folder
+from magtiles_seg.dataset.samples import Sample, find_samples
+from magtiles_seg.dataset.splits import PARTS, Split
+from magtiles_seg.errors import DataError
+from magtiles_seg.files import write
+
+if TYPE_CHECKING:
+    from magtiles_seg.config import Params
+    from magtiles_seg.evaluate.decide import Choice
+    from magtiles_seg.evaluate.folds import OutOfFold
+    from magtiles_seg.evaluate.report import EvaluationResult
+    from magtiles_seg.evaluate.scoring import Watch
+    from magtiles_seg.export.artefacts import Order
+    from magtiles_seg.export.parity import ParityReport, TileSet
+    from magtiles_seg.infer.manifest import Manifest
+    from magtiles_seg.infer.segmenter import Segmenter
+    from magtiles_seg.model.card import ModelCard
+
+__all__ = [
+    "Artefact",
+    "DataSet",
+    "ModelFile",
+    "evaluate",
+    "evaluate_folds",
+    "export",
+    "export_artefact",
+    "load",
+    "read_split",
+    "samples_of",
+    "split",
+    "split_parts",
+    "train",
+]
+
+Progress: TypeAlias = Callable[[int, "int | None"], None]
+"""Told `(done, total)`; the total is None where it is not known."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set on disk that was found to be whole.
+
+    Attributes:
+        root: Its folder.
+        samples: Its pictures.
+    """
+
+    root: Path
+    samples: tuple[Sample, ...]
+
+    @property
+    def tiles(self) -> int:
+        """Number of physical tiles."""
+        return len({sample.group for sample in self.samples})
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The one model file that a checkpoint became.
+
+    Attributes:
+        path: The `.onnx` file.
+        card: What it says about itself, its thresholds among it.
+        parity: How far its answers are from those of the checkpoint.
+    """
+
+    path: Path
+    card: ModelCard
+    parity: ParityReport
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A model for a runtime and in a precision.
+
+    Attributes:
+        path: The file; its manifest stands beside it.
+        manifest: What it was made from, for which machine, and how it passed parity.
+        proof: The tiles that it was compared on.
+    """
+
+    path: Path
+    manifest: Manifest
+    proof: TileSet
+
+
+def load(
+    params: Params,
+    *,
+    on_fetch: Progress | None = None,
+    on_verify: Progress | None = None,
+    note: Callable[[str], object] = lambda _: None,
+) -> DataSet:
+    """Fetch, verify and unpack the data set of `params.data_load`.
+
+    Args:
+        params: Where it comes from and where it goes.
+        on_fetch: Told bytes, or tiles that were drawn.
+        on_verify: Told pictures.
+        note: Told in a sentence what is odd but no error, and whom it waits for.
+
+    Raises:
+        DataError: It cannot be fetched or is not whole; names everything that is wrong.
+        ConfigError: The source's options are unknown.
+    """
+    from magtiles_seg.dataset.fetch import fetch, note_folder, verify
+
+    wanted = params.data_load
+    directory = Path(wanted.directory)
+    root = fetch(wanted.source, directory, sha256=wanted.sha256, progress=on_fetch, waiting=note)
+    samples = verify(
+        root, layout=wanted.layout, labels=wanted.labels, progress=on_verify, note=note
+    )
+    if source_folder(wanted.source) is not None:
+        note_folder(directory, samples)
+    return DataSet(root, tuple(samples))
+
+
+def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
+    """Return the samples of a folder, or of the data set that `load` brings.
+
+    Raises:
+        FileNotFoundError, DataError: There is no such data set, or it is not whole.
+    """
+    if root is None:  # a folder is used where it lies
+        folder = source_folder(params.data_load.source)
+        root = Path(params.data_load.directory) if folder is None else folder
+    return find_samples(root, layout=params.data_load.layout, labels=params.data_load.labels)
+
+
+def split(params: Params, out: Path | None = None) -> Split:
+    """Draw the split of `params.data_split`, and write its manifest where `out` says.
+
+    Raises:
+        FileNotFoundError, DataError: The data set is missing, not whole, or too small.
+    """
+    from magtiles_seg.dataset.splits import make_split
+
+    drawn = make_split(samples_of(params), **asdict(params.data_split))
+    if out is not None:
+        write(out, drawn.to_json())
+    return drawn
+
+
+def read_split(manifest: Path) -> Split:
+    """Return the split of a manifest file.
+
+    Raises:
+        DataError: The file is no manifest, or was altered.
+        OSError: It cannot be read.
+    """
+    try:
+        return Split.from_json(manifest.read_text(encoding="utf-8"))
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{manifest}: {error}") from error
+
+
+def split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
+    """Return the samples of each part of a split manifest.
+
+    Raises:
+        FileNotFoundError: There is no such manifest or data set.
+        DataError: The manifest is damaged, or names pictures that the data set lacks.
+    """
+    drawn = read_split(manifest)
+    samples = {sample.id: sample for sample in samples_of(params)}
+    parts = {name: getattr(drawn, name) for name in PARTS}
+    missing = sorted(name for part in parts.values() for name in part if name not in samples)
+    if missing:
+        raise DataError(
+            f"{manifest} names {len(missing)} pictures that the data set lacks, {missing[0]} among "
+            "them; load the data it was made from, or split again"
+        )
+    return {name: [samples[key] for key in part] for name, part in parts.items()}
+
+
+def train(
+    params: Params,
+    manifest: Path,
+    out: Path,
+    *,
+    logs: Path | None = None,
+    restart: bool = False,
+    progress: Callable[..., Any] | None = None,
+) -> Path:
+    """Train `params.train` on a split's training part and return the checkpoint's path.
+
+    Args:
+        params: What is trained, and how.
+        manifest: The split manifest.
+        out: Folder of the checkpoint and of the state that a stopped run goes on from.
+        logs: Folder of DVCLive's curves; None: `out/dvclive`.
+        restart: Whether to forget what `out` holds, unless it is this very run.
+        progress: Wraps an iterable `(items, count, title)`, as `magtiles_seg.progress.wrap` does.
+
+    Raises:
+        FileNotFoundError, DataError: The split or the data set is missing or does not fit.
+        BackendUnavailableError: The device or a package that training needs is missing.
+    """
+    from dvclive.live import Live
+
+    from magtiles_seg.train.devices import is_first
+    from magtiles_seg.train.loop import train as run
+    from magtiles_seg.train.state import forget_other_run
+
+    parts = split_parts(manifest, params)
+    what = (parts["train"], parts["validation"], params.train, out)
+    labels, resume = params.data_load.labels, True
+    if restart:
+        resume = not forget_other_run(*what, labels=labels)
+    if not is_first():
+        return run(*what, labels=labels)  # a process that the first one started: it does not speak
+    folder = str(logs or out / "dvclive")
+    with Live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
+        logger.log_params(asdict(params.train))
+        return run(*what, labels=labels, progress=progress, logger=logger)
+
+
+def export(
+    params: Params,
+    checkpoint: Path,
+    out: Path,
+    *,
+    manifest: Path | None = None,
+    choice: Path | None = None,
+    name: str | None = None,
+) -> ModelFile:
+    """Write a checkpoint as the one model file, if it answers as the checkpoint does.
+
+    Args:
+        params: The gate's tolerances, and how the weights are stored.
+        checkpoint: A `.safetensors` file.
+        out: The `.onnx` file to write.
+        manifest: The split that it was trained on: the card names it, and the thresholds are chosen
+            on its validation part; None: those of the checkpoint.
+        choice: Thresholds and calibration that `evaluate_folds` chose (`choice.json`), in place of
+            those of the validation part.
+        name: What people call the model; None: as the checkpoint says.
+
+    Raises:
+        ParityError: The model answers differently; nothing is written.
+        FileNotFoundError, DataError, ModelError: An input is missing or damaged.
+    """
+    from magtiles_seg.export.graph import export_onnx
+    from magtiles_seg.export.parity import Tolerance
+
+    chosen = _read_choice(choice)
+    with tempfile.TemporaryDirectory() as folder:
+        if chosen is not None:
+            checkpoint = _calibrated(checkpoint, chosen, Path(folder))
+        card = _card(params, checkpoint, manifest, chosen, name)
+        report = export_onnx(
+            checkpoint,
+            out,
+            card=card,
+            precision=params.export.precision,
+            tolerance=Tolerance.of(params.export, "fp32"),
+        )
+    return ModelFile(out, card, report)
+
+
+def export_artefact(
+    params: Params,
+    model: Path | None,
+    out: Path,
+    order: Order,
+    *,
+    manifest: Path | None = None,
+    data: Path | None = None,
+    name: str | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Artefact:
+    """Write a model for a runtime and in a precision, if it passes parity.
+
+    Args:
+        params: How many pictures are compared and calibrated on.
+        model: A checkpoint or an fp32 `.onnx` file; None: the bundled model.
+        out: Folder for the artefact and its manifest.
+        order: What is to be made.
+        manifest: A split: calibrated on its training part, compared on the others.
+        data: Without a split: a folder of labelled pictures, half of its tiles for each. Without
+            either, synthetic tiles serve.
+        name: What people call the model, where it is a checkpoint.
+        progress: Told (stage, done, total).
+
+    Raises:
+        ParityError: The artefact answers differently; nothing is written.
+        FileNotFoundError, DataError, ModelError: An input is missing or damaged.
+        BackendUnavailableError: What builds it is not installed.
+    """
+    from magtiles_seg.export.artefacts import export_artefact as make
+    from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+
+    model = model or BUNDLED_MODEL
+    is_checkpoint = model.suffix.lower() == ".safetensors"
+    card = _card(params, model, manifest, None, name) if is_checkpoint else None
+    proof, calibration = _tiles(params, manifest, data, order.precision)
+    path, written = make(
+        model, out, order, proof=proof, calibration=calibration, card=card, progress=progress
+    )
+    return Artefact(path, written, proof)
+
+
+def evaluate(
+    params: Params,
+    model: Segmenter | Path | None = None,
+    *,
+    manifest: Path | None = None,
+    dataset: Path | None = None,
+    protocol: str | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Score a model on a part of a split, or on a whole data set.
+
+    Args:
+        params: Protocol, part, and whether mirrored views count.
+        model: A model file, which is opened for this, or what answers; None: the bundled model.
+        manifest: A split, of which `params.evaluate.part` is scored.
+        dataset: A folder, of which every picture is scored in place of a split's part.
+        protocol: In place of `params.evaluate.protocol`; of a folder it is `native` by default.
+        out: Folder for figures, tables and the data of curves; None writes nothing.
+        progress: Told pictures.
+
+    Raises:
+        FileNotFoundError, DataError, ModelError: Data or model are missing or do not fit.
+        ConfigError: The protocol is unknown, or the labels differ from the model's.
+    """
+    from magtiles_seg.evaluate.plots import curves
+    from magtiles_seg.evaluate.report import evaluate as score
+    from magtiles_seg.infer.segmenter import Segmenter
+
+    if dataset is not None:
+        samples = list(samples_of(params, dataset))
+        protocol = protocol or "native"
+    elif manifest is not None:
+        part, parts = params.evaluate.part, split_parts(manifest, params)
+        samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
+        protocol = protocol or params.evaluate.protocol
+    else:
+        raise DataError("nothing to evaluate on: expected a split manifest or a data set")
+    with ExitStack() as stack:
+        if not isinstance(model, Segmenter):
+            model = stack.enter_context(Segmenter(model, flips=params.evaluate.flips))
+        labels = model.spec.card.labels
+        result = score(model, samples, protocol=protocol, labels=labels, progress=progress)
+    if out is not None:
+        curves.save(result, out)
+    return result
+
+
+def evaluate_folds(
+    params: Params,
+    directories: Sequence[Path],
+    *,
+    protocol: str | None = None,
+    resamples: int = 1000,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+) -> OutOfFold:
+    """Score each run's test part with its model, and join them: every picture by unseen weights.
+
+    Args:
+        params: Protocol and the recall at which the reject score is chosen.
+        directories: Runs, each with `split.json` and its model.
+        protocol: In place of `params.evaluate.protocol`.
+        resamples: For the bootstrap intervals.
+        progress: Told pictures.
+        watch: Shown each out-of-fold answer.
+
+    Raises:
+        DataError: A folder is no run, a picture is missing, or stands in two test parts.
+    """
+    from magtiles_seg.evaluate import folds
+    from magtiles_seg.infer.segmenter import Segmenter
+
+    return folds.evaluate_folds(
+        folds.find_runs(directories),
+        {sample.id: sample for sample in samples_of(params)},
+        open_model=partial(Segmenter, flips=params.evaluate.flips),
+        protocol=protocol or params.evaluate.protocol,
+        recall=params.evaluate.recall,
+        resamples=resamples,
+        progress=progress,
+        watch=watch,
+    )
+
+
+def with_figures(card: ModelCard, result: EvaluationResult) -> ModelCard:
+    """Return a card with an evaluation's figures, in place of older ones of the same protocol."""
+    known = {name: value for name, value in result.figures.items() if value == value}
+    name, pictures = result.protocol.name, len(result.records)
+    others = [entry for entry in card.metrics if entry["protocol"] != name]
+    entry = {"protocol": name, "pictures": pictures, "figures": known}
+    return replace(card, metrics=(*others, entry))
+
+
+def _read_choice(path: Path | None) -> Choice | None:
+    if path is None:
+        return None
+    from magtiles_seg.evaluate.decide import Choice
+
+    return Choice.from_json(path.read_text(encoding="utf-8"))
+
+
+def _calibrated(checkpoint: Path, choice: Choice, folder: Path) -> Path:
+    """Return a copy of a checkpoint with a choice's calibration in its last layer."""
+    from magtiles_seg.model.checkpoint import calibrate_checkpoint
+
+    copy = folder / "calibrated.safetensors"
+    calibrate_checkpoint(checkpoint, copy, scale=choice.pixel.scale, bias=choice.pixel.bias)
+    return copy
+
+
+def _card(
+    params: Params,
+    checkpoint: Path,
+    manifest: Path | None,
+    choice: Choice | None,
+    name: str | None,
+) -> ModelCard:
+    """Return a checkpoint's card, with thresholds as chosen, or of the split's validation part."""
+    from magtiles_seg.environment import git_revision
+    from magtiles_seg.evaluate.decide import choose_decision
+    from magtiles_seg.infer.segmenter import Segmenter
+
+    with Segmenter(checkpoint) as segmenter:
+        card = replace(segmenter.spec.card, git_revision=git_revision())
+        if name:
+            card = replace(card, name=name)
+        if manifest is not None:
+            origin = read_split(manifest).origin
+            card = replace(card, training={**card.training, "split": origin})
+        if choice is not None:
+            return replace(card, decision=choice.decision)
+        if manifest is None:
+            return card
+        decision = choose_decision(
+            segmenter,
+            split_parts(manifest, params)["validation"],
+            recall=params.evaluate.recall,
+            protocol=params.train.protocol,
+            labels=card.labels,
+        )
+    return replace(card, decision=decision)
+
+
+def _tiles(
+    params: Params, manifest: Path | None, data: Path | None, precision: str
+) -> tuple[TileSet, TileSet | None]:
+    """Return the tiles to compare on, and those to calibrate on where the precision needs any."""
+    from magtiles_seg.export import parity
+
+    many, few = params.export.parity_per_class, params.export.calibration_per_class
+    wanted = precision == "int8"
+    if manifest is not None:
+        parts = split_parts(manifest, params)
+        held_out, training = [*parts["validation"], *parts["test"]], parts["train"]
+    elif data is not None:
+        training, held_out = parity.halves(samples_of(params, data))
+    else:
+        calibration = parity.synthetic_tiles(few, calibration=True) if wanted else None
+        return parity.synthetic_tiles(min(many, 4)), calibration
+    calibration = parity.real_tiles(training, few) if wanted else None
+    return parity.real_tiles(held_out, many), calibration

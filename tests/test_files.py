@@ -1,0 +1,105 @@
+"""Tests of `magtiles_seg.files`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from magtiles_seg.files import encode_png, sha256_of, staged, write, write_json
+
+
+def test_write_into_a_missing_folder_makes_it(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "b.txt", "ü\r\n")
+
+    assert (tmp_path / "a" / "b.txt").read_bytes() == "ü\r\n".encode()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]
+
+
+def test_write_over_a_file_replaces_it(tmp_path: Path) -> None:
+    write(tmp_path / "b", b"old and longer")
+    write(tmp_path / "b", b"new")
+
+    assert (tmp_path / "b").read_bytes() == b"new"
+
+
+def test_staged_error_inside_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    write(tmp_path / "model.onnx", b"old")
+
+    with pytest.raises(ZeroDivisionError), staged(tmp_path / "model.onnx") as part:
+        part.write_bytes(bytes(1 // (part.write_bytes(b"half") - 4)))
+
+    assert (tmp_path / "model.onnx").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_staged_path_has_the_suffix_and_is_not_the_name(tmp_path: Path) -> None:
+    with staged(tmp_path / "line.engine") as part:
+        part.write_bytes(b"plan")
+        assert part.suffix == ".engine"
+        assert part.parent == tmp_path
+        assert not (tmp_path / "line.engine").exists()
+
+
+def test_staged_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", b"old")
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom magtiles_seg.files import staged\n"
+        "with staged(Path(sys.argv[1])) as part:\n"
+        "    part.write_bytes(b'half')\n    os.kill(os.getpid(), 9)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], check=False)
+
+    assert done.returncode == -9
+    assert (tmp_path / "a.json").read_bytes() == b"old"
+
+
+def test_two_writers_of_one_name_do_not_share_a_part(tmp_path: Path) -> None:
+    with staged(tmp_path / "a") as one, staged(tmp_path / "a") as other:
+        one.write_bytes(b"1")
+        other.write_bytes(b"2")
+
+    assert one != other
+    assert (tmp_path / "a").read_bytes() == b"1"  # the outer block ends last
+
+
+def test_write_json_number_that_is_not_finite_is_refused_and_the_old_file_stays(
+    tmp_path: Path,
+) -> None:
+    write_json(tmp_path / "a.json", {"score": 0.5})
+
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"score": float("nan")})
+
+    assert json.loads((tmp_path / "a.json").read_text()) == {"score": 0.5}
+
+
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) + 1])
+def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
+    data = bytes(size)
+    (tmp_path / "a").write_bytes(data)
+
+    assert sha256_of(tmp_path / "a") == sha256_of(data) == hashlib.sha256(data).hexdigest()
+
+
+def test_encode_png_rgb_keeps_the_order_of_the_channels() -> None:
+    picture = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)
+
+    read = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_COLOR_RGB)
+
+    assert np.array_equal(np.asarray(read), picture)
+
+
+def test_encode_png_grey_is_lossless() -> None:
+    picture = np.arange(256, dtype=np.uint8).reshape(8, 32)
+
+    read = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_UNCHANGED)
+
+    assert np.array_equal(np.asarray(read), picture)
