@@ -26,10 +26,10 @@ demo: $(VENV)/core ## set up, then find the defects of a synthetic tile (no torc
 	$(BIN)/python examples/01_segment.py
 test: check ## set up, then every check and every test, a worker a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
-check: $(VENV)/dev ## lint, format and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+check: $(VENV)/dev ## lint, format, types and layers
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 fix: $(VENV)/dev ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .

@@ -25,8 +25,10 @@ from magtiles_seg.errors import (
     MagtilesError,
     ModelError,
     ParityError,
+    StaleEngineError,
 )
 from magtiles_seg.labels import LABELS
+from magtiles_seg.moved import find_moved_modules
 
 if TYPE_CHECKING:
     from magtiles_seg.infer.segmenter import Segmenter, segment
@@ -55,24 +57,28 @@ __all__ = [
     "ParityError",
     "Segmentation",
     "Segmenter",
+    "StaleEngineError",
     "WebDefect",
     "__version__",
     "segment",
 ]
 
 _HOMES = {
-    "Decision": "result",
+    "Decision": "decision",
     "Defect": "result",
-    "LineScanSegmenter": "infer.linescan",
+    "LineScanSegmenter": "linescan.segmenter",
     "ModelCard": "model.card",
     "Segmentation": "result",
     "Segmenter": "infer.segmenter",
-    "WebDefect": "infer.webdefects",
+    "WebDefect": "linescan.defects",
     "segment": "infer.segmenter",
 }
 _SUBMODULES = frozenset(
-    {"batch", "dataset", "delivery", "evaluate", "export", "infer", "model", "serve", "train"}
+    {"batch", "bench", "dataset", "delivery", "demo", "evaluate", "export", "infer", "linescan"}
+    | {"model", "pipeline", "serve", "train"}
 )
+
+find_moved_modules()
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (PEP 562: the type is the name's own)

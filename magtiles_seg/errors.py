@@ -7,7 +7,8 @@
     ├ DataError(ValueError)              a data set, archive or manifest is damaged or incomplete
     │ └ ImageError                      a picture cannot be read, or is none that can be segmented
     ├ ModelError                         a model file is damaged, foreign, or of another schema
-    │ └ ParityError                     an exported model does not answer as the one it came from
+    │ ├ ParityError                     an exported model does not answer as the one it came from
+    │ └ StaleEngineError                an engine was built for another machine
     ├ DeliveryError                      a model was not released, or its endpoint fails the test
     └ BackendError                       the runtime under the model refused
        ├ BackendUnavailableError(ImportError)   an optional package is not installed
@@ -46,6 +47,10 @@ class ImageError(DataError):
 
 class ModelError(MagtilesError):
     """A model file is damaged, is not one of ours, or has another schema version."""
+
+
+class StaleEngineError(ModelError):
+    """An engine was built for another machine; `magtiles_seg.export.rebuild` builds it again."""
 
 
 class ParityError(ModelError):

@@ -170,6 +170,8 @@ def open_segmenter(arguments: argparse.Namespace, **more: Any) -> Any:  # noqa: 
 
     given = {name: getattr(arguments, name, None) for name in _SEGMENTER_OPTIONS}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if options.pop("rebuild", None):
+        options["rebuild"] = import_extra("magtiles_seg.export.rebuild", "export").rebuild_engine
     return Segmenter(arguments.model, **options, **more)
 
 

@@ -11,18 +11,17 @@ from typing import Any
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.export.engine import BuiltEngine, Recipe, build_engine
 from magtiles_seg.export.parity import Tolerance, check, compare, fit, frozen_pictures
+from magtiles_seg.infer.backends.base import parse_device
 from magtiles_seg.infer.backends.ort import OrtBackend
-from magtiles_seg.infer.backends.trt import TrtBackend
+from magtiles_seg.infer.backends.trt import TrtBackend, flavour_of
 from magtiles_seg.infer.backends.vendor import Cuda
 from magtiles_seg.infer.manifest import Manifest, manifest_path, sha256_of
 
 
 def rebuild_engine(
     path: Path,
-    manifest: Manifest,
+    device: str | None = None,
     *,
-    flavour: str,
-    device: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Build an engine again for this machine's GPU, and put it in place if it passes parity.
@@ -31,31 +30,32 @@ def rebuild_engine(
 
     Args:
         path: The `.engine` file to replace, its ONNX file in the same folder.
-        manifest: Of the engine: by which recipe it was built, and from which ONNX file.
-        flavour: `"tensorrt"` or `"rtx"`.
-        device: Number of the GPU.
+        device: `"cuda"` or `"cuda:N"`; None: the first GPU.
         progress: Called with (steps done, steps known so far).
 
     Raises:
-        ModelError: The ONNX file is not there, or cannot be built.
+        ModelError: The manifest or the ONNX file is not there, or the graph cannot be built.
         ParityError: The new engine answers differently.
         BackendUnavailableError: The library or the GPU is not there.
     """
+    manifest = Manifest.read(path)
+    flavour = flavour_of(manifest, path)
+    _, number = parse_device(device or "cuda")
     source, data = _find_onnx(path, manifest.onnx_sha256)
-    capability = Cuda(device).gpu().compute_capability
+    capability = Cuda(number).gpu().compute_capability
     try:
         recipe = replace(Recipe(**manifest.recipe), compute_capability=capability)
     except (ConfigError, TypeError) as error:
         raise ModelError(
             f"the manifest of {path} holds no recipe to build by: {error}; export the model again"
         ) from error
-    built = build_engine(data, recipe, flavour=flavour, device=device, progress=progress)
+    built = build_engine(data, recipe, flavour=flavour, device=number, progress=progress)
     fresh = _manifest(manifest, built)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         part.write_bytes(built.plan)
         fresh.write(part)
-        figures = _prove(source, part, fresh, device)
+        figures = _prove(source, part, fresh, number)
         replace(fresh, parity={**fresh.parity, "artefact": figures}).write(part)
         part.replace(path)
         manifest_path(part).replace(manifest_path(path))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.errors import ModelError
+from magtiles_seg.errors import ModelError, StaleEngineError
 from magtiles_seg.image import ImageSource, read_image
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import MIN_SIDE_PX, FlippedBackend
@@ -22,11 +23,9 @@ from magtiles_seg.result import Decision, Segmentation
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from numpy.typing import NDArray
-
     from magtiles_seg.infer.backends.base import Backend, BackendSpec
 
-
+_log = logging.getLogger(__name__)
 _BATCH_PX = 2_000_000  # About 30 tiles: more at once gains no speed on a CPU and costs memory.
 
 
@@ -77,6 +76,10 @@ BUNDLED_MODEL = Path(__file__).parent / "weights" / "magnetic-tile.onnx"
 """The model that the package carries."""
 
 
+Rebuild: TypeAlias = Callable[[Path, "str | None"], object]
+"""Makes an engine anew, given its path and the device that was asked for."""
+
+
 class Segmenter:
     """A loaded model and its thresholds. One instance may be called from many threads.
 
@@ -103,7 +106,7 @@ class Segmenter:
         mm_per_px: float | None = None,
         threads: int | None = None,
         flips: bool = False,
-        rebuild: bool = False,
+        rebuild: Rebuild | None = None,
     ) -> None:
         """Load a model.
 
@@ -128,8 +131,8 @@ class Segmenter:
                 process may use.
             flips: Whether each picture's probability is the mean over its four mirrored views:
                 steadier, at four times the cost.
-            rebuild: Whether an engine that does not fit this machine is built again from the ONNX
-                file beside it, which is logged as a warning; otherwise it is an error.
+            rebuild: Builds an engine that does not fit this machine again, which is logged as a
+                warning: `magtiles_seg.export.rebuild.rebuild_engine`. None: that is an error.
 
         Raises:
             FileNotFoundError: There is no such model file.
@@ -331,7 +334,7 @@ class _Origin:
     path: Path | None
     asked: dict[str, Any]
     flips: bool
-    rebuild: bool
+    rebuild: Rebuild | None
 
     def open(self, path: Path) -> tuple[Backend, BackendSpec]:
         """Load the model."""
@@ -339,11 +342,20 @@ class _Origin:
         return (FlippedBackend(backend) if self.flips else backend), spec
 
 
-def _open(path: Path, asked: dict[str, Any], rebuild: bool) -> tuple[Backend, BackendSpec]:
+def _open(
+    path: Path, asked: dict[str, Any], rebuild: Rebuild | None
+) -> tuple[Backend, BackendSpec]:
     """Load a model as asked for; where nothing is, as selected for this machine."""
     if all(value is None for value in asked.values()) and (chosen := open_selected(path)):
         return chosen, replace(chosen.spec, selection=str(selection_path()))
-    backend = open_backend(path, **asked, rebuild=rebuild)
+    try:
+        backend = open_backend(path, **asked)
+    except StaleEngineError as error:
+        if rebuild is None:
+            raise
+        _log.warning("building again: %s", error)
+        rebuild(path, asked["device"])
+        backend = open_backend(path, **asked)
     return backend, backend.spec
 
 

@@ -19,12 +19,15 @@ from magtiles_seg.errors import (
     InferenceError,
     ModelError,
     ParityError,
+    StaleEngineError,
 )
+from magtiles_seg.export.rebuild import rebuild_engine
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
 from magtiles_seg.infer.backends.vendor import Cuda, import_vendor
 from magtiles_seg.infer.manifest import Manifest, sha256_of
+from magtiles_seg.infer.segmenter import Segmenter
 
 
 def test_loading_without_memory_is_an_error_and_frees_all(engine: Path, cuda: FakeCuda) -> None:
@@ -68,14 +71,14 @@ def test_stale_engine_names_every_difference(
 ) -> None:
     install(ELEVEN)
     cuda.name, cuda.driver = "NVIDIA H200", 12080
-    with pytest.raises(ModelError, match="not built for this machine") as caught:
+    with pytest.raises(StaleEngineError, match="not built for this machine") as caught:
         TrtBackend(engine)
     text = str(caught.value)
     for line in (
         "runtime_version: expected 10.16.1.11, got 11.4.0.106",
         "gpu: expected NVIDIA L4, got NVIDIA H200",
         "driver: expected 13.0, got 12.8",
-        "rebuild=True",
+        "load it with --rebuild",
     ):
         assert line in text
 
@@ -124,10 +127,12 @@ def test_rebuild_builds_for_this_machine_and_says_so(
 ) -> None:
     cuda.name, cuda.capability = "NVIDIA H200", (9, 0)
     steps: list[tuple[int, int]] = []
+
+    def rebuild(path: Path, device: str | None) -> None:
+        rebuild_engine(path, device, progress=lambda done, known: steps.append((done, known)))
+
     with caplog.at_level(logging.WARNING):
-        backend = TrtBackend(
-            engine, rebuild=True, progress=lambda done, known: steps.append((done, known))
-        )
+        backend = Segmenter(engine, rebuild=rebuild).backend
     assert "building" in caplog.text
     assert "expected NVIDIA L4, got NVIDIA H200" in caplog.text
     assert steps[-1][0] == steps[-1][1] > 0
@@ -147,7 +152,7 @@ def test_rebuild_without_its_onnx_file_leaves_all_as_it_was(engine: Path, cuda: 
     engine.with_suffix(".onnx").write_bytes(b"another")
     before = engine.read_bytes()
     with pytest.raises(ModelError, match=r"cannot be built again: .* got line\.onnx"):
-        TrtBackend(engine, rebuild=True)
+        Segmenter(engine, rebuild=rebuild_engine)
     assert engine.read_bytes() == before
 
 
@@ -163,7 +168,7 @@ def test_rebuild_that_fails_parity_is_not_left_on_disk(
         lambda self, images: (1 - infer(self, images)[0], infer(self, images)[1]),
     )
     with pytest.raises(ParityError, match="answers differently"):
-        TrtBackend(engine, rebuild=True)
+        Segmenter(engine, rebuild=rebuild_engine)
     assert engine.read_bytes() == before
     assert len(list(engine.parent.iterdir())) == 3
 

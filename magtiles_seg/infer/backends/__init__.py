@@ -26,7 +26,6 @@ def open_backend(
     backend: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
-    rebuild: bool = False,
 ) -> Backend:
     """Load a model.
 
@@ -38,12 +37,11 @@ def open_backend(
         threads: Of one inference on a CPU; None: all physical cores that the process may use.
         precision: `"fp32"` or `"bf16"`, of OpenVINO's arithmetic; None: fp32, and for the others
             as the file has it.
-        rebuild: Whether an engine that does not fit this machine is built again from the ONNX file
-            beside it; otherwise it is an error.
 
     Raises:
         FileNotFoundError: There is no such file.
         ModelError: The file is damaged, or not a model of this package.
+        StaleEngineError: The engine was built for another machine.
         ConfigError: The device, the backend, the precision or the number of threads has no sense.
         BackendUnavailableError: The runtime, or its support for the device, is not installed.
     """
@@ -56,7 +54,7 @@ def open_backend(
     if backend == "tensorrt":
         from magtiles_seg.infer.backends.trt import TrtBackend
 
-        return TrtBackend(path, device=device or "cuda", rebuild=rebuild)
+        return TrtBackend(path, device=device or "cuda")
     device = device or "cpu"
     if backend == "onnxruntime":
         from magtiles_seg.infer.backends.ort import OrtBackend

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.errors import ConfigError, InferenceError, ModelError
+from magtiles_seg.errors import ConfigError, InferenceError, ModelError, StaleEngineError
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
     check_images,
@@ -239,7 +237,6 @@ class Runner:
             cuda.download(buffer.address, buffer.device, buffer.view(shape).nbytes, stream)
 
 
-_log = logging.getLogger(__name__)
 _AXES = ("in one run", "px high", "px wide")
 _KEYS = ("batch", "height", "width")
 
@@ -247,28 +244,17 @@ _KEYS = ("batch", "height", "width")
 class TrtBackend:
     """One engine on one GPU. Calls from several threads run one after the other."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        device: str = "cuda",
-        rebuild: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, *, device: str = "cuda") -> None:
         """Load an engine.
 
         Args:
             path: An `.engine` file, its manifest beside it.
             device: `"cuda"` or `"cuda:N"`.
-            rebuild: Whether an engine that does not fit this machine is built again from the ONNX
-                file beside it, which is logged as a warning; otherwise it is an error.
-            progress: Of a rebuild: called with (steps done, steps known so far).
 
         Raises:
             FileNotFoundError: There is no such file.
-            ModelError: There is no manifest, the engine does not fit this machine, or the library
-                refuses it.
-            ParityError: The engine that was built again answers differently from its ONNX file.
+            StaleEngineError: The engine does not fit this machine; names every difference.
+            ModelError: There is no manifest, or the library refuses the engine.
             ConfigError: The device is no GPU.
             BackendUnavailableError: The library is not installed, or there is no such GPU.
         """
@@ -280,21 +266,16 @@ class TrtBackend:
             )
         plan = read_model(path)
         manifest = Manifest.read(path)
-        flavour = _flavour(manifest, path)
+        flavour = flavour_of(manifest, path)
         library = import_tensorrt(flavour)
         cuda = Cuda(number)
         reasons = _misfits(manifest, environment(library, flavour, cuda), plan)
         if reasons:
-            if not rebuild:
-                raise ModelError(
-                    "\n  - ".join([f"{path} was not built for this machine:", *reasons])
-                    + "\nbuild it here with `magtiles-seg export`, or load it with rebuild=True"
-                )
-            from magtiles_seg.export.rebuild import rebuild_engine
-
-            _log.warning("building %s again: %s", path, "; ".join(reasons))
-            rebuild_engine(path, manifest, flavour=flavour, device=number, progress=progress)
-            plan, manifest = read_model(path), Manifest.read(path)
+            raise StaleEngineError(
+                "\n  - ".join([f"{path} was not built for this machine:", *reasons])
+                + "\nbuild it here with `magtiles-seg export`, or load it with --rebuild "
+                "(rebuild=magtiles_seg.export.rebuild.rebuild_engine)"
+            )
         self._lock = threading.Lock()
         self._cuda = cuda
         trusted = bool(manifest.recipe.get("version_compatible"))
@@ -366,7 +347,12 @@ def environment(library: Any, flavour: str, cuda: Cuda) -> dict[str, str | list[
     }
 
 
-def _flavour(manifest: Manifest, path: Path) -> str:
+def flavour_of(manifest: Manifest, path: Path) -> str:
+    """Return which of `FLAVOURS` an engine was built with.
+
+    Raises:
+        ModelError: The manifest names none of them.
+    """
     runtime = manifest.environment.get("runtime")
     for flavour in FLAVOURS:
         if runtime == runtime_name(flavour):
