@@ -73,6 +73,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except (errors.MagtilesError, OSError) as error:
         complain(error)
         return ERROR
+    except ImportError as error:
+        if (error.name or "").startswith("magtiles_seg"):
+            raise
+        note(f"a package cannot be loaded: {error}; install it, or the library that it names")
+        return ERROR
     except MemoryError:
         note("memory ran out; use fewer workers or threads, or smaller pictures")
         return ERROR

@@ -6,7 +6,7 @@
 | linked folders | followed, each folder once |
 | hidden files and folders (`.x`, `__MACOSX`) | left out |
 | results that this package wrote | left out |
-| pictures of a format that is not read, broken links | left out |
+| pictures of a format that is not read, broken links that name no picture | left out |
 | a folder that may not be read | an error that names it; the others go on |
 
 What is left out is told in a line. A file that is named outright is always taken.
@@ -115,6 +115,8 @@ def _find(word: str, survey: Survey) -> dict[Path, Path]:
     if is_glob(word):
         found = sorted(map(Path, find_glob(word, survey)), key=natural_key)
         return {item: Path(item.name) for item in found}
+    if "://" in word and not os.path.lexists(word):
+        raise DataError(f"{word} is a URL; expected a local path; `magtiles-seg batch` reads URLs")
     return {Path(word): Path(Path(word).name)}
 
 

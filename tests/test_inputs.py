@@ -139,3 +139,9 @@ def test_very_deep_folders_are_walked(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     touch(deep, "a.png")
     assert len(find_pictures([str(tmp_path)])) == 1
+
+
+@pytest.mark.parametrize("word", ["http://host/a.png", "file:///tmp/a.png", "s3://bucket/a.png"])
+def test_url_is_data_error_that_names_the_verb_for_it(word: str) -> None:
+    with pytest.raises(DataError, match="magtiles-seg batch"):
+        find_pictures([word])

@@ -71,9 +71,9 @@ def local_path(url: str) -> str:
     """Return a URL as it is, but the path that a `file://` URL means."""
     if not url.startswith("file://"):
         return url
-    from urllib.parse import unquote, urlsplit
+    from urllib.parse import unquote_to_bytes, urlsplit
 
-    return unquote(urlsplit(url).path)
+    return os.fsdecode(unquote_to_bytes(os.fsencode(urlsplit(url).path)))
 
 
 def _check_folder(name: str, path: Path) -> None:

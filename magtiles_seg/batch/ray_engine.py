@@ -16,9 +16,9 @@ from magtiles_seg.errors import BackendError, BackendUnavailableError
 
 try:
     import ray
-except ImportError as error:
+except Exception as error:
     raise BackendUnavailableError(
-        "engine 'ray' needs Ray Data: pip install 'magtiles-seg[ray]'"
+        f"engine 'ray' needs Ray Data ({error}): pip install 'magtiles-seg[ray]'"
     ) from error
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from magtiles_seg.errors import BackendUnavailableError
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
-except ImportError as error:
+except Exception as error:
     raise BackendUnavailableError(
-        "results are Parquet, which needs pyarrow: pip install 'magtiles-seg[batch]'"
+        f"results are Parquet, which needs pyarrow ({error}): pip install 'magtiles-seg[batch]'"
     ) from error
 
 if TYPE_CHECKING:

@@ -206,7 +206,8 @@ def list_url(source: str, patience_s: float, survey: Survey) -> Iterator[str]:
     from fsspec.utils import glob_translate
 
     _, path = open_store(source)
-    first = min(source.find(sign) for sign in "*?[" if sign in _path(source))
+    signs = "*" if protocol in _WEB else "*?["
+    first = min(source.find(sign) for sign in signs if sign in source)
     return _under(
         source[:first].rpartition("/")[0],
         compile_pattern(glob_translate(path)),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
 from magtiles_seg.infer.backends import BACKENDS
 from magtiles_seg.infer.backends.base import check_threads
+from magtiles_seg.infer.backends.vendor import import_onnxruntime
 from magtiles_seg.infer.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ def _ways(backend: str) -> list[dict[str, Any]]:
 
         precisions = ("fp32", "bf16") if has_bf16() else ("fp32",)
         return [{"device": "cpu", "precision": precision} for precision in precisions]
-    import onnxruntime
-
-    available = onnxruntime.get_available_providers()
+    available = import_onnxruntime().get_available_providers()
     gpus = [device for provider, device in _GPU_PROVIDERS.items() if provider in available]
     return [{"device": device} for device in ("cpu", *gpus)]
 

@@ -184,3 +184,10 @@ def import_extra(module: str, extra: str) -> Any:  # noqa: ANN401  (a module)
             f"this verb needs {error.name}, which is not installed: "
             f"pip install 'magtiles-seg[{extra}]'"
         ) from error
+    except errors.MagtilesError:
+        raise
+    except Exception as error:  # packages with native parts raise errors of many types
+        raise errors.BackendUnavailableError(
+            f"what this verb needs cannot be loaded ({type(error).__name__}: {error}): check the "
+            f"libraries that it names, or install it anew: pip install 'magtiles-seg[{extra}]'"
+        ) from error

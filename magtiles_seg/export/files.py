@@ -12,9 +12,9 @@ from magtiles_seg.model.card import CARD_KEY, SEAL_KEY, ModelCard, check_seal, s
 
 try:
     import onnx
-except ImportError as error:
+except Exception as error:
     raise BackendUnavailableError(
-        "export needs onnx: pip install 'magtiles-seg[export]'"
+        f"export needs onnx ({error}): pip install 'magtiles-seg[export]'"
     ) from error
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from magtiles_seg.batch.lists import read_list
+from magtiles_seg.batch.lists import local_path, read_list
 from magtiles_seg.errors import DataError
 
 
@@ -63,3 +63,11 @@ def test_home_folder_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_folder_name_after_the_list_may_hold_windows_words(folder: Path) -> None:
     assert names(folder, b"gone\\x.png\n") == ["gone/x.png"]
+
+
+def test_file_url_of_any_bytes_is_that_path() -> None:
+    assert (
+        os.fsencode(local_path("file:///shots/t%FCr%20%E2%82%AC.png"))
+        == b"/shots/t\xfcr \xe2\x82\xac.png"
+    )
+    assert local_path("file:///shots/\udcfc.png") == "/shots/\udcfc.png"

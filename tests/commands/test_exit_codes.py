@@ -94,6 +94,9 @@ def test_other_endings_have_their_own_code(
     assert bool(said) == bool(err)
 
 
+ROOT = Path(magtiles_seg.__file__).parents[1]
+
+
 def shell(command: str) -> subprocess.CompletedProcess[str]:
     program = f"{sys.executable} -m magtiles_seg"
     return subprocess.run(
@@ -140,3 +143,34 @@ def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     assert "70 an internal error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["ImportError", "OSError", "RuntimeError"])
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("onnxruntime", "segment a.png"),
+        ("onnx", "export --to onnx --out o"),
+        ("torch", "train"),
+        ("gradio", "demo"),
+        ("pyarrow", "batch . --out o"),
+    ],
+)
+def test_package_that_cannot_be_loaded_is_named_and_no_bug(
+    package: str, words: str, kind: str, tmp_path: Path
+) -> None:
+    (tmp_path / package).mkdir()
+    broken = f"raise {kind}('libfoo.so.1: cannot open shared object file')"
+    (tmp_path / package / "__init__.py").write_text(broken)
+    done = shell(f"cd {tmp_path} && PYTHONPATH=$PWD:{ROOT} PROGRAM {words}")
+    assert done.returncode == 2, done.stderr
+    assert "libfoo.so.1" in done.stderr
+    assert "install" in done.stderr
+
+
+def test_needed_package_that_cannot_be_loaded_is_no_bug_but_a_wrong_import_of_ours_is(
+    answer: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert answer(ImportError("libGL.so.1: cannot open shared object file", name="cv2")) == 2
+    assert "libGL.so.1" in capsys.readouterr().err
+    assert answer(ImportError("no such name", name="magtiles_seg.image")) == 70

@@ -32,7 +32,7 @@ try:
 
     from magtiles_seg.model.checkpoint import load_checkpoint
     from magtiles_seg.model.network import SegmentationNetwork
-except (ImportError, OSError) as error:
+except Exception as error:  # torch answers a missing library with errors of many types
     raise BackendUnavailableError(
         "the eager backend needs torch and safetensors "
         f"({error}): pip install 'magtiles-seg[train]'"
