@@ -33,7 +33,7 @@ from magtiles_seg.demo.gate import FILE_BYTES, JOBS, Gate
 from magtiles_seg.demo.many import add_many_tab
 from magtiles_seg.demo.tile import Judge, add_tile_tab
 from magtiles_seg.demo.web import add_web_tab
-from magtiles_seg.serve.forwarded import Forwarded
+from magtiles_seg.serve.cors import Forwarded
 
 if TYPE_CHECKING:
     from magtiles_seg.infer.segmenter import Segmenter

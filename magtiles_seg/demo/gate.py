@@ -27,13 +27,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from magtiles_seg.demo.calls import BODY_BYTES, Call, check_call, check_cancel, document_of
 from magtiles_seg.demo.files import Folder, Full
 from magtiles_seg.demo.visitors import Sessions, Visitor
+from magtiles_seg.serve.analyze import check_charset
 from magtiles_seg.serve.problems import (
     Problem,
     on_defect_of_ours,
     on_http_exception,
     on_problem,
 )
-from magtiles_seg.serve.uploads import check_charset
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -36,17 +36,16 @@ from starlette.routing import Route
 from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.infer.segmenter import Segmenter
-from magtiles_seg.serve import openapi, pages
+from magtiles_seg.serve import openapi
+from magtiles_seg.serve import openapi as pages
 from magtiles_seg.serve.analyze import Analyzer
-from magtiles_seg.serve.auth import ApiKeys
 from magtiles_seg.serve.batching import Batcher
-from magtiles_seg.serve.cors import Service
+from magtiles_seg.serve.cors import Forwarded, Service
 from magtiles_seg.serve.decoding import SPARE, Budget, Decoders
 from magtiles_seg.serve.drift import DriftMonitor
 from magtiles_seg.serve.envelope import Envelope, lineage_headers
-from magtiles_seg.serve.forwarded import Forwarded
 from magtiles_seg.serve.health import Readiness
-from magtiles_seg.serve.limits import STOP_RESERVE_S, Gate
+from magtiles_seg.serve.limits import STOP_RESERVE_S, ApiKeys, Gate
 from magtiles_seg.serve.metrics import CONTENT_TYPE, Metrics
 from magtiles_seg.serve.problems import (
     Problem,

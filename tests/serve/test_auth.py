@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.serve.auth import ApiKeys, new_key
+from magtiles_seg.serve.limits import ApiKeys, new_key
 
 
 def test_key_of_either_header_is_known_by_name_and_others_are_not() -> None:

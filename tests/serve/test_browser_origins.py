@@ -22,7 +22,7 @@ pytest.importorskip("playwright")
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from magtiles_seg.serve.auth import new_key
+from magtiles_seg.serve.limits import new_key
 
 HELP = runpy.run_path(str(Path(__file__).with_name("demo_page.py")))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

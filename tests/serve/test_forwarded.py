@@ -11,7 +11,7 @@ from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.serve.forwarded import Forwarded
+from magtiles_seg.serve.cors import Forwarded
 from magtiles_seg.serve.settings import Settings
 
 

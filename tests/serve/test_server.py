@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from magtiles_seg import Segmenter
-from magtiles_seg.serve.auth import new_key
+from magtiles_seg.serve.limits import new_key
 
 LOAD = runpy.run_path(str(Path(__file__).with_name("load.py")))
 DOCS = Path(__file__).parents[2] / "docs" / "serve.md"

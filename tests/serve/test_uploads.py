@@ -6,8 +6,8 @@ pytest.importorskip("starlette")
 
 from starlette.requests import Request
 
+from magtiles_seg.serve.analyze import check_charset, wish_of
 from magtiles_seg.serve.problems import Problem
-from magtiles_seg.serve.uploads import check_charset, wish_of
 
 
 def request(query: str = "", **headers: str) -> Request:
