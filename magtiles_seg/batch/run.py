@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from magtiles_seg.batch.listing import Listing, freeze
 from magtiles_seg.batch.local_engine import run_local
-from magtiles_seg.batch.source import list_names
+from magtiles_seg.batch.source import Listing, freeze, list_names
 from magtiles_seg.batch.work import Job
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.infer.backends.base import available_cores

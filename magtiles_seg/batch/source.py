@@ -1,30 +1,26 @@
-"""What an archive holds, and its pictures' bytes: local files, or anything that fsspec opens.
-
-| SOURCE | pictures |
-|---|---|
-| a folder | the picture files in it and below; linked folders, too |
-| `shots/**/*.png`, `s3://bucket/shots/*.png` | those that match the glob |
-| `s3://bucket/shots/`, any fsspec URL | the picture files under the prefix |
-| `http://host/shots/` | the picture files that its index pages lead to |
-| `pictures.txt` | one path or URL a line, see `lists` |
-| `tile.png`, `s3://bucket/tile.png`, `http://host/tile.png?size=full` | the one |
-
-Names come one after another, never all at once: an object store is asked for a page at a time.
-"""
+"""What an archive holds: its pictures listed once and frozen, and their bytes."""
 
 from __future__ import annotations
 
 import errno
+import heapq
+import json
 import os
+import shutil
 import stat
-from collections.abc import Iterator
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from magtiles_seg.batch.lists import local_path, read_list
+import numpy as np
+
 from magtiles_seg.batch.stores import is_url, list_url, patiently, read_url
 from magtiles_seg.errors import DataError, ImageError
 from magtiles_seg.inputs import (
+    SUFFIXES,
     Survey,
     check_word,
     expand_home,
@@ -33,6 +29,7 @@ from magtiles_seg.inputs import (
     is_picture_name,
     walk,
 )
+from magtiles_seg.names import as_line, without_secrets
 
 MAX_FILE_BYTES = 512 * 2**20
 """Local files of more are refused unread: no picture of the allowed size is as large."""
@@ -149,3 +146,172 @@ class Reader:
 def _open_without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe that nobody writes to would block for ever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_list(path: Path) -> Iterator[str]:
+    """Yield what each line names: an absolute path, or a URL.
+
+    Raises:
+        DataError: It is no list of pictures, or its paths are relative to another folder.
+    """
+    with path.open("rb") as file:
+        wide = file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE)
+    encoding, errors = ("utf-16", "surrogatepass") if wide else ("utf-8-sig", "surrogateescape")
+    checked = False
+    with path.open(encoding=encoding, errors=errors, newline="\n") as lines:
+        for line in lines:
+            name = _name(line.rstrip("\n"), path)
+            if name is None:
+                continue
+            if not checked and not is_url(name):
+                checked = True
+                _check_folder(name, path)
+            yield name
+
+
+def _name(line: str, path: Path) -> str | None:
+    """Return what a line names, or None: nothing."""
+    if "\0" in line:
+        raise DataError(
+            f"{path} is no list of pictures: expected one path or URL a line, in UTF-8, or in "
+            f"UTF-16 with a byte order mark, got binary data; pictures end in "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
+    text = line.strip()
+    bare = text.strip('"')
+    if is_url(bare):
+        return local_path(bare)
+    meant = expand_home(bare.replace("\\", "/"))
+    if not text or (text[0] == "#" and not os.path.lexists(path.parent / line)):
+        return None
+    if line != meant:
+        for name in (line, text, bare):
+            if os.path.lexists(path.parent / name):
+                return os.path.normpath(path.parent / name)
+    return os.path.normpath(path.parent / meant)
+
+
+def local_path(url: str) -> str:
+    """Return a URL as it is, but the path that a `file://` URL means."""
+    if not url.startswith("file://"):
+        return url
+    from urllib.parse import unquote_to_bytes, urlsplit
+
+    return os.fsdecode(unquote_to_bytes(os.fsencode(urlsplit(url).path)))
+
+
+def _check_folder(name: str, path: Path) -> None:
+    """Look at the first path: a list that was written for another folder would find nothing."""
+    here = os.path.normpath(Path.cwd() / os.path.relpath(name, path.parent))
+    if not os.path.lexists(name) and os.path.lexists(here):
+        raise DataError(
+            f"the paths in {path} are not relative to its folder: there is {as_line(here)}, but no "
+            f"{as_line(name)}; move the list there, or write absolute paths"
+        )
+
+
+_NAMES, _OFFSETS = "names.jsonl", "offsets.npy"
+_RUN = 500_000  # names that are sorted in memory at once: some 100 MB
+
+
+class Listing:
+    """A frozen listing. Cheap to send to another process: it holds a path."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open what `freeze` wrote.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        self.folder = folder
+        offsets = np.load(folder / _OFFSETS, mmap_mode="r")
+        self.pictures = int(offsets[0])
+        self.parts = len(offsets) - 2
+        """How many parts there are; they are numbered from 0."""
+
+    def names(self, part: int) -> list[str]:
+        """Return the pictures of one part, in order."""
+        start, end = np.load(self.folder / _OFFSETS, mmap_mode="r")[part + 1 : part + 3]
+        with (self.folder / _NAMES).open("rb") as file:
+            file.seek(int(start))
+            return [json.loads(line) for line in file.read(int(end - start)).splitlines()]
+
+
+def freeze(
+    names: Iterable[str],
+    folder: Path,
+    *,
+    part_rows: int,
+    progress: Callable[[int], None] | None = None,
+    run: int = _RUN,
+) -> Listing:
+    """Write a listing, whole or not at all, in memory that does not grow with it.
+
+    Args:
+        names: In any order; one that comes twice is kept once.
+        folder: Replaced.
+        part_rows: Pictures of a part; the last may have fewer.
+        progress: Told how many names have come.
+        run: Names that are sorted in memory at once.
+    """
+    fresh = folder.with_name(folder.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh.mkdir(mode=0o700)
+    secrets = _Secrets()
+    names = map(secrets.watch, names)
+    runs = list(_sorted_runs(names, fresh, run, progress))
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb")) for path in runs]
+        offsets = _write_names(heapq.merge(*files), fresh / _NAMES, part_rows)
+    for path in runs:
+        path.unlink()
+    np.save(fresh / _OFFSETS, np.array(offsets, dtype=np.int64))
+    if not secrets.seen:
+        fresh.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.replace(folder)
+    return Listing(folder)
+
+
+class _Secrets:
+    """Watches names go by: a listing with passwords or tokens in it stays its owner's alone."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def watch(self, name: str) -> str:
+        self.seen = self.seen or ("://" in name and without_secrets(name) != name)
+        return name
+
+
+def _sorted_runs(
+    names: Iterable[str], folder: Path, run: int, progress: Callable[[int], None] | None
+) -> Iterator[Path]:
+    """Write sorted runs of names, a file each, and yield the files."""
+    lines = (f"{json.dumps(name)}\n".encode() for name in names)
+    count = 0
+    while chunk := sorted(islice(lines, run)):
+        count += len(chunk)
+        if progress:
+            progress(count)
+        path = folder / f"run-{count}"
+        with path.open("wb") as file:
+            file.writelines(chunk)
+        yield path
+
+
+def _write_names(lines: Iterable[bytes], path: Path, part_rows: int) -> list[int]:
+    """Write sorted lines, each once; return their number, where each part begins, and the end."""
+    begins: list[int] = []
+    count = position = 0
+    last = b""
+    with path.open("wb") as file:
+        for line in lines:
+            if line == last:
+                continue
+            if count % part_rows == 0:
+                begins.append(position)
+            file.write(line)
+            count, position, last = count + 1, position + len(line), line
+    return [count, *begins, position]

@@ -1,25 +1,58 @@
-"""Object stores and servers: what lies under a URL, and an object's bytes.
-
-fsspec does the talking. This module says which URL means one object, a folder or a glob, which
-failure speaks of one picture and which of the whole store, and how long each is waited out.
-"""
+"""Archives behind an address: listed and read through fsspec, outages waited out."""
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from ftplib import error_perm, error_temp
 from glob import has_magic
 from html import unescape
 from re import compile as compile_pattern
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from magtiles_seg.batch.retrying import persist
 from magtiles_seg.errors import BackendUnavailableError, DataError, ImageError
 from magtiles_seg.inputs import HIDDEN, RESULTS, Survey, is_hidden, is_picture_name
 from magtiles_seg.marking import HEAD_BYTES, RESULT_NAMES, is_marked
 from magtiles_seg.names import as_text, without_secrets
+
+Value = TypeVar("Value")
+
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 20.0
+
+
+def persist(
+    action: Callable[[], Value],
+    *,
+    patience_s: float,
+    is_final: Callable[[Exception], bool],
+    sleep: Callable[[float], None] = time.sleep,
+) -> Value:
+    """Return what an action gives, trying again while it fails.
+
+    The waits double from 0.2 s to 20 s; each is shortened by up to a half at random, so that a
+    thousand workers do not knock at once.
+
+    Args:
+        action: Tried until it succeeds.
+        patience_s: Waits of so many seconds in all, then the last error is raised.
+        is_final: Whether an error will not go away by waiting: it is raised at once.
+        sleep: Waits.
+    """
+    wait_s, waited_s = _FIRST_WAIT_S, 0.0
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if is_final(error) or waited_s >= patience_s:
+                raise
+        pause_s = min(wait_s * random.uniform(0.5, 1), patience_s - waited_s)
+        sleep(pause_s)
+        waited_s += pause_s
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
 
 _WEB, _S3 = ("http", "https"), ("s3", "s3a")
 _BAD_CREDENTIALS = {

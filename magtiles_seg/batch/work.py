@@ -16,11 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magtiles_seg.batch.listing import Listing
-from magtiles_seg.batch.retrying import persist
-from magtiles_seg.batch.rows import describe, write_part
-from magtiles_seg.batch.source import Reader
-from magtiles_seg.batch.stores import is_url
+from magtiles_seg.batch.parquet import describe, write_part
+from magtiles_seg.batch.source import Listing, Reader
+from magtiles_seg.batch.stores import is_url, persist
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image
 from magtiles_seg.names import as_text, without_secrets

@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from magtiles_seg.batch import Job
-from magtiles_seg.batch.forecast import StageTimes, pictures_per_s
-from magtiles_seg.batch.listing import freeze
-from magtiles_seg.batch.source import Reader
+from magtiles_seg.batch.local_engine import StageTimes, pictures_per_s
+from magtiles_seg.batch.source import Reader, freeze
 from magtiles_seg.batch.work import PartWorker
 from magtiles_seg.infer.segmenter import Segmenter
 

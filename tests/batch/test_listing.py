@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magtiles_seg.batch.listing import Listing, freeze
+from magtiles_seg.batch.source import Listing, freeze
 
 NAMES = st.lists(st.text(st.characters(codec=None), min_size=1, max_size=4), max_size=40)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from magtiles_seg.batch.lists import local_path, read_list
+from magtiles_seg.batch.source import local_path, read_list
 from magtiles_seg.errors import DataError
 
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from magtiles_seg.batch import Job, local_engine
-from magtiles_seg.batch.listing import freeze
 from magtiles_seg.batch.local_engine import run_local
+from magtiles_seg.batch.source import freeze
 from magtiles_seg.errors import BackendError
 
 DEADLY = """

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from magtiles_seg.batch.retrying import persist
+from magtiles_seg.batch.stores import persist
 
 
 def _never(_: Exception) -> bool:

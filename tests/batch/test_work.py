@@ -13,8 +13,8 @@ import pytest
 from magtiles_seg import image
 from magtiles_seg.batch import Job
 from magtiles_seg.batch import work as module
-from magtiles_seg.batch.listing import freeze
-from magtiles_seg.batch.rows import SCHEMA
+from magtiles_seg.batch.parquet import SCHEMA
+from magtiles_seg.batch.source import freeze
 from magtiles_seg.batch.work import PartWorker
 from magtiles_seg.infer.segmenter import Segmenter
 
