@@ -32,7 +32,7 @@ def import_closure(roots: Iterable[str]) -> frozenset[str]:
 
     Returns:
         Names, the roots' modules among them. A package's `__init__` counts as imported with each
-        of its modules.
+        of its modules, but for the outermost, which holds the version and the public names.
 
     Raises:
         ModuleNotFoundError: A root is no module of this package, or no function of its module.
@@ -93,9 +93,8 @@ def _imports(module: str) -> frozenset[str]:
 def _imported_by(module: str, nodes: Iterable[ast.stmt]) -> frozenset[str]:
     names = {name for node in nodes for name in _mentioned(node) if name.startswith(_PACKAGE)}
     names.add(module.rpartition(".")[0] or module)
-    return frozenset(
-        parent for name in names for parent in _with_parents(name) if _file_of(parent) is not None
-    )
+    parents = {parent for name in names for parent in _with_parents(name)} - {_PACKAGE}
+    return frozenset(parent for parent in parents if _file_of(parent) is not None)
 
 
 def _mentioned(node: ast.AST) -> Iterator[str]:

@@ -319,7 +319,7 @@ def export_artefact(
         BackendUnavailableError: What builds it is not installed.
     """
     from magtiles_seg.export.artefacts import export_artefact as make
-    from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+    from magtiles_seg.model.bundled import BUNDLED_MODEL
 
     model = model or BUNDLED_MODEL
     is_checkpoint = model.suffix.lower() == ".safetensors"

@@ -12,7 +12,7 @@ from PIL import Image
 from magtiles_seg import cli
 from magtiles_seg.commands.options import ACCEPTED, REJECTED
 from magtiles_seg.dataset.synthetic import synthetic_tile
-from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"

@@ -29,8 +29,8 @@ from magtiles_seg.bench.entries import (
 )
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, InferenceError
 from magtiles_seg.infer.backends.base import file_sha256
-from magtiles_seg.infer.segmenter import BUNDLED_MODEL
 from magtiles_seg.infer.selection import machine
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 
 _STATUS = Path("/proc/self/status")
 

@@ -36,7 +36,7 @@ def add(verbs: options.Verbs) -> None:
     verb.add_argument(
         "--restart",
         action="store_true",
-        help="forget what OUT holds, unless it is this very run, stopped half-way",
+        help="forget what OUT holds, unless it is this very run: same data, parameters, code",
     )
 
 

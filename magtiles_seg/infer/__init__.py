@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from magtiles_seg.infer.segmenter import BUNDLED_MODEL, Segmenter, segment
+from magtiles_seg.infer.segmenter import Segmenter, segment
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 
 __all__ = ["BUNDLED_MODEL", "Segmenter", "segment"]

@@ -18,6 +18,7 @@ from magtiles_seg.image import ImageSource, read_image
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import MIN_SIDE_PX, FlippedBackend
 from magtiles_seg.infer.selection import open_selected, selection_path
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:
@@ -70,10 +71,6 @@ def groups(pictures: Sequence[Picture]) -> Iterator[list[int]]:
         step = max(1, _BATCH_PX // (height * width))
         for start in range(0, len(indices), step):
             yield indices[start : start + step]
-
-
-BUNDLED_MODEL = Path(__file__).parent / "weights" / "magnetic-tile.onnx"
-"""The model that the package carries."""
 
 
 Rebuild: TypeAlias = Callable[[Path, "str | None"], object]

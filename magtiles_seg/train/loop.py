@@ -44,6 +44,7 @@ from magtiles_seg.train.state import (
     CHECKPOINT,
     STATE,
     RunState,
+    fingerprints,
     identity,
     load_state,
     save_state,
@@ -156,6 +157,7 @@ class _Run:
         )
         self.model = self.devices.set_up(self.network, self.optimizer)
         self.state = RunState(identity(training, validation, params, labels))
+        self.state.code_sha256, self.state.data_sha256 = fingerprints(training, validation)
         if (out_dir / STATE).is_file():
             self.state = load_state(
                 out_dir / STATE, self.state.identity, self.network, self.average, self.optimizer

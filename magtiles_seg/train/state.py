@@ -18,9 +18,11 @@ from torch.optim import Optimizer
 
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.splits import data_sha256
 from magtiles_seg.errors import DataError, ModelError
-from magtiles_seg.infer import BUNDLED_MODEL
+from magtiles_seg.fingerprint import code_sha256
 from magtiles_seg.labels import LABELS
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
@@ -42,6 +44,8 @@ class RunState:
         best_epoch: Epoch of the kept checkpoint.
         history: One row of figures an epoch.
         scaler: State of the loss scaler of fp16; empty without one.
+        code_sha256: Of the code that it was started with, comments aside.
+        data_sha256: Of the pictures and masks that it was started with.
     """
 
     identity: dict[str, Any]
@@ -50,6 +54,8 @@ class RunState:
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, float] = field(default_factory=dict)
+    code_sha256: str = ""
+    data_sha256: str = ""
 
     def finished(self, params: TrainParams) -> bool:
         """Return whether all epochs are done, or too many of them brought nothing better."""
@@ -84,6 +90,11 @@ def identity(
         "labels": list(labels),
         **{f"{name}_sha256": digest for name, digest in digests.items()},
     }
+
+
+def fingerprints(training: Sequence[Sample], validation: Sequence[Sample]) -> tuple[str, str]:
+    """Return the SHA-256 of the code that trains, comments aside, and of what it learns from."""
+    return code_sha256(["magtiles_seg.train.loop"]), data_sha256([*training, *validation])
 
 
 def start_path(start: str) -> Path:
@@ -170,21 +181,21 @@ def forget_other_run(
 ) -> bool:
     """Clear a folder of any run but the one that `train`, with the same arguments, would go on.
 
-    A run goes on when it was stopped before its last epoch and its checkpoint is still the one it
-    wrote. Anything else there was finished, started otherwise, or mixed up with another run.
+    It is the same run if parameters, pictures, masks and code are the same, comments aside, and the
+    checkpoint is still the one it wrote; stopped half-way it goes on, and finished it stays.
 
     Returns:
         Whether the next `train` starts afresh.
     """
     expected = identity(training, validation, params, labels)
-    if _goes_on(out_dir, expected, params):
+    if _is_that_run(out_dir, expected, fingerprints(training, validation)):
         return False
     for name in (STATE, CHECKPOINT):
         (out_dir / name).unlink(missing_ok=True)
     return True
 
 
-def _goes_on(out_dir: Path, expected: dict[str, object], params: TrainParams) -> bool:
+def _is_that_run(out_dir: Path, expected: dict[str, object], fingerprints: tuple[str, str]) -> bool:
     try:
         _, meta = read_tensors(out_dir / STATE)
         _, best = read_tensors(out_dir / CHECKPOINT)
@@ -193,4 +204,6 @@ def _goes_on(out_dir: Path, expected: dict[str, object], params: TrainParams) ->
     state = RunState(**meta)
     if not state.identity == expected == best.get("training"):
         return False
-    return not state.finished(params) and bool(best.get("epoch") == state.best_epoch)
+    if (state.code_sha256, state.data_sha256) != fingerprints:
+        return False
+    return bool(best.get("epoch") == state.best_epoch)

@@ -11,7 +11,7 @@ from fake_tensorrt import VERSIONS, make_tensorrt
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
 from magtiles_seg.export.engine import Recipe, build_engine
 from magtiles_seg.export.precision import convert
-from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 
 TEN, ELEVEN, _ = sorted(VERSIONS)
 RECIPE = Recipe(name="test", precision="fp32", compute_capability="SM89")

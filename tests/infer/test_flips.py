@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from magtiles_seg.errors import InferenceError
 from magtiles_seg.infer.backends.base import FlippedBackend
-from magtiles_seg.infer.segmenter import BUNDLED_MODEL, Segmenter
+from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 
 
 class _Seen:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from magtiles_seg.errors import ModelError
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
-from magtiles_seg.infer.segmenter import BUNDLED_MODEL
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.model.checkpoint import save_checkpoint
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.model.warmstart import start_from

@@ -11,7 +11,7 @@ from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import write_tensors
 from magtiles_seg.train.loop import train
-from magtiles_seg.train.state import CHECKPOINT, STATE, forget_other_run, identity
+from magtiles_seg.train.state import CHECKPOINT, STATE, fingerprints, forget_other_run, identity
 
 PARAMS = TrainParams(
     architecture="nano",
@@ -66,21 +66,33 @@ def test_stopped_run_of_other_parameters_is_forgotten(parts: Parts, stopped: Pat
     assert list(stopped.iterdir()) == []
 
 
-def test_finished_run_is_forgotten(parts: Parts, tmp_path: Path) -> None:
-    train(*parts, PARAMS, tmp_path)
-    assert forget_other_run(*parts, PARAMS, tmp_path)
+def test_finished_run_of_the_same_arguments_stays(parts: Parts, tmp_path: Path) -> None:
+    checkpoint = train(*parts, PARAMS, tmp_path)
+    written = checkpoint.read_bytes()
+    assert not forget_other_run(*parts, PARAMS, tmp_path)
+    assert train(*parts, PARAMS, tmp_path).read_bytes() == written
+
+
+@pytest.mark.parametrize("changed", ["code_sha256", "data_sha256"])
+def test_finished_run_of_other_code_or_pictures_is_forgotten(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    train(*parts, replace(PARAMS, epochs=1), tmp_path)
+    monkeypatch.setattr(f"magtiles_seg.train.state.{changed}", lambda _: "0" * 64)
+    assert forget_other_run(*parts, replace(PARAMS, epochs=1), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("patience", "best_epoch", "forgotten"), [(1, 0, True), (2, 0, False), (2, 1, True)]
+    ("patience", "best_epoch", "forgotten"), [(1, 0, False), (2, 0, False), (2, 1, True)]
 )
-def test_run_that_ended_early_or_has_the_checkpoint_of_another_epoch_is_forgotten(
+def test_run_that_has_the_checkpoint_of_another_epoch_is_forgotten(
     parts: Parts, tmp_path: Path, patience: int, best_epoch: int, forgotten: bool
 ) -> None:
     params = replace(PARAMS, patience=patience)
     expected = identity(*parts, params, LABELS)
     state = {"identity": expected, "epoch": 2, "best_epoch": best_epoch}
+    state |= zip(("code_sha256", "data_sha256"), fingerprints(*parts), strict=True)
     write_tensors(tmp_path / STATE, {}, state)
     write_tensors(tmp_path / CHECKPOINT, {}, {"training": expected, "epoch": 0})
     assert forget_other_run(*parts, params, tmp_path) == forgotten

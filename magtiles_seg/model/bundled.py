@@ -1,0 +1,8 @@
+"""The model that the package carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BUNDLED_MODEL = Path(__file__).parent.parent / "infer" / "weights" / "magnetic-tile.onnx"
+"""The model file that is used where none is named."""
