@@ -36,7 +36,12 @@ def test_import_closure_follows_imports_inside_functions() -> None:
 
 
 def test_import_closure_leaves_out_what_only_type_checkers_import() -> None:
-    assert import_closure(["magtiles_seg.labels"]) == {"magtiles_seg.errors", "magtiles_seg.labels"}
+    assert "if TYPE_CHECKING" in (_PACKAGE / "pipeline.py").read_text()
+    assert "magtiles_seg.export.artefacts" not in import_closure(["magtiles_seg.pipeline:split"])
+
+
+def test_import_closure_leaves_out_the_version() -> None:
+    assert "magtiles_seg" not in import_closure(["magtiles_seg.infer.segmenter"])
 
 
 def test_import_closure_of_a_function_leaves_out_what_its_neighbours_import() -> None:

@@ -37,6 +37,8 @@ print(url, flush=True)
 sys.stdin.read()
 """
 
+STAGE_TRAIN = "train --split runs/split.json --out runs/train --logs results/training --restart"
+
 pytestmark = pytest.mark.slow
 
 
@@ -141,6 +143,26 @@ def test_changed_parameter_reruns_what_depends_on_it_alone(
     assert set(changed) == {rerun[0]}
     said = dvc(repository, "repro", "--dry", "--force", "--downstream", rerun[0])
     assert [stage for stage in STAGES if f"Running stage '{stage}'" in said] == list(rerun)
+
+
+def test_changed_defect_generator_reruns_the_loading(repository: Path) -> None:
+    path = repository / "magtiles_seg" / "dataset" / "synthetic" / "defects.py"
+    before = path.read_text()
+    path.write_text(f"{before}\nANOTHER = 1\n")
+    changed = json.loads(dvc(repository, "status", "--json"))
+    path.write_text(before)
+    assert {"data_load", "train"} <= set(changed)
+
+
+def test_comment_in_the_training_code_costs_no_training(repository: Path) -> None:
+    checkpoint = repository / "runs" / "train" / "model.safetensors"
+    path = repository / "magtiles_seg" / "train" / "loop.py"
+    before, weights = path.read_text(), checkpoint.read_bytes()
+    path.write_text(f"{before}\n# a remark\n")
+    said = run(repository, sys.executable, "-m", "magtiles_seg", *shlex.split(STAGE_TRAIN))
+    path.write_text(before)
+    assert "model.safetensors" in said
+    assert checkpoint.read_bytes() == weights
 
 
 def test_pictures_and_models_stay_out_of_git_and_figures_get_in(repository: Path) -> None:
