@@ -21,15 +21,16 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
+def staged(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes the place of `path` when the block ends well.
 
-    Nobody ever sees half a file under the name, and an error leaves what stood there before. The
-    content is on the disk before the name is given.
+    Nobody ever sees half a file under the name, and an error leaves what stood there before.
 
     Args:
         path: Where the file is to stand; missing folders are made. The path to write to has the
             same suffix, so that a format can be chosen by it.
+        durable: Whether the content is on the disk before the name is given, so that a power
+            failure leaves the old file or the new one.
 
     Raises:
         OSError: The folder or the file cannot be written.
@@ -39,24 +40,33 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     part = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
     try:
         yield part
-        _flush_to_disk(part)
+        if durable:
+            _flush_to_disk(part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def write(path: str | os.PathLike[str], content: bytes | str) -> None:
+def write(path: str | os.PathLike[str], content: bytes | str, *, durable: bool = False) -> None:
     """Write a file, whole or not at all.
 
     Args:
         path: Where; missing folders are made.
         content: A text is written as UTF-8, its line ends as they are.
+        durable: As of `staged`.
 
     Raises:
-        OSError: The folder or the file cannot be written.
+        OSError: The folder or the file cannot be written; the error names the file.
     """
-    with staged(path) as part:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with staged(path, durable=durable) as part:
+            part.write_bytes(data)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        name = os.fspath(path)
+        raise OSError(error.errno, f"cannot write: {error.strerror}", name) from error
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN401 - any JSON value

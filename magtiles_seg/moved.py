@@ -49,6 +49,7 @@ MOVED = {
     "export.benchtable": "bench.table",
     "export.choosing": "bench.select",
     "export.contestants": "bench.entries",
+    "export.files": "export.sealed",
     "export.core": "export.graph",
     "export.equalise": "export.quantize",
     "export.peak": "bench.run",

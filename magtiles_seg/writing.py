@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.files import encode_png, write
 from magtiles_seg.labels import color_rgb
 from magtiles_seg.marking import is_result, mark_png, read_manifest
 
@@ -79,9 +78,8 @@ def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: s
         OSError: The directory or a file cannot be written.
     """
     check_free(directory, stem)
-    overlay = cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR)
-    drawn = (result.mask * np.uint8(255), overlay, np.rint(result.probability * 255))
-    pictures = [encode_png(picture.astype(np.uint8)) for picture in drawn]
+    drawn = (result.mask * np.uint8(255), result.overlay(), np.rint(result.probability * 255))
+    pictures = [encode_result(picture.astype(np.uint8)) for picture in drawn]
     text = (result.to_json(indent=2) + "\n").encode()
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +87,7 @@ def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: s
     with _alone(folder):
         manifest.unlink(missing_ok=True)  # an older one must not stand beside newer pictures
         for path, content in zip((*paths, manifest), (*pictures, text), strict=True):
-            write_whole(path, content)
+            write(path, content)
     return manifest
 
 
@@ -147,34 +145,13 @@ def _is_ours(path: Path) -> bool:
     return is_result(path) if path.suffix == ".png" else read_manifest(path) is not None
 
 
-def encode_png(picture: NDArray[Any]) -> bytes:
-    """Return a result's picture, (H, W) or BGR (H, W, 3) uint8, as a PNG file with our mark.
+def encode_result(picture: NDArray[np.uint8]) -> bytes:
+    """Return a result's picture, (H, W) or RGB (H, W, 3) uint8, as a PNG file with our mark.
 
     Raises:
-        OSError: OpenCV cannot encode it.
+        ValueError: OpenCV cannot encode it.
     """
-    done, encoded = cv2.imencode(".png", picture)
-    if not done:
-        raise OSError(f"OpenCV could not encode a {picture.shape} picture as PNG")
-    return mark_png(encoded.tobytes())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write through a neighbour and rename, so that the name never stands on half a file.
-
-    Raises:
-        OSError: It cannot be written; the error names the file.
-    """
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
+    return mark_png(encode_png(picture))
 
 
 @contextmanager

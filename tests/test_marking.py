@@ -13,13 +13,13 @@ from predictions import segment
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.image import read_image
 from magtiles_seg.marking import HEAD_BYTES, is_marked, is_result, mark_png, read_manifest
-from magtiles_seg.writing import discard_result, encode_png, stale_results
+from magtiles_seg.writing import discard_result, encode_result, stale_results
 
 PIXELS = np.arange(96, dtype=np.uint8).reshape(8, 12)
 
 
 def test_marked_png_is_a_whole_png_of_the_same_pixels() -> None:
-    png = encode_png(PIXELS)
+    png = encode_result(PIXELS)
     with Image.open(io.BytesIO(png)) as picture:
         picture.verify()
         assert picture.info["Software"] == "magtiles_seg"
@@ -57,7 +57,7 @@ def test_png_of_another_program_is_not_marked(tmp_path: Path, software: str) -> 
 def test_result_is_known_by_its_name_and_its_mark(tmp_path: Path, name: str, known: bool) -> None:
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_png(PIXELS))
+    path.write_bytes(encode_result(PIXELS))
     assert is_result(path) is known
 
 

@@ -91,3 +91,10 @@ def test_completion_of_the_readme_knows_the_verbs() -> None:
 
 def test_makefile_stays_within_40_lines() -> None:
     assert len((REPOSITORY / "Makefile").read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def test_every_file_that_the_design_page_names_is_there() -> None:
+    page = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_/]+\.py)`", page))
+    assert len(named) > 20
+    assert [name for name in named if not (REPOSITORY / "magtiles_seg" / name).is_file()] == []

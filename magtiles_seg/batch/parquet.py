@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import BackendUnavailableError
+from magtiles_seg.files import sha256_of, staged
 
 try:
     import pyarrow as pa
@@ -63,8 +64,6 @@ SCHEMA = pa.schema(
 
 def describe(result: Segmentation) -> dict[str, Any]:
     """Return the columns that a result fills."""
-    import hashlib
-
     height, width = result.mask.shape
     return {
         "height_px": height,
@@ -73,7 +72,7 @@ def describe(result: Segmentation) -> dict[str, Any]:
         "score": result.score,
         "defect_area_px": int(result.mask.sum()),
         "defects": [_describe_defect(defect) for defect in result.defects],
-        "mask_sha256": hashlib.sha256(result.mask.tobytes()).hexdigest(),
+        "mask_sha256": sha256_of(result.mask.tobytes()),
     }
 
 
@@ -109,12 +108,5 @@ def write_part(
     about = {"run": identity, "host": socket.gethostname(), "pid": os.getpid()}
     schema = SCHEMA.with_metadata({"magtiles_seg": json.dumps(about)})
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    fresh = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    try:
-        with fresh.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with staged(path, durable=True) as fresh:
+        pq.write_table(table, fresh, compression="zstd")

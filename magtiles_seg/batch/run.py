@@ -14,6 +14,7 @@ from magtiles_seg.batch.local_engine import run_local
 from magtiles_seg.batch.source import Listing, freeze, list_names
 from magtiles_seg.batch.work import Job
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.files import write_json
 from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.inputs import Survey
 from magtiles_seg.names import without_secrets
@@ -162,9 +163,7 @@ def _open_listing(job: Job, identity: dict[str, object], progress: Progress | No
     if progress:
         for line in notes:
             progress.note(line)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    write_json(path, identity)
     return listing
 
 
@@ -180,7 +179,7 @@ def _check_same(found: dict[str, Any], identity: dict[str, object], out: Path) -
 
 def _clear(parts: Path) -> None:
     """Delete what workers that were killed while writing have left."""
-    for left in parts.glob(".part-*"):
+    for left in parts.glob(".*.part.parquet"):
         left.unlink(missing_ok=True)
 
 

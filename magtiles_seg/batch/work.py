@@ -6,7 +6,6 @@ doing it at least once is enough: each picture is in the result exactly once, wi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from magtiles_seg.batch.parquet import describe, write_part
 from magtiles_seg.batch.source import Listing, Reader
 from magtiles_seg.batch.stores import is_url, persist
 from magtiles_seg.errors import ImageError
+from magtiles_seg.files import sha256_of, write
 from magtiles_seg.image import read_image
 from magtiles_seg.names import as_text, without_secrets
 
@@ -76,7 +76,7 @@ class Job:
         """Return what makes two runs the same run, as JSON values."""
         source = as_text(without_secrets(self.source))
         if not is_url(source) and Path(self.source).is_file():
-            source = f"{source} sha256:{hashlib.sha256(Path(self.source).read_bytes()).hexdigest()}"
+            source = f"{source} sha256:{sha256_of(Path(self.source).read_bytes())}"
         spec = segmenter.spec
         return {
             "model_sha256": spec.sha256,
@@ -174,7 +174,7 @@ class PartWorker:
         start = time.perf_counter()
         try:
             data = self._reader.read(name)
-            row["sha256"] = hashlib.sha256(data).hexdigest()
+            row["sha256"] = sha256_of(data)
             read = time.perf_counter()
             row["read_ms"] = 1000 * (read - start)
             pixels = read_image(data)
@@ -212,10 +212,9 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _write_mask(path: Path, result: Segmentation) -> None:
-    from magtiles_seg.writing import encode_png, write_whole
+    from magtiles_seg.writing import encode_result
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, encode_png(result.mask * 255))
+    write(path, encode_result(result.mask * np.uint8(255)))
 
 
 def _readers(names: Sequence[str]) -> int:

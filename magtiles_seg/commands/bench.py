@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, show, write and choose."""
     from magtiles_seg.bench import run as bench
     from magtiles_seg.bench import table as benchtable
+    from magtiles_seg.files import write
     from magtiles_seg.marking import mark_png
-    from magtiles_seg.writing import write_whole
 
     if arguments.out:
         options.check_output(arguments.out)
@@ -83,11 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     table, text = benchtable.as_markdown(report), json.dumps(report.to_dict(), indent=2)
     print(text if arguments.json else table)
     if arguments.out:
-        (arguments.out / "bench.md").write_text(table + "\n", encoding="utf-8")
-        (arguments.out / "bench.json").write_text(text + "\n", encoding="utf-8")
+        write(arguments.out / "bench.md", f"{table}\n")
+        write(arguments.out / "bench.json", f"{text}\n")
         chart = BytesIO()
         benchtable.draw_chart(report).save(chart, "PNG")
-        write_whole(arguments.out / "bench.png", mark_png(chart.getvalue()))
+        write(arguments.out / "bench.png", mark_png(chart.getvalue()))
     if arguments.select:
         _select(arguments, report)
     return options.ACCEPTED

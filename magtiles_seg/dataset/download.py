@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import random
 import re
@@ -121,15 +120,6 @@ def download(
         f"cannot download {url}: {reason}; gave up after {fruitless} transfers in a row that "
         f"brought nothing; {part.size} bytes are kept in {part.path}, run again to go on from there"
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _try(url: str, part: _Part, progress: Progress | None, ends_at: float) -> tuple[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import lzma
 import os
@@ -19,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from magtiles_seg.dataset.download import Progress, download, sha256_of
+from magtiles_seg.dataset.download import Progress, download
 from magtiles_seg.dataset.layouts import locate, name_key
 from magtiles_seg.dataset.samples import Sample, check_sample, raise_problems, scan
 from magtiles_seg.dataset.splits import data_sha256
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.labels import LABELS
 
 MAX_MEMBERS = 200_000
@@ -413,7 +413,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 def _unpack_url(url: str, to: Path, *, sha256: str | None, progress: Progress | None) -> None:
     """Download a zip beside `to`, so that a broken transfer survives it, and unpack it."""
-    name = hashlib.sha256(url.encode()).hexdigest()[:12]
+    name = sha256_of(url.encode())[:12]
     archive = download(url, to.parent / f".{name}.zip", progress=progress)
     try:
         _check_sha256(archive, sha256_of(archive), sha256, url)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.labels import FREE
 
 
@@ -118,7 +119,7 @@ class Split:
     @property
     def sha256(self) -> str:
         """SHA-256 of the manifest's content."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return sha256_of(json.dumps(asdict(self), sort_keys=True).encode())
 
     @property
     def origin(self) -> dict[str, str | int | None]:

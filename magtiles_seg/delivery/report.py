@@ -22,6 +22,7 @@ from magtiles_seg.evaluate.plots import charts
 from magtiles_seg.evaluate.plots import gallery as pictures
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import table
+from magtiles_seg.writing import encode_result
 
 SHOWN_PICTURES = 20
 _PICTURES = "results/pictures.csv"
@@ -187,7 +188,7 @@ class Report:
             shown = []
             for picture in ids:
                 name = f"picture_{number:02}.png"
-                (directory / name).write_bytes(pictures.encode_png(show(picture)))
+                (directory / name).write_bytes(encode_result(show(picture)))
                 shown.append(f"{_caption(self._records, picture)}\n\n![{picture}]({name})")
                 number += 1
             if shown:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
 from magtiles_seg.export.engine import Recipe
-from magtiles_seg.export.files import parse_sealed, staged
 from magtiles_seg.export.parity import ParityReport, TileSet, Tolerance, check, compare
 from magtiles_seg.export.precision import convert, rehearse_fp16
+from magtiles_seg.export.sealed import parse_sealed
+from magtiles_seg.files import sha256_of, staged, write
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import Backend, read_model
 from magtiles_seg.infer.manifest import (
     Manifest,
     local_environment,
     manifest_path,
-    sha256_of,
 )
 from magtiles_seg.model.card import ModelCard, check_seal
 
@@ -139,8 +139,7 @@ def export_artefact(
         manifest = replace(manifest, sha256=sha256_of(content))
         written = _write(path, content, manifest, gate, order)
     if order.target in ENGINES:  # a stale engine is built again from it
-        with staged(folder / f"{stem}.onnx", data):
-            pass
+        write(folder / f"{stem}.onnx", data, durable=True)
     return path, written
 
 
@@ -178,14 +177,14 @@ def _build(
         progress=progress,
     )
     if built.timing_cache is not None:
-        with staged(cache, built.timing_cache):
-            pass
+        write(cache, built.timing_cache)
     return built
 
 
 def _write(path: Path, content: bytes, manifest: Manifest, gate: _Gate, order: Order) -> Manifest:
     """Put artefact and manifest in place if the artefact itself passes, wherever it can run."""
-    with staged(path, content) as part:
+    with staged(path, durable=True) as part:
+        part.write_bytes(content)
         manifest.write(part)  # an engine is loaded by its manifest
         try:
             with closing(_open(part, order.target)) as candidate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ import yaml
 
 from magtiles_seg.config import check_fields, one_of, raise_if_any, within
 from magtiles_seg.errors import ConfigError, ModelError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import MIN_SIDE_PX
 from magtiles_seg.infer.backends.vendor import Cuda, import_tensorrt, make_logger, runtime_name
 
@@ -238,7 +238,7 @@ def build_engine(
         },
         "precision": recipe.precision,
         "recipe": recipe.to_dict(),
-        "onnx_sha256": hashlib.sha256(onnx_bytes).hexdigest(),
+        "onnx_sha256": sha256_of(onnx_bytes),
         "timing_cache": cache_state,
         "build_seconds": round(time.monotonic() - started, 1),
     }

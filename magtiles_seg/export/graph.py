@@ -18,8 +18,9 @@ import numpy.typing as npt
 import onnx
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
-from magtiles_seg.export.files import parse_sealed, sealed, staged
 from magtiles_seg.export.parity import ParityReport, Tolerance, check, compare, frozen_pictures
+from magtiles_seg.export.sealed import parse_sealed, sealed
+from magtiles_seg.files import staged, write
 from magtiles_seg.infer.backends.base import read_model
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
 from magtiles_seg.infer.backends.ort import OrtBackend
@@ -128,7 +129,8 @@ def export_onnx(
     card = _with_facts(card or reference.spec.card, reference.spec.card)
     images = frozen_pictures() if pictures is None else pictures
     data = build_onnx(load_checkpoint(checkpoint)[0], card, precision=precision)
-    with staged(path, data) as part:
+    with staged(path, durable=True) as part:
+        part.write_bytes(data)
         candidate = OrtBackend(part)
         report = compare(reference, candidate, images, decision=card.decision)
         candidate.close()
@@ -193,8 +195,7 @@ def rewrite_card(path: str | os.PathLike[str], card: ModelCard) -> None:
     """
     path = Path(path)
     model, facts = parse_sealed(read_model(path), str(path))
-    with staged(path, sealed(model, _with_facts(card, facts))):
-        pass
+    write(path, sealed(model, _with_facts(card, facts)), durable=True)
 
 
 def _with_facts(card: ModelCard, facts: ModelCard) -> ModelCard:

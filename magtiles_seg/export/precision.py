@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
-from magtiles_seg.export.files import parse_sealed, sealed
 from magtiles_seg.export.graph import core_of
 from magtiles_seg.export.quantize import quantize
+from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.model.card import ModelCard
 
 try:

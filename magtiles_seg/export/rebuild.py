@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.export.engine import BuiltEngine, Recipe, build_engine
 from magtiles_seg.export.parity import Tolerance, check, compare, fit, frozen_pictures
+from magtiles_seg.files import sha256_of, staged
 from magtiles_seg.infer.backends.base import parse_device
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend, flavour_of
 from magtiles_seg.infer.backends.vendor import Cuda
-from magtiles_seg.infer.manifest import Manifest, manifest_path, sha256_of
+from magtiles_seg.infer.manifest import Manifest, manifest_path
 
 
 def rebuild_engine(
@@ -51,17 +51,14 @@ def rebuild_engine(
         ) from error
     built = build_engine(data, recipe, flavour=flavour, device=number, progress=progress)
     fresh = _manifest(manifest, built)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
+    with staged(path, durable=True) as part:
         part.write_bytes(built.plan)
-        fresh.write(part)
-        figures = _prove(source, part, fresh, number)
-        replace(fresh, parity={**fresh.parity, "artefact": figures}).write(part)
-        part.replace(path)
-        manifest_path(part).replace(manifest_path(path))
-    finally:
-        part.unlink(missing_ok=True)
-        manifest_path(part).unlink(missing_ok=True)
+        fresh.write(part)  # an engine is loaded by its manifest
+        try:
+            figures = _prove(source, part, fresh, number)
+        finally:
+            manifest_path(part).unlink()
+    replace(fresh, parity={**fresh.parity, "artefact": figures}).write(path)
 
 
 def _find_onnx(path: Path, sha256: str) -> tuple[Path, bytes]:

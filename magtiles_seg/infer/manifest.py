@@ -7,7 +7,6 @@ that a stale one is an error that names its reasons and never a crash or a silen
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.errors import ModelError
+from magtiles_seg.files import write
 from magtiles_seg.jsontext import parse_json, read_json
 from magtiles_seg.model.card import ModelCard
 
@@ -154,12 +154,7 @@ class Manifest:
     def write(self, artefact: str | os.PathLike[str]) -> Path:
         """Write the manifest beside an artefact, at once or not at all, and return its path."""
         path = manifest_path(artefact)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            part.write_text(self.to_json(), encoding="utf-8")
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write(path, self.to_json(), durable=True)
         return path
 
 
@@ -209,11 +204,6 @@ def local_environment(runtime: str, version: str = "") -> dict[str, str | list[s
         "os": platform.system().lower(),
         "arch": platform.machine().lower(),
     }
-
-
-def sha256_of(data: bytes) -> str:
-    """Return the SHA-256 of an artefact's bytes, in hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def _damaged(where: str, name: str, wanted: str, got: object) -> ModelError:

@@ -8,12 +8,10 @@ a `SelectionWarning` says why and how to choose again: segmenting goes on with t
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import reprlib
-import uuid
 import warnings
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import BackendError, ConfigError, ModelError
+from magtiles_seg.files import write_json
 from magtiles_seg.infer.backends import BACKENDS, open_backend
 from magtiles_seg.infer.backends.base import available_cores, file_sha256
 from magtiles_seg.jsontext import read_json
@@ -117,13 +116,7 @@ def save_selection(model_sha256: str, selection: Selection) -> Path:
         **(machines if isinstance(machines, dict) else {}),
         machine(): asdict(selection),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        part.write_text(json.dumps(choices, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_json(path, choices)
     return path
 
 

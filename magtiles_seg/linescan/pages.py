@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 
 from magtiles_seg.decision import count
+from magtiles_seg.files import write
 from magtiles_seg.labels import LABELS, color_rgb
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
-from magtiles_seg.writing import encode_png, write_whole
+from magtiles_seg.writing import encode_result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -86,8 +87,7 @@ class WebPictures:
             x0, y0, x1, y1 = one.bbox_xyxy_px
             corners = (x0 - 2, y0 - top - 2), (x1 + 1, y1 - top + 1)
             cv2.rectangle(drawn, *corners, color_rgb(self._labels.index(one.label)), 1)
-        png = encode_png(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
-        write_whole(self._folder / f"web_{top:09d}.png", png)
+        write(self._folder / f"web_{top:09d}.png", encode_result(drawn))
 
 
 def _end_line(one: WebDefect | Uninspected, unknown: int) -> int:

@@ -7,7 +7,6 @@ thresholds and origin cannot be parted.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from magtiles_seg.errors import ConfigError, ModelError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.jsontext import MOST_CHARS, parse_json
 from magtiles_seg.labels import BACKGROUND
 from magtiles_seg.result import Decision
@@ -300,7 +300,7 @@ def seal_onnx(data: bytes) -> bytes:
     if start is None:
         raise ModelError(f"cannot seal the model: its metadata must hold {SEAL_KEY!r} once")
     blank = data[:start] + _UNSEALED + data[start + 64 :]
-    return data[:start] + hashlib.sha256(blank).hexdigest().encode() + data[start + 64 :]
+    return data[:start] + sha256_of(blank).encode() + data[start + 64 :]
 
 
 def check_seal(data: bytes, name: str) -> None:
@@ -320,7 +320,7 @@ def check_seal(data: bytes, name: str) -> None:
             "expected an ONNX file that `magtiles-seg export` wrote"
         )
     blank = data[:start] + _UNSEALED + data[start + 64 :]
-    if hashlib.sha256(blank).hexdigest().encode() != data[start : start + 64]:
+    if sha256_of(blank).encode() != data[start : start + 64]:
         raise ModelError(
             f"{name} is damaged: its content does not match its SHA-256; copy or export it again"
         )

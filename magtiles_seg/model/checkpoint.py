@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from magtiles_seg.errors import ConfigError, ModelError
+from magtiles_seg.files import write
 from magtiles_seg.jsontext import parse_json
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 
@@ -28,13 +29,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         {_META_KEY: json.dumps(meta)},
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write(path, data, durable=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

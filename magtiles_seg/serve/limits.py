@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import math
 import re
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.serve.problems import Problem
 
 
@@ -55,7 +55,7 @@ class ApiKeys:
         """
         scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = sha256_of(key.encode("utf-8", "surrogateescape"))
         found = None
         for name, expected in self.digests.items():  # all of them, so that time tells nothing
             if hmac.compare_digest(digest, expected):
@@ -68,7 +68,7 @@ def new_key(name: str) -> tuple[str, str]:
     if not re.fullmatch(r"[\w.-]+", name):
         raise ConfigError(f"name of a key: expected letters, digits, '.', '-' or '_', got {name!r}")
     key = f"mt_{secrets.token_urlsafe(32)}"
-    return key, f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
+    return key, f"{name}:{sha256_of(key.encode())}"
 
 
 STOP_RESERVE_S = 1.5

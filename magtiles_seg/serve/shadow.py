@@ -19,15 +19,14 @@ from typing import Any, get_args
 
 import anyio
 import anyio.to_thread
-import cv2
 import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from magtiles_seg.files import encode_png, write, write_json
 from magtiles_seg.result import Segmentation, Verdict
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import mask_of_run_lengths
-from magtiles_seg.writing import write_whole
 
 _QUEUE, _QUEUE_BYTES = 32, 128_000_000
 _KEPT = 20
@@ -245,13 +244,11 @@ class Shadow:
     ) -> None:
         """Write the report, each file whole: the fresh picture, then what names it."""
         assert self._folder is not None
-        self._folder.mkdir(parents=True, exist_ok=True)
         if fresh is not None:
             name, sample, theirs = fresh
-            write_whole(self._folder / name, _picture(sample, theirs))
-        text = json.dumps(summary, indent=2) + "\n"
-        write_whole(self._folder / "report.json", text.encode())
-        write_whole(self._folder / "report.md", _page(summary).encode())
+            write(self._folder / name, _picture(sample, theirs))
+        write_json(self._folder / "report.json", summary)
+        write(self._folder / "report.md", _page(summary))
 
 
 def _compare(body: bytes, sample: _Sample, number: int) -> tuple[Case, NDArray[np.uint8]]:
@@ -289,8 +286,7 @@ def _mask(document: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.uint8]
 def _picture(sample: _Sample, theirs: NDArray[np.uint8]) -> bytes:
     """Return the picture, our mask and theirs side by side as PNG."""
     parts = [sample.image, sample.mask * np.uint8(255), theirs * np.uint8(255)]
-    _, encoded = cv2.imencode(".png", np.hstack(parts))
-    return encoded.tobytes()
+    return encode_png(np.hstack(parts))
 
 
 def _page(summary: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ A folder holds one run: `forget_other_run` clears it of any but the one that wou
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import data_sha256
 from magtiles_seg.errors import DataError, ModelError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.fingerprint import code_sha256
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.bundled import BUNDLED_MODEL
@@ -80,11 +80,11 @@ def identity(
         if fixed[name] == getattr(usual, name):
             del fixed[name]
     if params.start is not None:
-        fixed["start"] = hashlib.sha256(start_path(params.start).read_bytes()).hexdigest()
+        fixed["start"] = sha256_of(start_path(params.start).read_bytes())
     if params.teacher is None:
         del fixed["teacher_weight"]
     else:
-        fixed["teacher"] = hashlib.sha256(Path(params.teacher).read_bytes()).hexdigest()
+        fixed["teacher"] = sha256_of(Path(params.teacher).read_bytes())
     return {
         **fixed,
         "labels": list(labels),
@@ -110,7 +110,7 @@ def start_path(start: str) -> Path:
 
 
 def _digest(ids: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    return sha256_of("\n".join(sorted(ids)).encode())
 
 
 def save_state(

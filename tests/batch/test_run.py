@@ -74,7 +74,7 @@ def test_run_batch_again_does_only_what_is_missing(make_job: Callable[..., Job])
     first = run_batch(job, ONE)
     job.part_path(1).unlink()
     kept = job.part_path(0).stat().st_mtime_ns
-    (job.out / "parts" / ".part-00000002.parquet.host.1").write_bytes(b"half")
+    (job.out / "parts" / ".0123456789abcdef.part.parquet").write_bytes(b"half")
     assert run_batch(job, ONE) == first == summarize(job.out)
     assert job.part_path(0).stat().st_mtime_ns == kept
     assert len(list((job.out / "parts").iterdir())) == 3

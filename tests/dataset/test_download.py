@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from magtiles_seg.dataset import download as module
-from magtiles_seg.dataset.download import download, sha256_of
+from magtiles_seg.dataset.download import download
 from magtiles_seg.errors import DataError
+from magtiles_seg.files import sha256_of
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 

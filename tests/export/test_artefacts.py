@@ -11,10 +11,11 @@ from onnx import ModelProto, numpy_helper
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ParityError
 from magtiles_seg.export import artefacts
 from magtiles_seg.export.engine import Recipe
-from magtiles_seg.export.files import parse_sealed, sealed
 from magtiles_seg.export.parity import TileSet, Tolerance
+from magtiles_seg.export.sealed import parse_sealed, sealed
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.ort import OrtBackend
-from magtiles_seg.infer.manifest import Manifest, sha256_of
+from magtiles_seg.infer.manifest import Manifest
 
 LOOSE = Tolerance(min_dice=0.8, max_abs_diff=0.5, max_flipped_fraction=1)
 PICTURES = tuple(np.random.default_rng(0).integers(0, 256, (2, 64, 70), np.uint8))

@@ -10,8 +10,8 @@ from onnx import numpy_helper
 
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.export import precision
-from magtiles_seg.export.files import parse_sealed, sealed
 from magtiles_seg.export.parity import synthetic_tiles
+from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.infer.backends.ort import OrtBackend
 
 HALF, FLOAT, INT8 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.INT8

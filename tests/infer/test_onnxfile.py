@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from magtiles_seg.errors import ModelError
-from magtiles_seg.export.files import parse_sealed, sealed
+from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.onnxfile import refuse_external_data
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, ImageError, InferenceError, ModelError
-from magtiles_seg.export.files import parse_sealed, sealed
+from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.infer import segmenter as module
 from magtiles_seg.infer import segmenter as pictures_module
 from magtiles_seg.infer.segmenter import Segmenter, segment

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.linescan.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
-from magtiles_seg.writing import encode_png
+from magtiles_seg.writing import encode_result
 
 
 def rows_of(source: LineSource) -> NDArray[np.uint8]:
@@ -52,7 +52,7 @@ def test_folder_comes_in_natural_order_without_results(tmp_path: Path, word: str
     picture = noise(240, 33)
     for index, part in enumerate(np.split(picture, 12)):
         cv2.imwrite(str(tmp_path / f"{index}.png"), part)
-    (tmp_path / "web_000000000.png").write_bytes(encode_png(noise(20, 33)))
+    (tmp_path / "web_000000000.png").write_bytes(encode_result(noise(20, 33)))
     told: list[str] = []
     source = FolderSource(tmp_path / word, note=told.append)
     assert (rows_of(source) == picture).all()

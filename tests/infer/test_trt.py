@@ -15,10 +15,10 @@ from made_engines import ELEVEN, RECIPE, RTX, TEN, Pictures, pictures, write_eng
 from magtiles_seg.errors import (
     InferenceError,
 )
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
-from magtiles_seg.infer.manifest import sha256_of
 from magtiles_seg.infer.segmenter import Segmenter
 
 

@@ -22,11 +22,12 @@ from magtiles_seg.errors import (
     StaleEngineError,
 )
 from magtiles_seg.export.rebuild import rebuild_engine
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
 from magtiles_seg.infer.backends.vendor import Cuda, import_vendor
-from magtiles_seg.infer.manifest import Manifest, sha256_of
+from magtiles_seg.infer.manifest import Manifest
 from magtiles_seg.infer.segmenter import Segmenter
 
 

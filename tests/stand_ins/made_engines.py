@@ -10,8 +10,9 @@ import numpy.typing as npt
 from fake_tensorrt import VERSIONS
 
 from magtiles_seg.export.engine import Recipe, build_engine
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.ort import OrtBackend
-from magtiles_seg.infer.manifest import Manifest, sha256_of
+from magtiles_seg.infer.manifest import Manifest
 
 RECIPE = Recipe(
     name="test",

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from magtiles_seg import writing
 from magtiles_seg.evaluate.metrics import dice
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.result import Segmentation
+from magtiles_seg.writing import encode_result
 
 _PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
@@ -62,7 +61,7 @@ class Gallery:
         """
         if len(self._kept) == self.count and (not self.count or rank <= self._kept[0][0]):
             return
-        entry = (rank, name, caption, encode_png(triptych(result, target)))
+        entry = (rank, name, caption, encode_result(triptych(result, target)))
         push = heapq.heappush if len(self._kept) < self.count else heapq.heapreplace
         push(self._kept, entry)
 
@@ -150,11 +149,6 @@ def triptych(result: Segmentation, target: NDArray[np.uint8]) -> NDArray[np.uint
     answer = _tint(answer, found & ~truth, FALSE_ALARM_RGB)
     gap = np.full((len(grey), _GAP_PX, 3), 255, np.uint8)
     return np.concatenate([grey, gap, marked, gap, answer], axis=1)
-
-
-def encode_png(picture: NDArray[np.uint8]) -> bytes:
-    """Return an (H, W, 3) uint8 RGB picture as a PNG file's bytes, marked as a result."""
-    return writing.encode_png(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
 
 def _tint(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.model.card import ModelCard
 
 MIN_SIDE_PX = 32
@@ -142,7 +142,7 @@ def file_sha256(path: Path) -> str:
         FileNotFoundError: There is no such file.
         ModelError: It cannot be read.
     """
-    return hashlib.sha256(read_model(path)).hexdigest()
+    return sha256_of(read_model(path))
 
 
 def parse_device(device: str, accelerators: Sequence[str] = ("cuda",)) -> tuple[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, InferenceError, ModelError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
     check_images,
@@ -109,7 +109,7 @@ class EagerBackend:
         if threads is not None:
             torch.set_num_threads(check_threads(threads))
         _spare_threads()
-        sha256 = hashlib.sha256(read_model(path)).hexdigest()
+        sha256 = sha256_of(read_model(path))
         network, meta = load_checkpoint(path)
         self._device = torch.device("cpu" if kind == "cpu" else f"cuda:{number}")
         again = gpu_after_fork if kind == "cuda" else partial(_load_again, path.absolute(), sha256)

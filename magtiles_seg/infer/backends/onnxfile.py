@@ -7,11 +7,11 @@ package never have one; a file with one is refused here, before anything is open
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from magtiles_seg.errors import ModelError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import read_model
 from magtiles_seg.model.card import check_seal
 
@@ -61,7 +61,7 @@ def read_again(path: Path, sha256: str) -> bytes:
         ModelError: It is another file than it was.
     """
     data = read_model(path)
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if sha256_of(data) != sha256:
         raise ModelError(f"{path} has changed since it was loaded: make a new Segmenter")
     return data
 

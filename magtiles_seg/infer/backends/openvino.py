@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections import deque
@@ -20,6 +19,7 @@ from magtiles_seg.errors import (
     InferenceError,
     ModelError,
 )
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
     check_answer,
@@ -98,7 +98,7 @@ class OpenVinoBackend:
             provider=_provider(),
             threads=int(loaded.compiled.get_property("INFERENCE_NUM_THREADS")),
             path=path,
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=sha256_of(data),
             card=loaded.card,
             precision=precision,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, InferenceError, ModelError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
     check_answer,
@@ -62,7 +62,7 @@ class OrtBackend:
         kind, number = parse_device(device, accelerators=("cuda", "tensorrt"))
         threads = check_threads(threads)
         data = read_onnx(path)
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = sha256_of(data)
         where = path.absolute()
         open_session = partial(_open_session, path=path, kind=kind, number=number, threads=threads)
         self._session: Held[onnxruntime.InferenceSession] = Held(

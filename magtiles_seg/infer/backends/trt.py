@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections import OrderedDict
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError, StaleEngineError
+from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
     check_images,
@@ -290,7 +290,7 @@ class TrtBackend:
             provider=f"{runtime_name(flavour)} {library.__version__}",
             threads=1,
             path=path,
-            sha256=hashlib.sha256(plan).hexdigest(),
+            sha256=sha256_of(plan),
             card=manifest.card,
         )
 
@@ -366,7 +366,7 @@ def flavour_of(manifest: Manifest, path: Path) -> str:
 def _misfits(manifest: Manifest, here: dict[str, str | list[str]], plan: bytes) -> tuple[str, ...]:
     """Return in what this machine or the file differs from the manifest, where it matters."""
     built, recipe = manifest.environment, manifest.recipe
-    here = {**here, "sha256": hashlib.sha256(plan).hexdigest()}
+    here = {**here, "sha256": sha256_of(plan)}
     allowed: list[str] = []
     if recipe.get("version_compatible") and not _older(here, built):
         allowed = ["runtime_version", "driver", "cuda"]

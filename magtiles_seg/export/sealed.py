@@ -1,11 +1,6 @@
-"""How export writes: sealed ONNX bytes, and files that appear only when they have passed."""
+"""Sealed ONNX files: the graph, its card, and a hash over the whole."""
 
 from __future__ import annotations
-
-import contextlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
 
 from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.model.card import CARD_KEY, SEAL_KEY, ModelCard, check_seal, seal_onnx
@@ -45,25 +40,3 @@ def sealed(model: onnx.ModelProto, card: ModelCard) -> bytes:
     for key, value in ((CARD_KEY, card.to_json()), (SEAL_KEY, "0" * 64)):
         model.metadata_props.add(key=key, value=value)
     return seal_onnx(model.SerializeToString(deterministic=True))
-
-
-@contextlib.contextmanager
-def staged(path: Path, data: bytes) -> Iterator[Path]:
-    """Write beside `path` and put it in place when the block ends well; otherwise remove it.
-
-    Args:
-        path: Where the file is to stand. The one written first has the same suffix, so that a
-            backend can be chosen by it.
-        data: Its content.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
