@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from magtiles_seg.model.card import ModelCard
     from magtiles_seg.result import Decision, Defect, Segmentation
 
-__version__ = "0.1.1"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "LABELS",
