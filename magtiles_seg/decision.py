@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -15,12 +15,16 @@ from magtiles_seg.regions import top_values
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Decision", "Verdict", "count", "fraction", "scale"]
+__all__ = ["OVERRIDES", "Decision", "Verdict", "count", "fraction", "scale"]
 
 Verdict: TypeAlias = Literal["accept", "review", "reject"]
 
 _MOST_COUNT = 2**63 - 1
 _LEAST_SCALE, _MOST_SCALE = 1e-9, 1e9
+
+
+OVERRIDES = ("threshold", "min_area_px", "reject_score", "review_score")
+"""The fields of a `Decision` that whoever runs a model may set, by the same name everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,14 @@ class Decision:
                 f"review_score is {self.review_score}; expected at most reject_score "
                 f"({self.reject_score}): scores between the two are reviewed; lower it, or set None"
             )
+
+    def overridden(self, **changes: Any) -> Decision:  # noqa: ANN401 - checked when it is made
+        """Return the decision with some of `OVERRIDES` changed; a change to None changes nothing.
+
+        Raises:
+            ConfigError: A value is of the wrong type or out of its range.
+        """
+        return replace(self, **{name: new for name, new in changes.items() if new is not None})
 
     def score(self, mean: float) -> float:
         """Return a picture's score, 0..1, from the mean of its largest pixel probabilities."""

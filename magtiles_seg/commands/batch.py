@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from magtiles_seg.commands import options
+from magtiles_seg.decision import OVERRIDES
 from magtiles_seg.progress import live, note
 
 _EXAMPLES = """
@@ -85,8 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("device", "threshold", "min_area_px", "reject_score", "review_score", "mm_per_px")
-    found = _present(vars(arguments), *names, "threads")
+    found = _present(vars(arguments), *OVERRIDES, "device", "mm_per_px", "threads")
     return found if arguments.model is None else {**found, "model": arguments.model.absolute()}
 
 

@@ -11,6 +11,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg import errors
+from magtiles_seg.decision import OVERRIDES
 from magtiles_seg.inputs import expand_home
 
 if TYPE_CHECKING:
@@ -22,17 +23,7 @@ if TYPE_CHECKING:
 
 ACCEPTED, REJECTED, ERROR, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
 
-_SEGMENTER_OPTIONS = (
-    "device",
-    "backend",
-    "threshold",
-    "min_area_px",
-    "reject_score",
-    "review_score",
-    "mm_per_px",
-    "threads",
-    "rebuild",
-)
+_SEGMENTER_OPTIONS = (*OVERRIDES, "device", "backend", "mm_per_px", "threads", "rebuild")
 """Options of the verbs that are arguments of `Segmenter` by the same name."""
 
 

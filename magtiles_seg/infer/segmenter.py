@@ -152,8 +152,7 @@ class Segmenter:
         self._origin = _Origin(None if model is None else path.absolute(), asked, flips, rebuild)
         self._backend, self._spec = self._origin.open(path)
         self._mm_per_px = mm_per_px
-        self._decision = _changed(
-            self.spec.card.decision,
+        self._decision = self.spec.card.decision.overridden(
             threshold=threshold,
             min_area_px=min_area_px,
             reject_score=reject_score,
@@ -314,8 +313,7 @@ def segment(
         'accept'
     """
     segmenter = _default_segmenter()
-    decision = _changed(
-        segmenter.decision,
+    decision = segmenter.decision.overridden(
         threshold=threshold,
         min_area_px=min_area_px,
         reject_score=reject_score,
@@ -354,12 +352,6 @@ def _open(
         rebuild(path, asked["device"])
         backend = open_backend(path, **asked)
     return backend, backend.spec
-
-
-def _changed(decision: Decision, **changes: Any) -> Decision:  # noqa: ANN401 - Decision checks them
-    return replace(
-        decision, **{name: value for name, value in changes.items() if value is not None}
-    )
 
 
 def _lineage(spec: BackendSpec) -> dict[str, str]:

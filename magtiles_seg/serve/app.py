@@ -33,6 +33,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from magtiles_seg.decision import OVERRIDES
 from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.infer.segmenter import Segmenter
@@ -121,12 +122,9 @@ def _open(settings: Settings, threads: int) -> Segmenter:
     return Segmenter(
         settings.model,
         device=settings.device,
-        threshold=settings.threshold,
-        min_area_px=settings.min_area_px,
-        reject_score=settings.reject_score,
-        review_score=settings.review_score,
         mm_per_px=settings.mm_per_px,
         threads=threads,
+        **{name: getattr(settings, name) for name in OVERRIDES},
     )
 
 
