@@ -52,9 +52,9 @@ _HOMES = {
     "Sample": "samples",
     "Split": "splits",
     "SyntheticTile": "synthetic",
-    "fetch": "archive",
+    "fetch": "fetch",
     "find_samples": "samples",
-    "fold_assignment": "folds",
+    "fold_assignment": "splits",
     "group_tiles": "tiles",
     "leaks": "leakage",
     "load_image": "samples",
@@ -63,7 +63,7 @@ _HOMES = {
     "load_target": "samples",
     "make_split": "splits",
     "synthetic_tile": "synthetic",
-    "verify": "archive",
+    "verify": "fetch",
     "write_dataset": "synthetic",
 }
 

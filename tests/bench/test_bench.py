@@ -119,7 +119,7 @@ def test_candidate_of_missing_backend_is_an_error_only_when_named(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     assert {one.backend for one in find_candidates(model)} == {"onnxruntime"}
-    with pytest.raises(BackendUnavailableError, match="OpenVINO is not installed"):
+    with pytest.raises(BackendUnavailableError, match="openvino is not installed"):
         find_candidates(model, backends=["openvino"])
 
 
