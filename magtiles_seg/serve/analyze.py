@@ -231,13 +231,23 @@ class Analyzer:
         self, request: Request, wish: Wish, place: Place
     ) -> tuple[list[Segmentation], Reply]:
         with self.metrics.stage("read"):
-            upload = read_uploads(request, self.settings, partial(self.gate.hold, place))
-            pictures = await self._until_the_end(upload)
+            pictures = await self._uploaded(request, place)
         if wish.png and len(pictures) > 1:
             raise Problem(400, "a PNG holds one mask; send one picture, or accept JSON")
         await self.gate.room()  # others that came at the same moment may have taken it
         self.gate.expect(place, len(pictures))
         return await self._while_there(request, self._answer(pictures, wish, place))
+
+    async def _uploaded(self, request: Request, place: Place) -> list[bytes]:
+        upload = read_uploads(request, self.settings, partial(self.gate.hold, place))
+        with self.gate.reading(place) as gives_way:
+            try:
+                return await self._until_the_end(upload, gives_way)
+            except ClientDisconnect:
+                if not gives_way.done():
+                    raise
+        message = "the upload was slow, and gave way to other requests; send it again"
+        raise Problem(408, message, headers={"Connection": "close"})
 
     async def _answer(
         self, pictures: list[bytes], wish: Wish, place: Place

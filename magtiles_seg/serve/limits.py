@@ -79,6 +79,7 @@ _MEMORY = 0.9  # weight of the past in what an inference takes
 _LONGEST_RETRY_S = 15
 _PATIENCE_S = 5.0  # at the door, with the body unread: cheaper than to refuse and be asked again
 _PARKED = 512  # requests at the door
+_SLOW_UPLOAD_S = 1.0  # after which an upload gives way where all places are taken
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -130,11 +131,15 @@ class Place:
         pixels: Still to be computed for it.
         held_bytes: Of its body, in memory.
         outcome: What will be counted: `answered`, `left` where the client has gone, or `expired`.
+        reading_since: When its upload began, by `time.monotonic`; None before and after it.
+        gives_way: Done when a slow upload must leave its place to another request.
     """
 
     pixels: int = 0
     held_bytes: int = 0
     outcome: str = "answered"
+    reading_since: float | None = None
+    gives_way: asyncio.Future[None] | None = None
 
 
 class Gate:
@@ -239,7 +244,7 @@ class Gate:
         Raises:
             Refused: All places are taken, or a picture would be answered too late.
         """
-        if self.inside >= self._most:
+        if self.inside >= self._most and not self._end_slowest_upload():
             raise self._refusal("in flight", f"{self.inside} requests are being worked on")
         place = Place()
         self._check_time(place, self._typical_px)
@@ -257,6 +262,32 @@ class Gate:
         finally:
             self._places.discard(place)
             self._leave(place.outcome)
+
+    @contextmanager
+    def reading(self, place: Place) -> Iterator[asyncio.Future[None]]:
+        """Give a future that is done when this upload, a slow one, must leave its place."""
+        place.gives_way = asyncio.get_running_loop().create_future()
+        place.reading_since = time.monotonic()
+        try:
+            yield place.gives_way
+        finally:
+            place.reading_since = None
+
+    def _end_slowest_upload(self) -> bool:
+        """Free the place of the upload that has taken the longest, if any is slow."""
+        began = {
+            place: place.reading_since
+            for place in self._places
+            if place.reading_since is not None and place.gives_way is not None
+        }
+        slowest = min(began, key=lambda place: began[place], default=None)
+        if slowest is None or time.monotonic() - began[slowest] < _SLOW_UPLOAD_S:
+            return False
+        assert slowest.gives_way is not None
+        slowest.gives_way.set_result(None)
+        slowest.reading_since = None
+        self._places.discard(slowest)
+        return True
 
     def _leave(self, outcome: str) -> None:
         self._call_next()

@@ -156,3 +156,37 @@ def test_room_waits_until_the_model_is_less_busy() -> None:
         await asyncio.wait_for(waiting, 1)
 
     asyncio.run(main())
+
+
+def test_gate_full_of_slow_uploads_ends_the_slowest_and_lets_in() -> None:
+    async def scenario() -> None:
+        gate = Gate(2)
+        with (
+            gate.entered() as first,
+            gate.entered() as second,
+            gate.reading(first) as first_ends,
+            gate.reading(second) as second_ends,
+        ):
+            with pytest.raises(Refused), gate.entered():  # neither is slow yet
+                pass
+            assert first.reading_since is not None
+            first.reading_since -= 9
+            with gate.entered():
+                assert first_ends.done()
+                assert not second_ends.done()
+                assert gate.inside == 2
+
+    asyncio.run(scenario())
+
+
+def test_gate_full_of_work_refuses_however_long_the_uploads_took() -> None:
+    async def scenario() -> None:
+        gate = Gate(1)
+        with gate.entered() as place:
+            with gate.reading(place):
+                assert place.reading_since is not None
+                place.reading_since -= 9
+            with pytest.raises(Refused), gate.entered():
+                pass
+
+    asyncio.run(scenario())

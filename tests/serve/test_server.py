@@ -117,6 +117,22 @@ def test_upload_that_stalls_is_ended_by_408(server_class: Any, model: Path) -> N
             assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
+def test_slow_uploads_give_way_to_a_client_that_is_not_slow(
+    server_class: Any, model: Path, png: bytes
+) -> None:
+    with server_class("--model", str(model), "--max-in-flight", "2") as server:
+        server.wait_ready()
+        slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+        for connection in slow:
+            connection.sendall(LOAD["upload"](bytes(100))[:-60])
+        time.sleep(1.5)
+        assert asyncio.run(LOAD["ask"](server.port, LOAD["upload"](png))) == 200
+        slow[0].settimeout(20)
+        assert slow[0].recv(100).startswith(b"HTTP/1.1 408")
+        for connection in slow:
+            connection.close()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_ends_within_8_s_whatever_is_open(
     server_class: Any, model: Path, workers: int
