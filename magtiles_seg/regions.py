@@ -50,6 +50,23 @@ class Defect:
     length_mm: float | None = None
     width_mm: float | None = None
 
+    def row(self) -> dict[str, str | float | None]:
+        """Return the defect as one row of a table, a number a column, by `DEFECT_COLUMNS`."""
+        x0, y0, x1, y1 = self.bbox_xyxy_px
+        x, y = self.centroid_xy_px
+        where: dict[str, float] = {"x0_px": x0, "y0_px": y0, "x1_px": x1, "y1_px": y1}
+        where |= {"centroid_x_px": x, "centroid_y_px": y}
+        return {
+            name: where[name] if name in where else getattr(self, name) for name in DEFECT_COLUMNS
+        }
+
+
+DEFECT_COLUMNS = (
+    "label", "score", "area_px", "x0_px", "y0_px", "x1_px", "y1_px", "centroid_x_px",
+    "centroid_y_px", "length_px", "width_px", "area_mm2", "length_mm", "width_mm",
+)  # fmt: skip
+"""Columns of a defect in CSV and Parquet; `Defect` says what they mean."""
+
 
 class _Runs(NamedTuple):
     """Horizontal runs of one class in reading order, each array (R,): `x1` is exclusive."""

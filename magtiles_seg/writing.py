@@ -14,6 +14,7 @@ from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import encode_png, write
 from magtiles_seg.labels import color_rgb
 from magtiles_seg.marking import is_result, mark_png, read_manifest
+from magtiles_seg.regions import DEFECT_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
-
-_CSV_HEADER = (
-    "label,score,area_px,x0_px,y0_px,x1_px,y1_px,centroid_x_px,centroid_y_px,length_px,width_px,"
-    "area_mm2,length_mm,width_mm\n"
-)
 
 
 def draw_overlay(
@@ -56,12 +52,9 @@ def format_csv(defects: Iterable[Defect]) -> str:
     import io
 
     text = io.StringIO()
-    text.write(_CSV_HEADER)
-    rows = csv.writer(text, lineterminator="\n")
-    for one in defects:
-        where = (*one.bbox_xyxy_px, *one.centroid_xy_px, one.length_px, one.width_px)
-        in_mm = (one.area_mm2, one.length_mm, one.width_mm)
-        rows.writerow((one.label, one.score, one.area_px, *where, *in_mm))
+    rows = csv.DictWriter(text, DEFECT_COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(defect.row() for defect in defects)
     return text.getvalue()
 
 

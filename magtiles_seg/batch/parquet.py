@@ -21,7 +21,6 @@ except Exception as error:
     ) from error
 
 if TYPE_CHECKING:
-    from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
 
 _MM = ("area_mm2", "length_mm", "width_mm")
@@ -71,24 +70,8 @@ def describe(result: Segmentation) -> dict[str, Any]:
         "verdict": result.verdict,
         "score": result.score,
         "defect_area_px": int(result.mask.sum()),
-        "defects": [_describe_defect(defect) for defect in result.defects],
+        "defects": [defect.row() for defect in result.defects],
         "mask_sha256": sha256_of(result.mask.tobytes()),
-    }
-
-
-def _describe_defect(defect: Defect) -> dict[str, Any]:
-    corners = zip(("x0_px", "y0_px", "x1_px", "y1_px"), defect.bbox_xyxy_px, strict=True)
-    x, y = defect.centroid_xy_px
-    return {
-        "label": defect.label,
-        "score": defect.score,
-        "area_px": defect.area_px,
-        **dict(corners),
-        "centroid_x_px": x,
-        "centroid_y_px": y,
-        "length_px": defect.length_px,
-        "width_px": defect.width_px,
-        **{name: getattr(defect, name) for name in _MM},
     }
 
 

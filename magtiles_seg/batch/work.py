@@ -214,7 +214,7 @@ def _may_pass(error: Exception) -> bool:
 def _write_mask(path: Path, result: Segmentation) -> None:
     from magtiles_seg.writing import encode_result
 
-    write(path, encode_result(result.mask * np.uint8(255)))
+    write(path, encode_result(result.mask * 255))
 
 
 def _readers(names: Sequence[str]) -> int:

@@ -88,12 +88,10 @@ class CsvSink:
         """Write one row, through to the operating system."""
         row = asdict(found)
         if isinstance(found, WebDefect):
-            row["kind"] = "defect"
-            row["x0_px"], _, row["x1_px"], _ = found.bbox_xyxy_px
-            row["centroid_x_px"], row["centroid_y_px"] = found.centroid_xy_px
+            row |= {**found.row(), "kind": "defect"}
         else:
-            row["kind"] = "uninspected"
-            row["last_line"] = None if found.end_line is None else found.end_line - 1
+            last = None if found.end_line is None else found.end_line - 1
+            row |= {"kind": "uninspected", "last_line": last}
         self._rows.writerow(row)
         self._file.flush()
 
