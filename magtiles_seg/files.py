@@ -101,14 +101,14 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
         picture: (H, W) grey or (H, W, 3) RGB, uint8.
 
     Raises:
-        ValueError: OpenCV cannot encode it.
+        OSError: OpenCV cannot encode it.
     """
     import cv2
 
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
     done, encoded = cv2.imencode(".png", bgr)
     if not done:
-        raise ValueError(f"OpenCV could not encode a {picture.dtype} {picture.shape} array as PNG")
+        raise OSError(f"OpenCV could not encode a {picture.dtype} {picture.shape} array as PNG")
     return encoded.tobytes()
 
 

@@ -142,7 +142,7 @@ def encode_result(picture: NDArray[np.uint8]) -> bytes:
     """Return a result's picture, (H, W) or RGB (H, W, 3) uint8, as a PNG file with our mark.
 
     Raises:
-        ValueError: OpenCV cannot encode it.
+        OSError: OpenCV cannot encode it.
     """
     return mark_png(encode_png(picture))
 

@@ -113,7 +113,7 @@ def test_disk_error_in_pictures_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "gone").rmdir()
     (tmp_path / "gone").write_bytes(b"")
     sink.lines(LineBlock(np.zeros((3, 8), np.uint8), 0))
-    with pytest.raises(OSError, match="cannot write: .*gone"):
+    with pytest.raises(OSError, match=r"cannot write: .*gone"):
         sink.close()
 
 
