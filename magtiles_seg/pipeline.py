@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from magtiles_seg.dataset.fetch import source_folder
+from magtiles_seg.dataset.archive import source_folder
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import DataError
@@ -133,7 +133,7 @@ def load(
         DataError: It cannot be fetched or is not whole; names everything that is wrong.
         ConfigError: The source's options are unknown.
     """
-    from magtiles_seg.dataset.fetch import fetch, note_folder, verify
+    from magtiles_seg.dataset.archive import fetch, note_folder, verify
 
     wanted = params.data_load
     directory = Path(wanted.directory)

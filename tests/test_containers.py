@@ -152,7 +152,8 @@ def can_mount() -> bool:
 READ_ONLY = """
 mount --make-rprivate /
 mount -o remount,bind,ro /
-mount -t tmpfs -o ro tmpfs /tmp
+mount --bind /tmp /tmp
+mount -o remount,bind,ro /tmp
 exec "$@"
 """
 """What `docker run --read-only` gives: nothing can be written but to the memory of /dev/shm."""

@@ -85,3 +85,13 @@ def test_no_requirement_brings_a_second_onnxruntime() -> None:
     rivals = {"onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "opencv-python"}
     assert "onnxruntime" in names
     assert not names & rivals
+
+
+def test_no_public_name_of_a_package_is_the_name_of_a_module_of_it() -> None:
+    """The import of such a module would put itself in the place of the name."""
+    package = Path(magtiles_seg.__file__).parent
+    for init in package.rglob("__init__.py"):
+        name = ".".join(["magtiles_seg", *init.parent.relative_to(package).parts])
+        modules = {path.stem for path in init.parent.iterdir()}
+        if "__all__" in init.read_text(encoding="utf-8"):
+            assert not modules & set(importlib.import_module(name).__all__), name

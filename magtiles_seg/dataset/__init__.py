@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from magtiles_seg.dataset.fetch import fetch, verify
+    from magtiles_seg.dataset.archive import fetch, verify
     from magtiles_seg.dataset.leakage import LeakReport, leaks
     from magtiles_seg.dataset.samples import (
         Sample,
@@ -52,7 +52,7 @@ _HOMES = {
     "Sample": "samples",
     "Split": "splits",
     "SyntheticTile": "synthetic",
-    "fetch": "fetch",
+    "fetch": "archive",
     "find_samples": "samples",
     "fold_assignment": "splits",
     "group_tiles": "tiles",
@@ -63,7 +63,7 @@ _HOMES = {
     "load_target": "samples",
     "make_split": "splits",
     "synthetic_tile": "synthetic",
-    "verify": "fetch",
+    "verify": "archive",
     "write_dataset": "synthetic",
 }
 

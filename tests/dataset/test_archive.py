@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magtiles_seg.dataset.fetch import fetch, note_folder, source_folder, verify
+from magtiles_seg.dataset.archive import fetch, note_folder, source_folder, verify
 from magtiles_seg.dataset.samples import find_samples
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of

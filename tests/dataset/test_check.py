@@ -11,7 +11,7 @@ import tifffile
 from picturefiles import idat, ihdr, png_file
 from PIL import Image
 
-from magtiles_seg.dataset.fetch import verify
+from magtiles_seg.dataset.archive import verify
 from magtiles_seg.dataset.samples import load_image, load_mask
 from magtiles_seg.errors import DataError
 

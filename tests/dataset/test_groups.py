@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magtiles_seg.dataset.fetch import verify
+from magtiles_seg.dataset.archive import verify
 from magtiles_seg.dataset.groups import read_groups
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.dataset.samples import find_samples

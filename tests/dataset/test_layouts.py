@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from magtiles_seg.dataset.fetch import verify
+from magtiles_seg.dataset.archive import verify
 from magtiles_seg.dataset.layouts import list_files, locate
 from magtiles_seg.dataset.samples import find_samples, load_image
 from magtiles_seg.errors import DataError

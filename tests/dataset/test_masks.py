@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from magtiles_seg.dataset.fetch import verify
+from magtiles_seg.dataset.archive import verify
 from magtiles_seg.dataset.masks import meaning_of, values_in
 from magtiles_seg.dataset.samples import Sample, find_samples, load_mask, load_target
 from magtiles_seg.errors import DataError, ImageError
