@@ -76,7 +76,7 @@ class Job:
         """Return what makes two runs the same run, as JSON values."""
         source = as_text(without_secrets(self.source))
         if not is_url(source) and Path(self.source).is_file():
-            source = f"{source} sha256:{sha256_of(Path(self.source).read_bytes())}"
+            source = f"{source} sha256:{sha256_of(Path(self.source))}"
         spec = segmenter.spec
         return {
             "model_sha256": spec.sha256,

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
+from magtiles_seg.files import write
 from magtiles_seg.progress import bar
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def join(arguments: argparse.Namespace, params: Params) -> int:
     protocol = arguments.protocol or params.evaluate.protocol
     joined = out_of_fold(arguments.folds, params, protocol, watch=watch)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(joined.result.to_json(), encoding="utf-8")
+        write(arguments.json, joined.result.to_json())
     if arguments.out:
         save_folds(joined, arguments.out)
         if arguments.triptychs:

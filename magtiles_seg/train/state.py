@@ -80,11 +80,11 @@ def identity(
         if fixed[name] == getattr(usual, name):
             del fixed[name]
     if params.start is not None:
-        fixed["start"] = sha256_of(start_path(params.start).read_bytes())
+        fixed["start"] = sha256_of(start_path(params.start))
     if params.teacher is None:
         del fixed["teacher_weight"]
     else:
-        fixed["teacher"] = sha256_of(Path(params.teacher).read_bytes())
+        fixed["teacher"] = sha256_of(Path(params.teacher))
     return {
         **fixed,
         "labels": list(labels),
