@@ -5,9 +5,9 @@ from pathlib import Path
 from magtiles_seg import Segmenter
 from magtiles_seg.dataset.synthetic import synthetic_tile
 
-KINDS = (None, "blowhole", "break", "crack", "fray", "uneven")
+CLASSES = (None, "blowhole", "break", "crack", "fray", "uneven")
 
-tiles = [synthetic_tile(seed, defect=kind) for seed, kind in enumerate(KINDS)]
+tiles = [synthetic_tile(seed, defect=label) for seed, label in enumerate(CLASSES)]
 
 with Segmenter() as segmenter:
     results = segmenter.batch([tile.image for tile in tiles])

@@ -18,11 +18,11 @@ def cloth(rng: np.random.Generator) -> np.ndarray:
     return np.asarray(light + weave + rng.normal(0, 5, (H, W)))
 
 
-def defect(rng: np.random.Generator, kind: str) -> np.ndarray:
+def defect(rng: np.random.Generator, label: str) -> np.ndarray:
     """Return where a defect lies, (H, W) uint8 0 or 255."""
     mask = np.zeros((H, W), np.uint8)
     x, y = int(rng.uniform(0.2, 0.8) * W), int(rng.uniform(0.2, 0.8) * H)
-    if kind == "stain":
+    if label == "stain":
         axes = (int(rng.uniform(8, 30)), int(rng.uniform(8, 30)))
         return cv2.ellipse(mask, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, 255, -1)
     dx, dy = (int(value) for value in rng.normal(0, 40, 2))

@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -194,7 +195,7 @@ class TrainParams(_Section):
         free_fraction: Share of sound tiles in an epoch.
         graft_fraction: Share of those that get a defect of another tile, or a drawn one.
         dice_weight: Weight of the soft Dice loss beside the pixel loss.
-        kind_weight: Weight of the loss over kinds of defect.
+        class_weight: Weight of the loss over the classes of defect.
         teacher: Checkpoint whose probabilities are learnt beside the masks (distillation).
         teacher_weight: Their share of the target; the mask has the rest.
         ema_decay: Of the averaged weights that are kept.
@@ -225,7 +226,7 @@ class TrainParams(_Section):
     free_fraction: float = within(0.5, 0, 1)
     graft_fraction: float = within(0.35, 0, 1)
     dice_weight: float = within(1.0, 0)
-    kind_weight: float = within(0.3, 0)
+    class_weight: float = within(0.3, 0)
     teacher: str | None = None
     teacher_weight: float = within(0.5, 0, 1)
     ema_decay: float = within(0.99, 0, 1)
@@ -297,6 +298,20 @@ class Params:
     train: TrainParams = field(default_factory=TrainParams)
     export: ExportParams = field(default_factory=ExportParams)
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+
+
+RENAMED = {
+    "train.kind_weight": "train.class_weight",
+}
+"""Former to present name of a parameter; the former ones are read for one release."""
+
+
+def present_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of a section with each former key under its present name, in their order."""
+    return {
+        RENAMED.get(f"{section}.{key}", f"{section}.{key}").partition(".")[2]: value
+        for key, value in values.items()
+    }
 
 
 _SECTIONS: dict[str, type[_Section]] = {
@@ -378,8 +393,25 @@ def _as_sections(document: object, found: list[str]) -> dict[str, dict[str, Any]
         elif not isinstance(values, Mapping | None):
             found.append(f"section {name!r} must be a mapping, got {type(values).__name__}")
         else:
-            sections[name] = dict(values or {})
+            sections[name] = _renamed(name, values or {}, found)
     return sections
+
+
+def _renamed(section: str, values: Mapping[str, Any], found: list[str]) -> dict[str, Any]:
+    """Return values by their present names, with a warning for each that was given by a former."""
+    for key in values:
+        full = f"{section}.{key}"
+        now = RENAMED.get(full)
+        if now is None:
+            continue
+        if now.partition(".")[2] in values:
+            found.append(f"{full} is the former name of {now}, which is given too: keep {now}")
+        warnings.warn(
+            f"{full} is now {now}: the former name is read in this release alone",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return present_names(section, values)
 
 
 def _apply_override(sections: dict[str, dict[str, Any]], override: str, found: list[str]) -> None:
@@ -392,4 +424,5 @@ def _apply_override(sections: dict[str, dict[str, Any]], override: str, found: l
     else:
         value = _parse(text, f"override {override!r}")
         # No parameter takes a mapping: YAML sees one in `data_load.source=synthetic:`.
-        sections.setdefault(section, {})[key] = text if isinstance(value, Mapping) else value
+        given = {key: text if isinstance(value, Mapping) else value}
+        sections.setdefault(section, {}).update(_renamed(section, given, found))

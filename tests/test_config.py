@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magtiles_seg.config import DataSplitParams, Params, TrainParams, load_params
+from magtiles_seg.config import RENAMED, DataSplitParams, Params, TrainParams, load_params
 from magtiles_seg.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -43,6 +43,25 @@ def test_no_file_with_overrides_changes_only_these() -> None:
 def test_override_wins_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "train: {epochs: 3, seed: 2}")
     assert load_params(path, ["train.epochs=4"]).train == TrainParams(epochs=4, seed=2)
+
+
+@pytest.mark.parametrize(("former", "now"), RENAMED.items())
+def test_former_name_of_a_parameter_is_read_and_said(tmp_path: Path, former: str, now: str) -> None:
+    (section, key), wanted = now.split("."), load_params(None, [f"{now}=1"])
+    path = write(tmp_path, f"{section}: {{{former.partition('.')[2]}: 1}}")
+    with pytest.warns(FutureWarning, match=f"{former} is now {now}"):
+        assert load_params(path) == wanted
+    with pytest.warns(FutureWarning, match=f"{former} is now {now}"):
+        assert load_params(write(tmp_path, f"{section}: {{{key}: 2}}"), [f"{former}=1"]) == wanted
+
+
+def test_parameter_by_both_of_its_names_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {kind_weight: 0.1, class_weight: 0.2}")
+    with (
+        pytest.warns(FutureWarning),
+        pytest.raises(ConfigError, match=r"former name of train\.class_weight, which is given too"),
+    ):
+        load_params(path)
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", ".001", "1E-3"])

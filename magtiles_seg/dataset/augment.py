@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.dataset.synthetic.defects import KINDS, draw_flaw
+from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS, draw_flaw
 from magtiles_seg.dataset.synthetic.textures import Surface
 
 Grey = NDArray[np.uint8]
@@ -183,12 +183,12 @@ class Donor:
     """A real defect without its surface.
 
     Attributes:
-        kind: Index into the labels.
+        class_index: Index into the labels.
         gain: (h, w) float32, brightness over that of the sound surface; 1 at the patch's rim.
         mask: (h, w) uint8, 0 or 255.
     """
 
-    kind: int
+    class_index: int
     gain: NDArray[np.float32]
     mask: NDArray[np.uint8]
 
@@ -206,21 +206,21 @@ class Grafts:
         self._donors: dict[int, list[Donor]] = {}
         for picture in pictures:
             for donor in donors(picture):
-                self._donors.setdefault(donor.kind, []).append(donor)
-        self._drawn = [(labels.index(kind), kind) for kind in KINDS if kind in labels]
+                self._donors.setdefault(donor.class_index, []).append(donor)
+        self._drawn = [(labels.index(label), label) for label in DRAWN_LABELS if label in labels]
 
     def onto(self, sound: View, rng: np.random.Generator) -> View:
         """Return a sound view with a defect; unchanged when there is nothing to graft."""
         draws = bool(self._drawn) and (not self._donors or rng.random() < _DRAWN_SHARE)
         if draws:
-            index, kind = self._drawn[int(rng.integers(len(self._drawn)))]
-            return draw_onto(sound, index, kind, rng)
+            index, label = self._drawn[int(rng.integers(len(self._drawn)))]
+            return draw_onto(sound, index, label, rng)
         if not self._donors:
             return sound
-        kinds = sorted(self._donors)
-        shares = np.sqrt([len(self._donors[kind]) for kind in kinds])
-        of_kind = self._donors[int(rng.choice(kinds, p=shares / shares.sum()))]
-        return transplant(sound, of_kind[int(rng.integers(len(of_kind)))], rng)
+        classes = sorted(self._donors)
+        shares = np.sqrt([len(self._donors[index]) for index in classes])
+        of_class = self._donors[int(rng.choice(classes, p=shares / shares.sum()))]
+        return transplant(sound, of_class[int(rng.integers(len(of_class)))], rng)
 
 
 def donors(picture: View) -> Iterator[Donor]:
@@ -268,7 +268,7 @@ def transplant(sound: View, donor: Donor, rng: np.random.Generator) -> View:
     mask = cv2.warpAffine(donor.mask, matrix, (width, height)).astype(np.uint8, copy=False)
     gain = gain ** float(rng.uniform(0.7, 1.2))
     image = np.clip(sound.image * gain, 0, 255).round()
-    return _marked(image.astype(np.uint8), mask, donor.kind)
+    return _marked(image.astype(np.uint8), mask, donor.class_index)
 
 
 def _place(width: int, height: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -281,13 +281,13 @@ def _place(width: int, height: int, rng: np.random.Generator) -> NDArray[np.floa
     return place
 
 
-def draw_onto(sound: View, index: int, kind: str, rng: np.random.Generator) -> View:
+def draw_onto(sound: View, index: int, label: str, rng: np.random.Generator) -> View:
     """Return the view with a drawn defect.
 
     Args:
         sound: What it is drawn on.
-        index: Of the kind in the labels.
-        kind: One of `flaws.KINDS`.
+        index: Of the class in the labels.
+        label: One of `DRAWN_LABELS`.
         rng: Where the randomness comes from.
     """
     grey = sound.image.astype(np.float32) + 1
@@ -298,7 +298,7 @@ def draw_onto(sound: View, index: int, kind: str, rng: np.random.Generator) -> V
     surface = Surface(
         shade=light / mean, texture=grey / light - 1, body=np.ones_like(grey), inset_px=inset
     )
-    flaw = draw_flaw(rng, surface, kind)
+    flaw = draw_flaw(rng, surface, label)
     image = grey + flaw.alpha * (flaw.brightness * mean - grey)
     image = np.clip(image - 1, 0, 255).round()
     return _marked(image.astype(np.uint8), (flaw.alpha * 255).astype(np.uint8), index)

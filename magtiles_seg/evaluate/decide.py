@@ -123,7 +123,7 @@ def dice_by_min_area(
 
 
 def best_min_area(picture_dice: Sequence[AnyArray] | AnyArray, label: AnyArray) -> int:
-    """Return the smallest region to keep: highest Dice, averaged over the kinds of picture.
+    """Return the smallest region to keep: highest Dice, averaged over the classes of picture.
 
     Specks on sound pictures speak for a large one, small blowholes for a small one. Every class
     and the sound pictures count alike, so neither side wins by number.
@@ -135,8 +135,8 @@ def best_min_area(picture_dice: Sequence[AnyArray] | AnyArray, label: AnyArray) 
     Returns:
         One of `MIN_AREAS_PX`; of equal ones the smallest.
     """
-    kinds = [np.asarray(picture_dice)[label == kind].mean(0) for kind in np.unique(label)]
-    means = np.mean(kinds, axis=0)
+    by_class = [np.asarray(picture_dice)[label == one].mean(0) for one in np.unique(label)]
+    means = np.mean(by_class, axis=0)
     return MIN_AREAS_PX[int(np.argmax(np.round(means, 6)))]
 
 
@@ -175,7 +175,7 @@ def choose_decision(
 
     Returns:
         The predictor's own decision with `threshold` (highest pooled Dice), `min_area_px` (highest
-        Dice a picture, all kinds of picture alike), `score_margin_px` (highest AUROC) and
+        Dice a picture, all classes alike), `score_margin_px` (highest AUROC) and
         `reject_score` (`ranking.score_at_recall`) chosen; no `review_score`.
 
     Raises:
@@ -202,7 +202,7 @@ class Chooser:
         self._histogram = np.zeros((2, BINS), np.int64)
         self._kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = []
         self._scores: list[list[float]] = []
-        self._kinds: list[int] = []
+        self._labels: list[int] = []
         self._own = Decision()
 
     def add(self, result: Segmentation, target: AnyArray, label: int) -> None:
@@ -221,7 +221,7 @@ class Chooser:
         self._kept.append((probability_bins(result.probability), truth))
         decisions = [replace(result.decision, score_margin_px=margin) for margin in MARGINS_PX]
         self._scores.append([decision.score_of(result.probability) for decision in decisions])
-        self._kinds.append(label)
+        self._labels.append(label)
 
     def decision(self, *, recall: float) -> Decision:
         """Return the last picture's decision with threshold, region, margin, reject score chosen.
@@ -233,7 +233,7 @@ class Chooser:
             ConfigError: No picture has a defect.
         """
         threshold = best_threshold(self._histogram)
-        level, label = round(threshold * BINS), np.asarray(self._kinds)
+        level, label = round(threshold * BINS), np.asarray(self._labels)
         overlap = [dice_by_min_area(bins >= level, truth) for bins, truth in self._kept]
         scores = np.asarray(self._scores)
         margin = best_margin(scores, label > 0)

@@ -209,9 +209,9 @@ class Recorder:
                 "There is nothing to score: no picture is left. Expected at least one; check the "
                 "folder, the split's test part, and whether the protocol leaves out Free pictures."
             )
-        kinds: dict[str, Any] = {"label": np.int64, "group": np.int64, "histogram": np.int32}
+        dtypes: dict[str, Any] = {"label": np.int64, "group": np.int64, "histogram": np.int32}
         columns = {
-            name: np.asarray([row[name] for row in self._rows], kinds.get(name))
+            name: np.asarray([row[name] for row in self._rows], dtypes.get(name))
             for name in self._rows[0]
         }
         return Records(labels=np.asarray(self._labels), **columns)

@@ -255,11 +255,11 @@ def _pictures(records: Records, weights: FloatArray) -> Figures:
 
 def _classes(records: Records, weights: FloatArray) -> Figures:
     pooled, count = _pool(records.confusion, weights), len(records.labels)
-    # Of three labels, "miou2" is taken: the mean of defect and background, whatever the kind.
-    kinds = "miou_kinds" if count == 3 else f"miou{count - 1}"
+    # Of three labels, "miou2" is taken: the mean of defect and background, whatever the class.
+    classes = "miou_classes" if count == 3 else f"miou{count - 1}"
     return {
         f"miou{count}": mean_iou(pooled),
-        kinds: mean_iou(pooled, background=False),
+        classes: mean_iou(pooled, background=False),
         "micro_iou": iou(micro_counts(pooled)),
     }
 

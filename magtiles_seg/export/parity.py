@@ -112,10 +112,10 @@ def synthetic_tiles(per_class: int, *, calibration: bool = False) -> TileSet:
         calibration: Whether to draw those for calibration, of which none is in the other set.
     """
     first = _CALIBRATION_SEED if calibration else _PROOF_SEED
-    wanted = [(kind, index) for kind in (None, *DEFECTS) for index in range(per_class)]
+    wanted = [(label, index) for label in (None, *DEFECTS) for index in range(per_class)]
     tiles = [
-        synthetic_tile(first + seed, defect=kind, exposure=index % _EXPOSURES + 1)
-        for seed, (kind, index) in enumerate(wanted)
+        synthetic_tile(first + seed, defect=label, exposure=index % _EXPOSURES + 1)
+        for seed, (label, index) in enumerate(wanted)
     ]
     return TileSet(
         pictures=tuple(tile.image for tile in tiles),
@@ -339,10 +339,10 @@ def frozen_pictures() -> list[npt.NDArray[np.uint8]]:
     from magtiles_seg.dataset.synthetic import synthetic_tile
     from magtiles_seg.labels import LABELS
 
-    kinds = (None, *LABELS[1:])
+    labels = (None, *LABELS[1:])
     tiles = [
-        synthetic_tile(seed, defect=kind, exposure=exposure).image
-        for seed, kind in enumerate(kinds)
+        synthetic_tile(seed, defect=label, exposure=exposure).image
+        for seed, label in enumerate(labels)
         for exposure in (1, 4)
     ]
     return [

@@ -233,11 +233,11 @@ class _Parts:
         flat = np.zeros(1 + height * (width + 1), dtype=np.uint8)  # a sound column ends each row
         np.multiply(mask, classes, out=flat[1:].reshape(height, width + 1)[:, :width])
         edges = np.flatnonzero(flat[1:] != flat[:-1])
-        kinds = flat[1:][edges][:-1]
-        inside = kinds > 0
+        classes = flat[1:][edges][:-1]
+        inside = classes > 0
         self.y, self.x0 = np.divmod(edges[:-1][inside], width + 1)
         self.x1 = edges[1:][inside] - self.y * (width + 1)
-        self.kinds = kinds[inside]
+        self.classes = classes[inside]
         values = probability[mask.view(np.bool_)]
         starts = np.cumsum(self.x1 - self.x0) - (self.x1 - self.x0)
         self.sums = np.add.reduceat(values, starts).astype(np.float64)
@@ -253,7 +253,7 @@ class _Parts:
         self.x0, self.x1 = self.x0 + left, self.x1 + left
         doubled = (self.x0 + self.x1 - 1) * lengths
         self.sum_x2 = np.bincount(self.part, doubled, count).astype(np.int64)
-        cells = self.part * labels + self.kinds
+        cells = self.part * labels + self.classes
         self.class_sums = np.bincount(cells, self.sums, count * labels).reshape(count, labels)
         order = np.argsort(self.part, kind="stable")
         x0, x1, y0 = self.x0[order], self.x1[order], self.y[order]

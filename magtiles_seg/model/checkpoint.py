@@ -21,6 +21,15 @@ from magtiles_seg.model.network import SegmentationNetwork, build_network
 
 _META_KEY = "magtiles_seg"
 _MOST_LABELS = 255
+_RENAMED = {"kind_head.": "class_head."}
+"""Former to present name of a part of the network; files of the former are read."""
+
+
+def present_name(tensor: str) -> str:
+    """Return the present name of a network's tensor, which a file may hold by a former one."""
+    for former, now in _RENAMED.items():
+        tensor = tensor.replace(former, now)
+    return tensor
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -44,7 +53,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(_META_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator on this object)
+            tensors = {present_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator on this object)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(
             f"{path} is no readable safetensors file ({error}): write it again"

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy and Dice for *defect or not*, and for *which kind*."""
+"""What training minimises: cross-entropy and Dice for *defect or not*, and for *which class*."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.nn import functional
 SMOOTHING_PX = 64.0
 """Added to both sides of the soft Dice, in px: about the area of a small blowhole."""
 
-IGNORED_KIND = -1
-"""Target of a pixel whose kind does not count: background, or off the picture."""
+IGNORED_CLASS = -1
+"""Target of a pixel whose class does not count: background, or off the picture."""
 
 
 def soft_dice_loss(probability: Tensor, target: Tensor, *, per_picture: bool) -> Tensor:
@@ -34,48 +34,48 @@ def soft_dice_loss(probability: Tensor, target: Tensor, *, per_picture: bool) ->
     return (1 - (2 * overlap + SMOOTHING_PX) / (total + SMOOTHING_PX)).mean()
 
 
-def kind_loss(kind_logits: Tensor, kind: Tensor) -> Tensor:
-    """Return the cross-entropy of the kind: mean over a picture's defect pixels, then pictures.
+def class_loss(class_logits: Tensor, class_target: Tensor) -> Tensor:
+    """Return the cross-entropy of the class: mean over a picture's defect pixels, then pictures.
 
     So a blowhole of 100 pixels says as much as a grinding step of 20,000. 0 without any defect.
 
     Args:
-        kind_logits: (N, K-1, h, w) float.
-        kind: (N, h, w) int64: 0..K-2, or `IGNORED_KIND`.
+        class_logits: (N, K-1, h, w) float.
+        class_target: (N, h, w) int64: 0..K-2, or `IGNORED_CLASS`.
     """
     pixels = functional.cross_entropy(
-        kind_logits, kind, ignore_index=IGNORED_KIND, reduction="none"
+        class_logits, class_target, ignore_index=IGNORED_CLASS, reduction="none"
     )
-    counts = (kind != IGNORED_KIND).sum((1, 2))
+    counts = (class_target != IGNORED_CLASS).sum((1, 2))
     means = pixels.sum((1, 2)) / counts.clamp(min=1)
     return means.sum() / (counts > 0).sum().clamp(min=1)
 
 
 def segmentation_loss(
     defect_logit: Tensor,
-    kind_logits: Tensor,
+    class_logits: Tensor,
     target: Tensor,
-    kind: Tensor,
+    class_target: Tensor,
     *,
     dice_weight: float,
-    kind_weight: float,
+    class_weight: float,
 ) -> Tensor:
     """Return the training loss of a batch.
 
     Args:
         defect_logit: (N, 1, H, W) float.
-        kind_logits: (N, K-1, h, w) float.
+        class_logits: (N, K-1, h, w) float.
         target: (N, 1, H, W) float in [0, 1]: 1 is defect.
-        kind: (N, h, w) int64: 0..K-2, or `IGNORED_KIND`.
+        class_target: (N, h, w) int64: 0..K-2, or `IGNORED_CLASS`.
         dice_weight: Weight of the two Dice terms (over the batch, and picture by picture) beside
             cross-entropy.
-        kind_weight: Weight of the kind's cross-entropy.
+        class_weight: Weight of the class's cross-entropy.
     """
-    defect_logit, kind_logits = defect_logit.float(), kind_logits.float()
+    defect_logit, class_logits = defect_logit.float(), class_logits.float()
     probability = torch.sigmoid(defect_logit)
     loss = functional.binary_cross_entropy_with_logits(defect_logit, target)
     dice = soft_dice_loss(probability, target, per_picture=False) + soft_dice_loss(
         probability, target, per_picture=True
     )
     loss = loss + 0.5 * dice_weight * dice
-    return loss + kind_weight * kind_loss(kind_logits, kind)
+    return loss + class_weight * class_loss(class_logits, class_target)

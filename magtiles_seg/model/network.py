@@ -287,7 +287,7 @@ class SegmentationNetwork(nn.Module):
         architecture: One of `ARCHITECTURES`.
         labels: Class names by index, background first.
         stride: Height and width of the input must be multiples of this.
-        kind_stride: The input's size over that of `kind_logits`.
+        class_stride: The input's size over that of `class_logits`.
     """
 
     def __init__(self, architecture: str, labels: tuple[str, ...]) -> None:
@@ -299,7 +299,7 @@ class SegmentationNetwork(nn.Module):
         if architecture == "nano":
             self.encoder = NanoEncoder()
             self.decoder = NanoDecoder(self.encoder.channels)
-            self.stride, self.kind_stride = 16, 4
+            self.stride, self.class_stride = 16, 4
         else:
             self.encoder = LiteEncoder(LITE_STAGES[architecture])
             skips = self.encoder.channels
@@ -307,13 +307,13 @@ class SegmentationNetwork(nn.Module):
                 self.decoder = Decoder(skips, (40, 32, 24, 16), (1, 1, 1, 1), context=96)
             else:
                 self.decoder = Decoder(skips, (80, 48, 32, 24), (2, 2, 2, 1))
-            self.stride, self.kind_stride = 32, 2
-        self.defect_head = nn.Conv2d(self.decoder.width, self.kind_stride**2, 3, padding=1)
-        self.kind_head = nn.Conv2d(self.decoder.width, len(labels) - 1, 1)
-        self.shuffle = nn.PixelShuffle(self.kind_stride)
+            self.stride, self.class_stride = 32, 2
+        self.defect_head = nn.Conv2d(self.decoder.width, self.class_stride**2, 3, padding=1)
+        self.class_head = nn.Conv2d(self.decoder.width, len(labels) - 1, 1)
+        self.shuffle = nn.PixelShuffle(self.class_stride)
         nn.init.zeros_(self.defect_head.weight)
         prior = torch.tensor(math.log(_DEFECT_PRIOR / (1 - _DEFECT_PRIOR)))
-        self.defect_head.bias = nn.Parameter(prior.repeat(self.kind_stride**2))
+        self.defect_head.bias = nn.Parameter(prior.repeat(self.class_stride**2))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of a batch of grey pictures.
@@ -323,11 +323,11 @@ class SegmentationNetwork(nn.Module):
 
         Returns:
             defect_logit: (N, 1, H, W), of P(defect).
-            kind_logits: (N, K-1, H / kind_stride, W / kind_stride), of P(kind | defect), kinds in
-                the order of `labels[1:]`.
+            class_logits: (N, K-1, H / class_stride, W / class_stride), of P(class | defect), in the
+                order of `labels[1:]`.
         """
         x = self.decoder(self.encoder((image - GREY_CENTRE) / GREY_SCALE))
-        return self.shuffle(self.defect_head(x)), self.kind_head(x)
+        return self.shuffle(self.defect_head(x)), self.class_head(x)
 
     @property
     def receptive_field_px(self) -> int:

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from magtiles_seg.errors import BackendUnavailableError, ModelError
 from magtiles_seg.model.card import CARD_KEY, ModelCard, check_seal
-from magtiles_seg.model.checkpoint import read_tensors
+from magtiles_seg.model.checkpoint import present_name, read_tensors
 from magtiles_seg.model.network import SegmentationNetwork
 
 _SIDE_PX = 224
-_ENCODER, _KIND_HEAD = "encoder.", "kind_head."
+_ENCODER, _CLASS_HEAD = "encoder.", "class_head."
 _STORED_AS_FP16 = "_fp16"
 
 
@@ -34,7 +34,7 @@ def start_from(
 ) -> None:
     """Fill a network with the weights of a trained model.
 
-    Where the labels differ, the head that tells the kinds of defect apart keeps its fresh weights;
+    Where the labels differ, the head that names the class of a defect keeps its fresh weights;
     where a checkpoint's encoder begins with the whole of this one, as that of `lite0` begins with
     `small`'s, the decoder and both heads do.
 
@@ -74,7 +74,7 @@ def _take_over(
     """Copy what fits, and return the names of what the weights lack."""
     missing = []
     for name, tensor in network.state_dict().items():
-        if name.startswith(_KIND_HEAD) and labels != network.labels:
+        if name.startswith(_CLASS_HEAD) and labels != network.labels:
             continue
         if name in weights and weights[name].shape == tensor.shape:
             tensor.copy_(weights[name])
@@ -110,13 +110,16 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     model = onnx.load_from_string(data)
     cards = {entry.key: entry.value for entry in model.metadata_props}
     weights = {
-        entry.name.removesuffix(_STORED_AS_FP16).removeprefix("network."): torch.from_numpy(
-            numpy_helper.to_array(entry).astype(np.float32)
-        )
+        _own_name(entry.name): torch.from_numpy(numpy_helper.to_array(entry).astype(np.float32))
         for entry in model.graph.initializer
         if entry.name.startswith("network.")
     }
     return weights, ModelCard.from_json(cards[CARD_KEY]).labels
+
+
+def _own_name(stored: str) -> str:
+    """Return the network's own name of an initializer of an ONNX file."""
+    return present_name(stored.removesuffix(_STORED_AS_FP16).removeprefix("network."))
 
 
 def _unfold(

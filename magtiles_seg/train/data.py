@@ -24,7 +24,7 @@ from magtiles_seg.dataset.samples import Sample, load_image, load_target
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
 from magtiles_seg.labels import FREE
-from magtiles_seg.model.losses import IGNORED_KIND
+from magtiles_seg.model.losses import IGNORED_CLASS
 
 _LEVEL = 128
 """A warped mask pixel that is at least half defect is defect."""
@@ -51,15 +51,15 @@ def _view(sample: Sample, protocol: Protocol, labels: Sequence[str]) -> View:
 
 
 class BalancedSampler:
-    """Draws pictures: sound or not, then the kind, then the tile, then one of the tile's pictures.
+    """Draws pictures: sound or not, then the class, then the tile, then one of the tile's pictures.
 
-    A kind's share is the square root of its number of pictures, so that rare kinds are seen more
-    often than they occur without being learnt by heart. Within a kind every tile has the same
+    The share of a class is the square root of its number of pictures, so that rare classes are seen
+    more often than they occur without being learnt by heart. Within a class every tile has the same
     share, however many exposures it has.
     """
 
     def __init__(self, samples: Sequence[Sample], *, free_fraction: float) -> None:
-        """Sort the samples by kind and tile.
+        """Sort the samples by class and tile.
 
         Args:
             samples: Those to draw from.
@@ -71,23 +71,25 @@ class BalancedSampler:
         """
         if not samples:
             raise DataError("no pictures to train on: the split's training part is empty")
-        by_kind: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        by_label: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for index, sample in enumerate(samples):
-            by_kind[sample.label][sample.group].append(index)
-        self._tiles = {kind: list(tiles.values()) for kind, tiles in sorted(by_kind.items())}
-        self._kinds = list(self._tiles)
+            by_label[sample.label][sample.group].append(index)
+        self._tiles = {label: list(tiles.values()) for label, tiles in sorted(by_label.items())}
+        self._labels = list(self._tiles)
         roots = {
-            kind: sum(map(len, tiles)) ** 0.5 for kind, tiles in self._tiles.items() if kind != FREE
+            label: sum(map(len, tiles)) ** 0.5
+            for label, tiles in self._tiles.items()
+            if label != FREE
         }
         total = sum(roots.values())
         free = free_fraction if roots and FREE in self._tiles else float(FREE in self._tiles)
         self._shares = [
-            free if kind == FREE else (1 - free) * roots[kind] / total for kind in self._kinds
+            free if label == FREE else (1 - free) * roots[label] / total for label in self._labels
         ]
 
     def draw(self, rng: np.random.Generator) -> int:
         """Return the index of one sample."""
-        tiles = self._tiles[self._kinds[int(rng.choice(len(self._kinds), p=self._shares))]]
+        tiles = self._tiles[self._labels[int(rng.choice(len(self._labels), p=self._shares))]]
         pictures = tiles[int(rng.integers(len(tiles)))]
         return pictures[int(rng.integers(len(pictures)))]
 
@@ -95,8 +97,8 @@ class BalancedSampler:
         """Return how likely `draw` gives each sample: (N,) float64 that add up to 1."""
         count = sum(len(pictures) for tiles in self._tiles.values() for pictures in tiles)
         chances = np.zeros(count)
-        for kind, share in zip(self._kinds, self._shares, strict=True):
-            tiles = self._tiles[kind]
+        for label, share in zip(self._labels, self._shares, strict=True):
+            tiles = self._tiles[label]
             for pictures in tiles:
                 chances[pictures] = share / len(tiles) / len(pictures)
         return chances
@@ -109,27 +111,27 @@ class Batch:
     Attributes:
         image: (N, 1, H, W) float32, 0..255.
         target: (N, 1, H, W) float32, 0 or 1.
-        kind: (N, h, w) int64, 0..K-2 or `IGNORED_KIND`.
+        class_target: (N, h, w) int64, 0..K-2 or `IGNORED_CLASS`.
     """
 
     image: Tensor
     target: Tensor
-    kind: Tensor
+    class_target: Tensor
 
     def split(self, pieces: int) -> list[Batch]:
         """Return the batch in pieces of equal size."""
-        parts = (tensor.chunk(pieces) for tensor in (self.image, self.target, self.kind))
+        parts = (tensor.chunk(pieces) for tensor in (self.image, self.target, self.class_target))
         return [Batch(*piece) for piece in zip(*parts, strict=True)]
 
     def take(self, places: Tensor) -> Batch:
         """Return the pictures at some places of the batch, (n,) int64, as a batch."""
-        return Batch(self.image[places], self.target[places], self.kind[places])
+        return Batch(self.image[places], self.target[places], self.class_target[places])
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device; a copy to CUDA goes on beside the work that is there."""
         if device == self.image.device:
             return self
-        parts = (self.image, self.target, self.kind)
+        parts = (self.image, self.target, self.class_target)
         return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
 
 
@@ -144,7 +146,7 @@ class BatchPlan:
     seed: int
     batch_size: int
     crop_px: int
-    kind_stride: int
+    class_stride: int
     augmentation: Augmentation
     graft_fraction: float = 0.0
     places: tuple[int, ...] | None = None
@@ -208,7 +210,7 @@ def epoch_batches(
             )
             for rng in rngs
         ]
-        return stack(views, kind_stride=plan.kind_stride)
+        return stack(views, class_stride=plan.class_stride)
 
     for batch in made_ahead(make, steps, threads=threads):
         yield batch.to(device)
@@ -230,10 +232,10 @@ def made_ahead(make: Callable[[int], Item], count: int, *, threads: int = 1) -> 
                 future.cancel()
 
 
-def stack(views: Sequence[View], *, kind_stride: int) -> Batch:
+def stack(views: Sequence[View], *, class_stride: int) -> Batch:
     """Return views of equal size as one batch.
 
-    A kind is asked for once per `kind_stride` square of pixels: the one that stands in it, where
+    A class is asked for once per `class_stride` square of pixels: the one that stands in it, where
     there is any.
     """
     image = torch.from_numpy(np.stack([view.image for view in views]))[:, None].float()
@@ -241,8 +243,8 @@ def stack(views: Sequence[View], *, kind_stride: int) -> Batch:
     classes = np.stack([view.classes for view in views]) * defect
     count, height, width = classes.shape
     blocks = classes.reshape(
-        count, height // kind_stride, kind_stride, width // kind_stride, kind_stride
+        count, height // class_stride, class_stride, width // class_stride, class_stride
     )
-    kind = torch.from_numpy(blocks.max(axis=(2, 4)).astype(np.int64)) - 1
-    kind[kind < 0] = IGNORED_KIND
-    return Batch(image, torch.from_numpy(defect.astype(np.float32))[:, None], kind)
+    class_target = torch.from_numpy(blocks.max(axis=(2, 4)).astype(np.int64)) - 1
+    class_target[class_target < 0] = IGNORED_CLASS
+    return Batch(image, torch.from_numpy(defect.astype(np.float32))[:, None], class_target)

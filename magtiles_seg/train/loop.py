@@ -216,7 +216,7 @@ class _Run:
             params.seed,
             params.batch_size,
             params.crop_px,
-            self.network.kind_stride,
+            self.network.class_stride,
             Augmentation(),
             params.graft_fraction,
             self.devices.places,
@@ -248,9 +248,9 @@ class _Run:
             with torch.no_grad(), self.devices.autocast():
                 taught = torch.sigmoid(self.teacher(image)[0]).float()
             target = torch.lerp(target, taught, self.params.teacher_weight)
-        whole = self.devices.gather(*self.model(image), target, batch.kind)
+        whole = self.devices.gather(*self.model(image), target, batch.class_target)
         return segmentation_loss(
-            *whole, dice_weight=self.params.dice_weight, kind_weight=self.params.kind_weight
+            *whole, dice_weight=self.params.dice_weight, class_weight=self.params.class_weight
         )
 
     def end_epoch(self, loss: float) -> Validation:

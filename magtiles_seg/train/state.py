@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from magtiles_seg.config import TrainParams
+from magtiles_seg.config import TrainParams, present_names
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import data_sha256
 from magtiles_seg.errors import DataError, ModelError
@@ -142,6 +142,7 @@ def load_state(
         ModelError: The file is damaged.
     """
     tensors, meta = read_tensors(path)
+    meta["identity"] = present_names("train", meta["identity"])
     if meta["identity"] != identity:
         changed = sorted(key for key in identity if meta["identity"].get(key) != identity[key])
         raise DataError(
@@ -202,7 +203,10 @@ def _is_that_run(out_dir: Path, expected: dict[str, object], fingerprints: tuple
     except (FileNotFoundError, ModelError):
         return False
     state = RunState(**meta)
-    if not state.identity == expected == best.get("training"):
+    started, kept = (
+        present_names("train", values) for values in (state.identity, best.get("training") or {})
+    )
+    if not started == expected == kept:
         return False
     if (state.code_sha256, state.data_sha256) != fingerprints:
         return False

@@ -37,11 +37,11 @@ class Validation:
 
     Attributes:
         figures: `dice`, pooled over all pixels; `macro_dice`, per-picture Dice as mean over the
-            pictures of a kind and then over the kinds; `auroc` of the picture score, sound against
-            defective; and `score`, the mean of these, which chooses the checkpoint: the first
-            speaks for large defects, the second for small ones, the third for sound pictures.
+            pictures of a class and then over the classes; `auroc` of the picture score, sound
+            against defective; and `score`, the mean of these, which chooses the checkpoint: the
+            first speaks for large defects, the second for small ones, the third for sound pictures.
             `macro_dice` and `auroc` are absent where the part has no pictures for them.
-        triptychs: By sample id, the first picture of each kind: (H, 3 W, 3) uint8 RGB, input,
+        triptychs: By sample id, the first picture of each class: (H, 3 W, 3) uint8 RGB, input,
             truth and prediction side by side.
     """
 
@@ -82,13 +82,13 @@ class ValidationPart:
         results: dict[int, Segmentation] = dict(self._answers(network, devices))
         recorder = Recorder(self._labels)
         triptychs: dict[str, NDArray[np.uint8]] = {}
-        kinds: set[str] = set()
+        shown: set[str] = set()
         for index, (sample, (_, target)) in enumerate(
             zip(self._samples, self._pictures, strict=True)
         ):
             recorder.add(sample, results[index], target, empty=not target.any())
-            if sample.label not in kinds:
-                kinds.add(sample.label)
+            if sample.label not in shown:
+                shown.add(sample.label)
                 triptychs[sample.id] = _triptych(results[index], target)
         return Validation(_figures(recorder.records()), triptychs)
 
@@ -142,9 +142,9 @@ def _figures(records: Records) -> dict[str, float]:
     figures = {"dice": float(dice(records.counts.sum(axis=0)))}
     kept = records.where(records.is_defect & ~records.empty)
     per_picture = dice(kept.counts)
-    kinds = [per_picture[kept.label == kind].mean() for kind in np.unique(kept.label)]
-    if kinds:
-        figures["macro_dice"] = float(np.mean(kinds))
+    means = [per_picture[kept.label == label].mean() for label in np.unique(kept.label)]
+    if means:
+        figures["macro_dice"] = float(np.mean(means))
     if 0 < records.is_defect.sum() < len(records):
         figures["auroc"] = float(auroc(records.score, records.is_defect))
     return {**figures, "score": float(np.mean(list(figures.values())))}

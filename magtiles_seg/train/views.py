@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from magtiles_seg.dataset.augment import Augmentation, View
-from magtiles_seg.model.losses import IGNORED_KIND
+from magtiles_seg.model.losses import IGNORED_CLASS
 from magtiles_seg.train.data import Batch, BatchPlan, TrainingSet, made_ahead
 
 _LEVEL = 128
@@ -166,7 +166,7 @@ class DeviceViews:
         views = draw_views(
             pictures, chosen, generator, plan.augmentation, plan.crop_px, zoom=plan.zoom
         )
-        whole = stack_views(*views, kind_stride=plan.kind_stride)
+        whole = stack_views(*views, class_stride=plan.class_stride)
         places = None if plan.places is None else torch.tensor(plan.places, device=self._device)
         for batch in whole.split(count):
             yield batch if places is None else batch.take(places)
@@ -348,9 +348,9 @@ def _blurred(view: Tensor) -> Tensor:
     return ((rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 16).round()
 
 
-def stack_views(image: Tensor, mask: Tensor, classes: Tensor, *, kind_stride: int) -> Batch:
+def stack_views(image: Tensor, mask: Tensor, classes: Tensor, *, class_stride: int) -> Batch:
     """Return drawn views as one batch, as `data.stack` makes it of the CPU's."""
     defect = (mask >= _LEVEL).float()
-    kind = functional.max_pool2d((classes * defect)[:, None], kind_stride)[:, 0].long() - 1
-    kind = torch.where(kind < 0, IGNORED_KIND, kind)
-    return Batch(image[:, None], defect[:, None], kind)
+    class_target = functional.max_pool2d((classes * defect)[:, None], class_stride)[:, 0].long() - 1
+    class_target = torch.where(class_target < 0, IGNORED_CLASS, class_target)
+    return Batch(image[:, None], defect[:, None], class_target)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from magtiles_seg.dataset.augment import Grafts, View, donors, draw_onto, transplant
 from magtiles_seg.dataset.synthetic import synthetic_tile
-from magtiles_seg.dataset.synthetic.defects import KINDS
+from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS
 from magtiles_seg.labels import LABELS
 
 SIZE_HW = (180, 160)
@@ -28,7 +28,7 @@ def _changed_beyond_rim(before: View, after: View) -> int:
 
 def test_donor_of_a_blowhole_is_dark_inside_and_nothing_at_its_rim() -> None:
     (donor,) = donors(_view(3, "blowhole"))
-    assert donor.kind == LABELS.index("blowhole")
+    assert donor.class_index == LABELS.index("blowhole")
     assert donor.gain[donor.mask > 0].mean() < 0.85
     assert (donor.gain[[0, -1]] == 1).all()
     assert (donor.gain[:, [0, -1]] == 1).all()
@@ -49,15 +49,15 @@ def test_transplant_changes_only_what_it_marks(seed: int) -> None:
     sound = _view(8, None)
     grafted = transplant(sound, donor, np.random.default_rng(seed))
     assert not _changed_beyond_rim(sound, grafted)
-    assert set(np.unique(grafted.classes)) <= {0, donor.kind}
+    assert set(np.unique(grafted.classes)) <= {0, donor.class_index}
     assert ((grafted.mask >= 128) == (grafted.classes > 0)).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_draw_onto_changes_only_what_it_marks(kind: str) -> None:
+@pytest.mark.parametrize("label", DRAWN_LABELS)
+def test_draw_onto_changes_only_what_it_marks(label: str) -> None:
     sound = _view(8, None)
-    index = LABELS.index(kind)
-    grafted = draw_onto(sound, index, kind, np.random.default_rng(1))
+    index = LABELS.index(label)
+    grafted = draw_onto(sound, index, label, np.random.default_rng(1))
     assert not _changed_beyond_rim(sound, grafted)
     assert set(np.unique(grafted.classes)) == {0, index}
     inside = grafted.classes > 0
@@ -71,14 +71,14 @@ def test_grafts_same_generator_state_gives_the_same_view() -> None:
     assert (first.mask == second.mask).all()
 
 
-def test_grafts_without_donors_or_known_kinds_leave_the_view_alone() -> None:
+def test_grafts_without_donors_or_known_classes_leave_the_view_alone() -> None:
     sound = _view(8, None)
     assert Grafts([sound], ("background", "scratch")).onto(sound, np.random.default_rng(0)) is sound
 
 
-def test_grafts_show_transplanted_and_drawn_kinds() -> None:
+def test_grafts_show_transplanted_and_drawn_classes() -> None:
     grafts = Grafts([_view(3, "blowhole")], LABELS)
     rng = np.random.default_rng(0)
-    kinds = [int(grafts.onto(_view(8, None), rng).classes.max()) for _ in range(60)]
-    assert set(kinds) - {0} == set(range(1, len(LABELS)))
-    assert kinds.count(LABELS.index("blowhole")) > 20
+    classes = [int(grafts.onto(_view(8, None), rng).classes.max()) for _ in range(60)]
+    assert set(classes) - {0} == set(range(1, len(LABELS)))
+    assert classes.count(LABELS.index("blowhole")) > 20

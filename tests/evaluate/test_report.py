@@ -86,7 +86,7 @@ def test_evaluate_native_gives_the_verdict_figures(samples: list[Sample]) -> Non
     assert "auroc" not in evaluate(predict_bright, samples, protocol="P1", resamples=0).figures
 
 
-def test_evaluate_class_table_has_a_row_for_each_kind(samples: list[Sample]) -> None:
+def test_evaluate_class_table_has_a_row_for_each_class(samples: list[Sample]) -> None:
     rows = {row["class"]: row for row in evaluate(predict_bright, samples, resamples=9).per_class}
     assert list(rows) == ["crack", "fray", "free"]
     assert rows["crack"]["iou"] == pytest.approx(4 / 8)
@@ -149,7 +149,7 @@ def test_evaluate_with_three_labels_keeps_miou2_the_binary_one(samples: list[Sam
     figures = found.figures
     tp, fp, fn, tn = 4, 2 + 2 + 16, 2 + 4, 8 + 12 + 16 + 14
     assert figures["miou2"] == pytest.approx((tp / (tp + fp + fn) + tn / (tn + fp + fn)) / 2)
-    assert {"miou3", "miou_kinds"} <= figures.keys()
+    assert {"miou3", "miou_classes"} <= figures.keys()
 
 
 def test_evaluate_the_audited_list_leaves_out_suspects_and_what_was_seen(

@@ -78,7 +78,7 @@ def test_dice_by_min_area_speck_on_a_sound_picture_pays_once_dropped() -> None:
     assert got.tolist() == [0, 0, 1]
 
 
-def test_best_min_area_kinds_count_alike_whatever_their_number() -> None:
+def test_best_min_area_classes_count_alike_whatever_their_number() -> None:
     areas = len(decide.MIN_AREAS_PX)
     keeps_small, drops_small = np.zeros(areas), np.zeros(areas)
     keeps_small[0], drops_small[5] = 0.5, 0.4

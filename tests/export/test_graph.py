@@ -53,10 +53,12 @@ def test_onnx_answers_as_eager_torch_at_any_size(
 ) -> None:
     images = pictures(count, height, width)
     probability, classes = exported.infer(images)
-    expected, kinds = eager.infer(images)
+    expected, expected_classes = eager.infer(images)
     assert probability.shape == images.shape
     assert np.abs(probability - expected).max() <= 1e-5
-    assert (classes != kinds).mean() <= 1e-3  # where two kinds are as likely, rounding decides
+    assert (
+        classes != expected_classes
+    ).mean() <= 1e-3  # where two classes are as likely, rounding decides
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -47,9 +47,9 @@ LEFT = np.array([[0.9, 0.8, 0.1, 0.1]] * 4)  # mask: columns 0 and 1, 8 px
 
 def test_compare_hand_worked_case() -> None:
     shifted = np.array([[0.9, 0.4, 0.1, 0.6]] * 4)  # mask: columns 0 and 3; column 0 in common
-    kinds = ONES.copy()
-    kinds[:1, 0] = 2  # one of the four common pixels
-    report = compare(Fixed(LEFT, ONES), Fixed(shifted, kinds), [PICTURE, PICTURE])
+    classes = ONES.copy()
+    classes[:1, 0] = 2  # one of the four common pixels
+    report = compare(Fixed(LEFT, ONES), Fixed(shifted, classes), [PICTURE, PICTURE])
     assert report.pictures == 2
     assert report.dice == 2 * 4 / (8 + 8)
     assert report.max_abs_diff == pytest.approx(0.5)

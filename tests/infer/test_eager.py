@@ -21,11 +21,11 @@ def test_infer_equals_network_on_mirrored_picture(checkpoint: Path) -> None:
     network, _ = load_checkpoint(checkpoint)
     padded = np.pad(PICTURE, ((0, 0), (0, 48 - 37), (0, 64 - 50)), mode="reflect")
     with torch.inference_mode():
-        defect, kind = network(torch.from_numpy(padded)[:, None].float())
+        defect, class_logits = network(torch.from_numpy(padded)[:, None].float())
     expected = torch.sigmoid(defect)[:, 0, :37, :50].numpy()
-    kinds = 1 + kind.argmax(1).numpy().repeat(4, 1).repeat(4, 2)[:, :37, :50]
+    expected_classes = 1 + class_logits.argmax(1).numpy().repeat(4, 1).repeat(4, 2)[:, :37, :50]
     assert np.abs(probability - expected).max() <= 1e-6
-    assert (classes == kinds).all()
+    assert (classes == expected_classes).all()
     assert (probability.dtype.name, classes.dtype.name) == ("float32", "uint8")
 
 

@@ -30,9 +30,9 @@ def backend(model: Path) -> OpenVinoBackend:
 
 def test_openvino_answers_as_onnxruntime_does(backend: OpenVinoBackend, model: Path) -> None:
     probability, classes = backend.infer(PICTURES[0])
-    expected, kinds = OrtBackend(model, threads=1).infer(PICTURES[0])
+    expected, expected_classes = OrtBackend(model, threads=1).infer(PICTURES[0])
     assert np.abs(probability - expected).max() < 1e-4
-    assert (classes == kinds).mean() > 0.999
+    assert (classes == expected_classes).mean() > 0.999
     assert (probability.dtype.name, classes.dtype.name) == ("float32", "uint8")
 
 

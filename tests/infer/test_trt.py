@@ -33,10 +33,10 @@ def test_infer_equals_onnxruntime_with_and_without_graph(
     for seed in range(4):
         images = pictures(2, seed=seed)
         probability, classes = backend.infer(images)
-        expected, kinds = reference.infer(images)
+        expected, expected_classes = reference.infer(images)
         assert np.array_equal(probability, expected)
-        assert np.array_equal(classes, kinds)
-        assert (probability.dtype, classes.dtype) == (expected.dtype, kinds.dtype)
+        assert np.array_equal(classes, expected_classes)
+        assert (probability.dtype, classes.dtype) == (expected.dtype, expected_classes.dtype)
 
 
 def test_spec_tells_what_runs(engine: Path) -> None:

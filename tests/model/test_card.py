@@ -29,15 +29,15 @@ names = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=20)
 fractions = st.floats(0, 1)
 
 
-@given(name=names, kinds=st.sets(names.filter(lambda kind: kind != "background"), min_size=1),
+@given(name=names, classes=st.sets(names.filter(lambda label: label != "background"), min_size=1),
        threshold=fractions, metric=st.floats(allow_nan=False, allow_infinity=False))  # fmt: skip
 def test_card_any_content_survives_json(
-    name: str, kinds: set[str], threshold: float, metric: float
+    name: str, classes: set[str], threshold: float, metric: float
 ) -> None:
     card = replace(
         CARD,
         name=name,
-        labels=("background", *sorted(kinds)),
+        labels=("background", *sorted(classes)),
         decision=Decision(threshold=threshold),
         metrics=({"protocol": name, "figures": {"dice": metric}},),
     )

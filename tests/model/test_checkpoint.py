@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from magtiles_seg.errors import ModelError
-from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
+from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint, write_tensors
 from magtiles_seg.model.network import build_network
 
 
@@ -19,6 +19,18 @@ def test_checkpoint_saved_and_loaded_is_the_same_network(tmp_path: Path) -> None
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_checkpoint_with_the_former_names_of_its_tensors_is_read(tmp_path: Path) -> None:
+    network = build_network("nano").eval()
+    meta = {"architecture": "nano", "labels": list(network.labels)}
+    former = {
+        name.replace("class_head.", "kind_head."): tensor
+        for name, tensor in network.state_dict().items()
+    }
+    write_tensors(tmp_path / "a.safetensors", former, meta)
+    loaded, _ = load_checkpoint(tmp_path / "a.safetensors")
+    assert torch.equal(loaded.class_head.weight, network.class_head.weight)
 
 
 def test_checkpoint_missing_is_a_missing_file(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from magtiles_seg.model.losses import (
-    IGNORED_KIND,
+    IGNORED_CLASS,
     SMOOTHING_PX,
-    kind_loss,
+    class_loss,
     segmentation_loss,
     soft_dice_loss,
 )
@@ -38,31 +38,31 @@ def test_soft_dice_loss_of_a_false_alarm_as_large_as_the_smoothing_is_a_half() -
 
 def test_segmentation_loss_without_weights_is_cross_entropy() -> None:
     logit, target = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
-    kind = torch.full((1, 2, 2), IGNORED_KIND)
-    weights = {"dice_weight": 0.0, "kind_weight": 1.0}
-    loss = segmentation_loss(logit, torch.zeros(1, 5, 2, 2), target, kind, **weights)
+    class_target = torch.full((1, 2, 2), IGNORED_CLASS)
+    weights = {"dice_weight": 0.0, "class_weight": 1.0}
+    loss = segmentation_loss(logit, torch.zeros(1, 5, 2, 2), target, class_target, **weights)
     assert float(loss) == pytest.approx(math.log(2))
 
 
-def test_segmentation_loss_counts_kinds_only_where_there_is_a_defect() -> None:
+def test_segmentation_loss_counts_classes_only_where_there_is_a_defect() -> None:
     logit, target = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
-    kind_logits = torch.zeros(1, 5, 2, 2)
-    kind_logits[0, 3, 0, 0] = 20.0
-    kind = torch.full((1, 2, 2), IGNORED_KIND)
-    kind[0, 0, 0] = 3
-    weights = {"dice_weight": 0.0, "kind_weight": 1.0}
-    right = segmentation_loss(logit, kind_logits, target, kind, **weights)
-    kind[0, 0, 0] = 1
-    wrong = segmentation_loss(logit, kind_logits, target, kind, **weights)
+    class_logits = torch.zeros(1, 5, 2, 2)
+    class_logits[0, 3, 0, 0] = 20.0
+    class_target = torch.full((1, 2, 2), IGNORED_CLASS)
+    class_target[0, 0, 0] = 3
+    weights = {"dice_weight": 0.0, "class_weight": 1.0}
+    right = segmentation_loss(logit, class_logits, target, class_target, **weights)
+    class_target[0, 0, 0] = 1
+    wrong = segmentation_loss(logit, class_logits, target, class_target, **weights)
     assert float(right) == pytest.approx(math.log(2), abs=1e-4)
     assert float(wrong) == pytest.approx(math.log(2) + 20, abs=1e-3)
 
 
-def test_kind_loss_weighs_pictures_alike_whatever_their_defect_area() -> None:
-    kind = torch.full((3, 4, 4), IGNORED_KIND)
-    kind[0] = 2  # a whole picture, told right
-    kind[1, 0, 0] = 1  # one pixel, told wrong
+def test_class_loss_weighs_pictures_alike_whatever_their_defect_area() -> None:
+    class_target = torch.full((3, 4, 4), IGNORED_CLASS)
+    class_target[0] = 2  # a whole picture, told right
+    class_target[1, 0, 0] = 1  # one pixel, told wrong
     logits = torch.zeros(3, 5, 4, 4)
     logits[:, 2] = 30.0
-    assert float(kind_loss(logits, kind)) == pytest.approx(15, abs=1e-3)
-    assert float(kind_loss(logits, torch.full_like(kind, IGNORED_KIND))) == 0
+    assert float(class_loss(logits, class_target)) == pytest.approx(15, abs=1e-3)
+    assert float(class_loss(logits, torch.full_like(class_target, IGNORED_CLASS))) == 0

@@ -20,9 +20,9 @@ def test_calibrated_checkpoint_answers_with_the_mapped_probability(
     calibrate_checkpoint(checkpoint, target, scale=0.6, bias=-0.4)
     images = np.random.default_rng(0).integers(0, 256, (1, 40, 56)).astype(np.uint8)
     before, after = EagerBackend(checkpoint), EagerBackend(target)
-    (raw, kinds), (mapped, same) = before.infer(images), after.infer(images)
+    (raw, expected_classes), (mapped, same) = before.infer(images), after.infer(images)
     assert mapped == pytest.approx(Affine(0.6, -0.4)(raw), abs=1e-5)
-    assert np.array_equal(kinds, same)
+    assert np.array_equal(expected_classes, same)
     assert after.spec.card.calibration == {"scale": 0.6, "bias": -0.4}
     with pytest.raises(ModelError, match="is calibrated already"):
         calibrate_checkpoint(target, tmp_path / "twice.safetensors", scale=1, bias=0)

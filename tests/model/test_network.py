@@ -16,9 +16,9 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def test_network_forward_gives_logits_of_the_stated_shapes(architecture: str) -> None:
     network = build_network(architecture).eval()
     with torch.inference_mode():
-        defect, kind = network(torch.zeros(2, 1, 64, 96))
+        defect, class_logits = network(torch.zeros(2, 1, 64, 96))
     assert defect.shape == (2, 1, 64, 96)
-    assert kind.shape == (2, 5, 64 // network.kind_stride, 96 // network.kind_stride)
+    assert class_logits.shape == (2, 5, 64 // network.class_stride, 96 // network.class_stride)
 
 
 def test_network_untrained_answers_the_prior(architecture: str) -> None:

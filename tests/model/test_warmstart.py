@@ -49,12 +49,12 @@ def test_network_started_from_an_onnx_file_can_be_trained(model: Path) -> None:
     assert (settled - training).abs().max() < 0.05 * settled.abs().max()
 
 
-def test_head_of_other_kinds_stays_fresh(checkpoint: Path, model: Path) -> None:
+def test_head_of_other_classes_stays_fresh(checkpoint: Path, model: Path) -> None:
     for path in (checkpoint, model):
         network = build_network("nano", labels=("background", "stain", "hole"))
-        fresh = network.kind_head.weight.clone()
+        fresh = network.class_head.weight.clone()
         start_from(network, path, PICTURES)
-        assert torch.equal(network.kind_head.weight, fresh)
+        assert torch.equal(network.class_head.weight, fresh)
         assert network.defect_head.weight.abs().sum() > 0
 
 
@@ -67,7 +67,7 @@ def test_bundled_model_starts_a_network_of_its_architecture() -> None:
 def test_small_starts_from_the_encoder_of_lite0_with_fresh_heads(tmp_path: Path) -> None:
     path = tmp_path / "lite0.safetensors"
     teacher, network = build_network("lite0"), build_network("small")
-    torch.nn.init.normal_(teacher.kind_head.weight)
+    torch.nn.init.normal_(teacher.class_head.weight)
     save_checkpoint(path, teacher, {})
     fresh = {name: weight.clone() for name, weight in network.state_dict().items()}
     start_from(network, path, PICTURES)

@@ -13,7 +13,7 @@ from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, Grafts, 
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
 from magtiles_seg.labels import FREE, LABELS
-from magtiles_seg.model.losses import IGNORED_KIND
+from magtiles_seg.model.losses import IGNORED_CLASS
 from magtiles_seg.train.data import (
     BalancedSampler,
     BatchPlan,
@@ -31,7 +31,7 @@ def _views(count: int) -> list[View]:
 
 
 def _plan(seed: int = 0) -> BatchPlan:
-    return BatchPlan(seed, batch_size=2, crop_px=32, kind_stride=2, augmentation=Augmentation())
+    return BatchPlan(seed, batch_size=2, crop_px=32, class_stride=2, augmentation=Augmentation())
 
 
 def test_epoch_batches_are_a_function_of_seed_and_epoch() -> None:
@@ -84,18 +84,18 @@ def test_epoch_batches_of_a_coarse_plan_show_everything_at_half_its_size() -> No
     assert float(coarse_batch.target[0].sum()) == pytest.approx(40 * 40, rel=0.06)
 
 
-def test_stack_asks_for_a_kind_only_where_a_defect_is() -> None:
+def test_stack_asks_for_a_class_only_where_a_defect_is() -> None:
     classes = np.zeros((4, 4), np.uint8)
     classes[0, 1] = 5
     mask = np.where(classes > 0, 255, 0).astype(np.uint8)
-    batch = stack([View(mask, mask, classes)], kind_stride=2)
+    batch = stack([View(mask, mask, classes)], class_stride=2)
     assert batch.target.sum() == 1
-    assert batch.kind.tolist() == [[[4, IGNORED_KIND], [IGNORED_KIND, IGNORED_KIND]]]
+    assert batch.class_target.tolist() == [[[4, IGNORED_CLASS], [IGNORED_CLASS, IGNORED_CLASS]]]
 
 
 def test_stack_takes_a_half_covered_pixel_as_defect() -> None:
     mask = np.array([[127, 128], [0, 255]], np.uint8)
-    batch = stack([View(mask, mask, np.ones_like(mask))], kind_stride=1)
+    batch = stack([View(mask, mask, np.ones_like(mask))], class_stride=1)
     assert batch.target.tolist() == [[[[0, 1], [0, 1]]]]
 
 
@@ -116,7 +116,7 @@ def test_sampler_keeps_the_share_of_sound_pictures() -> None:
     assert share == pytest.approx(0.35, abs=0.03)
 
 
-def test_sampler_draws_kinds_by_the_root_of_their_number() -> None:
+def test_sampler_draws_classes_by_the_root_of_their_number() -> None:
     samples = [_sample("crack", n, 0) for n in range(4)]
     samples += [_sample("break", n, 0) for n in range(100, 136)]
     count = Counter(sample.label for sample in _drawn(samples, 0.35))

@@ -54,10 +54,15 @@ def test_use_fast_depthwise_leaves_what_a_network_learns_and_answers() -> None:
     use_fast_depthwise(fast)
     assert sum(isinstance(module, DepthwiseConv2d) for module in fast.modules()) == 11
     image = torch.rand(2, 1, 96, 96) * 255
-    target, kind = (torch.rand(2, 1, 96, 96) > 0.8).float(), torch.randint(-1, 5, (2, 48, 48))
+    target, class_target = (
+        (torch.rand(2, 1, 96, 96) > 0.8).float(),
+        torch.randint(-1, 5, (2, 48, 48)),
+    )
     for network in (plain, fast):
-        defect, kinds = network(image)
-        loss = segmentation_loss(defect, kinds, target, kind, dice_weight=1, kind_weight=0.3)
+        defect, classes = network(image)
+        loss = segmentation_loss(
+            defect, classes, target, class_target, dice_weight=1, class_weight=0.3
+        )
         loss.backward()  # type: ignore[no-untyped-call]
     for ours, theirs in zip(fast.parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None

@@ -213,13 +213,13 @@ def test_one_cycle_is_monotone_on_each_flank(first: float, second: float) -> Non
 def test_moving_average_starts_as_the_network_and_follows_closely_at_first() -> None:
     network = build_network("nano")
     average = MovingAverage(network, decay=0.9)
-    weight, norm = network.kind_head.weight, network.get_submodule("decoder.project.1")
+    weight, norm = network.class_head.weight, network.get_submodule("decoder.project.1")
     with torch.no_grad():
         for value in (1.0, 2.0):
             weight.fill_(value)
             norm.get_buffer("num_batches_tracked").fill_(int(value))
             average.update(network)
-    assert torch.allclose(average.module.kind_head.weight, torch.tensor(1 + 9 / 11))
+    assert torch.allclose(average.module.class_head.weight, torch.tensor(1 + 9 / 11))
     assert average.module.get_buffer("decoder.project.1.num_batches_tracked") == 2
     assert average.updates == 2
 
@@ -239,7 +239,7 @@ def test_moving_average_share_that_stays_grows_with_the_updates(
 ) -> None:
     network = build_network("nano")
     average = MovingAverage(network, decay=decay)
-    ours, theirs = average.module.kind_head.weight, network.kind_head.weight
+    ours, theirs = average.module.class_head.weight, network.class_head.weight
     with torch.no_grad():
         ours.fill_(1.0)
         theirs.fill_(0.0)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from magtiles_seg.config import TrainParams
+from magtiles_seg.config import RENAMED, TrainParams
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.labels import LABELS
-from magtiles_seg.model.checkpoint import write_tensors
+from magtiles_seg.model.checkpoint import read_tensors, write_tensors
 from magtiles_seg.train.loop import train
 from magtiles_seg.train.state import CHECKPOINT, STATE, fingerprints, forget_other_run, identity
 
@@ -22,6 +22,9 @@ PARAMS = TrainParams(
     crop_px=32,
     threads=1,
 )
+FORMER = {
+    now.removeprefix("train."): former.removeprefix("train.") for former, now in RENAMED.items()
+}
 Parts = tuple[list[Sample], list[Sample]]
 
 
@@ -59,6 +62,21 @@ def test_stopped_run_of_the_same_arguments_goes_on(parts: Parts, stopped: Path) 
     assert not forget_other_run(*parts, PARAMS, stopped)
     assert (stopped / STATE).read_bytes() == state
     assert (stopped / CHECKPOINT).exists()
+
+
+def test_stopped_run_with_former_names_of_parameters_and_tensors_goes_on(
+    parts: Parts, stopped: Path
+) -> None:
+    for name, key in ((STATE, "identity"), (CHECKPOINT, "training")):
+        tensors, meta = read_tensors(stopped / name)
+        meta[key] = {FORMER.get(param, param): value for param, value in meta[key].items()}
+        former = {
+            name.replace("class_head.", "kind_head."): value for name, value in tensors.items()
+        }
+        write_tensors(stopped / name, former, meta)
+    assert not forget_other_run(*parts, PARAMS, stopped)
+    train(*parts, PARAMS, stopped)
+    assert read_tensors(stopped / STATE)[1]["epoch"] == PARAMS.epochs
 
 
 def test_stopped_run_of_other_parameters_is_forgotten(parts: Parts, stopped: Path) -> None:

@@ -63,7 +63,7 @@ def test_validation_part_in_batches_answers_as_picture_by_picture(
         assert not sure.any() or same[sure].mean() > 0.99
 
 
-def test_validation_part_gives_a_triptych_of_each_kind(
+def test_validation_part_gives_a_triptych_of_each_class(
     samples: tuple[Sample, ...], network: SegmentationNetwork
 ) -> None:
     part = ValidationPart(samples, get_protocol("T"), labels=LABELS, stride=network.stride)

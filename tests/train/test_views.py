@@ -32,7 +32,7 @@ from magtiles_seg.train.views import (
 )
 
 CPU = torch.device("cpu")
-KINDS = ("blowhole", None, "break", None, "uneven", None, None)
+SHOWN = ("blowhole", None, "break", None, "uneven", None, None)
 
 
 def _view(seed: int, defect: str | None, size_hw: tuple[int, int]) -> View:
@@ -44,9 +44,11 @@ def _view(seed: int, defect: str | None, size_hw: tuple[int, int]) -> View:
 @pytest.fixture(scope="module")
 def shown() -> TrainingSet:
     """Pictures of unequal sizes, sound and defective, with grafts."""
-    views = [_view(seed, kind, (150 + 9 * seed, 190 - 7 * seed)) for seed, kind in enumerate(KINDS)]
+    views = [
+        _view(seed, label, (150 + 9 * seed, 190 - 7 * seed)) for seed, label in enumerate(SHOWN)
+    ]
     path = Path("none.jpg")
-    samples = [Sample(str(n), kind or FREE, path, path, n) for n, kind in enumerate(KINDS)]
+    samples = [Sample(str(n), label or FREE, path, path, n) for n, label in enumerate(SHOWN)]
     return TrainingSet(views, BalancedSampler(samples, free_fraction=0.5), Grafts(views, LABELS))
 
 
@@ -56,7 +58,9 @@ def _plan(**changes: object) -> BatchPlan:
 
 
 def _joined(batches: list[Batch]) -> Batch:
-    parts = ([getattr(batch, name) for batch in batches] for name in ("image", "target", "kind"))
+    parts = (
+        [getattr(batch, name) for batch in batches] for name in ("image", "target", "class_target")
+    )
     return Batch(*(torch.cat(part) for part in parts))
 
 
@@ -90,10 +94,10 @@ def test_stack_views_is_the_stack_of_the_cpu() -> None:
     rng = np.random.default_rng(1)
     classes = rng.integers(0, 6, (2, 8, 8)).astype(np.uint8)
     mask = rng.integers(0, 256, (2, 8, 8)).astype(np.uint8)
-    theirs = stack([View(mask[n], mask[n], classes[n]) for n in range(2)], kind_stride=2)
+    theirs = stack([View(mask[n], mask[n], classes[n]) for n in range(2)], class_stride=2)
     tensors = [torch.tensor(part).float() for part in (mask, mask, classes)]
-    ours = stack_views(tensors[0], tensors[1], tensors[2], kind_stride=2)
-    for name in ("image", "target", "kind"):
+    ours = stack_views(tensors[0], tensors[1], tensors[2], class_stride=2)
+    for name in ("image", "target", "class_target"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
@@ -112,7 +116,7 @@ def _statistics(batch: Batch) -> dict[str, NDArray[np.float64]]:
         "slope down": down[:, -20:].mean(1) - down[:, :20].mean(1),
         "defect share": batch.target.double().mean((1, 2, 3)),
         "defect in the centre": batch.target[:, 0, 40:56, 40:56].double().amax((1, 2)),
-        "kind": batch.kind.double().amax((1, 2)),
+        "class_target": batch.class_target.double().amax((1, 2)),
     }
     return {name: values.numpy() for name, values in figures.items()}
 
@@ -164,7 +168,7 @@ def test_device_views_of_a_share_are_its_places_of_the_whole_batch(shown: Traini
     (whole,) = views.epoch(_plan(), epoch=0, steps=1)
     (share,) = views.epoch(_plan(places=(2, 3, 6, 7)), epoch=0, steps=1)
     assert torch.equal(share.image, whole.image[[2, 3, 6, 7]])
-    assert torch.equal(share.kind, whole.kind[[2, 3, 6, 7]])
+    assert torch.equal(share.class_target, whole.class_target[[2, 3, 6, 7]])
 
 
 def test_draw_views_without_augmentation_is_a_cut_of_the_picture() -> None:

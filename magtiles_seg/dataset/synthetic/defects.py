@@ -1,4 +1,4 @@
-"""Draws the five defect kinds into a sound surface, each with its exact region.
+"""Draws the five classes of defect into a sound surface, each with its exact region.
 
 Sizes and contrasts follow the public magnetic-tile pictures: a blowhole is a pit of 45 to 250 px, a
 crack a dark line of 1 to 4 px, a break a chip at an edge or a slash, a fray a matte patch that the
@@ -168,7 +168,7 @@ _PAINTERS: Final[Mapping[str, Callable[[np.random.Generator, Surface], Flaw]]] =
     }
 )
 
-KINDS: Final[tuple[str, ...]] = tuple(_PAINTERS)
+DRAWN_LABELS: Final[tuple[str, ...]] = tuple(_PAINTERS)
 """Defect classes that can be drawn."""
 
 

@@ -74,13 +74,13 @@ class InferenceGraph(nn.Module):
         right = (width + stride - 1) // stride * stride - width
         bottom = (height + stride - 1) // stride * stride - height
         grey = nn.functional.pad(image.float().unsqueeze(1), (0, right, 0, bottom), mode="reflect")
-        defect_logit, kind_logits = self.network(grey)
+        defect_logit, class_logits = self.network(grey)
         probability = defect_logit.float().sigmoid()[:, 0, :height, :width]
         # Bytes are made from floats, the only conversion to bytes that TensorRT has.
-        kind = kind_logits.argmax(1, keepdim=True).float() + 1
-        scale = float(self.network.kind_stride)
-        kind = nn.functional.interpolate(kind, scale_factor=scale, mode="nearest")
-        return probability, kind[:, 0, :height, :width].to(torch.uint8)
+        classes = class_logits.argmax(1, keepdim=True).float() + 1
+        scale = float(self.network.class_stride)
+        classes = nn.functional.interpolate(classes, scale_factor=scale, mode="nearest")
+        return probability, classes[:, 0, :height, :width].to(torch.uint8)
 
 
 class EagerBackend:
