@@ -193,7 +193,7 @@ class TrainParams(_Section):
         learning_rate: Peak of the schedule.
         weight_decay: Of AdamW.
         free_fraction: Share of sound tiles in an epoch.
-        graft_fraction: Share of those that get a defect of another tile, or a drawn one.
+        copy_paste_fraction: Share of those that get a defect of another tile, or a drawn one.
         dice_weight: Weight of the soft Dice loss beside the pixel loss.
         class_weight: Weight of the loss over the classes of defect.
         teacher: Checkpoint whose probabilities are learnt beside the masks (distillation).
@@ -224,7 +224,7 @@ class TrainParams(_Section):
     learning_rate: float = within(2e-3, 1e-8, 10)
     weight_decay: float = within(1e-2, 0, 10)
     free_fraction: float = within(0.5, 0, 1)
-    graft_fraction: float = within(0.35, 0, 1)
+    copy_paste_fraction: float = within(0.35, 0, 1)
     dice_weight: float = within(1.0, 0)
     class_weight: float = within(0.3, 0)
     teacher: str | None = None
@@ -301,6 +301,7 @@ class Params:
 
 
 RENAMED = {
+    "train.graft_fraction": "train.copy_paste_fraction",
     "train.kind_weight": "train.class_weight",
 }
 """Former to present name of a parameter; the former ones are read for one release."""

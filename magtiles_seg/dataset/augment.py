@@ -193,8 +193,11 @@ class Donor:
     mask: NDArray[np.uint8]
 
 
-class Grafts:
-    """Makes defective training views of sound ones."""
+class CopyPaste:
+    """Makes defective training views of sound ones: copy-paste, and drawn defects.
+
+    Source: https://arxiv.org/abs/2012.07177.
+    """
 
     def __init__(self, pictures: Sequence[View], labels: Sequence[str]) -> None:
         """Collect the donors.
@@ -210,7 +213,7 @@ class Grafts:
         self._drawn = [(labels.index(label), label) for label in DRAWN_LABELS if label in labels]
 
     def onto(self, sound: View, rng: np.random.Generator) -> View:
-        """Return a sound view with a defect; unchanged when there is nothing to graft."""
+        """Return a sound view with a defect; unchanged when there is nothing to paste."""
         draws = bool(self._drawn) and (not self._donors or rng.random() < _DRAWN_SHARE)
         if draws:
             index, label = self._drawn[int(rng.integers(len(self._drawn)))]

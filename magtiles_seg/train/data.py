@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from magtiles_seg.dataset.augment import Augmentation, Grafts, View, training_view
+from magtiles_seg.dataset.augment import Augmentation, CopyPaste, View, training_view
 from magtiles_seg.dataset.samples import Sample, load_image, load_target
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
@@ -148,7 +148,7 @@ class BatchPlan:
     crop_px: int
     class_stride: int
     augmentation: Augmentation
-    graft_fraction: float = 0.0
+    copy_paste_fraction: float = 0.0
     places: tuple[int, ...] | None = None
     zoom: float = 1.0
 
@@ -160,17 +160,17 @@ class BatchPlan:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """The pictures of a run in memory, how they are drawn, and what is grafted on sound ones."""
+    """The pictures of a run in memory, how they are drawn, and what is pasted onto sound ones."""
 
     pictures: Sequence[View]
     sampler: BalancedSampler
-    grafts: Grafts | None = None
+    copy_paste: CopyPaste | None = None
 
-    def draw(self, rng: np.random.Generator, graft_fraction: float) -> View:
+    def draw(self, rng: np.random.Generator, copy_paste_fraction: float) -> View:
         """Return one picture; that share of the sound ones gets a defect."""
         picture = self.pictures[self.sampler.draw(rng)]
-        if self.grafts and not picture.mask.any() and rng.random() < graft_fraction:
-            picture = self.grafts.onto(picture, rng)
+        if self.copy_paste and not picture.mask.any() and rng.random() < copy_paste_fraction:
+            picture = self.copy_paste.onto(picture, rng)
         return picture
 
 
@@ -202,7 +202,7 @@ def epoch_batches(
         ]
         views = [
             training_view(
-                shown.draw(rng, plan.graft_fraction),
+                shown.draw(rng, plan.copy_paste_fraction),
                 plan.crop_px,
                 rng,
                 plan.augmentation,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from magtiles_seg.config import TrainParams
-from magtiles_seg.dataset.augment import Augmentation, Grafts
+from magtiles_seg.dataset.augment import Augmentation, CopyPaste
 from magtiles_seg.dataset.samples import Sample, load_image
 from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError
@@ -194,8 +194,8 @@ class _Run:
         """
         params, device = self.params, self.devices.device
         pictures = training_pictures(self.training, self.protocol, self.labels)
-        grafts = Grafts(pictures, self.labels) if params.graft_fraction else None
-        self.shown = TrainingSet(pictures, self.sampler, grafts)
+        copy_paste = CopyPaste(pictures, self.labels) if params.copy_paste_fraction else None
+        self.shown = TrainingSet(pictures, self.sampler, copy_paste)
         self.device_views = DeviceViews(self.shown, device) if fits_on(device, pictures) else None
         self.held_out = ValidationPart(
             self.validation, self.protocol, labels=self.labels, stride=self.network.stride
@@ -218,7 +218,7 @@ class _Run:
             params.crop_px,
             self.network.class_stride,
             Augmentation(),
-            params.graft_fraction,
+            params.copy_paste_fraction,
             self.devices.places,
         )
         if self.is_coarse():

@@ -2,8 +2,8 @@
 
 The same distribution as `dataset.augment.training_view` and `data.TrainingSet.draw` (a test holds
 the two against each other), in other random numbers. The pictures lie end to end in one tensor,
-each at its own size, and a view gathers the pixels that its warp asks for. Grafts are made on the
-CPU, a round of views ahead.
+each at its own size, and a view gathers the pixels that its warp asks for. Defects are pasted on
+the CPU, a round of views ahead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from magtiles_seg.train.data import Batch, BatchPlan, TrainingSet, made_ahead
 
 _LEVEL = 128
 _ROUND = 2048
-"""Views that share one set of grafts; the next set is made while they are trained on."""
+"""Views that share one set of pasted defects; the next set is made while they are trained on."""
 
 _AT_ONCE = 64
 """Views drawn in one go: enough to keep a GPU busy, 0.3 GB at 224 px."""
@@ -131,26 +131,26 @@ class DeviceViews:
         at_once = max(1, _AT_ONCE // plan.batch_size)
         rounds = math.ceil(steps / per_round)
 
-        def grafted(number: int) -> list[View]:
+        def pasted(number: int) -> list[View]:
             views = min(per_round, steps - number * per_round) * plan.batch_size
-            return self._grafted(plan, [plan.seed, epoch, number], views)
+            return self._pasted(plan, [plan.seed, epoch, number], views)
 
-        for number, more in enumerate(made_ahead(grafted, rounds)):
+        for number, more in enumerate(made_ahead(pasted, rounds)):
             pictures = self._pictures.and_(Pictures.of(more, self._device))
             first, last = number * per_round, min(steps, (number + 1) * per_round)
             for step in range(first, last, at_once):
                 count = min(at_once, last - step)
                 yield from self._batches(pictures, plan, [plan.seed, epoch, step], count)
 
-    def _grafted(self, plan: BatchPlan, seed: list[int], views: int) -> list[View]:
+    def _pasted(self, plan: BatchPlan, seed: list[int], views: int) -> list[View]:
         """Return as many sound pictures with a defect as a round shows on the average."""
-        if self._shown.grafts is None or not self._sound_share:
+        if self._shown.copy_paste is None or not self._sound_share:
             return []
-        count = math.ceil(views * self._sound_share * plan.graft_fraction)
+        count = math.ceil(views * self._sound_share * plan.copy_paste_fraction)
         chosen = np.random.default_rng(seed).choice(self._sound_indices, count, p=self._sound_odds)
-        grafts, pictures = self._shown.grafts, self._shown.pictures
+        copy_paste, pictures = self._shown.copy_paste, self._shown.pictures
         return [
-            grafts.onto(pictures[index], np.random.default_rng([*seed, place]))
+            copy_paste.onto(pictures[index], np.random.default_rng([*seed, place]))
             for place, index in enumerate(chosen)
         ]
 
@@ -174,14 +174,16 @@ class DeviceViews:
     def _chosen(
         self, pictures: Pictures, plan: BatchPlan, generator: torch.Generator, count: int
     ) -> Tensor:
-        """Return the indices of the pictures to show, some sound ones replaced by grafted ones."""
+        """Return the indices of the pictures to show; a defect is pasted onto some sound ones."""
         chosen = torch.multinomial(self._chances, count, replacement=True, generator=generator)
         chance, place = torch.rand((2, count), device=self._device, generator=generator)
         more = len(pictures) - len(self._pictures)
         if not more:
             return chosen
-        grafted = len(self._pictures) + (place * more).long().clamp(max=more - 1)
-        return torch.where(self._sound[chosen] & (chance < plan.graft_fraction), grafted, chosen)
+        pasted = len(self._pictures) + (place * more).long().clamp(max=more - 1)
+        return torch.where(
+            self._sound[chosen] & (chance < plan.copy_paste_fraction), pasted, chosen
+        )
 
 
 def draw_views(

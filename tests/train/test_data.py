@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, Grafts, View
+from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, CopyPaste, View
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
 from magtiles_seg.labels import FREE, LABELS
@@ -51,17 +51,17 @@ def test_epoch_batches_are_a_function_of_seed_and_epoch() -> None:
     assert not torch.equal(first[0], first[1])
 
 
-def test_epoch_batches_graft_defects_on_their_share_of_the_sound_pictures() -> None:
+def test_epoch_batches_paste_defects_onto_their_share_of_the_sound_pictures() -> None:
     views = _views(4)
     path = Path("none.jpg")
     sampler = BalancedSampler(
         [Sample(str(n), FREE, path, path, n) for n in range(4)], free_fraction=1
     )
-    plan = replace(_plan(), graft_fraction=0.5, batch_size=8)
-    grafts = Grafts(views, LABELS)
-    batches = list(epoch_batches(TrainingSet(views, sampler, grafts), plan, epoch=0, steps=10))
-    grafted = sum(int(batch.target.flatten(1).any(1).sum()) for batch in batches)
-    assert 15 < grafted <= 55
+    plan = replace(_plan(), copy_paste_fraction=0.5, batch_size=8)
+    copy_paste = CopyPaste(views, LABELS)
+    batches = list(epoch_batches(TrainingSet(views, sampler, copy_paste), plan, epoch=0, steps=10))
+    pasted = sum(int(batch.target.flatten(1).any(1).sum()) for batch in batches)
+    assert 15 < pasted <= 55
     plain = epoch_batches(TrainingSet(views, sampler), plan, epoch=0, steps=10)
     assert not any(batch.target.any() for batch in plain)
 

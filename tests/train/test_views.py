@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, Grafts, View
+from magtiles_seg.dataset.augment import NO_AUGMENTATION, Augmentation, CopyPaste, View
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.labels import FREE, LABELS
@@ -43,17 +43,17 @@ def _view(seed: int, defect: str | None, size_hw: tuple[int, int]) -> View:
 
 @pytest.fixture(scope="module")
 def shown() -> TrainingSet:
-    """Pictures of unequal sizes, sound and defective, with grafts."""
+    """Pictures of unequal sizes, sound and defective, with defects to paste."""
     views = [
         _view(seed, label, (150 + 9 * seed, 190 - 7 * seed)) for seed, label in enumerate(SHOWN)
     ]
     path = Path("none.jpg")
     samples = [Sample(str(n), label or FREE, path, path, n) for n, label in enumerate(SHOWN)]
-    return TrainingSet(views, BalancedSampler(samples, free_fraction=0.5), Grafts(views, LABELS))
+    return TrainingSet(views, BalancedSampler(samples, free_fraction=0.5), CopyPaste(views, LABELS))
 
 
 def _plan(**changes: object) -> BatchPlan:
-    plan = BatchPlan(3, 8, 96, 2, Augmentation(), graft_fraction=0.4)
+    plan = BatchPlan(3, 8, 96, 2, Augmentation(), copy_paste_fraction=0.4)
     return replace(plan, **changes)  # type: ignore[arg-type]
 
 
@@ -137,13 +137,13 @@ def test_device_views_have_the_distribution_of_the_cpus(shown: TrainingSet, zoom
         assert distance < 0.1, f"{name}: {distance:.3f}"
 
 
-def test_device_views_graft_their_share_of_the_sound_pictures(shown: TrainingSet) -> None:
+def test_device_views_paste_onto_their_share_of_the_sound_pictures(shown: TrainingSet) -> None:
     sound = [view for view in shown.pictures if not view.mask.any()]
     path = Path("none.jpg")
     sampler = BalancedSampler(
         [Sample(str(n), FREE, path, path, n) for n in range(len(sound))], free_fraction=1
     )
-    views = DeviceViews(TrainingSet(sound, sampler, shown.grafts), CPU)
+    views = DeviceViews(TrainingSet(sound, sampler, shown.copy_paste), CPU)
     plan = _plan(augmentation=replace(Augmentation(), focus_fraction=1.0, scale=1, aspect=1))
     batch = _joined(list(views.epoch(plan, epoch=0, steps=60)))
     assert float(batch.target.amax((1, 2, 3)).mean()) == pytest.approx(0.38, abs=0.08)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magtiles_seg.dataset.augment import Grafts, View, donors, draw_onto, transplant
+from magtiles_seg.dataset.augment import CopyPaste, View, donors, draw_onto, transplant
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS
 from magtiles_seg.labels import LABELS
@@ -47,38 +47,40 @@ def test_donors_sound_or_invisible_defect_gives_none() -> None:
 def test_transplant_changes_only_what_it_marks(seed: int) -> None:
     (donor,) = donors(_view(3, "blowhole"))
     sound = _view(8, None)
-    grafted = transplant(sound, donor, np.random.default_rng(seed))
-    assert not _changed_beyond_rim(sound, grafted)
-    assert set(np.unique(grafted.classes)) <= {0, donor.class_index}
-    assert ((grafted.mask >= 128) == (grafted.classes > 0)).all()
+    pasted = transplant(sound, donor, np.random.default_rng(seed))
+    assert not _changed_beyond_rim(sound, pasted)
+    assert set(np.unique(pasted.classes)) <= {0, donor.class_index}
+    assert ((pasted.mask >= 128) == (pasted.classes > 0)).all()
 
 
 @pytest.mark.parametrize("label", DRAWN_LABELS)
 def test_draw_onto_changes_only_what_it_marks(label: str) -> None:
     sound = _view(8, None)
     index = LABELS.index(label)
-    grafted = draw_onto(sound, index, label, np.random.default_rng(1))
-    assert not _changed_beyond_rim(sound, grafted)
-    assert set(np.unique(grafted.classes)) == {0, index}
-    inside = grafted.classes > 0
-    assert (grafted.image != sound.image)[inside].mean() > 0.5
+    pasted = draw_onto(sound, index, label, np.random.default_rng(1))
+    assert not _changed_beyond_rim(sound, pasted)
+    assert set(np.unique(pasted.classes)) == {0, index}
+    inside = pasted.classes > 0
+    assert (pasted.image != sound.image)[inside].mean() > 0.5
 
 
-def test_grafts_same_generator_state_gives_the_same_view() -> None:
-    grafts = Grafts([_view(3, "blowhole")], LABELS)
-    first, second = (grafts.onto(_view(8, None), np.random.default_rng(5)) for _ in range(2))
+def test_copy_paste_same_generator_state_gives_the_same_view() -> None:
+    copy_paste = CopyPaste([_view(3, "blowhole")], LABELS)
+    first, second = (copy_paste.onto(_view(8, None), np.random.default_rng(5)) for _ in range(2))
     assert (first.image == second.image).all()
     assert (first.mask == second.mask).all()
 
 
-def test_grafts_without_donors_or_known_classes_leave_the_view_alone() -> None:
+def test_copy_paste_without_donors_or_known_classes_leave_the_view_alone() -> None:
     sound = _view(8, None)
-    assert Grafts([sound], ("background", "scratch")).onto(sound, np.random.default_rng(0)) is sound
+    assert (
+        CopyPaste([sound], ("background", "scratch")).onto(sound, np.random.default_rng(0)) is sound
+    )
 
 
-def test_grafts_show_transplanted_and_drawn_classes() -> None:
-    grafts = Grafts([_view(3, "blowhole")], LABELS)
+def test_copy_paste_show_transplanted_and_drawn_classes() -> None:
+    copy_paste = CopyPaste([_view(3, "blowhole")], LABELS)
     rng = np.random.default_rng(0)
-    classes = [int(grafts.onto(_view(8, None), rng).classes.max()) for _ in range(60)]
+    classes = [int(copy_paste.onto(_view(8, None), rng).classes.max()) for _ in range(60)]
     assert set(classes) - {0} == set(range(1, len(LABELS)))
     assert classes.count(LABELS.index("blowhole")) > 20
