@@ -252,7 +252,7 @@ class ExportParams(_Section):
         max_abs_diff: Greatest difference of a pixel's probability.
         max_flipped_fraction: Greatest share of pictures whose verdict changes.
         fp16_*, int8_*: Likewise, for what computes in fp16 and in int8.
-        calibration_per_class: Most pictures of each class that int8 is calibrated on.
+        int8_pictures_per_class: Most pictures of each class that int8 takes its ranges from.
         parity_per_class: Most pictures of each class that artefacts are compared on.
     """
 
@@ -267,7 +267,7 @@ class ExportParams(_Section):
     int8_min_dice: float = within(0.99, 0, 1)
     int8_max_abs_diff: float = within(0.7, 0, 1)
     int8_max_flipped_fraction: float = within(0.005, 0, 1)
-    calibration_per_class: int = within(16, 1)
+    int8_pictures_per_class: int = within(16, 1)
     parity_per_class: int = within(40, 1)
 
 
@@ -301,6 +301,7 @@ class Params:
 
 
 RENAMED = {
+    "export.calibration_per_class": "export.int8_pictures_per_class",
     "train.graft_fraction": "train.copy_paste_fraction",
     "train.kind_weight": "train.class_weight",
 }

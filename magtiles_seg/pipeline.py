@@ -303,11 +303,11 @@ def export_artefact(
     """Write a model for a runtime and in a precision, if it passes parity.
 
     Args:
-        params: How many pictures are compared and calibrated on.
+        params: How many pictures are compared, and how many int8 takes its ranges from.
         model: A checkpoint or an fp32 `.onnx` file; None: the bundled model.
         out: Folder for the artefact and its manifest.
         order: What is to be made.
-        manifest: A split: calibrated on its training part, compared on the others.
+        manifest: A split: int8 takes its ranges from the training part; the others are compared.
         data: Without a split: a folder of labelled pictures, half of its tiles for each. Without
             either, synthetic tiles serve.
         name: What people call the model, where it is a checkpoint.
@@ -324,9 +324,9 @@ def export_artefact(
     model = model or BUNDLED_MODEL
     is_checkpoint = model.suffix.lower() == ".safetensors"
     card = _card(params, model, manifest, None, name) if is_checkpoint else None
-    proof, calibration = _tiles(params, manifest, data, order.precision)
+    proof, int8_tiles = _tiles(params, manifest, data, order.precision)
     path, written = make(
-        model, out, order, proof=proof, calibration=calibration, card=card, progress=progress
+        model, out, order, proof=proof, int8_tiles=int8_tiles, card=card, progress=progress
     )
     return Artefact(path, written, proof)
 
@@ -478,10 +478,10 @@ def _card(
 def _tiles(
     params: Params, manifest: Path | None, data: Path | None, precision: str
 ) -> tuple[TileSet, TileSet | None]:
-    """Return the tiles to compare on, and those to calibrate on where the precision needs any."""
+    """Return the tiles to compare on, and those that int8 takes its ranges from."""
     from magtiles_seg.export import parity
 
-    many, few = params.export.parity_per_class, params.export.calibration_per_class
+    many, few = params.export.parity_per_class, params.export.int8_pictures_per_class
     wanted = precision == "int8"
     if manifest is not None:
         parts = split_parts(manifest, params)
@@ -489,7 +489,7 @@ def _tiles(
     elif data is not None:
         training, held_out = parity.halves(samples_of(params, data))
     else:
-        calibration = parity.synthetic_tiles(few, calibration=True) if wanted else None
-        return parity.synthetic_tiles(min(many, 4)), calibration
-    calibration = parity.real_tiles(training, few) if wanted else None
-    return parity.real_tiles(held_out, many), calibration
+        int8_tiles = parity.synthetic_tiles(few, for_int8=True) if wanted else None
+        return parity.synthetic_tiles(min(many, 4)), int8_tiles
+    int8_tiles = parity.real_tiles(training, few) if wanted else None
+    return parity.real_tiles(held_out, many), int8_tiles

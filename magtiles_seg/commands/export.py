@@ -54,14 +54,17 @@ def add(verbs: options.Verbs) -> None:
         help="GPUs of an rtx engine, beside the recipe",
     )
     verb.add_argument(
-        "--data", type=Path, metavar="DIR", help="calibrate and compare on these real tiles"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="take the ranges of int8 from these real tiles, and compare on them",
     )
     verb.add_argument(
         "--split",
         type=Path,
         metavar="FILE",
-        help="calibrate on this manifest's train part, compare on the others; for a checkpoint, "
-        "choose the thresholds on its validation part",
+        help="take the ranges of int8 from this manifest's train part, compare on the others; "
+        "for a checkpoint, choose the thresholds on its validation part",
     )
     verb.add_argument(
         "--choice",

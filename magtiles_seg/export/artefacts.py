@@ -38,7 +38,7 @@ TARGETS = {
 ENGINES = ("tensorrt", "rtx")
 
 Progress = Callable[[str, int, int], None]
-"""Called with what goes on (`"calibrate"`, `"build"` or `"compare"`), how much is done, and of how
+"""Called with what goes on (`"quantize"`, `"build"` or `"compare"`), how much is done, and of how
 much."""
 
 
@@ -82,7 +82,7 @@ def export_artefact(
     order: Order,
     *,
     proof: TileSet,
-    calibration: TileSet | None = None,
+    int8_tiles: TileSet | None = None,
     card: ModelCard | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, Manifest]:
@@ -94,7 +94,7 @@ def export_artefact(
             only by whole and proved ones.
         order: What to make.
         proof: On which the artefact is compared with the model.
-        calibration: On which int8 is calibrated; the other precisions need none.
+        int8_tiles: From which int8 takes its ranges; the other precisions need none.
         card: Of a checkpoint, what the artefact is to say about itself; None: what it tells.
         progress: See `Progress`.
 
@@ -107,18 +107,18 @@ def export_artefact(
         FileNotFoundError: There is no such model.
         ModelError: It is damaged, no fp32 model, or the runtime cannot compile it.
         ParityError: The artefact answers differently; nothing is written.
-        ConfigError: The order makes no sense, or int8 lacks its calibration.
+        ConfigError: The order makes no sense, or int8 lacks its tiles.
         BackendUnavailableError: The runtime is not installed.
     """
     progress = progress or (lambda _stage, _done, _total: None)
     source = _fp32_onnx(model, card)
-    pictures = calibration.pictures if calibration else ()
+    pictures = int8_tiles.pictures if int8_tiles else ()
     data = convert(
         source,
         order.precision,
         pictures=pictures,
         unsigned=order.target == "openvino",
-        progress=_part(progress, "calibrate"),
+        progress=_part(progress, "quantize"),
     )
     stem = f"{model.stem}-{order.precision}"
     with tempfile.TemporaryDirectory() as scratch, _reference(model, source, scratch) as reference:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from magtiles_seg.config import ExportParams
 
 
-_PROOF_SEED, _CALIBRATION_SEED = 0, 1000
+_PROOF_SEED, _INT8_SEED = 0, 1000
 _EXPOSURES = 6
 
 
@@ -104,14 +104,14 @@ def real_tiles(samples: Iterable[Sample], per_class: int, *, seed: int = 0) -> T
     )
 
 
-def synthetic_tiles(per_class: int, *, calibration: bool = False) -> TileSet:
+def synthetic_tiles(per_class: int, *, for_int8: bool = False) -> TileSet:
     """Return so many synthetic tiles of each class, the same ones every time.
 
     Args:
         per_class: Pictures of a class.
-        calibration: Whether to draw those for calibration, of which none is in the other set.
+        for_int8: Whether to draw those that int8 takes its ranges from; none is in the other set.
     """
-    first = _CALIBRATION_SEED if calibration else _PROOF_SEED
+    first = _INT8_SEED if for_int8 else _PROOF_SEED
     wanted = [(label, index) for label in (None, *DEFECTS) for index in range(per_class)]
     tiles = [
         synthetic_tile(first + seed, defect=label, exposure=index % _EXPOSURES + 1)
@@ -125,7 +125,7 @@ def synthetic_tiles(per_class: int, *, calibration: bool = False) -> TileSet:
 
 
 def halves(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Return a data set in two halves, for calibration and for proof, by whole physical tiles."""
+    """Return two halves by whole physical tiles: for the ranges of int8, and for proof."""
     sets: tuple[list[Sample], list[Sample]] = ([], [])
     counts: dict[str, dict[int, int]] = {}
     for sample in samples:

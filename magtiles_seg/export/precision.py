@@ -46,11 +46,11 @@ def convert(
     Args:
         data: An fp32 ONNX file of this package; its weights may be stored as fp16.
         precision: One of `PRECISIONS`.
-        pictures: (H, W) uint8 each, on which int8 is calibrated: all classes alike, sound tiles
-            among them. The other precisions need none.
+        pictures: (H, W) uint8 each, from which int8 takes its ranges: all classes alike, sound
+            tiles among them. The other precisions need none.
         unsigned: Whether int8 activations are uint8 with a zero point, as CPUs multiply them,
             instead of symmetric int8, which TensorRT asks for.
-        progress: Called with (pictures calibrated on, pictures).
+        progress: Called with (pictures done, pictures).
 
     Raises:
         ConfigError: The precision is unknown, or int8 was given no pictures.
@@ -60,7 +60,7 @@ def convert(
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}: expected one of {PRECISIONS}")
     if precision == "int8" and not pictures:
-        raise ConfigError("int8 needs pictures to calibrate on, got none")
+        raise ConfigError("int8 needs pictures to take its ranges from, got none")
     model, card = _fp32_model(data)
     if precision == "fp16":
         _halve(model)

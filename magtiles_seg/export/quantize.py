@@ -183,8 +183,8 @@ def quantize(
 
     Args:
         model: An fp32 graph of this package; it is changed on the way.
-        pictures: (H, W) uint8 each, to calibrate on.
-        progress: Called with (pictures calibrated on, pictures).
+        pictures: (H, W) uint8 each, from which the ranges are taken.
+        progress: Called with (pictures done, pictures).
         unsigned: Whether activations are uint8 with a zero point instead of symmetric int8. It is
             what OpenVINO's CPU kernels take; 2026.4 rounds joined int8 activations of this network
             to whole numbers.
@@ -226,7 +226,7 @@ def _float_layers(model: onnx.ModelProto) -> set[str]:
 
 
 class _Reader:
-    """Hands the calibration pictures over, one at a time."""
+    """Hands over the pictures that the ranges are taken from, one at a time."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ def order(precision: str, target: str = "onnx", **parts: object) -> artefacts.Or
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_export_writes_artefact_and_manifest(precision: str, model: Path, tmp_path: Path) -> None:
     path, manifest = artefacts.export_artefact(
-        model, tmp_path / "out", order(precision), proof=TILES, calibration=TILES
+        model, tmp_path / "out", order(precision), proof=TILES, int8_tiles=TILES
     )
     assert path == tmp_path / "out" / f"nano-{precision}.onnx"
     assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}.json"]

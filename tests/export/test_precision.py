@@ -146,5 +146,5 @@ def test_convert_to_unknown_precision_is_config_error(model: Path) -> None:
 
 
 def test_int8_without_pictures_is_config_error(model: Path) -> None:
-    with pytest.raises(ConfigError, match="int8 needs pictures to calibrate on"):
+    with pytest.raises(ConfigError, match="int8 needs pictures to take its ranges from"):
         precision.convert(model.read_bytes(), "int8")

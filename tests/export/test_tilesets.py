@@ -35,9 +35,9 @@ def test_real_tiles_leave_out_pictures_too_small_for_a_model(tmp_path: Path) -> 
 
 
 def test_synthetic_tiles_show_every_class_and_none_is_in_both_sets() -> None:
-    proof, calibration = synthetic_tiles(1), synthetic_tiles(1, calibration=True)
+    proof, for_int8 = synthetic_tiles(1), synthetic_tiles(1, for_int8=True)
     assert proof.classes == (FREE, *LABELS[1:])
-    assert not {a.tobytes() for a in proof.pictures} & {b.tobytes() for b in calibration.pictures}
+    assert not {a.tobytes() for a in proof.pictures} & {b.tobytes() for b in for_int8.pictures}
 
 
 def test_halves_share_no_physical_tile_and_each_class(tmp_path: Path) -> None:
