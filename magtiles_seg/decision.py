@@ -38,7 +38,7 @@ class Decision:
         review_score: A score from this up to `reject_score` asks for review; None: no review.
         score_top_k_px: The score is made of the mean m of this many largest pixel probabilities;
             neither `threshold` nor `min_area_px` changes it.
-        score_margin_px: Those in a strip of this width along the picture's border do not count:
+        score_margin_px: Those in a margin of this width along the picture's border do not count:
             what stands where a part ends is often taken for a defect. Of a small picture the middle
             half of its height and width always counts.
         score_scale: The score is `sigmoid(score_scale * logit(m) + score_bias)`, the probability

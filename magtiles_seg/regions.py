@@ -84,7 +84,7 @@ def top_values(probability: NDArray[np.float32], k: int, margin_px: int = 0) -> 
     Args:
         probability: (H, W) float32, not empty.
         k: How many values.
-        margin_px: Width of the strip along the border that is left out, at most a quarter of the
+        margin_px: Width of the margin along the border that is left out, at most a quarter of the
             height or width.
     """
     height, width = probability.shape

@@ -43,7 +43,7 @@ MIN_AREAS_PX = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Smallest regions that are tried."""
 
 MARGINS_PX = (0, 4, 8, 12, 16)
-"""Strips along the border that a score may leave out."""
+"""Margins along the border that a score may leave out."""
 
 
 def threshold_counts(histogram: AnyArray) -> IntArray:
@@ -141,7 +141,7 @@ def best_min_area(picture_dice: Sequence[AnyArray] | AnyArray, label: AnyArray) 
 
 
 def best_margin(scores: AnyArray, is_defect: AnyArray) -> int:
-    """Return the strip along the border that scores had best leave out: highest AUROC.
+    """Return the margin along the border that scores had best leave out: highest AUROC.
 
     Args:
         scores: (N, M) float, each picture's score at each of `MARGINS_PX`.
