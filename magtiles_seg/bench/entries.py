@@ -69,7 +69,7 @@ class Case:
 
 
 @dataclass(kw_only=True)
-class Contestant:
+class Entry:
     """What takes its turns in a benchmark.
 
     Attributes:
@@ -143,12 +143,12 @@ def _ways(backend: str) -> list[dict[str, Any]]:
     return [{"device": device} for device in ("cpu", *gpus)]
 
 
-def enter(candidate: Candidate, case: Case) -> Contestant:
+def enter(candidate: Candidate, case: Case) -> Entry:
     """Return a candidate that is ready to segment, end to end, and times its runtime apart."""
     segmenter = candidate.open()
     pictures = case.pictures()
     spec = segmenter.spec
-    contestant = Contestant(
+    entry = Entry(
         name=f"{candidate.path.stem}, {spec.name} {spec.device} {spec.precision}",
         kind="candidate",
         call=lambda: segmenter.batch(pictures),
@@ -156,17 +156,17 @@ def enter(candidate: Candidate, case: Case) -> Contestant:
         candidate=candidate,
         spec=spec,
     )
-    segmenter._backend = _Timed(segmenter.backend, contestant)
+    segmenter._backend = _Timed(segmenter.backend, entry)
     if case.batch == 1:
-        contestant.call = lambda: segmenter(pictures[0])
-    return contestant
+        entry.call = lambda: segmenter(pictures[0])
+    return entry
 
 
 class _Timed:
-    """A backend that notes in its contestant how long each call takes."""
+    """A backend that notes in its entry how long each call takes."""
 
-    def __init__(self, backend: Backend, contestant: Contestant) -> None:
-        self._backend, self._contestant = backend, contestant
+    def __init__(self, backend: Backend, entry: Entry) -> None:
+        self._backend, self._entry = backend, entry
 
     @property
     def spec(self) -> BackendSpec:
@@ -177,14 +177,14 @@ class _Timed:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
         start = time.perf_counter()
         answer = self._backend.infer(images)
-        self._contestant.inside_s += time.perf_counter() - start
+        self._entry.inside_s += time.perf_counter() - start
         return answer
 
     def close(self) -> None:
         self._backend.close()
 
 
-def enter_eager(architecture: str, labels: tuple[str, ...], case: Case) -> Contestant:
+def enter_eager(architecture: str, labels: tuple[str, ...], case: Case) -> Entry:
     """Return the bare network in eager torch fp32, with fresh weights: its speed is the same.
 
     Raises:
@@ -199,10 +199,10 @@ def enter_eager(architecture: str, labels: tuple[str, ...], case: Case) -> Conte
         network(grey)
 
     gflop = network_gflop(architecture, labels, case)
-    return Contestant(name="eager torch fp32", kind="eager", call=call, gflop=gflop)
+    return Entry(name="eager torch fp32", kind="eager", call=call, gflop=gflop)
 
 
-def enter_reference() -> Contestant:
+def enter_reference() -> Entry:
     """Return the reference network in eager torch fp32, on the one picture size that it takes.
 
     Raises:
@@ -219,10 +219,10 @@ def enter_reference() -> Contestant:
         network(picture)
 
     name = f"reference at {SIDE_PX}x{SIDE_PX}, eager"
-    return Contestant(name=name, kind="reference", call=call)
+    return Entry(name=name, kind="reference", call=call)
 
 
-def enter_gemm() -> Contestant:
+def enter_gemm() -> Entry:
     """Return a large matrix product: what this machine's arithmetic can reach.
 
     Raises:
@@ -231,7 +231,7 @@ def enter_gemm() -> Contestant:
     torch, _ = _torch_parts()
     left, right = (torch.full((_GEMM_SIDE, _GEMM_SIDE), 0.5) for _ in range(2))
     gflop = 2 * _GEMM_SIDE**3 / 1e9
-    return Contestant(
+    return Entry(
         name=f"sgemm {_GEMM_SIDE}",
         kind="sgemm",
         call=lambda: torch.mm(left, right),

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from magtiles_seg.bench.entries import (
     Candidate,
     Case,
-    Contestant,
+    Entry,
     enter,
     enter_eager,
     enter_gemm,
@@ -69,11 +69,11 @@ _TILE = Case(height_px=288, width_px=220)
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """What one contestant did; times of one call, over all counted calls.
+    """What one entry did; times of one call, over all counted calls.
 
     Attributes:
         name: File, backend, device and precision, or what is compared with.
-        kind: See `Contestant.kind`.
+        kind: See `Entry.kind`.
         candidate: How a Segmenter runs so; None for those that are only compared with.
         threads: Of one inference on a CPU.
         height_px: Of a picture.
@@ -122,8 +122,8 @@ class BenchReport:
         model: The model file.
         model_sha256: Of that file.
         architecture: Of the network.
-        rounds: How many turns each contestant had.
-        rows: One a contestant and case, in the order they were named.
+        rounds: How many turns each entry had.
+        rows: One for each entry and case, in the order they were named.
     """
 
     machine: str
@@ -166,7 +166,7 @@ def measure(
         also: Other ONNX files of the same model, such as its int8 version.
         backends: Only these; none: all that are installed.
         threads: Of one inference on a CPU, each for itself; none: all cores.
-        rounds: How many turns each contestant has.
+        rounds: How many turns each entry has.
         burst: Counted calls in a turn.
         reference: Let the 41 M-parameter reference network take part.
         memory: Measure peak memory too, of a fresh process each.
@@ -203,9 +203,9 @@ def measure(
         architecture = spec.card.architecture
         with _torch_threads(count):
             others = _others(architecture, spec.card.labels, case, reference=reference)
-            contestants = [*entered, *others]
-            turns = _play(contestants, rounds, burst, tick)
-        rows += _rows(contestants, turns, case, count, memory=memory)
+            entries = [*entered, *others]
+            turns = _play(entries, rounds, burst, tick)
+        rows += _rows(entries, turns, case, count, memory=memory)
     return BenchReport(
         machine=machine(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
@@ -219,7 +219,7 @@ def measure(
 
 def _others(
     architecture: str, labels: tuple[str, ...], case: Case, *, reference: bool
-) -> list[Contestant]:
+) -> list[Entry]:
     """Return what candidates are compared with; without torch nothing, unless it was asked for."""
     with suppress(*(() if reference else (BackendUnavailableError,))):
         others = [enter_eager(architecture, labels, case)]
@@ -230,45 +230,45 @@ def _others(
 
 
 def _play(
-    contestants: Sequence[Contestant], rounds: int, burst: int, tick: Callable[[], None]
+    entries: Sequence[Entry], rounds: int, burst: int, tick: Callable[[], None]
 ) -> npt.NDArray[np.float64]:
-    """Return the seconds of each counted call: (contestants, 2, rounds, burst).
+    """Return the seconds of each counted call: (entries, 2, rounds, burst).
 
     The second axis is the whole call, and the part of it within the runtime.
     """
-    times_s = np.empty((len(contestants), 2, rounds, burst))
+    times_s = np.empty((len(entries), 2, rounds, burst))
     for turn in range(rounds):
-        for number, contestant in enumerate(contestants):
+        for number, entry in enumerate(entries):
             for _ in range(_UNCOUNTED):
-                contestant.call()
+                entry.call()
             for call in range(burst):
-                contestant.inside_s = 0.0
+                entry.inside_s = 0.0
                 start = time.perf_counter()
-                contestant.call()
+                entry.call()
                 whole = time.perf_counter() - start
-                times_s[number, :, turn, call] = whole, contestant.inside_s or whole
+                times_s[number, :, turn, call] = whole, entry.inside_s or whole
         tick()
     return times_s
 
 
 def _rows(
-    contestants: Sequence[Contestant],
+    entries: Sequence[Entry],
     times_s: npt.NDArray[np.float64],
     case: Case,
     threads: int,
     *,
     memory: bool,
 ) -> list[BenchRow]:
-    """Return one row a contestant, from the times that `_play` returned."""
+    """Return one row for each entry, from the times that `_play` returned."""
     medians = np.median(times_s, axis=3)
-    by_kind = {one.kind: (one, turn) for one, (turn, _) in zip(contestants, medians, strict=True)}
+    by_kind = {one.kind: (one, turn) for one, (turn, _) in zip(entries, medians, strict=True)}
 
     def ratio(kind: str, turn: npt.NDArray[np.float64], factor: float = 1) -> float | None:
         """Return the time of a kind over this one's, median over the rounds."""
         return float(np.median(by_kind[kind][1] * factor / turn)) if kind in by_kind else None
 
     rows = []
-    for one, times, (turn, running) in zip(contestants, times_s, medians, strict=True):
+    for one, times, (turn, running) in zip(entries, times_s, medians, strict=True):
         p50, p95, p99 = (float(figure) * 1e3 for figure in np.percentile(times[0], (50, 95, 99)))
         of_case = one.kind in ("candidate", "eager")
         gemm = by_kind["sgemm"][0].gflop if "sgemm" in by_kind else None

@@ -11,7 +11,7 @@ import torch
 from magtiles_seg import cli
 from magtiles_seg.bench import run as bench
 from magtiles_seg.bench import table as benchtable
-from magtiles_seg.bench.entries import Candidate, Case, Contestant, find_candidates
+from magtiles_seg.bench.entries import Candidate, Case, Entry, find_candidates
 from magtiles_seg.bench.reference import ReferenceNetwork
 from magtiles_seg.bench.run import BenchReport, peak_mib
 from magtiles_seg.bench.select import choose
@@ -30,7 +30,7 @@ def report(model: Path) -> BenchReport:
     )
 
 
-def test_measure_reports_each_contestant_of_each_case(report: BenchReport) -> None:
+def test_measure_reports_each_entry_of_each_case(report: BenchReport) -> None:
     kinds = [(row.kind, row.batch) for row in report.rows]
     assert kinds == [(kind, n) for n in (1, 2) for kind in ("candidate", "eager", "sgemm")]
     assert report.architecture == "nano"
@@ -61,15 +61,15 @@ def test_measure_restores_torch_and_tells_its_progress(model: Path) -> None:
 
 def test_rows_take_the_median_of_ratios_of_rounds() -> None:
     case = Case(height_px=100, width_px=100, batch=2)
-    contestants = [
-        Contestant(name=kind, kind=kind, call=lambda: None, gflop=gflop)
+    entries = [
+        Entry(name=kind, kind=kind, call=lambda: None, gflop=gflop)
         for kind, gflop in (("candidate", 1.0), ("eager", 1.0), ("reference", None), ("sgemm", 4.0))
     ]
-    contestants[0].candidate = Candidate(path=Path("m.onnx"), backend="onnxruntime", threads=1)
+    entries[0].candidate = Candidate(path=Path("m.onnx"), backend="onnxruntime", threads=1)
     whole = np.array([[10, 20, 10], [30, 100, 20], [60, 60, 60], [10, 20, 20]], float)
     times_s = np.repeat(np.stack([whole, whole], axis=1)[..., None], 3, axis=3) / 1e3
     times_s[0, 1] = times_s[0, 0] * 0.9
-    row = bench._rows(contestants, times_s, case, 1, memory=False)[0]
+    row = bench._rows(entries, times_s, case, 1, memory=False)[0]
     assert row.p50_ms == pytest.approx(10)
     assert row.times_eager == pytest.approx(3)
     assert row.times_reference == pytest.approx(12)  # two pictures of the reference a call
