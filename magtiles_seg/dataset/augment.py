@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS, draw_flaw
+from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS, draw_defect
 from magtiles_seg.dataset.synthetic.textures import Surface
 
 Grey = NDArray[np.uint8]
@@ -301,10 +301,10 @@ def draw_onto(sound: View, index: int, label: str, rng: np.random.Generator) -> 
     surface = Surface(
         shade=light / mean, texture=grey / light - 1, body=np.ones_like(grey), inset_px=inset
     )
-    flaw = draw_flaw(rng, surface, label)
-    image = grey + flaw.alpha * (flaw.brightness * mean - grey)
+    layer = draw_defect(rng, surface, label)
+    image = grey + layer.alpha * (layer.brightness * mean - grey)
     image = np.clip(image - 1, 0, 255).round()
-    return _marked(image.astype(np.uint8), (flaw.alpha * 255).astype(np.uint8), index)
+    return _marked(image.astype(np.uint8), (layer.alpha * 255).astype(np.uint8), index)
 
 
 def _marked(image: NDArray[np.uint8], mask: NDArray[np.uint8], index: int) -> View:

@@ -29,7 +29,7 @@ _SUBPIXEL_BITS: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Flaw:
+class DefectLayer:
     """A defect as a layer over a sound surface.
 
     Attributes:
@@ -41,13 +41,13 @@ class Flaw:
     brightness: FloatImage
 
 
-def draw_flaw(rng: np.random.Generator, surface: Surface, label: str) -> Flaw:
+def draw_defect(rng: np.random.Generator, surface: Surface, label: str) -> DefectLayer:
     """Draw one defect of the class `label`; it never reaches beyond the tile's body."""
-    flaw = _PAINTERS[label](rng, surface)
-    return Flaw(alpha=flaw.alpha * surface.body, brightness=flaw.brightness)
+    layer = _PAINTERS[label](rng, surface)
+    return DefectLayer(alpha=layer.alpha * surface.body, brightness=layer.brightness)
 
 
-def _blowhole(rng: np.random.Generator, surface: Surface) -> Flaw:
+def _blowhole(rng: np.random.Generator, surface: Surface) -> DefectLayer:
     area_px = _log_uniform(rng, 45, 210)
     centre = _point_inside(rng, surface, margin_px=9)
     stretch = float(rng.uniform(1.0, 2.6))
@@ -56,10 +56,10 @@ def _blowhole(rng: np.random.Generator, surface: Surface) -> Flaw:
     core = as_float(cv2.GaussianBlur(alpha, (7, 7), 1.8))
     depth = float(rng.uniform(0.38, 0.62))
     gain = as_float(depth * (0.85 + float(rng.uniform(0.0, 0.4)) * np.square(core)))
-    return Flaw(alpha, _matte(rng, surface, gain, contrast=0.05, lines=0.2))
+    return DefectLayer(alpha, _matte(rng, surface, gain, contrast=0.05, lines=0.2))
 
 
-def _crack(rng: np.random.Generator, surface: Surface) -> Flaw:
+def _crack(rng: np.random.Generator, surface: Surface) -> DefectLayer:
     h, w = surface.shade.shape
     length_px = min(_log_uniform(rng, 32, 210), 0.85 * h)
     path = _crack_path(rng, surface, length_px)
@@ -79,10 +79,10 @@ def _crack(rng: np.random.Generator, surface: Surface) -> Flaw:
     sound = surface.shade * (1 + surface.texture)
     brightness = sound * (0.93 - depth * dark)
     alpha = as_float(as_float(cv2.GaussianBlur(zone, (3, 3), 0.5)) / 255)
-    return Flaw(alpha, as_float(brightness))
+    return DefectLayer(alpha, as_float(brightness))
 
 
-def _break(rng: np.random.Generator, surface: Surface) -> Flaw:
+def _break(rng: np.random.Generator, surface: Surface) -> DefectLayer:
     h, w = surface.shade.shape
     kind = rng.random()
     if kind < 0.2:  # a slash inside the face
@@ -103,7 +103,7 @@ def _break(rng: np.random.Generator, surface: Surface) -> Flaw:
     gain = float(rng.uniform(1.2, 1.6) if bright else rng.uniform(0.4, 0.75))
     relief = gain * (1 + 0.09 * smooth_noise(rng, (h, w), (2 + h // 25, 2 + w // 25)))
     relief *= 1 - _lit_edge(rng, alpha)
-    return Flaw(alpha, _matte(rng, surface, relief, contrast=0.05, lines=0.1))
+    return DefectLayer(alpha, _matte(rng, surface, relief, contrast=0.05, lines=0.1))
 
 
 def _lit_edge(rng: np.random.Generator, alpha: FloatImage) -> FloatImage:
@@ -118,7 +118,7 @@ def _lit_edge(rng: np.random.Generator, alpha: FloatImage) -> FloatImage:
     return as_float(np.clip(strength * (0.6 * steep + 0.8 * towards), -0.5, 0.8))
 
 
-def _fray(rng: np.random.Generator, surface: Surface) -> Flaw:
+def _fray(rng: np.random.Generator, surface: Surface) -> DefectLayer:
     h, w = surface.shade.shape
     if rng.random() < 0.6:  # an island that the grinder never reached
         area_px = _log_uniform(rng, 0.05, 0.33) * h * w
@@ -131,10 +131,10 @@ def _fray(rng: np.random.Generator, surface: Surface) -> Flaw:
         shape = _blob(rng, centre, 3 * area_px, stretch=stretch, roughness=0.12, turn=0.0)
     alpha = _filled((h, w), shape, blur=0.8)
     gain = float(rng.uniform(0.58, 0.78)) * (1 + 0.05 * smooth_noise(rng, (h, w), (5, 5)))
-    return Flaw(alpha, _matte(rng, surface, gain, contrast=0.035, lines=0.08, flatness=0.6))
+    return DefectLayer(alpha, _matte(rng, surface, gain, contrast=0.035, lines=0.08, flatness=0.6))
 
 
-def _uneven(rng: np.random.Generator, surface: Surface) -> Flaw:
+def _uneven(rng: np.random.Generator, surface: Surface) -> DefectLayer:
     h, w = surface.shade.shape
     row = np.arange(h, dtype=np.float32)[:, None]
     wave = 0.009 * h * smooth_noise(rng, (1, w), (1, 6)) + 0.4 * smooth_noise(
@@ -155,17 +155,19 @@ def _uneven(rng: np.random.Generator, surface: Surface) -> Flaw:
     gain = float(rng.uniform(1.12, 1.4) if rng.random() < 0.85 else rng.uniform(0.72, 0.86))
     coarse = grinding_lines(rng, (h, w), contrast=float(rng.uniform(1.5, 2.4)), glitter=0.35)
     brightness = surface.shade * (gain + step) * (1 + 0.5 * surface.texture + coarse)
-    return Flaw(alpha, np.maximum(brightness, 0).astype(np.float32))
+    return DefectLayer(alpha, np.maximum(brightness, 0).astype(np.float32))
 
 
-_PAINTERS: Final[Mapping[str, Callable[[np.random.Generator, Surface], Flaw]]] = MappingProxyType(
-    {
-        "blowhole": _blowhole,
-        "break": _break,
-        "crack": _crack,
-        "fray": _fray,
-        "uneven": _uneven,
-    }
+_PAINTERS: Final[Mapping[str, Callable[[np.random.Generator, Surface], DefectLayer]]] = (
+    MappingProxyType(
+        {
+            "blowhole": _blowhole,
+            "break": _break,
+            "crack": _crack,
+            "fray": _fray,
+            "uneven": _uneven,
+        }
+    )
 )
 
 DRAWN_LABELS: Final[tuple[str, ...]] = tuple(_PAINTERS)

@@ -86,21 +86,21 @@ def _rows(
     while True:
         image = np.full((height + gap_px, width_px), _BACKDROP_GREY, dtype=np.uint8)
         mask = np.zeros_like(image)
-        flawed = rng.random(columns) < share
+        defective = rng.random(columns) < share
         for column in range(columns):
-            pool = pools[bool(flawed[column])]
+            pool = pools[bool(defective[column])]
             chosen = int(rng.integers(distinct))
             while len(pool) <= chosen:
-                pool.append(_tile(seed, len(pool), bool(flawed[column]), tile_hw))
+                pool.append(_tile(seed, len(pool), bool(defective[column]), tile_hw))
             turn = (slice(None, None, rng.choice([-1, 1])), slice(None, None, rng.choice([-1, 1])))
             place = (slice(0, height), slice(at := column * (width + gap_px), at + width))
             image[place] = pool[chosen].image[turn]
             mask[place] = pool[chosen].mask[turn]
-        yield WebRows(image, mask, columns, int(flawed.sum()))
+        yield WebRows(image, mask, columns, int(defective.sum()))
 
 
-def _tile(seed: int, index: int, flawed: bool, tile_hw: tuple[int, int]) -> SyntheticTile:
-    defect = DEFECTS[index % len(DEFECTS)] if flawed else None
+def _tile(seed: int, index: int, defective: bool, tile_hw: tuple[int, int]) -> SyntheticTile:
+    defect = DEFECTS[index % len(DEFECTS)] if defective else None
     return synthetic_tile(
         1000 * seed + index, defect=defect, exposure=1 + index % 6, size_hw=tile_hw
     )
