@@ -244,7 +244,7 @@ _RECALL_SLACK = 1e-9
 """Keeps float error (0.07 * 100 = 7.000000000000001) from asking for one defect too many."""
 
 
-class _Ladder(NamedTuple):
+class _OperatingPoints(NamedTuple):
     """The distinct scores, highest first, and the weight of defect and sound pictures on each."""
 
     scores: FloatArray  # (U,)
@@ -269,11 +269,11 @@ def auroc(scores: AnyArray, is_defect: AnyArray, weights: AnyArray | None = None
         >>> float(auroc(np.array([0.9, 0.5, 0.5, 0.1]), np.array([True, True, False, False])))
         0.875
     """
-    ladder = _ladder(scores, is_defect, weights)
-    total = ladder.sound.sum(-1)
-    below = total[..., None] - np.cumsum(ladder.sound, axis=-1)
-    wins = (ladder.defect * (below + ladder.sound / 2)).sum(-1)
-    return ratio(wins, ladder.defect.sum(-1) * total, empty=np.nan)
+    points = _operating_points(scores, is_defect, weights)
+    total = points.sound.sum(-1)
+    below = total[..., None] - np.cumsum(points.sound, axis=-1)
+    wins = (points.defect * (below + points.sound / 2)).sum(-1)
+    return ratio(wins, points.defect.sum(-1) * total, empty=np.nan)
 
 
 def false_reject_rate(
@@ -296,15 +296,15 @@ def false_reject_rate(
     Returns:
         (...) float64 in 0..1; NaN where either kind of picture is missing.
     """
-    ladder = _ladder(scores, is_defect, weights)
-    if not ladder.scores.size:
-        return np.full(ladder.defect.shape[:-1], np.nan)
-    rung = _rung_at_recall(ladder, recall)
-    rejected = np.take_along_axis(np.cumsum(ladder.sound, axis=-1), rung[..., None], axis=-1)[
+    points = _operating_points(scores, is_defect, weights)
+    if not points.scores.size:
+        return np.full(points.defect.shape[:-1], np.nan)
+    point = _point_at_recall(points, recall)
+    rejected = np.take_along_axis(np.cumsum(points.sound, axis=-1), point[..., None], axis=-1)[
         ..., 0
     ]
-    rate = ratio(rejected, ladder.sound.sum(-1), empty=np.nan)
-    return np.where(ladder.defect.sum(-1) > 0, rate, np.nan)
+    rate = ratio(rejected, points.sound.sum(-1), empty=np.nan)
+    return np.where(points.defect.sum(-1) > 0, rate, np.nan)
 
 
 def score_at_recall(scores: AnyArray, is_defect: AnyArray, *, recall: float) -> float:
@@ -326,9 +326,9 @@ def score_at_recall(scores: AnyArray, is_defect: AnyArray, *, recall: float) -> 
             "A score threshold for a stated recall needs defect pictures; got none. "
             "Choose thresholds on a part of the data that holds defects."
         )
-    ladder = _ladder(scores, is_defect, None)
-    rung = int(_rung_at_recall(ladder, recall))
-    return float(ladder.scores[rung : rung + 2].mean())
+    points = _operating_points(scores, is_defect, None)
+    point = int(_point_at_recall(points, recall))
+    return float(points.scores[point : point + 2].mean())
 
 
 def bootstrap_weights(groups: AnyArray, *, resamples: int = 1000, seed: int = 0) -> FloatArray:
@@ -369,31 +369,33 @@ def interval(values: AnyArray, *, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _ladder(scores: AnyArray, is_defect: AnyArray, weights: AnyArray | None) -> _Ladder:
+def _operating_points(
+    scores: AnyArray, is_defect: AnyArray, weights: AnyArray | None
+) -> _OperatingPoints:
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     ranked = np.asarray(scores, np.float64)[order]
     mass = np.ones(ranked.size) if weights is None else np.asarray(weights, np.float64)[..., order]
     if not ranked.size:
-        return _Ladder(ranked, mass, mass)
+        return _OperatingPoints(ranked, mass, mass)
     starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
     defect = np.where(np.asarray(is_defect, bool)[order], mass, 0.0)
-    return _Ladder(
+    return _OperatingPoints(
         ranked[starts],
         np.add.reduceat(defect, starts, axis=-1),
         np.add.reduceat(mass - defect, starts, axis=-1),
     )
 
 
-def _rung_at_recall(ladder: _Ladder, recall: float) -> AnyArray:
+def _point_at_recall(points: _OperatingPoints, recall: float) -> AnyArray:
     if not 0 < recall <= 1:
         raise ConfigError(
             f"A recall is a share of the defects; expected 0 < recall <= 1, got {recall!r}. "
             "Give 0.95 for 95 %."
         )
-    caught = np.cumsum(ladder.defect, axis=-1)
+    caught = np.cumsum(points.defect, axis=-1)
     enough = caught >= caught[..., -1:] * recall - _RECALL_SLACK
-    rung: AnyArray = np.argmax(enough, axis=-1)
-    return rung
+    point: AnyArray = np.argmax(enough, axis=-1)
+    return point
 
 
 BINS = 256
