@@ -142,30 +142,30 @@ def run_audit(arguments: argparse.Namespace) -> int:
     """Write the list and the page."""
     from magtiles_seg import pipeline
     from magtiles_seg.commands import runs
-    from magtiles_seg.evaluate.labels.audit import Doubt, doubts, mixed_tiles
+    from magtiles_seg.evaluate.labels.audit import LabelIssue, label_issues, mixed_tiles
     from magtiles_seg.evaluate.plots.gallery import Gallery
 
     params = options.read_params(arguments)
-    gallery, found = Gallery(arguments.top), list[Doubt]()
+    gallery, found = Gallery(arguments.top), list[LabelIssue]()
 
     def watch(sample: Any, result: Any, target: Any) -> None:  # noqa: ANN401 - as Watch
-        mine = sorted(doubts(sample, result, target), key=lambda doubt: -doubt.rank)
+        mine = sorted(label_issues(sample, result, target), key=lambda issue: -issue.rank)
         found.extend(mine)
         if mine:
             gallery.add(mine[0].rank, str(mine[0]), result, target, name=sample.id)
 
     runs.out_of_fold(arguments.folds, params, "T", resamples=0, watch=watch)
-    found.sort(key=lambda doubt: (-doubt.rank, doubt.id))
+    found.sort(key=lambda issue: (-issue.rank, issue.id))
     content = {
-        "doubts": [{"rank": round(doubt.rank, 4), **asdict(doubt)} for doubt in found],
+        "label_issues": [{"rank": round(issue.rank, 4), **asdict(issue)} for issue in found],
         "tiles_of_several_classes": mixed_tiles(pipeline.samples_of(params)),
     }
     lead = "Out-of-fold predictions that contradict the label most: either may be wrong."
     page = gallery.save(arguments.out, title="Label audit", lead=lead)
     listing = arguments.out / "audit.json"
     listing.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    pictures = len({doubt.id for doubt in found})
-    print(f"{page}, {listing}: {len(found)} regions of {pictures} pictures in doubt")
+    pictures = len({issue.id for issue in found})
+    print(f"{page}, {listing}: {len(found)} regions of {pictures} pictures with a label issue")
     return options.ACCEPTED
 
 

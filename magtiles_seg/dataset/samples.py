@@ -75,7 +75,7 @@ class Sample:
         return self.label == FREE and self.num in SUSPECT_FREE
 
     @property
-    def doubtful(self) -> bool:
+    def label_issue(self) -> bool:
         """Whether it is filed as sound although suspect, or seen to be defective in an audit."""
         return self.suspect or (self.label == FREE and self.num in SEEN_DEFECTIVE)
 

@@ -154,7 +154,7 @@ def read_pictures(text: str) -> Records:
             verdict=np.array([row["verdict"] for row in rows]),
             empty=np.zeros(count, bool),
             suspect=np.zeros(count, bool),
-            doubtful=np.zeros(count, bool),
+            label_issue=np.zeros(count, bool),
             counts=np.array([[int(row[name]) for name in _COUNTS] for row in rows], np.int64),
             confusion=np.zeros((count, len(names), len(names)), np.int64),
             histogram=np.zeros((count, 2, 256), np.int32),

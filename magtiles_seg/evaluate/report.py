@@ -198,10 +198,10 @@ def summarize(
         variants["without_suspect_free"] = variant(
             "without the sound pictures whose tile-mates are defective", main.where(~main.suspect)
         )
-    if (main.doubtful & ~main.suspect).any() and not main.doubtful.all():
+    if (main.label_issue & ~main.suspect).any() and not main.label_issue.all():
         variants["audited_list"] = variant(
             "on the audited list: without those either on which a defect was seen",
-            main.where(~main.doubtful),
+            main.where(~main.label_issue),
         )
     if everything.empty.any() and fixed.empty_masks and not everything.empty.all():
         variants["without_empty_masks"] = variant(

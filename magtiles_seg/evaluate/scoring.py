@@ -70,7 +70,7 @@ class Records:
         verdict: (N,) str, `"accept"`, `"review"` or `"reject"`.
         empty: (N,) bool, filed as a defect with an empty mask.
         suspect: (N,) bool, filed as sound but tile-mate of a defective tile.
-        doubtful: (N,) bool, suspect, or filed as sound and seen to be defective in an audit.
+        label_issue: (N,) bool, suspect, or filed as sound and seen to be defective in an audit.
         counts: (N, 4) int64 `[TP, FP, FN, TN]`.
         confusion: (N, K, K) int64, row = truth, column = prediction.
         histogram: (N, 2, 256) int32, pixels by truth (sound, defect) and probability.
@@ -84,7 +84,7 @@ class Records:
     verdict: npt.NDArray[Any]
     empty: npt.NDArray[np.bool_]
     suspect: npt.NDArray[np.bool_]
-    doubtful: npt.NDArray[np.bool_]
+    label_issue: npt.NDArray[np.bool_]
     counts: npt.NDArray[np.int64]
     confusion: npt.NDArray[np.int64]
     histogram: npt.NDArray[np.int32]
@@ -191,7 +191,7 @@ class Recorder:
                 "verdict": result.verdict,
                 "empty": empty and label > 0,
                 "suspect": sample.suspect,
-                "doubtful": sample.doubtful,
+                "label_issue": sample.label_issue,
                 "counts": binary_counts(result.mask, target),
                 "confusion": confusion_matrix(result.classes, target, len(self._labels)),
                 "histogram": probability_histogram(result.probability, target),

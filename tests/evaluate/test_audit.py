@@ -1,4 +1,4 @@
-"""Labels in doubt, on answers drawn by hand."""
+"""Label issues, on answers drawn by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.evaluate.labels.audit import Doubt, doubts, mixed_tiles
+from magtiles_seg.evaluate.labels.audit import LabelIssue, label_issues, mixed_tiles
 from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision, Segmentation
 
@@ -16,11 +16,11 @@ CRACK, FRAY = LABELS.index("crack"), LABELS.index("fray")
 SAMPLE = Sample("exp1_num_1", "crack", Path("a.jpg"), None, group=7)
 
 
-def found(at: tuple[slice, slice] | None, *, kind: int = CRACK) -> Segmentation:
+def found(at: tuple[slice, slice] | None, *, class_index: int = CRACK) -> Segmentation:
     probability = np.full((40, 40), 0.1, np.float32)
     if at:
         probability[at] = 0.9
-    image, classes = np.zeros((40, 40), np.uint8), np.full((40, 40), kind, np.uint8)
+    image, classes = np.zeros((40, 40), np.uint8), np.full((40, 40), class_index, np.uint8)
     return Segmentation.from_prediction(image, probability, classes, decision=Decision())
 
 
@@ -31,39 +31,39 @@ def target(at: tuple[slice, slice] | None) -> np.ndarray[tuple[int, int], np.dty
     return mask
 
 
-def test_doubts_found_where_marked_are_none() -> None:
-    assert doubts(SAMPLE, found(np.s_[2:6, 2:12]), target(np.s_[2:6, 3:12])) == []
+def test_label_issues_found_where_marked_are_none() -> None:
+    assert label_issues(SAMPLE, found(np.s_[2:6, 2:12]), target(np.s_[2:6, 3:12])) == []
 
 
-def test_doubts_found_far_from_any_mask_is_unmarked() -> None:
-    (doubt,) = doubts(SAMPLE, found(np.s_[2:6, 2:12]), target(None))
-    assert (doubt.kind, doubt.predicted, doubt.area_px) == ("unmarked", "crack", 40)
-    assert doubt.bbox_xyxy_px == (2, 2, 12, 6)
-    assert doubt.confidence == pytest.approx(0.9)
-    assert "crack found, not marked" in str(doubt)
+def test_label_issues_found_far_from_any_mask_is_unmarked() -> None:
+    (issue,) = label_issues(SAMPLE, found(np.s_[2:6, 2:12]), target(None))
+    assert (issue.issue_type, issue.predicted, issue.area_px) == ("unmarked", "crack", 40)
+    assert issue.bbox_xyxy_px == (2, 2, 12, 6)
+    assert issue.confidence == pytest.approx(0.9)
+    assert "crack found, not marked" in str(issue)
 
 
-def test_doubts_found_beside_a_mask_is_no_doubt_of_its_own() -> None:
-    (doubt,) = doubts(SAMPLE, found(np.s_[2:6, 2:12]), target(np.s_[8:10, 2:12]))
-    assert doubt.kind == "unfound"
-    assert doubt.confidence == pytest.approx(0.9)
+def test_label_issues_found_beside_a_mask_is_no_issue_of_its_own() -> None:
+    (issue,) = label_issues(SAMPLE, found(np.s_[2:6, 2:12]), target(np.s_[8:10, 2:12]))
+    assert issue.issue_type == "unfound"
+    assert issue.confidence == pytest.approx(0.9)
 
 
-def test_doubts_marked_where_nothing_is_found_is_unfound() -> None:
-    (doubt,) = doubts(SAMPLE, found(None), target(np.s_[20:24, 20:30]))
-    assert (doubt.kind, doubt.predicted, doubt.area_px) == ("unfound", "", 40)
+def test_label_issues_marked_where_nothing_is_found_is_unfound() -> None:
+    (issue,) = label_issues(SAMPLE, found(None), target(np.s_[20:24, 20:30]))
+    assert (issue.issue_type, issue.predicted, issue.area_px) == ("unfound", "", 40)
 
 
-def test_doubts_found_as_another_class_says_so() -> None:
+def test_label_issues_found_as_another_class_says_so() -> None:
     place = np.s_[2:6, 2:12]
-    (doubt,) = doubts(SAMPLE, found(place, kind=FRAY), target(place))
-    assert (doubt.kind, doubt.label, doubt.predicted) == ("class", "crack", "fray")
+    (issue,) = label_issues(SAMPLE, found(place, class_index=FRAY), target(place))
+    assert (issue.issue_type, issue.label, issue.predicted) == ("class", "crack", "fray")
 
 
 def test_rank_of_equal_confidence_is_higher_for_the_larger_region() -> None:
-    def of(area_px: int) -> Doubt:
-        return Doubt(
-            id="a", kind="unmarked", label="free", predicted="crack", tile=1,
+    def of(area_px: int) -> LabelIssue:
+        return LabelIssue(
+            id="a", issue_type="unmarked", label="free", predicted="crack", tile=1,
             confidence=0.9, area_px=area_px, bbox_xyxy_px=(0, 0, 1, 1),
         )  # fmt: skip
 

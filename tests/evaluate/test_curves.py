@@ -34,7 +34,7 @@ def result() -> EvaluationResult:
         verdict=np.array(["reject", "accept", "accept", "accept"]),
         empty=np.zeros(4, bool),
         suspect=np.zeros(4, bool),
-        doubtful=np.zeros(4, bool),
+        label_issue=np.zeros(4, bool),
         counts=counts,
         confusion=confusion,
         histogram=histogram,

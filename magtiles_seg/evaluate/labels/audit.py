@@ -18,7 +18,7 @@ import numpy.typing as npt
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.result import Segmentation
 
-Kind = Literal["unmarked", "unfound", "class"]
+IssueType = Literal["unmarked", "unfound", "class"]
 
 _TYPICAL_PX = 100
 """Regions far below this area are ranked down: annotators and models differ on specks."""
@@ -28,13 +28,13 @@ _NEAR_PX = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doubt:
-    """A region whose label is in doubt.
+class LabelIssue:
+    """A region whose label is probably wrong.
 
     Attributes:
         id: The sample's id.
-        kind: `unmarked`: found where the mask says sound; `unfound`: masked where the prediction
-            says sound; `class`: found, as another class.
+        issue_type: `unmarked`: found where the mask says sound; `unfound`: masked where the
+            prediction says sound; `class`: found, as another class.
         label: Class that the picture is filed under.
         predicted: Class that was found; empty where nothing was.
         tile: Physical tile.
@@ -44,7 +44,7 @@ class Doubt:
     """
 
     id: str
-    kind: Kind
+    issue_type: IssueType
     label: str
     predicted: str
     tile: int
@@ -63,14 +63,16 @@ class Doubt:
             "unmarked": f"{self.predicted} found, not marked",
             "unfound": "marked, not found",
             "class": f"found as {self.predicted}",
-        }[self.kind]
+        }[self.issue_type]
         return (
             f"{self.id}, filed under {self.label}, tile {self.tile}: {what} "
             f"({self.area_px} px at {self.bbox_xyxy_px}, confidence {self.confidence:.2f})"
         )
 
 
-def doubts(sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]) -> list[Doubt]:
+def label_issues(
+    sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]
+) -> list[LabelIssue]:
     """Compare one out-of-fold answer with the label, region by region.
 
     Args:
@@ -79,19 +81,19 @@ def doubts(sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]) 
         target: (H, W) uint8 class indices, 0 is sound.
 
     Returns:
-        The doubts, in no order.
+        The issues, in no order.
     """
     truth, found = (target > 0).astype(np.uint8), result.mask
     size = 2 * _NEAR_PX + 1
     near = cv2.dilate(truth, np.ones((size, size), np.uint8))
-    kept: list[Doubt] = []
+    kept: list[LabelIssue] = []
 
-    def doubt(kind: Kind, region: Any, predicted: str, confidence: float) -> None:  # noqa: ANN401 - (rows, columns)
+    def note(issue_type: IssueType, region: Any, predicted: str, confidence: float) -> None:  # noqa: ANN401 - (rows, columns)
         rows, columns = region
         kept.append(
-            Doubt(
+            LabelIssue(
                 id=sample.id,
-                kind=kind,
+                issue_type=issue_type,
                 label=sample.label,
                 predicted=predicted,
                 tile=sample.group,
@@ -111,12 +113,12 @@ def doubts(sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]) 
         predicted = result.labels[int(votes.argmax())]
         sure = float(result.probability[region].mean())
         if not near[region].any():
-            doubt("unmarked", region, predicted, sure)
+            note("unmarked", region, predicted, sure)
         elif truth[region].any() and predicted != _class_of(target[region], result.labels):
-            doubt("class", region, predicted, sure * float(votes.max() / votes.sum()))
+            note("class", region, predicted, sure * float(votes.max() / votes.sum()))
     for region in _regions(truth):
         if not found[region].any():
-            doubt("unfound", region, "", 1 - float(result.probability[region].mean()))
+            note("unfound", region, "", 1 - float(result.probability[region].mean()))
     return kept
 
 
