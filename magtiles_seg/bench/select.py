@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from magtiles_seg.bench.run import BenchReport
 
 
-def choose(
+def select_fastest(
     report: BenchReport,
     model: Path,
     *,

@@ -184,7 +184,9 @@ class Report:
         newly = self.comparison.newly_wrong if self.comparison else ()
         text = ["### Test pictures", f"Picture, truth, answer ({pictures.LEGEND})."]
         number = 0
-        for group, ids in pictures.choose(self._records, newly, count=SHOWN_PICTURES).items():
+        for group, ids in pictures.select_pictures(
+            self._records, newly, count=SHOWN_PICTURES
+        ).items():
             shown = []
             for picture in ids:
                 name = f"picture_{number:02}.png"

@@ -182,15 +182,15 @@ def choose_decision(
         ConfigError: No sample has a defect.
     """
     fixed, names = get_protocol(protocol), tuple(labels)
-    chooser = Chooser()
+    search = DecisionSearch()
     for sample in samples:
         image, target = prepare(sample, fixed, labels=labels)
         result = as_segmentation(predictor(image), image, decide=lambda given: given, labels=labels)
-        chooser.add(result, target, 0 if sample.label == FREE else names.index(sample.label))
-    return chooser.decision(recall=recall)
+        search.add(result, target, 0 if sample.label == FREE else names.index(sample.label))
+    return search.decision(recall=recall)
 
 
-class Chooser:
+class DecisionSearch:
     """Gathers predictions, of one model or of all folds, and chooses one decision for them.
 
     Keeps two bytes a pixel. Pictures filed as defects with an empty mask say nothing and are left
@@ -298,7 +298,7 @@ class Choice:
             ) from error
 
 
-class Tally:
+class CalibrationCounts:
     """What a calibration needs of one fold's predictions; pictures with an empty mask say nothing.
 
     Attributes:
@@ -330,29 +330,31 @@ class Tally:
 
 
 def _fit_pictures(
-    tallies: Sequence[Tally], pixel: Affine, margin_px: int
+    counts: Sequence[CalibrationCounts], pixel: Affine, margin_px: int
 ) -> tuple[Affine, FloatArray, AnyArray]:
     """Return the pictures' calibration, and what it was fitted on: scores (P,), defective (P,)."""
-    scores = np.concatenate([tally.scores(pixel, margin_px) for tally in tallies])
-    defect = np.concatenate([tally.is_defect for tally in tallies])
+    scores = np.concatenate([count.scores(pixel, margin_px) for count in counts])
+    defect = np.concatenate([count.is_defect for count in counts])
     return fit(logit(scores), ~defect, defect), scores, defect
 
 
-def choose(chooser: Chooser, tallies: Sequence[Tally], *, recall: float, tiles: int) -> Choice:
+def choose_for_all_folds(
+    search: DecisionSearch, counts: Sequence[CalibrationCounts], *, recall: float, tiles: int
+) -> Choice:
     """Choose on raw predictions, and say it in calibrated ones: the pixels keep their order.
 
     Args:
-        chooser: Has seen all folds.
-        tallies: One a fold.
+        search: Has seen all folds.
+        counts: One a fold.
         recall: Share of the defective pictures that the reject score must catch.
         tiles: How many they are of.
 
     Raises:
         ConfigError: No picture is sound, or none is defective.
     """
-    pixel = fit(LOGITS, *np.sum([tally.pixels for tally in tallies], axis=0))
-    raw = chooser.decision(recall=recall)
-    picture, scores, defect = _fit_pictures(tallies, pixel, raw.score_margin_px)
+    pixel = fit(LOGITS, *np.sum([count.pixels for count in counts], axis=0))
+    raw = search.decision(recall=recall)
+    picture, scores, defect = _fit_pictures(counts, pixel, raw.score_margin_px)
     reject_score = score_at_recall(picture(scores), defect, recall=recall)
     return Choice(
         decision=replace(
@@ -369,13 +371,13 @@ def choose(chooser: Chooser, tallies: Sequence[Tally], *, recall: float, tiles: 
     )
 
 
-def diagrams(tallies: Sequence[Tally], margin_px: int) -> Diagrams:
+def diagrams(counts: Sequence[CalibrationCounts], margin_px: int) -> Diagrams:
     """Return how far probabilities are to be believed, before and after calibration.
 
     The maps of "after" are fitted on the other folds alone, so one fold gives "before" only.
 
     Args:
-        tallies: One a fold.
+        counts: One a fold.
         margin_px: One of `MARGINS_PX`, that the scores leave out.
 
     Returns:
@@ -383,17 +385,17 @@ def diagrams(tallies: Sequence[Tally], margin_px: int) -> Diagrams:
     """
     raw = Affine()
     cases: dict[str, list[tuple[FloatArray, AnyArray, AnyArray]]] = {}
-    for index, tally in enumerate(tallies):
-        defect, pixels = np.asarray(tally.is_defect), tally.pixels
+    for index, count in enumerate(counts):
+        defect, pixels = np.asarray(count.is_defect), count.pixels
         cases.setdefault("pixels_before", []).append((sigmoid(LOGITS), *pixels))
         cases.setdefault("pictures_before", []).append(
-            (tally.scores(raw, margin_px), ~defect, defect)
+            (count.scores(raw, margin_px), ~defect, defect)
         )
-        others = [*tallies[:index], *tallies[index + 1 :]]
+        others = [*counts[:index], *counts[index + 1 :]]
         if others:
             pixel = fit(LOGITS, *np.sum([other.pixels for other in others], axis=0))
             picture, _, _ = _fit_pictures(others, pixel, margin_px)
-            scores = picture(tally.scores(pixel, margin_px))
+            scores = picture(count.scores(pixel, margin_px))
             cases.setdefault("pixels_after", []).append((pixel(sigmoid(LOGITS)), *pixels))
             cases.setdefault("pictures_after", []).append((scores, ~defect, defect))
     return {

@@ -15,12 +15,12 @@ from magtiles_seg.dataset.splits import Split
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.compare import Comparison
 from magtiles_seg.evaluate.decide import (
+    CalibrationCounts,
     Choice,
-    Chooser,
+    DecisionSearch,
     Diagrams,
-    Tally,
-    choose,
     choose_decision,
+    choose_for_all_folds,
     diagrams,
 )
 from magtiles_seg.evaluate.plots.charts import line_chart
@@ -134,14 +134,14 @@ def evaluate_folds(
         DataError: A picture is missing, or stands in two test parts.
     """
     fixed = get_protocol(protocol)
-    chooser, tallies = Chooser(), [Tally() for _ in runs]
+    search, counts = DecisionSearch(), [CalibrationCounts() for _ in runs]
     parts: list[dict[MaskRule, Records]] = []
     total = sum(fixed.scores(sample) for run in runs for sample in run.part("test", samples))
     left_out = sum(len(run.split.test) for run in runs) - total
-    for run, tally in zip(runs, tallies, strict=True):
+    for run, count in zip(runs, counts, strict=True):
         done = sum(len(next(iter(part.values()))) for part in parts)
         tell = progress and _from(progress, done, total)
-        look = _watcher(chooser, tally, watch)
+        look = _watcher(search, count, watch)
         with open_model(run.model) as model:
             labels, decision = model.spec.card.labels, None
             if fixed.threshold is None:
@@ -169,12 +169,12 @@ def evaluate_folds(
     result = summarize(joined, protocol=fixed, resamples=resamples, left_out=left_out)
     free = fixed.threshold is None
     tiles = len(np.unique(result.records.group))
-    choice = choose(chooser, tallies, recall=recall, tiles=tiles) if free else None
+    choice = choose_for_all_folds(search, counts, recall=recall, tiles=tiles) if free else None
     return OutOfFold(
         result=replace(result, by_fold=by_fold),
         run_of={id_: run for run in runs for id_ in run.split.test},
         choice=choice,
-        reliability=diagrams(tallies, choice.decision.score_margin_px) if choice else {},
+        reliability=diagrams(counts, choice.decision.score_margin_px) if choice else {},
     )
 
 
@@ -200,11 +200,11 @@ def _from(progress: Progress, done: int, total: int) -> Progress:
     return lambda more, _: progress(done + more, total)
 
 
-def _watcher(chooser: Chooser, tally: Tally, watch: Watch | None) -> Watch:
+def _watcher(search: DecisionSearch, count: CalibrationCounts, watch: Watch | None) -> Watch:
     def show(sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]) -> None:
         label = 0 if sample.label == FREE else result.labels.index(sample.label)
-        chooser.add(result, target, label)
-        tally.add(sample, result, target)
+        search.add(result, target, label)
+        count.add(sample, result, target)
         if watch:
             watch(sample, result, target)
 

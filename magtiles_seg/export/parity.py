@@ -84,11 +84,11 @@ def real_tiles(samples: Iterable[Sample], per_class: int, *, seed: int = 0) -> T
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
-    chooser = random.Random(seed)
+    rng = random.Random(seed)
     chosen = [
         sample
         for _, group in sorted(by_class.items())
-        for sample in chooser.sample(group, min(per_class, len(group)))
+        for sample in rng.sample(group, min(per_class, len(group)))
     ]
     read = [(load_image(sample), sample.label) for sample in chosen]
     kept = [(image, label) for image, label in read if min(image.shape) >= MIN_SIDE_PX]
@@ -236,7 +236,7 @@ def compare(
             f"got {len(pictures)} pictures and {len(classes)} classes"
         )
     decision = decision or reference.spec.card.decision
-    whole, by_class = _Tally(), {name: _Tally() for name in sorted(set(classes))}
+    whole, by_class = _Differences(), {name: _Differences() for name in sorted(set(classes))}
     for index, picture in enumerate(pictures):
         expected = _answer(reference, picture, decision)
         try:
@@ -246,12 +246,12 @@ def compare(
                 f"{candidate.spec.path.name} gives no answer on picture {index}: {error}; "
                 "export it in a higher precision"
             ) from error
-        tallies = [whole, by_class[classes[index]]] if classes else [whole]
-        for tally in tallies:
-            tally.add(expected, got)
+        sums = [whole, by_class[classes[index]]] if classes else [whole]
+        for one in sums:
+            one.add(expected, got)
         if progress is not None:
             progress(index + 1, len(pictures))
-    parts = {name: tally.figures() for name, tally in by_class.items()}
+    parts = {name: one.figures() for name, one in by_class.items()}
     return ParityReport(**whole.figures(), per_class=parts)
 
 
@@ -262,7 +262,7 @@ def _answer(model: Backend, picture: npt.NDArray[np.uint8], decision: Decision) 
     )
 
 
-class _Tally:
+class _Differences:
     """Sums over pictures."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from magtiles_seg.linescan.defects import Reason, Uninspected
 __all__ = [
     "Latencies",
     "LineLatency",
-    "Tally",
+    "WebCounts",
     "WebReport",
 ]
 
@@ -125,7 +125,7 @@ class WebReport:
         return asdict(self)
 
 
-class Tally:
+class WebCounts:
     """Counts while a web passes.
 
     Attributes:

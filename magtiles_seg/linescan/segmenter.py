@@ -14,7 +14,7 @@ from magtiles_seg.infer.backends.base import MIN_SIDE_PX
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.components import OpenRegions, Region
 from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect, measure
-from magtiles_seg.linescan.report import Tally, WebReport
+from magtiles_seg.linescan.report import WebCounts, WebReport
 from magtiles_seg.linescan.strips import Strip, StripCutter, halo_px, round_up
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class LineScanSegmenter:
         self._labels, self._threshold = card.labels, decision.threshold
         self._cutter = StripCutter(width_px, round_up(rows, card.stride), halo_px(card))
         self._regions = OpenRegions(width_px, len(card.labels), decision.min_area_px)
-        self._tally = Tally(self._line_mm)
+        self._counts = WebCounts(self._line_mm)
         self._finished: list[WebDefect] = []
         self._next_line: int | None = None
         self._repeated_in_a_row = 0
@@ -98,19 +98,19 @@ class LineScanSegmenter:
     @property
     def uninspected(self) -> tuple[Uninspected, ...]:
         """Intervals of lines without a verdict, the latest 1000; totals stand in `report`."""
-        return tuple(self._tally.intervals)
+        return tuple(self._counts.intervals)
 
     @property
     def report(self) -> WebReport:
         """What has happened so far."""
         pending = self._cutter.end_line - self._cutter.undecided_line
-        return self._tally.report(
+        return self._counts.report(
             self._width_px, pending_lines=pending, open_defects=len(self._regions)
         )
 
     def notify(self, listener: Callable[[Uninspected], None]) -> None:
         """Call a function with each interval of lines without a verdict, as soon as it is known."""
-        self._tally.listeners.append(listener)
+        self._counts.listeners.append(listener)
 
     def push(
         self,
@@ -146,11 +146,11 @@ class LineScanSegmenter:
             if line > self.next_line:
                 self._skip(line, gap)
             repeated = min(len(rows), self.next_line - line)
-            self._tally.repeated += repeated
+            self._counts.repeated += repeated
             self._check_counter(repeated, len(rows))
             self._take(rows[repeated:], began_s if arrived_s is None else arrived_s)
         finally:
-            self._tally.all_s += time.perf_counter() - began_s
+            self._counts.all_s += time.perf_counter() - began_s
         return self._give_out()
 
     def skip(self, end_line: int | None, reason: Reason) -> list[WebDefect]:
@@ -175,7 +175,7 @@ class LineScanSegmenter:
                 self._flush(complete=True)
             finally:
                 self._closed = True
-                self._tally.all_s += time.perf_counter() - began_s
+                self._counts.all_s += time.perf_counter() - began_s
                 if self._owned is not None:
                     self._owned.close()
         return self._give_out()
@@ -196,7 +196,7 @@ class LineScanSegmenter:
         if not len(rows):
             return
         end_line = self.next_line + len(rows)
-        self._tally.latency.arrive(end_line, arrived_s)
+        self._counts.latency.arrive(end_line, arrived_s)
         self._inspect(self._cutter.push(rows), end_line)
         self._next_line = end_line
 
@@ -207,7 +207,7 @@ class LineScanSegmenter:
     def _skip(self, end_line: int | None, reason: Reason) -> None:
         first_line = self.next_line
         self._flush(complete=False)
-        self._tally.miss(first_line, end_line, reason)
+        self._counts.miss(first_line, end_line, reason)
         self._begin(first_line if end_line is None else end_line, after_gap=True)
 
     def _inspect(self, strips: Iterable[Strip], end_line: int) -> None:
@@ -225,8 +225,8 @@ class LineScanSegmenter:
         except BaseException:
             first_line = self._decided_line(group)
             self._collect(self._regions.finish(complete=False))
-            self._tally.latency.forget(end_line)
-            self._tally.miss(first_line, end_line, "failed")
+            self._counts.latency.forget(end_line)
+            self._counts.miss(first_line, end_line, "failed")
             self._begin(end_line, after_gap=True)
             raise
 
@@ -248,7 +248,7 @@ class LineScanSegmenter:
             stack = np.pad(stack, [(0, 0), *missing], mode="reflect")
         began_s = time.perf_counter()
         probability, classes = self._segmenter.backend.infer(stack)
-        self._tally.model_s += time.perf_counter() - began_s
+        self._counts.model_s += time.perf_counter() - began_s
         return probability[:, :height, :width], classes[:, :height, :width]
 
     def _join(
@@ -256,15 +256,15 @@ class LineScanSegmenter:
     ) -> None:
         self._check_answer(probability, classes)
         self._collect(self._regions.add(strip.first_line, probability, classes, self._threshold))
-        self._tally.lines += strip.rows
+        self._counts.lines += strip.rows
         end_line = strip.first_line + strip.rows
-        self._tally.latency.decide(strip.first_line, end_line, time.perf_counter())
+        self._counts.latency.decide(strip.first_line, end_line, time.perf_counter())
 
     def _collect(self, regions: Iterable[Region]) -> None:
         for region in regions:
             defect = measure(region, self._labels, mm_per_px=self._mm_per_px, line_mm=self._line_mm)
             self._finished.append(defect)
-            self._tally.defects += 1
+            self._counts.defects += 1
 
     def _give_out(self) -> list[WebDefect]:
         given, self._finished = self._finished, []

@@ -14,7 +14,7 @@ from magtiles_seg.bench import table as benchtable
 from magtiles_seg.bench.entries import Candidate, Case, Entry, find_candidates
 from magtiles_seg.bench.reference import ReferenceNetwork
 from magtiles_seg.bench.run import BenchReport, peak_mib
-from magtiles_seg.bench.select import choose
+from magtiles_seg.bench.select import select_fastest
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ParityError
 from magtiles_seg.export.parity import Tolerance
 
@@ -156,7 +156,7 @@ def test_choose_takes_the_fastest_that_passes_parity(
     slow = replace(plain, threads=2)
     other = replace(plain, path=wrong.with_suffix(".onnx"))
     refused: list[Candidate] = []
-    chosen = choose(
+    chosen = select_fastest(
         _with_times(report, (slow, 30.0), (plain, 20.0), (other, 10.0)),
         model,
         refused=lambda candidate, _: refused.append(candidate),
@@ -164,9 +164,9 @@ def test_choose_takes_the_fastest_that_passes_parity(
     assert (chosen.backend, chosen.threads, chosen.file) == ("onnxruntime", 1, None)
     assert refused == [other]
     with pytest.raises(ParityError, match="no candidate answers"):
-        choose(_with_times(report, (other, 10.0)), model)
+        select_fastest(_with_times(report, (other, 10.0)), model)
     loose = Tolerance(min_dice=0, max_abs_diff=1, max_flipped_fraction=1)
-    chosen = choose(_with_times(report, (other, 10.0)), model, tolerance=lambda _: loose)
+    chosen = select_fastest(_with_times(report, (other, 10.0)), model, tolerance=lambda _: loose)
     assert chosen.file == str(other.path)
 
 

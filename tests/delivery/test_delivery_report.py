@@ -13,7 +13,7 @@ from magtiles_seg.delivery.report import Report
 from magtiles_seg.delivery.revisions import Revision, git
 from magtiles_seg.errors import DataError, DeliveryError
 from magtiles_seg.evaluate.plots import charts
-from magtiles_seg.evaluate.plots.gallery import choose, triptych
+from magtiles_seg.evaluate.plots.gallery import select_pictures, triptych
 from magtiles_seg.infer.segmenter import Segmenter
 
 HEADER = "picture,class,tile,tp,fp,fn,tn,score,verdict\n"
@@ -120,7 +120,7 @@ def test_choose_gives_twenty_different_pictures(newly: tuple[str, ...]) -> None:
     from magtiles_seg.evaluate.compare import read_pictures
 
     rows = [f"a{n},crack,{n},{n % 10},0,{10 - n % 10},90,0.5,reject" for n in range(40)]
-    groups = choose(read_pictures(HEADER + "\n".join(rows)), newly)
+    groups = select_pictures(read_pictures(HEADER + "\n".join(rows)), newly)
     chosen = [one for group in groups.values() for one in group]
     assert len(chosen) == len(set(chosen)) == 20
     assert groups["newly wrong"] == list(newly[:6])

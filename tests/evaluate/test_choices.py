@@ -6,21 +6,26 @@ from typing import cast
 import numpy as np
 
 from magtiles_seg.evaluate.calibration import LOGITS, fit, logit
-from magtiles_seg.evaluate.decide import MARGINS_PX, Chooser, Tally, choose
+from magtiles_seg.evaluate.decide import (
+    MARGINS_PX,
+    CalibrationCounts,
+    DecisionSearch,
+    choose_for_all_folds,
+)
 from magtiles_seg.evaluate.metrics import score_at_recall
 from magtiles_seg.result import Decision
 
 
 class Chosen:
-    """A chooser that has made up its mind."""
+    """A search that has made up its mind."""
 
     def decision(self, *, recall: float) -> Decision:
         return Decision(threshold=0.5, min_area_px=4, reject_score=recall)
 
 
-def tally(seed: int) -> Tally:
+def count(seed: int) -> CalibrationCounts:
     """Return forty pictures, every second one defective, whose scores overlap."""
-    rng, made = np.random.default_rng(seed), Tally()
+    rng, made = np.random.default_rng(seed), CalibrationCounts()
     rising = np.linspace(1, 90, LOGITS.size).astype(np.int64)
     made.pixels += np.stack([rising[::-1], rising])
     for index in range(40):
@@ -34,11 +39,11 @@ def tally(seed: int) -> Tally:
 def test_choose_reject_score_is_rounded_down_to_a_grain() -> None:
     above_half = 0
     for seed in range(12):
-        tallies = [tally(2 * seed), tally(2 * seed + 1)]
-        choice = choose(cast("Chooser", Chosen()), tallies, recall=0.9, tiles=8)
+        counts = [count(2 * seed), count(2 * seed + 1)]
+        choice = choose_for_all_folds(cast("DecisionSearch", Chosen()), counts, recall=0.9, tiles=8)
         margin = choice.decision.score_margin_px
-        scores = np.concatenate([one.scores(choice.pixel, margin) for one in tallies])
-        defect = np.array([flag for one in tallies for flag in one.is_defect])
+        scores = np.concatenate([one.scores(choice.pixel, margin) for one in counts])
+        defect = np.array([flag for one in counts for flag in one.is_defect])
         picture = fit(logit(scores), ~defect, defect)
         exact = score_at_recall(picture(scores), defect, recall=0.9)
         assert 0 <= exact - choice.decision.reject_score < 1e-4

@@ -99,7 +99,7 @@ _GAP_PX = 4
 _TINT = 0.55
 
 
-def choose(
+def select_pictures(
     records: Records, newly_wrong: Sequence[str], *, count: int = 20, seed: int = 0
 ) -> dict[str, list[str]]:
     """Choose pictures: up to a third newly wrong, a third random, the others the worst.
