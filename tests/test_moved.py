@@ -57,3 +57,12 @@ def test_find_moved_modules_twice_changes_nothing() -> None:
     before = list(sys.meta_path)
     find_moved_modules()
     assert sys.meta_path == before
+
+
+def test_former_name_in_a_module_gives_what_it_is_now_and_says_so() -> None:
+    from magtiles_seg import batch
+
+    with pytest.warns(DeprecationWarning, match=r"batch\.Progress is now .*batch\.BatchProgress"):
+        assert batch.Progress is batch.BatchProgress
+    with pytest.raises(AttributeError, match="has no attribute 'Regress'"):
+        _ = batch.Regress

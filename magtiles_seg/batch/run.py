@@ -55,7 +55,7 @@ class Engine:
         return workers, max(1, cores // workers)
 
 
-class Progress(Protocol):
+class BatchProgress(Protocol):
     """Is told how far a run is."""
 
     def listed(self, pictures: int) -> None:
@@ -83,7 +83,9 @@ class Outcome:
     errors: int
 
 
-def run_batch(job: Job, engine: Engine | None = None, progress: Progress | None = None) -> Outcome:
+def run_batch(
+    job: Job, engine: Engine | None = None, progress: BatchProgress | None = None
+) -> Outcome:
     """Segment an archive into `job.out`, or go on where an earlier run was stopped.
 
     Each picture is one row of one file in `parts/`, whatever happened on the way: killed at any
@@ -146,7 +148,7 @@ def _dispatch(
     )
 
 
-def _open_listing(job: Job, identity: dict[str, object], progress: Progress | None) -> Listing:
+def _open_listing(job: Job, identity: dict[str, object], progress: BatchProgress | None) -> Listing:
     """Return the listing of the run that the folder holds, or list the source for a new one."""
     path = job.out / _RUN
     if path.exists():

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from magtiles_seg.dataset.download import Progress, download
+from magtiles_seg.dataset.download import OpenEndedProgress, download
 from magtiles_seg.dataset.layouts import locate, name_key
 from magtiles_seg.dataset.samples import Sample, check_sample, raise_problems, scan
 from magtiles_seg.dataset.splits import data_sha256
@@ -201,7 +201,7 @@ def fetch(
     destination: Path,
     *,
     sha256: str | None = None,
-    progress: Progress | None = None,
+    progress: OpenEndedProgress | None = None,
     waiting: Callable[[str], object] = warnings.warn,
 ) -> Path:
     """Bring a data set here and return its root.
@@ -266,7 +266,7 @@ def verify(
     *,
     layout: str = "auto",
     labels: Sequence[str] = LABELS,
-    progress: Progress | None = None,
+    progress: OpenEndedProgress | None = None,
     note: Callable[[str], object] = warnings.warn,
 ) -> tuple[Sample, ...]:
     """Read every picture and mask of a data set as training does, and return its samples.
@@ -411,7 +411,9 @@ def _remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _unpack_url(url: str, to: Path, *, sha256: str | None, progress: Progress | None) -> None:
+def _unpack_url(
+    url: str, to: Path, *, sha256: str | None, progress: OpenEndedProgress | None
+) -> None:
     """Download a zip beside `to`, so that a broken transfer survives it, and unpack it."""
     name = sha256_of(url.encode())[:12]
     archive = download(url, to.parent / f".{name}.zip", progress=progress)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from magtiles_seg.errors import DataError
 
-Progress = Callable[[int, int | None], None]
+OpenEndedProgress = Callable[[int, int | None], None]
+"""Told `(done, total)`; the total is None where a server does not say it."""
 
 ATTEMPTS = 5
 MAX_TRANSFERS = 100
@@ -79,7 +80,7 @@ def download(
     url: str,
     target: Path,
     *,
-    progress: Progress | None = None,
+    progress: OpenEndedProgress | None = None,
     attempts: int = ATTEMPTS,
     wait_s: float = 1.0,
 ) -> Path:
@@ -122,7 +123,9 @@ def download(
     )
 
 
-def _try(url: str, part: _Part, progress: Progress | None, ends_at: float) -> tuple[str, float]:
+def _try(
+    url: str, part: _Part, progress: OpenEndedProgress | None, ends_at: float
+) -> tuple[str, float]:
     """Make one transfer; return why it broke, if it did, and the pause the server asks for."""
     try:
         with urllib.request.urlopen(_request(url, part), timeout=_STALL_S / 2) as response:
@@ -163,7 +166,7 @@ def _receive(
     url: str,
     response: http.client.HTTPResponse,
     part: _Part,
-    progress: Progress | None,
+    progress: OpenEndedProgress | None,
     ends_at: float,
 ) -> None:
     """Write the rest of a file that a server sends.

@@ -27,7 +27,7 @@ from magtiles_seg.evaluate.plots.charts import line_chart
 from magtiles_seg.evaluate.plots.curves import curves, save, write_csv
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.evaluate.report import EvaluationResult, summarize
-from magtiles_seg.evaluate.scoring import Progress, Records, Watch, join_records, score
+from magtiles_seg.evaluate.scoring import PictureProgress, Records, Watch, join_records, score
 from magtiles_seg.evaluate.summary import table
 from magtiles_seg.labels import FREE
 from magtiles_seg.result import Segmentation
@@ -112,7 +112,7 @@ def evaluate_folds(
     protocol: str = "T",
     recall: float = 0.95,
     resamples: int = 1000,
-    progress: Progress | None = None,
+    progress: PictureProgress | None = None,
     watch: Watch | None = None,
 ) -> OutOfFold:
     """Score each fold's test part with its model and join them.
@@ -196,7 +196,7 @@ def repeat(values: Iterable[Mapping[str, float]]) -> dict[str, tuple[float, floa
     return dict(zip(names, spread, strict=True))
 
 
-def _from(progress: Progress, done: int, total: int) -> Progress:
+def _from(progress: PictureProgress, done: int, total: int) -> PictureProgress:
     return lambda more, _: progress(done + more, total)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from magtiles_seg.dataset.samples import MaskRule, Sample
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import Protocol, get_protocol
-from magtiles_seg.evaluate.scoring import Predictor, Progress, Records, score
+from magtiles_seg.evaluate.scoring import PictureProgress, Predictor, Records, score
 from magtiles_seg.evaluate.summary import (
     Table,
     class_table,
@@ -119,7 +119,7 @@ def evaluate(
     labels: Sequence[str] = LABELS,
     resamples: int = 1000,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: PictureProgress | None = None,
 ) -> EvaluationResult:
     """Score a predictor on samples: those of a split's test part, or any.
 

@@ -227,7 +227,7 @@ class Recorder:
         return self._labels.index(sample.label)
 
 
-Progress: TypeAlias = Callable[[int, int], None]
+PictureProgress: TypeAlias = Callable[[int, int], None]
 """Called after each picture with how many are done and how many there are."""
 
 Watch: TypeAlias = Callable[[Sample, Segmentation, npt.NDArray[np.uint8]], None]
@@ -242,7 +242,7 @@ def score(
     mask_rule: MaskRule | None = None,
     decision: Decision | None = None,
     labels: Sequence[str] = LABELS,
-    progress: Progress | None = None,
+    progress: PictureProgress | None = None,
     watch: Watch | None = None,
 ) -> dict[MaskRule, Records]:
     """Score a predictor picture by picture, for `summarize`; empty masks are still among the rows.

@@ -37,7 +37,7 @@ TARGETS = {
 
 ENGINES = ("tensorrt", "rtx")
 
-Progress = Callable[[str, int, int], None]
+StageProgress = Callable[[str, int, int], None]
 """Called with what goes on (`"quantize"`, `"build"` or `"compare"`), how much is done, and of how
 much."""
 
@@ -84,7 +84,7 @@ def export_artefact(
     proof: TileSet,
     int8_tiles: TileSet | None = None,
     card: ModelCard | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[Path, Manifest]:
     """Write a model as an artefact and its manifest, if it answers as the model does.
 
@@ -96,7 +96,7 @@ def export_artefact(
         proof: On which the artefact is compared with the model.
         int8_tiles: From which int8 takes its ranges; the other precisions need none.
         card: Of a checkpoint, what the artefact is to say about itself; None: what it tells.
-        progress: See `Progress`.
+        progress: See `StageProgress`.
 
     Returns:
         The artefact's path and its manifest. Beside an engine stands the ONNX file it was built
@@ -216,7 +216,7 @@ def _fp32_onnx(model: Path, card: ModelCard | None) -> bytes:
     return data
 
 
-def _part(progress: Progress, stage: str) -> Callable[[int, int], None]:
+def _part(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
     return lambda done, total: progress(stage, done, total)
 
 

@@ -163,7 +163,8 @@ def _check_order(recipe: Recipe) -> list[str]:
     return found
 
 
-Progress = Callable[[int, int], None]
+BuildProgress = Callable[[int, int], None]
+"""Told how many steps of a build are done, and of how many."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,7 +192,7 @@ def build_engine(
     flavour: str,
     compute_capabilities: tuple[str, ...] = (),
     timing_cache: bytes | None = None,
-    progress: Progress | None = None,
+    progress: BuildProgress | None = None,
     device: int = 0,
 ) -> BuiltEngine:
     """Compile a model.
@@ -296,7 +297,7 @@ class _Job:
         library: Any,  # noqa: ANN401
         onnx_bytes: bytes,
         recipe: Recipe,
-        progress: Progress | None,
+        progress: BuildProgress | None,
     ) -> None:
         self._library = library
         self._recipe = recipe
@@ -364,7 +365,7 @@ def _configure(library: Any, builder: Any, recipe: Recipe) -> Any:  # noqa: ANN4
     return config
 
 
-def _make_monitor(library: Any, progress: Progress) -> Any:  # noqa: ANN401
+def _make_monitor(library: Any, progress: BuildProgress) -> Any:  # noqa: ANN401
     """Return a monitor that adds up the steps of all phases."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]  # the library has no types

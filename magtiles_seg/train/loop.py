@@ -76,7 +76,7 @@ class Logger(TypingProtocol):
         """End the current step."""
 
 
-Progress = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
+WrapEpoch = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
 """Wraps the batches of an epoch, given their number and a title, to show how far it is."""
 
 
@@ -87,7 +87,7 @@ def train(
     out_dir: Path,
     *,
     labels: tuple[str, ...] = LABELS,
-    progress: Progress | None = None,
+    progress: WrapEpoch | None = None,
     logger: Logger | None = None,
 ) -> Path:
     """Train a network, or go on with a run that was stopped, and return its best checkpoint.
@@ -367,7 +367,7 @@ def _log(logger: Logger, found: Validation, state: RunState) -> None:
     logger.next_step()
 
 
-def _shown(batches: Iterable[Batch], run: _Run, progress: Progress | None) -> Iterable[Batch]:
+def _shown(batches: Iterable[Batch], run: _Run, progress: WrapEpoch | None) -> Iterable[Batch]:
     if progress is None:
         return batches
     return progress(batches, run.steps, f"epoch {run.state.epoch + 1}/{run.params.epochs}")
