@@ -109,7 +109,7 @@ def find_candidates(
         threads: Of one inference on a CPU; none: all cores.
 
     Raises:
-        ConfigError: A backend has no sense here.
+        ConfigError: A backend is invalid here.
         BackendUnavailableError: A backend that was named is not installed.
     """
     for name in backends:

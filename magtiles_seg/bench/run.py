@@ -174,7 +174,7 @@ def measure(
 
     Raises:
         FileNotFoundError, ModelError: A model file cannot be loaded.
-        ConfigError: A number is less than 1, or a backend has no sense here.
+        ConfigError: A number is less than 1, or a backend is invalid here.
         BackendUnavailableError: A backend that was named, or torch for `reference`, is missing.
     """
     if rounds < 1 or burst < 1 or not cases:

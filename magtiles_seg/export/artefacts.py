@@ -107,7 +107,7 @@ def export_artefact(
         FileNotFoundError: There is no such model.
         ModelError: It is damaged, no fp32 model, or the runtime cannot compile it.
         ParityError: The artefact answers differently; nothing is written.
-        ConfigError: The order makes no sense, or int8 lacks its tiles.
+        ConfigError: The order is invalid, or int8 lacks its tiles.
         BackendUnavailableError: The runtime is not installed.
     """
     progress = progress or (lambda _stage, _done, _total: None)

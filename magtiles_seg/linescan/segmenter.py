@@ -69,7 +69,7 @@ class LineScanSegmenter:
             batch: Most strips in one inference, taken together when one block completes several.
 
         Raises:
-            ConfigError: A number has no sense.
+            ConfigError: A number is invalid.
             ModelError: The model does not say how far it sees.
             FileNotFoundError: There is no bundled model.
         """

@@ -218,7 +218,7 @@ class Replay:
             seed: Decides jitter and losses.
 
         Raises:
-            ConfigError: A number has no sense.
+            ConfigError: A number is invalid.
         """
         if not 0 <= line_rate_hz < float("inf"):
             raise ConfigError(f"line_rate_hz is {line_rate_hz!r}; expected 0 or more")

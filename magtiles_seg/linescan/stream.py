@@ -73,7 +73,7 @@ def inspect(
         status_every_s: See there.
 
     Raises:
-        ConfigError: `when_full` or `queue_blocks` has no sense.
+        ConfigError: `when_full` or `queue_blocks` is invalid.
         DataError: The source broke off, or a sink failed.
         InferenceError: The model failed.
     """

@@ -69,7 +69,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         settings: None reads them from the environment.
 
     Raises:
-        ConfigError: A setting has no sense.
+        ConfigError: A setting is invalid.
         FileNotFoundError, ModelError, BackendUnavailableError: The model cannot be loaded.
     """
     settings = settings or Settings.read()

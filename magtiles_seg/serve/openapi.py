@@ -11,7 +11,7 @@ from magtiles_seg.serve.replies import INCLUDES, MASKS
 from magtiles_seg.serve.settings import Settings
 
 _PROBLEMS = {
-    "400": "The form, the picture or a query word has no sense",
+    "400": "The form, the picture or a query word is invalid",
     "406": "Neither JSON nor PNG is accepted",
     "408": "The upload came too slowly",
     "413": "The request or the picture is too large",

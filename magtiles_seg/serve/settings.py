@@ -126,7 +126,7 @@ class Settings:
             flags: Settings by name; None values are skipped.
 
         Raises:
-            ConfigError: A value has no sense: all of them at once.
+            ConfigError: A value is invalid: all of them at once.
         """
         environment = os.environ if environment is None else environment
         found: list[str] = []

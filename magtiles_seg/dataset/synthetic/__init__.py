@@ -78,7 +78,7 @@ def synthetic_tile(
             set, 222-403 x 103-632.
 
     Raises:
-        ConfigError: An argument has no sense.
+        ConfigError: An argument is invalid.
 
     Example:
         >>> tile = synthetic_tile(7, defect="blowhole", exposure=3)
@@ -121,7 +121,7 @@ def write_dataset(
         `root`.
 
     Raises:
-        ConfigError: `tiles` or `seed` has no sense.
+        ConfigError: `tiles` or `seed` is invalid.
         DataError: `root` already holds a data set.
     """
     if tiles < 1:

@@ -55,7 +55,7 @@ def synthetic_web(
             random, mirrored at random, which is far cheaper than to draw each.
 
     Raises:
-        ConfigError: A number has no sense.
+        ConfigError: A number is invalid.
 
     Example:
         >>> rows = next(synthetic_web(2048, seed=3))

@@ -42,7 +42,7 @@ def open_backend(
         FileNotFoundError: There is no such file.
         ModelError: The file is damaged, or not a model of this package.
         StaleEngineError: The engine was built for another machine.
-        ConfigError: The device, the backend, the precision or the number of threads has no sense.
+        ConfigError: The device, the backend, the precision or the number of threads is invalid.
         BackendUnavailableError: The runtime, or its support for the device, is not installed.
     """
     backend = _choose(path, backend)

@@ -97,7 +97,7 @@ class EagerBackend:
         Raises:
             FileNotFoundError: There is no such file.
             ModelError: The file is damaged, or not a checkpoint of this package.
-            ConfigError: The device or the number of threads has no sense.
+            ConfigError: The device or the number of threads is invalid.
             BackendUnavailableError: torch has no such device.
         """
         kind, number = parse_device(device)
@@ -184,7 +184,7 @@ def card_of(
         weights_sha256: Of the checkpoint file.
 
     Raises:
-        ModelError: A field of `meta` has no sense.
+        ModelError: A field of `meta` is invalid.
     """
     for key in ("training", "decision", "calibration", "metrics"):
         kind = list if key == "metrics" else dict

@@ -78,7 +78,7 @@ class OpenVinoBackend:
         Raises:
             FileNotFoundError: There is no such file.
             ModelError: The file is damaged, or not a model of this package.
-            ConfigError: The device, the precision or the number of threads has no sense.
+            ConfigError: The device, the precision or the number of threads is invalid.
             BackendUnavailableError: OpenVINO is not installed, or the CPU has no bf16.
         """
         parse_device(device, accelerators=())

@@ -56,7 +56,7 @@ class OrtBackend:
         Raises:
             FileNotFoundError: There is no such file.
             ModelError: The file is damaged, or not a model of this package.
-            ConfigError: The device or the number of threads has no sense.
+            ConfigError: The device or the number of threads is invalid.
             BackendUnavailableError: onnxruntime, or its support for the device, is not installed.
         """
         kind, number = parse_device(device, accelerators=("cuda", "tensorrt"))
