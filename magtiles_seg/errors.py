@@ -3,7 +3,7 @@
 ::
 
     MagtilesError
-    ├ ConfigError(ValueError)            a parameter is unknown or is invalid
+    ├ ConfigError(ValueError)            a parameter is unknown or invalid
     ├ DataError(ValueError)              a data set, archive or manifest is damaged or incomplete
     │ └ ImageError                      a picture cannot be read, or is none that can be segmented
     ├ ModelError                         a model file is damaged, foreign, or of another schema

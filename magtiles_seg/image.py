@@ -27,7 +27,7 @@
 | profiles, previews, comments of any size | passed over |
 | an area above `max_pixels` | refused, files before they are decoded |
 | a side below 32 px | counts as 32 in that area: a model pads it, and that is what it costs |
-| more than 16 bytes a pixel of `max_pixels`, and 64 MiB | a path is refused unread |
+| more than 16 bytes per pixel of `max_pixels`, and 64 MiB | a path is refused unread |
 | 1 x 1 and up | accepted |
 
 Colour profiles and gamma are ignored. Files may be PNG, JPEG, BMP, TIFF or WebP; what their headers
@@ -71,7 +71,7 @@ _RGB_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "LA", "La", "P", "PA", "1", "CMYK",
 _UNSCALED_16_BIT_MAX = 4095
 _MAX_BYTES_PX = 16
 _MAX_BYTES_BESIDE = 64 << 20
-"""A file may have 16 bytes a pixel, and 64 MiB of profiles and previews beside them."""
+"""A file may have 16 bytes per pixel, and 64 MiB of profiles and previews beside them."""
 _LEAST_WORK_PX = 1 << 22
 
 

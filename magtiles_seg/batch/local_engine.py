@@ -39,12 +39,12 @@ def pictures_per_s(
 ) -> float:
     """Return the rate of a run: that of its narrowest station.
 
-    A worker's readers together bring `readers / (read + decode)` pictures a second, its model takes
-    `1 / segment`; a buffer lies between, so the slower one decides. All workers share the cores,
-    each of which a picture holds for `decode + threads x segment`.
+    A worker's readers together bring `readers / (read + decode)` pictures per second, and its model
+    takes `1 / segment`; a buffer lies between, so the slower one decides. All workers share the
+    cores, each of which a picture holds for `decode + threads x segment`.
 
     Source: the bound of asymptotic analysis for closed queueing networks, which a pipeline with a
-    buffer of at least two pictures a reader comes close to (Denning and Buzen, 1978).
+    buffer of at least two pictures per reader comes close to (Denning and Buzen, 1978).
 
     Args:
         times: Measured with no more workers than cores.

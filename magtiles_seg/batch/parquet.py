@@ -1,4 +1,4 @@
-"""The result's table: one row a picture, one Parquet file a part."""
+"""The result's table: one row per picture, one Parquet file per part."""
 
 from __future__ import annotations
 

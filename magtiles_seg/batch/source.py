@@ -173,7 +173,7 @@ def _name(line: str, path: Path) -> str | None:
     """Return what a line names, or None: nothing."""
     if "\0" in line:
         raise DataError(
-            f"{path} is no list of pictures: expected one path or URL a line, in UTF-8, or in "
+            f"{path} is no list of pictures: expected one path or URL per line, in UTF-8, or in "
             f"UTF-16 with a byte order mark, got binary data; pictures end in "
             f"{', '.join(sorted(SUFFIXES))}"
         )

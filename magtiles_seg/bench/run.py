@@ -82,8 +82,8 @@ class BenchRow:
         p50_ms: Median latency, end to end.
         p95_ms: 95th percentile.
         p99_ms: 99th percentile.
-        pictures_s: Pictures a second, by the median; None: it takes no pictures of the case.
-        mpix_s: Megapixels a second, likewise.
+        pictures_s: Pictures per second, by the median; None: it takes no pictures of the case.
+        mpix_s: Megapixels per second, likewise.
         times_eager: Eager's time over this one's, median over the rounds; None: it took no part.
         times_reference: The reference's time for as many pictures over this one's, likewise.
         overhead_fraction: Share of the time outside the runtime; None: not a candidate.

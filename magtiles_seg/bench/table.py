@@ -18,7 +18,7 @@ _COLORS = {"candidate": "#2b6cb0", "eager": "#a0aec0", "reference": "#718096", "
 
 
 def as_markdown(report: BenchReport) -> str:
-    """Return a heading that says where it was measured, and a table with a line a row."""
+    """Return a heading that says where it was measured, and a table with a line per row."""
     columns = _HEAD.count("|") - 1
     lines = [
         f"{report.architecture} ({report.model}), {report.machine}; {report.rounds} rounds in "

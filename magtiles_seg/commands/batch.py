@@ -95,7 +95,7 @@ def _present(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 
 class _Shown:
-    """Shows progress: one line that changes on a terminal, a line a minute in a log."""
+    """Shows progress: one line that changes on a terminal, a line per minute in a log."""
 
     def __init__(self, show: Callable[[str], None]) -> None:
         self._show = show

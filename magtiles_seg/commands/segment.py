@@ -40,7 +40,7 @@ def add(verbs: options.Verbs) -> None:
         metavar="DIR",
         help="write mask, overlay and JSON here",
     )
-    verb.add_argument("--json", action="store_true", help="print one JSON object a picture, a line")
+    verb.add_argument("--json", action="store_true", help="print one line of JSON per picture")
     options.add_model(verb)
     options.add_device(verb)
     for name, kind, text in (

@@ -36,7 +36,7 @@ def add(verbs: options.Verbs) -> None:
         help="write defects.jsonl and .csv here",
     )
     verb.add_argument("--pictures", action="store_true", help="write annotated pictures there too")
-    verb.add_argument("--json", action="store_true", help="print one JSON object a defect, a line")
+    verb.add_argument("--json", action="store_true", help="print one line of JSON per defect")
     options.add_model(verb)
     options.add_device(verb)
     for name, kind, default, text in (
@@ -45,10 +45,10 @@ def add(verbs: options.Verbs) -> None:
         ("threads", int, None, "CPU threads (default: all cores)"),
         ("mm-per-px", float, None, "size of a pixel across the web"),
         ("line-mm", float, None, "line pitch (default: as --mm-per-px)"),
-        ("strip-rows", int, 1024, "lines an inference (default: 1024)"),
-        ("batch", int, 1, "most strips an inference (default: 1)"),
+        ("strip-rows", int, 1024, "lines per inference (default: 1024)"),
+        ("batch", int, 1, "most strips per inference (default: 1)"),
         ("queue", int, 64, "blocks that may wait (default: 64)"),
-        ("line-rate", float, 0.0, "replay at this many lines a second (default: at once)"),
+        ("line-rate", float, 0.0, "replay at this many lines per second (default: at once)"),
     ):
         metavar = "X" if kind is float else "N"
         verb.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)

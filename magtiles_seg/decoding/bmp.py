@@ -30,7 +30,7 @@ def read_bmp(data: bytes) -> Header:
     """Return what a BMP says of itself.
 
     Raises:
-        ImageError: It is damaged, compressed, or of unusual bits a sample.
+        ImageError: It is damaged, compressed, or of unusual bits per sample.
     """
     if len(data) < 26:
         raise damaged("ends within its header")
@@ -56,7 +56,7 @@ def read_bmp(data: bytes) -> Header:
 
 def _check_kind(data: bytes, size: int, bits: int, compression: int) -> None:
     if bits not in (1, 4, 8, 16, 24, 32):
-        raise unsupported(f"is a BMP of {bits} bits a pixel", "1, 4, 8, 16, 24 or 32")
+        raise unsupported(f"is a BMP of {bits} bits per pixel", "1, 4, 8, 16, 24 or 32")
     if compression == _BITFIELDS and bits in _MASKS and size != 64 and len(data) >= 70:
         masks: tuple[int, ...] = struct.unpack_from("<III", data, 54)
         if bits == 32:

@@ -85,7 +85,7 @@ def _check_frame(code: int, body: bytes, former: bytes) -> None:
     if code not in _READ_FRAMES:
         raise unsupported("is a lossless or hierarchical JPEG", "a baseline or progressive one")
     if body[0] != 8:
-        raise unsupported(f"is a JPEG of {body[0]} bits a sample", "8 bits")
+        raise unsupported(f"is a JPEG of {body[0]} bits per sample", "8 bits")
     if body[5] not in (1, 3, 4):
         raise unsupported(f"is a JPEG of {body[5]} components", "1, 3 or 4")
 

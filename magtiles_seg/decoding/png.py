@@ -17,7 +17,7 @@ Buffer: TypeAlias = "bytes | memoryview"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-"""Bits a sample that each colour type allows."""
+"""Bits per sample that each colour type allows."""
 
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _WHOLE = ((0, 0, 1, 1),)
@@ -44,7 +44,7 @@ def read_png(data: bytes) -> Header:
     width, height, depth, colour = struct.unpack_from(">IIBB", start)
     if depth not in _DEPTHS.get(colour, ()):
         raise damaged(
-            f"has {depth} bits a sample of colour type {colour}", "a kind of the standard"
+            f"has {depth} bits per sample of colour type {colour}", "a kind of the standard"
         )
     limit = 10_000 + height * width // 256
     kept, orientation = [(name, start)], 1

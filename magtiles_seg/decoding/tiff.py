@@ -56,7 +56,7 @@ _LAYOUTS = {
 }
 """Photometric interpretation: colours a pixel, and bits that a sample may have."""
 _EXTRA_ALLOWED = {(1, 8): (2,), (_RGB, 8): (0, 1, 2), (_RGB, 16): (0, 1, 2)}
-"""Photometric interpretation and bits a sample: meanings that one further sample may have."""
+"""Photometric interpretation and bits per sample: meanings that one further sample may have."""
 _MAX_REDUCED = 16
 _CLASSIC_SIZE = 4_000_000_000
 
@@ -158,7 +158,7 @@ def check_layout(tags: Tags) -> Layout:
     _check_rest(tags, bits, compression)
     if planar and samples > 1 and (bits != 8 or photometric != _RGB or samples != 3):
         raise unsupported(
-            f"has {samples} planes of {bits} bits a sample (PlanarConfiguration=2)",
+            f"has {samples} planes of {bits} bits per sample (PlanarConfiguration=2)",
             "samples side by side, or three planes of 8 bits",
         )
     inverted = photometric == 0 and bits == 16
@@ -182,7 +182,7 @@ def _bits(tags: Tags, samples: int, depths: tuple[int, ...]) -> int:
         )
     bits = int(stored[0])
     if (stored != bits).any() or bits not in depths:
-        raise unsupported(f"has {stored.tolist()} bits a sample", f"one of {depths}")
+        raise unsupported(f"has {stored.tolist()} bits per sample", f"one of {depths}")
     return bits
 
 

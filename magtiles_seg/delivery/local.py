@@ -1,6 +1,6 @@
 """The target `local`: the server as a process of this machine, one a stage, with a way back.
 
-A folder a stage holds the models that were released and a note of what runs.
+A folder per stage holds the models that were released and a note of what runs.
 """
 
 from __future__ import annotations

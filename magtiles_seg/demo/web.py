@@ -29,7 +29,7 @@ _MM_PER_PX = 0.1
 _ABOUT = (
     f"<p>A line camera sees one line of {_WIDTH_PX} pixels at a time; the web has no end. It is "
     "cut into strips, and defects that cross a cut come out once and whole. Dark: seen by the "
-    f"camera, no verdict yet. The web is synthetic, {_MM_PER_PX} mm a pixel.</p>"
+    f"camera, no verdict yet. The web is synthetic, {_MM_PER_PX} mm per pixel.</p>"
 )
 
 

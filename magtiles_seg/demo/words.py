@@ -164,7 +164,7 @@ def web_cards(report: WebReport, line: int, line_mm: float | None, seconds: floa
             ("all", length, "passed"),
             ("all", f"{report.lines:,}", "lines inspected"),
             ("reject" if report.defects else "accept", str(report.defects), "defects"),
-            ("all", pace, "lines a second"),
+            ("all", pace, "lines per second"),
         ]
     )
 

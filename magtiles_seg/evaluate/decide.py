@@ -175,7 +175,7 @@ def choose_decision(
 
     Returns:
         The predictor's own decision with `threshold` (highest pooled Dice), `min_area_px` (highest
-        Dice a picture, all classes alike), `score_margin_px` (highest AUROC) and
+        Dice per picture, all classes alike), `score_margin_px` (highest AUROC) and
         `reject_score` (`ranking.score_at_recall`) chosen; no `review_score`.
 
     Raises:
@@ -193,7 +193,7 @@ def choose_decision(
 class DecisionSearch:
     """Gathers predictions, of one model or of all folds, and chooses one decision for them.
 
-    Keeps two bytes a pixel. Pictures filed as defects with an empty mask say nothing and are left
+    Keeps two bytes per pixel. Pictures filed as defects with an empty mask say nothing and are left
     out.
     """
 
@@ -345,7 +345,7 @@ def choose_for_all_folds(
 
     Args:
         search: Has seen all folds.
-        counts: One a fold.
+        counts: One per fold.
         recall: Share of the defective pictures that the reject score must catch.
         tiles: How many they are of.
 
@@ -377,7 +377,7 @@ def diagrams(counts: Sequence[CalibrationCounts], margin_px: int) -> Diagrams:
     The maps of "after" are fitted on the other folds alone, so one fold gives "before" only.
 
     Args:
-        counts: One a fold.
+        counts: One per fold.
         margin_px: One of `MARGINS_PX`, that the scores leave out.
 
     Returns:

@@ -193,7 +193,7 @@ def channel_counts(prediction: AnyArray, truth: AnyArray) -> IntArray:
     """Count `[TP, FP, FN, TN]` over the pixels of all sigmoid channels together (protocol P2 a).
 
     Args:
-        prediction: (C, H, W) bool or integer, one mask a defect class.
+        prediction: (C, H, W) bool or integer, one mask per defect class.
         truth: (C, H, W) bool or integer.
 
     Returns:

@@ -44,7 +44,7 @@ class EvaluationResult:
         decision: The decision that was measured, or `None` when parts with several were joined.
         figures: The protocol's figures by name; NaN where one has no meaning.
         intervals: 95 % bootstrap interval over physical tiles of each figure.
-        per_class: One row a class, sound pictures last.
+        per_class: One row per class, sound pictures last.
         variants: The figures without the suspect sound pictures, with or without the empty masks,
             and by the protocol's other mask rules, where they differ.
         records: The scored pictures, empty masks only where the protocol keeps them.
@@ -74,7 +74,7 @@ class EvaluationResult:
 
     @property
     def per_picture(self) -> Table:
-        """One row a picture, the worst first."""
+        """One row per picture, the worst first."""
         return picture_table(self.records)
 
     def to_dict(self) -> dict[str, Any]:

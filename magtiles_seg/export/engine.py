@@ -37,7 +37,7 @@ class Recipe:
 
     Attributes:
         name: What people call it.
-        line_width_px: Pixels a row, of the camera.
+        line_width_px: Pixels per row, of the camera.
         rows_per_frame: Rows in a frame.
         batch_min: Least pictures in one run.
         batch_opt: Pictures in one run that the engine is tuned for.

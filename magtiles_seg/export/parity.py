@@ -30,7 +30,7 @@ class TileSet:
 
     Attributes:
         pictures: (H, W) uint8 each.
-        classes: One name a picture, `"free"` for a sound tile.
+        classes: One name per picture, `"free"` for a sound tile.
         origin: `"real"` or `"synthetic"`.
     """
 
@@ -221,12 +221,12 @@ def compare(
         reference: The model that is right.
         candidate: The model under test.
         pictures: (H, W) uint8 each, sides of at least 32 px.
-        classes: What each picture shows, one name a picture; none: nothing by class.
+        classes: What each picture shows, one name per picture; none: nothing by class.
         decision: Thresholds of masks and verdicts; None: the reference's own.
         progress: Called with (pictures compared, pictures).
 
     Raises:
-        ConfigError: There is no picture, or not one class name a picture.
+        ConfigError: There is no picture, or not one class name per picture.
         ParityError: The candidate's answer is none at all, such as NaN.
         InferenceError: A model cannot run.
     """

@@ -37,7 +37,7 @@ def lines_of(
 
     Args:
         data: (n,) uint8, the buffer.
-        width_px: Pixels a line.
+        width_px: Pixels per line.
         height: Lines of the frame.
         padding: Bytes behind each line; of a buffer without them they have been cut off.
         below: Padding behind the last line: in bytes by the standard (GenTL), in lines by some.
@@ -111,7 +111,7 @@ class BaslerSource:
 
     @property
     def width_px(self) -> int:
-        """Pixels a line."""
+        """Pixels per line."""
         return int(self._width_px)
 
     def __iter__(self) -> Iterator[LineBlock]:
@@ -204,7 +204,7 @@ class GenicamSource:
 
     @property
     def width_px(self) -> int:
-        """Pixels a line."""
+        """Pixels per line."""
         return self._width_px
 
     def __iter__(self) -> Iterator[LineBlock]:

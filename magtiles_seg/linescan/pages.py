@@ -39,7 +39,7 @@ class WebPictures:
 
         Args:
             directory: Where the pictures go.
-            page_rows: Lines a picture.
+            page_rows: Lines per picture.
             labels: Class names by index, for the colours.
         """
         self._page_rows, self._labels = count("page_rows", page_rows), labels

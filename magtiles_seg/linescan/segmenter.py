@@ -60,11 +60,11 @@ class LineScanSegmenter:
         """Prepare for a web.
 
         Args:
-            width_px: Pixels a line.
+            width_px: Pixels per line.
             segmenter: Model and thresholds; stays the caller's. None: the bundled model.
             mm_per_px: Size of a pixel across the web, for measures in mm; None: unknown.
             line_mm: Line pitch by the encoder, in mm; None: as `mm_per_px`.
-            strip_rows: Lines a strip, rounded up to the model's stride. More cost less in halo,
+            strip_rows: Lines per strip, rounded up to the model's stride. More cost less in halo,
                 fewer answer earlier.
             batch: Most strips in one inference, taken together when one block completes several.
 

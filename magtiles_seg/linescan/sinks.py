@@ -42,7 +42,7 @@ def as_json(found: WebDefect | Uninspected) -> str:
 
 
 class JsonLinesSink:
-    """One JSON object a line: `{"kind": "defect", …}` or `{"kind": "uninspected", …}`."""
+    """One JSON object per line: `{"kind": "defect", …}` or `{"kind": "uninspected", …}`."""
 
     def __init__(self, target: str | Path | TextIO) -> None:
         """Open a file (its folder is made), or take an open text stream, which stays open."""
@@ -71,7 +71,7 @@ _COLUMNS = (
 
 
 class CsvSink:
-    """A CSV table: a header, then a row a defect or uninspected interval, told apart by `kind`."""
+    """A CSV table: a row per defect and per uninspected interval, told apart by `kind`."""
 
     def __init__(self, path: str | Path) -> None:
         """Create the file and its folder."""

@@ -64,7 +64,7 @@ class LineSource(Protocol):
 
     @property
     def width_px(self) -> int:
-        """Pixels a line."""
+        """Pixels per line."""
 
     def __iter__(self) -> Iterator[LineBlock]:
         """Yield blocks until the web ends.
@@ -87,7 +87,7 @@ class ArraySource:
 
         Args:
             rows: (H, W) uint8, or an iterable of (n, W) uint8 blocks, which may be endless.
-            block_rows: Lines a block where one array is given.
+            block_rows: Lines per block where one array is given.
 
         Raises:
             DataError: The iterable is empty.
@@ -107,7 +107,7 @@ class ArraySource:
 
     @property
     def width_px(self) -> int:
-        """Pixels a line."""
+        """Pixels per line."""
         return self._width_px
 
     def __iter__(self) -> Iterator[LineBlock]:
@@ -212,7 +212,7 @@ class Replay:
 
         Args:
             source: Where the lines come from.
-            line_rate_hz: Lines a second; 0: as fast as they are taken.
+            line_rate_hz: Lines per second; 0: as fast as they are taken.
             jitter: How far a block may come too early or too late, as a share of its own time.
             lost_fraction: Share of the blocks that end early: their later lines are lost.
             seed: Decides jitter and losses.
@@ -229,7 +229,7 @@ class Replay:
 
     @property
     def width_px(self) -> int:
-        """Pixels a line."""
+        """Pixels per line."""
         return self._source.width_px
 
     def __iter__(self) -> Iterator[LineBlock]:

@@ -35,7 +35,7 @@ class StreamStatus:
     Attributes:
         report: The web's account so far.
         elapsed_s: Since the start.
-        lines_per_s: Lines with a verdict a second, since the last status; over all at the end.
+        lines_per_s: Lines per second with a verdict, since the last status; over all at the end.
         queued_blocks: Blocks that wait.
         queue_blocks: How many may.
     """

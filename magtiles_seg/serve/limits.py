@@ -356,7 +356,7 @@ class Gate:
         ready_s = self.wait_s + self.seconds(pixels)
         if self.end_at is not None and ready_s > self.end_at - time.monotonic():
             return "ending", "the service is about to end"
-        # Two pictures an inference keep the model at work, however long each takes.
+        # Two pictures per inference keep the model at work, however long each takes.
         fits_stop = busy < 2 * self._streams or ready_s <= self._stop_s - STOP_RESERVE_S
         if busy and not (fits_stop and ready_s <= _SAFETY * self._timeout_s):
             return "too late", f"an answer would take {ready_s:.0f} s"

@@ -42,7 +42,7 @@ class RunState:
         epoch: Epochs done.
         best_score: Validation score of the kept checkpoint; -1 before the first.
         best_epoch: Epoch of the kept checkpoint.
-        history: One row of figures an epoch.
+        history: One row of figures per epoch.
         scaler: State of the loss scaler of fp16; empty without one.
         code_sha256: Of the code that it was started with, comments aside.
         data_sha256: Of the pictures and masks that it was started with.

@@ -100,7 +100,7 @@ def test_read_image_bmp_that_would_take_gigabytes_is_refused() -> None:
         (4, 2, (), "compression RLE4"),
         (24, 4, (), "compression JPEG"),
         (24, 5, (), "compression PNG"),
-        (2, 0, (), "2 bits a pixel"),
+        (2, 0, (), "2 bits per pixel"),
         (32, 3, (0x3FF00000, 0xFFC00, 0x3FF), "bit masks"),
     ],
 )

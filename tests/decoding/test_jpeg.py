@@ -92,7 +92,7 @@ def test_read_image_progressive_bomb_is_refused() -> None:
     ("change", "match"),
     [
         ((0xC3, 8), "lossless or hierarchical"),
-        ((0xC1, 12), "12 bits a sample"),
+        ((0xC1, 12), "12 bits per sample"),
     ],
 )
 def test_read_image_jpeg_of_other_kind_is_refused(change: tuple[int, int], match: str) -> None:

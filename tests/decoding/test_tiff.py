@@ -142,7 +142,7 @@ def test_read_image_planar_16_bit_colour_is_refused_as_file_and_as_pillow_image(
     parts = {"t273": [8, 8 + size, 8 + 2 * size], "t279": [size] * 3}
     content = tiff_file(tiff_tags(deep, t284=2, **parts), planes)
     for source in (content, Image.open(io.BytesIO(content))):
-        with pytest.raises(ImageError, match=r"3 planes of 16 bits a sample \(Planar") as caught:
+        with pytest.raises(ImageError, match=r"3 planes of 16 bits per sample \(Planar") as caught:
             read_image(source)
         assert caught.value.reason == "unsupported"
 
@@ -185,7 +185,7 @@ def test_read_image_palette_takes_the_high_byte_of_its_colours() -> None:
 
 
 REFUSED: dict[str, tuple[NDArray[Any], dict[str, Values], str]] = {
-    "12 bits": (GREY, {"t258": 12}, r"\[12\] bits a sample"),
+    "12 bits": (GREY, {"t258": 12}, r"\[12\] bits per sample"),
     "signed": (GREY, {"t339": 2}, r"SampleFormat=\[2\]"),
     "float": (GREY_16, {"t339": 3}, r"SampleFormat=\[3\]"),
     "undefined": (GREY, {"t339": 4}, r"SampleFormat=\[4\]"),

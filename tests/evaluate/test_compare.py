@@ -19,7 +19,7 @@ def scored(rows: list[str]) -> Records:
 
 
 def tiles(found: list[int], *, size: int = 10) -> Records:
-    """Two pictures a tile: a crack of `size` px of which some are found, and a sound one."""
+    """Two pictures per tile: a crack of `size` px of which some are found, and a sound one."""
     rows = []
     for tile, hit in enumerate(found):
         verdict = "reject" if 2 * hit >= size else "accept"

@@ -237,7 +237,7 @@ async def trickle(port: int, rate: float, seconds: float) -> list[float]:
 
 
 def bare_loop(segmenter: Segmenter, streams: int, seconds: float) -> float:
-    """Return the pictures a second, from JPEG to Segmentation, without any server."""
+    """Return the pictures per second, from JPEG to Segmentation, without any server."""
     data, end = tile_jpeg(), time.perf_counter() + seconds
 
     def loop(_: int) -> int:

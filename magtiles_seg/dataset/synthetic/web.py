@@ -46,7 +46,7 @@ def synthetic_web(
     """Yield rows of tiles without end: the same arguments always give the same web.
 
     Args:
-        width_px: Pixels a line, room for one tile at least.
+        width_px: Pixels per line, room for one tile at least.
         seed: Decides the web.
         tile_hw: Height and width of a tile, each at least 64 px.
         gap_px: Backdrop between tiles, both ways.

@@ -39,7 +39,7 @@ _FIGURES = {"pooled IoU": iou, "pooled Dice": dice}
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """What the masks of tile-mates say of each other, one row a picture.
+    """What the masks of tile-mates say of each other, one row per picture.
 
     Attributes:
         label: (N,) str, the class that each picture is filed under.

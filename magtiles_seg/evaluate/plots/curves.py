@@ -62,7 +62,7 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
 
 
 def pictures(records: Records) -> Rows:
-    """Return a row a picture, in order of id: what a paired comparison of two runs needs."""
+    """Return a row per picture, in order of id: what a paired comparison of two runs needs."""
     names = [FREE, *records.labels[1:]]
     return [
         {
