@@ -52,13 +52,14 @@ def write(path: str | os.PathLike[str], content: bytes | str, *, durable: bool =
 
     Args:
         path: Where; missing folders are made.
-        content: A text is written as UTF-8, its line ends as they are.
+        content: A text is written as UTF-8, its line ends as they are. What UTF-8 does not hold, as
+            a file name in another coding, is written as its escape.
         durable: As of `staged`.
 
     Raises:
         OSError: The folder or the file cannot be written; the error names the file.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with staged(path, durable=durable) as part:
             part.write_bytes(data)

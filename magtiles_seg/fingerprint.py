@@ -8,10 +8,11 @@ constant is not.
 from __future__ import annotations
 
 import ast
-import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+
+from magtiles_seg.files import sha256_of
 
 __all__ = ["code_sha256", "import_closure"]
 
@@ -59,10 +60,8 @@ def code_sha256(roots: Iterable[str]) -> str:
     Raises:
         ModuleNotFoundError: A root is no module of this package.
     """
-    digest = hashlib.sha256()
-    for name in sorted(import_closure(roots)):
-        digest.update(f"{name} {_syntax(name)}\n".encode())
-    return digest.hexdigest()
+    lines = [f"{name} {_syntax(name)}\n" for name in sorted(import_closure(roots))]
+    return sha256_of("".join(lines).encode())
 
 
 def _enter(root: str, found: set[str]) -> frozenset[str]:
@@ -140,7 +139,7 @@ def _syntax(module: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, *_DEFINITIONS)):
             node.body = [statement for statement in node.body if not _is_text(statement)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return sha256_of(ast.dump(tree).encode())
 
 
 def _is_text(statement: ast.stmt) -> bool:

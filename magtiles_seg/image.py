@@ -57,15 +57,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-__all__ = ["FORMATS", "MAX_PIXELS", "ImageSource", "read_image", "read_levels"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "MIN_SIDE_PX",
+    "ImageSource",
+    "pad_to_min_side",
+    "read_image",
+    "read_levels",
+]
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]"
 
 MAX_PIXELS = 64_000_000
 """The largest picture that is read: an 8192 x 4096 frame passes, 20,000 x 20,000 does not."""
 
-PADDED_SIDE_PX = 32
-"""A model mirrors shorter sides up to this: so much area a picture costs, and that is limited."""
+MIN_SIDE_PX = 32
+"""Least height and width that a model takes: `pad_to_min_side` mirrors shorter sides up to it."""
 
 _RGB_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr", "HSV"}
 _UNSCALED_16_BIT_MAX = 4095
@@ -126,6 +134,22 @@ def read_levels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray
         array([[0, 1, 4]], dtype=uint8)
     """
     return _read(source, max_pixels, _stored_levels)
+
+
+def pad_to_min_side(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Mirror pictures at bottom and right up to the least side that a model takes.
+
+    Args:
+        pictures: (..., H, W) uint8, one picture or a stack of one size.
+
+    Returns:
+        (..., max(H, 32), max(W, 32)) uint8; `pictures` itself where no side is shorter.
+    """
+    *_, height, width = pictures.shape
+    if min(height, width) >= MIN_SIDE_PX:
+        return pictures
+    missing = [(0, max(0, MIN_SIDE_PX - side)) for side in (height, width)]
+    return np.pad(pictures, [(0, 0)] * (pictures.ndim - 2) + missing, mode="reflect")
 
 
 class _Reduce(Protocol):
@@ -454,10 +478,10 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
         raise ImageError(
             f"{name} is {height} x {width} px; expected at least 1 x 1; check where it came from"
         )
-    area_px = max(height, PADDED_SIDE_PX) * max(width, PADDED_SIDE_PX)
+    area_px = max(height, MIN_SIDE_PX) * max(width, MIN_SIDE_PX)
     if area_px > max_pixels:
         padded = (
-            f", which counts as {area_px:,} (each side as at least {PADDED_SIDE_PX})"
+            f", which counts as {area_px:,} (each side as at least {MIN_SIDE_PX})"
             if area_px > height * width
             else ""
         )

@@ -22,6 +22,12 @@ def test_write_into_a_missing_folder_makes_it(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.txt"]
 
 
+def test_write_a_name_that_utf_8_does_not_hold_escapes_it(tmp_path: Path) -> None:
+    write(tmp_path / "report.md", "tile_\udcff.png")
+
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == "tile_\\udcff.png"
+
+
 def test_write_over_a_file_replaces_it(tmp_path: Path) -> None:
     write(tmp_path / "b", b"old and longer")
     write(tmp_path / "b", b"new")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pictures import GREY, GREY_16, RGB, RGBA, assert_picture, encoded
 from PIL import Image, ImageOps
 
-from magtiles_seg.image import ImageSource, read_image, read_levels
+from magtiles_seg.image import ImageSource, pad_to_min_side, read_image, read_levels
 
 
 def luma(rgb: NDArray[Any]) -> NDArray[Any]:
@@ -175,3 +175,26 @@ def test_read_image_leaves_the_pillow_image_open_and_as_it_was() -> None:
     read_image(image)
     assert image.mode == "RGB"
     assert np.array_equal(np.asarray(image), RGB)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (31, 40), (40, 5), (3, 20, 33)])
+def test_pad_to_min_side_of_a_short_side_mirrors_it_at_bottom_and_right(
+    shape: tuple[int, ...],
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    padded = pad_to_min_side(pictures)
+
+    height, width = shape[-2:]
+    assert padded.shape == (*shape[:-2], max(height, 32), max(width, 32))
+    rows, columns = (
+        np.abs((np.arange(max(side, 32)) + side - 1) % max(1, 2 * (side - 1)) - (side - 1))
+        for side in (height, width)
+    )
+    assert np.array_equal(padded, pictures[..., rows, :][..., columns])
+
+
+def test_pad_to_min_side_of_large_pictures_is_the_same_array() -> None:
+    pictures = np.zeros((2, 32, 40), np.uint8)
+
+    assert pad_to_min_side(pictures) is pictures

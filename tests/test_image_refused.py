@@ -21,8 +21,14 @@ from PIL import Image
 
 from magtiles_seg import image as image_module
 from magtiles_seg.errors import ImageError
-from magtiles_seg.image import FORMATS, MAX_PIXELS, ImageSource, read_image, read_levels
-from magtiles_seg.infer.backends.base import MIN_SIDE_PX
+from magtiles_seg.image import (
+    FORMATS,
+    MAX_PIXELS,
+    MIN_SIDE_PX,
+    ImageSource,
+    read_image,
+    read_levels,
+)
 
 Reader: TypeAlias = Callable[..., NDArray[np.uint8]]
 

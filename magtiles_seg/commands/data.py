@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.commands import options
+from magtiles_seg.files import write_json
 from magtiles_seg.progress import bar, remark
 
 _LOAD = """
@@ -107,9 +108,10 @@ def _add_judgements(parts: options.Verbs) -> None:
 def run_load(arguments: argparse.Namespace) -> int:
     """Fetch, verify and unpack."""
     from magtiles_seg import pipeline
+    from magtiles_seg.dataset.synthetic import SYNTHETIC
 
     params = options.read_params(arguments)
-    unit = "tile" if params.data_load.source.startswith("synthetic:") else "B"
+    unit = "tile" if params.data_load.source.startswith(SYNTHETIC) else "B"
     with bar("fetch", unit) as on_fetch, bar("verify", "picture") as on_verify:
         loaded = pipeline.load(params, on_fetch=on_fetch, on_verify=on_verify, note=remark)
     print(f"{loaded.root}: {len(loaded.samples)} pictures of {loaded.tiles} tiles, all whole")
@@ -163,7 +165,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
     lead = "Out-of-fold predictions that contradict the label most: either may be wrong."
     page = gallery.save(arguments.out, title="Label audit", lead=lead)
     listing = arguments.out / "audit.json"
-    listing.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(listing, content)
     pictures = len({issue.id for issue in found})
     print(f"{page}, {listing}: {len(found)} regions of {pictures} pictures with a label issue")
     return options.ACCEPTED

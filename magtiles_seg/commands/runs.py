@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
-from magtiles_seg.files import write
+from magtiles_seg.files import write, write_json
 from magtiles_seg.progress import bar
 
 if TYPE_CHECKING:
@@ -84,7 +83,6 @@ def spread(arguments: argparse.Namespace, params: Params) -> int:
     }
     for path in (arguments.json, arguments.out and arguments.out / "metrics.json"):
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_json(path, content)
     print(repeats_to_markdown(protocol, figures, summary))
     return options.ACCEPTED

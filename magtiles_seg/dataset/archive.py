@@ -22,9 +22,9 @@ from magtiles_seg.dataset.download import OpenEndedProgress, download
 from magtiles_seg.dataset.layouts import locate, name_key
 from magtiles_seg.dataset.samples import Sample, check_sample, raise_problems, scan
 from magtiles_seg.dataset.splits import data_sha256
-from magtiles_seg.dataset.synthetic import write_dataset
+from magtiles_seg.dataset.synthetic import SYNTHETIC, read_source, write_dataset
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.files import sha256_of
+from magtiles_seg.files import sha256_of, write
 from magtiles_seg.labels import LABELS
 
 MAX_MEMBERS = 200_000
@@ -189,7 +189,6 @@ def _raise(archive: Path, what: str, problems: list[str]) -> None:
         raise DataError(f"{archive} {what}, {len(problems)} {files}:\n  " + "\n  ".join(problems))
 
 
-_SYNTHETIC = "synthetic:"
 _RECEIPT = ".fetched.json"
 _INCOMING = ".incoming"
 _LOCK = ".lock"
@@ -227,12 +226,12 @@ def fetch(
     """
     destination = Path(destination)
     _check_options(source, sha256)
-    if source.startswith(_SYNTHETIC):
-        tiles, seed = _synthetic_options(source)
+    if source.startswith(SYNTHETIC):
+        drawn = read_source(source, tiles=50, seed=0)
         return _once(
-            f"{_SYNTHETIC}tiles={tiles},seed={seed}",
+            f"{SYNTHETIC}tiles={drawn['tiles']},seed={drawn['seed']}",
             destination,
-            lambda to: write_dataset(to, tiles=tiles, seed=seed, progress=progress),
+            lambda to: write_dataset(to, **drawn, progress=progress),
             waiting,
         )
     if source.lower().startswith(("http://", "https://")):
@@ -304,9 +303,8 @@ def verify(
 
 def note_folder(destination: Path, samples: Sequence[Sample]) -> None:
     """Write what a folder that is used where it lies holds: a pipeline sees that it changed."""
-    destination.mkdir(parents=True, exist_ok=True)
     note = json.dumps({"pictures": len(samples), "data_sha256": data_sha256(samples)})
-    (destination / _NOTE).write_text(f"{note}\n", encoding="utf-8")
+    write(destination / _NOTE, f"{note}\n")
 
 
 def _mostly_defect(inverted: Sequence[Sample], pictures: int) -> str:
@@ -354,7 +352,7 @@ def _bring(key: str, destination: Path, bring: Callable[[Path], object]) -> None
         _remove(destination / name for name in before)
         # The receipt first: whatever ends this process now, the next one knows what is not foreign.
         receipt = json.dumps({"key": key, "entries": arrived})
-        (destination / _RECEIPT).write_text(receipt, encoding="utf-8")
+        write(destination / _RECEIPT, receipt)
         for name in arrived:
             (incoming / name).rename(destination / name)
     finally:
@@ -431,7 +429,7 @@ def _check_options(source: str, sha256: str | None) -> None:
         raise ConfigError(
             f"data_load.sha256 is {sha256!r}; expected 64 hexadecimal digits, or null for no check"
         )
-    if source.startswith(_SYNTHETIC) or source_folder(source) is not None:
+    if source.startswith(SYNTHETIC) or source_folder(source) is not None:
         raise ConfigError(
             f"data_load.sha256 is of an archive, but the source {source!r} is none; set it to null"
         )
@@ -443,16 +441,3 @@ def _check_sha256(path: Path, actual: str, expected: str | None, url: str = "") 
             f"{url or path} has the SHA-256 {actual}; expected {expected}; "
             "the file was damaged or replaced: fetch it again, or correct data_load.sha256"
         )
-
-
-def _synthetic_options(source: str) -> tuple[int, int]:
-    """Return (tiles, seed) of `synthetic:tiles=50,seed=0`; both may be left out."""
-    options = {"tiles": 50, "seed": 0}
-    for item in filter(None, source.removeprefix(_SYNTHETIC).split(",")):
-        name, _, value = item.partition("=")
-        if name.strip() not in options or not value.strip().isdecimal():
-            raise ConfigError(
-                f"data source {source!r}: unknown {item!r}; expected synthetic:tiles=50,seed=0"
-            )
-        options[name.strip()] = int(value)
-    return options["tiles"], options["seed"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections import Counter, defaultdict
@@ -246,13 +245,12 @@ def make_split(
 
 def data_sha256(samples: Sequence[Sample]) -> str:
     """Return a SHA-256 over the sorted ids, classes, groups and file contents of a data set."""
-    digest = hashlib.sha256()
+    parts = []
     for sample in sorted(samples, key=lambda sample: sample.id):
-        digest.update(f"{sample.id}\0{sample.label}\0{sample.group}\0".encode())
+        parts.append(f"{sample.id}\0{sample.label}\0{sample.group}\0".encode())
         for path in (sample.image_path, sample.mask_path):
-            content = path.read_bytes() if path is not None else b""
-            digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
+            parts.append(bytes.fromhex(sha256_of(path or b"")))
+    return sha256_of(b"".join(parts))
 
 
 def _check(rule: str, fold: int | None, folds: int, validation_fraction: float) -> None:

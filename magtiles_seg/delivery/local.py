@@ -21,6 +21,7 @@ from types import ModuleType
 
 from magtiles_seg.delivery.deploy import Undone
 from magtiles_seg.errors import BackendUnavailableError, DeliveryError
+from magtiles_seg.files import staged, write_json
 from magtiles_seg.infer.backends.base import file_sha256
 
 PORTS = {"dev": 8001, "prod": 8002}
@@ -132,10 +133,8 @@ class LocalTarget:
         """Return a whole copy of the model, which stays when the file changes."""
         try:
             kept = self._folder / "models" / f"{file_sha256(self._model)[:16]}.onnx"
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(".part")
-            shutil.copy(self._model, part)
-            part.replace(kept)
+            with staged(kept) as part:
+                shutil.copy(self._model, part)
         except OSError as error:
             raise DeliveryError(f"{self._model} cannot be copied: {error}") from error
         return kept
@@ -172,7 +171,7 @@ class LocalTarget:
                 start_new_session=True,
             )
         running = Running(process.pid, psutil.Process(process.pid).create_time(), model, version)
-        self._note.write_text(json.dumps(asdict(running)), encoding="utf-8")
+        write_json(self._note, asdict(running))
         end = time.monotonic() + _START_S
         while not _listens(self._port) and time.monotonic() < end:
             if process.poll() is not None:

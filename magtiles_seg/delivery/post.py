@@ -14,6 +14,7 @@ from pathlib import Path
 
 from magtiles_seg.delivery import forge
 from magtiles_seg.errors import DeliveryError
+from magtiles_seg.files import write
 
 PUBLISH_URL = "REPORT_PUBLISH_URL"
 """Environment variable: the address of CML's picture server."""
@@ -78,5 +79,5 @@ def _comment(report: Path, environ: Mapping[str, str]) -> str:
 def _text_only(report: Path, environ: Mapping[str, str]) -> Path:
     comment = report.with_name("comment.md")
     text = without_pictures(report.read_text(encoding="utf-8"), environ)
-    comment.write_text(text, encoding="utf-8")
+    write(comment, text)
     return comment

@@ -22,6 +22,7 @@ from magtiles_seg.evaluate.plots import charts
 from magtiles_seg.evaluate.plots import gallery as pictures
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import table
+from magtiles_seg.files import write
 from magtiles_seg.writing import encode_result
 
 SHOWN_PICTURES = 20
@@ -95,7 +96,6 @@ class Report:
             show: Gives the triptychs; None leaves them out.
             note: Why there are none.
         """
-        directory.mkdir(parents=True, exist_ok=True)
         sections = [
             f"## Experiment: {self._here} against {self._base}",
             self._headline(),
@@ -108,7 +108,7 @@ class Report:
         ]
         path = directory / "report.md"
         text = "\n\n".join(section.strip() for section in sections if section)
-        path.write_text(f"{text}\n", encoding="utf-8")
+        write(path, f"{text}\n")
         return path
 
     def _compare(self) -> tuple[Comparison | None, str]:
@@ -176,7 +176,7 @@ class Report:
             chart = charts.line_chart(title, drawn, x_label=x, y_label=y)
             if chart is not None:
                 name = f"curve_{number}.svg"
-                (directory / name).write_text(chart, encoding="utf-8")
+                write(directory / name, chart)
                 lines.append(f"![{title}]({name})")
         return "### Curves\n\n" + "\n".join(lines) if lines else ""
 
@@ -190,7 +190,7 @@ class Report:
             shown = []
             for picture in ids:
                 name = f"picture_{number:02}.png"
-                (directory / name).write_bytes(encode_result(show(picture)))
+                write(directory / name, encode_result(show(picture)))
                 shown.append(f"{_caption(self._records, picture)}\n\n![{picture}]({name})")
                 number += 1
             if shown:

@@ -29,6 +29,7 @@ from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.evaluate.report import EvaluationResult, summarize
 from magtiles_seg.evaluate.scoring import PictureProgress, Records, Watch, join_records, score
 from magtiles_seg.evaluate.summary import table
+from magtiles_seg.files import write
 from magtiles_seg.labels import FREE
 from magtiles_seg.result import Segmentation
 
@@ -242,9 +243,9 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
             title = f"Reliability of {unit}"
             _write_chart(plots / f"reliability_{unit}.svg", title, mine, "confidence", "observed")
     if joined.choice:
-        (directory / "choice.json").write_text(joined.choice.to_json(), encoding="utf-8")
+        write(directory / "choice.json", joined.choice.to_json())
     text = f"{joined.result.to_markdown()}\n{choice_to_markdown(joined)}"
-    (directory / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+    write(directory / "report.md", text)
 
 
 def choice_to_markdown(joined: OutOfFold) -> str:
@@ -317,4 +318,4 @@ def _write_chart(
 ) -> None:
     chart = line_chart(title, lines, x_label=x.replace("_", " "), y_label=y)
     if chart:
-        path.write_text(chart, encoding="utf-8")
+        write(path, chart)

@@ -14,6 +14,7 @@ from magtiles_seg.dataset.samples import MaskRule, Sample, load_target
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.metrics import binary_counts, confusion_matrix, probability_histogram
 from magtiles_seg.evaluate.protocols import Protocol, fit_mask, prepare_image
+from magtiles_seg.files import staged
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.result import Decision, Segmentation
 
@@ -106,7 +107,7 @@ class Records:
     def save(self, path: str | Path) -> None:
         """Write all rows to one compressed `.npz` file (no pickle in it)."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        with Path(path).open("wb") as file:
+        with staged(path) as part, part.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
     @classmethod

@@ -17,7 +17,7 @@ import yaml
 from magtiles_seg.config import check_fields, one_of, raise_if_any, within
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.files import sha256_of
-from magtiles_seg.infer.backends.base import MIN_SIDE_PX
+from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.infer.backends.vendor import Cuda, import_tensorrt, make_logger, runtime_name
 
 Shape = tuple[int, int, int]

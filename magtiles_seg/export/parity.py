@@ -13,7 +13,8 @@ import numpy.typing as npt
 from magtiles_seg.dataset.samples import Sample, load_image
 from magtiles_seg.dataset.synthetic import DEFECTS, synthetic_tile
 from magtiles_seg.errors import ConfigError, DataError, InferenceError, ParityError
-from magtiles_seg.infer.backends.base import MIN_SIDE_PX, Backend
+from magtiles_seg.image import MIN_SIDE_PX
+from magtiles_seg.infer.backends.base import Backend
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:

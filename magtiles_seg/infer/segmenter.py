@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ModelError, StaleEngineError
-from magtiles_seg.image import ImageSource, read_image
+from magtiles_seg.image import ImageSource, pad_to_min_side, read_image
 from magtiles_seg.infer.backends import open_backend
-from magtiles_seg.infer.backends.base import MIN_SIDE_PX, FlippedBackend
+from magtiles_seg.infer.backends.base import FlippedBackend
 from magtiles_seg.infer.selection import open_selected, selection_path
 from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.result import Decision, Segmentation
@@ -54,12 +54,8 @@ class Picture:
             TypeError: It is of another Python type.
         """
         pixels = read_image(image)
-        missing = [(0, max(0, MIN_SIDE_PX - side)) for side in pixels.shape]
-        padded = (
-            np.pad(pixels, missing, mode="reflect") if min(pixels.shape) < MIN_SIDE_PX else pixels
-        )
         source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
-        return cls(pixels, padded, source)
+        return cls(pixels, pad_to_min_side(pixels), source)
 
 
 def groups(pictures: Sequence[Picture]) -> Iterator[list[int]]:

@@ -45,7 +45,7 @@ def open_source(word: str) -> LineSource:
 
         return BaslerSource(rest or None) if kind == "basler" else GenicamSource(rest)
     if colon and kind == "synthetic":
-        return _synthetic(rest)
+        return _synthetic(word)
     if Path(word).suffix.lower() in _VIDEOS:
         return VideoSource(word)
     return FolderSource(word, note=note)
@@ -158,18 +158,11 @@ class _Teller:
         """Nothing is held."""
 
 
-def _synthetic(words: str) -> LineSource:
+def _synthetic(source: str) -> LineSource:
+    from magtiles_seg.dataset.synthetic import read_source
     from magtiles_seg.dataset.synthetic.web import synthetic_web
 
-    options = {"tiles": 1000, "width": 2048, "seed": 0}
-    for word in filter(None, words.split(",")):
-        name, _, value = word.partition("=")
-        if name not in options or not value.isdecimal():
-            raise ConfigError(
-                f"synthetic: option {word!r} is unknown; "
-                "expected such as synthetic:tiles=3000,width=2048,seed=1"
-            )
-        options[name] = int(value)
+    options = read_source(source, tiles=1000, width=2048, seed=0)
     drawn = synthetic_web(options["width"], seed=options["seed"])
     first = next(drawn)
     rows = max(1, options["tiles"] // first.tiles)

@@ -10,7 +10,7 @@ import numpy as np
 
 from magtiles_seg.decision import count, scale
 from magtiles_seg.errors import ImageError, InferenceError
-from magtiles_seg.infer.backends.base import MIN_SIDE_PX
+from magtiles_seg.image import pad_to_min_side
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.components import OpenRegions, Region
 from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect, measure
@@ -243,9 +243,7 @@ class LineScanSegmenter:
 
     def _infer(self, stack: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         _, height, width = stack.shape
-        missing = [(0, max(0, MIN_SIDE_PX - side)) for side in stack.shape[1:]]
-        if min(height, width) < MIN_SIDE_PX:
-            stack = np.pad(stack, [(0, 0), *missing], mode="reflect")
+        stack = pad_to_min_side(stack)
         began_s = time.perf_counter()
         probability, classes = self._segmenter.backend.infer(stack)
         self._counts.model_s += time.perf_counter() - began_s

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ModelError
-from magtiles_seg.infer.backends.base import MIN_SIDE_PX
+from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.model.card import ModelCard
 
 __all__ = ["Strip", "StripCutter", "halo_px", "round_up"]

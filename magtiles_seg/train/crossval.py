@@ -21,6 +21,7 @@ from magtiles_seg.config import DataSplitParams, TrainParams
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import make_split
 from magtiles_seg.errors import ConfigError, DataError, MagtilesError
+from magtiles_seg.files import write
 from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.train.devices import device_kind
 
@@ -55,8 +56,7 @@ def write_splits(
                 f"{manifest} is another split than the data and data_split give now: give the "
                 "cross-validation another --out, or delete this folder to train it anew"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        manifest.write_text(text, encoding="utf-8")
+        write(manifest, text)
         folders.append(folder)
     return tuple(folders)
 

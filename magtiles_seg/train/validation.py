@@ -16,12 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.evaluate.metrics import auroc, dice
+from magtiles_seg.evaluate.plots.gallery import triptych
 from magtiles_seg.evaluate.protocols import Protocol, prepare
 from magtiles_seg.evaluate.scoring import Recorder, Records
 from magtiles_seg.infer.backends.eager import InferenceGraph
 from magtiles_seg.model.network import SegmentationNetwork
 from magtiles_seg.result import Decision, Segmentation
-from magtiles_seg.writing import draw_overlay
 
 if TYPE_CHECKING:
     from magtiles_seg.train.devices import Devices
@@ -41,8 +41,8 @@ class Validation:
             against defective; and `score`, the mean of these, which chooses the checkpoint: the
             first speaks for large defects, the second for small ones, the third for sound pictures.
             `macro_dice` and `auroc` are absent where the part has no pictures for them.
-        triptychs: By sample id, the first picture of each class: (H, 3 W, 3) uint8 RGB, input,
-            truth and prediction side by side.
+        triptychs: By sample id, the first picture of each class as `evaluate.plots.gallery` draws
+            it: uint8 RGB, input, truth and prediction side by side.
     """
 
     figures: dict[str, float]
@@ -89,7 +89,7 @@ class ValidationPart:
             recorder.add(sample, results[index], target, empty=not target.any())
             if sample.label not in shown:
                 shown.add(sample.label)
-                triptychs[sample.id] = _triptych(results[index], target)
+                triptychs[sample.id] = triptych(results[index], target)
         return Validation(_figures(recorder.records()), triptychs)
 
     def _answers(
@@ -131,11 +131,6 @@ def _padded(image: Grey, size: tuple[int, ...]) -> Grey:
     """Return the picture mirrored at its bottom and right, as `InferenceGraph` mirrors it."""
     missing = [(0, wanted - side) for wanted, side in zip(size, image.shape, strict=True)]
     return np.pad(image, missing, mode="reflect")
-
-
-def _triptych(result: Segmentation, target: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    plain = np.repeat(result.image[:, :, None], 3, axis=2)
-    return np.hstack([plain, draw_overlay(result.image, target, 0.5), result.overlay()])
 
 
 def _figures(records: Records) -> dict[str, float]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from magtiles_seg.dataset.samples import find_samples, load_image, load_mask
 from magtiles_seg.dataset.synthetic import (
     DEFECTS,
     EXPOSURES,
+    read_source,
     synthetic_tile,
     write_dataset,
 )
@@ -175,3 +177,15 @@ def test_write_dataset_refuses_to_mix_with_another_set(tmp_path: Path) -> None:
         write_dataset(tmp_path, tiles=1)
     with pytest.raises(ConfigError, match="tiles must be at least 1, got 0"):
         write_dataset(tmp_path / "none", tiles=0)
+
+
+def test_read_source_with_some_options_leaves_the_others_as_usual() -> None:
+    assert read_source("synthetic:", tiles=50, seed=0) == {"tiles": 50, "seed": 0}
+    assert read_source("synthetic: seed = 7,", tiles=50, seed=0) == {"tiles": 50, "seed": 7}
+
+
+@pytest.mark.parametrize("option", ["tile=4", "tiles=-4", "tiles", "width=9"])
+def test_read_source_with_an_unknown_option_names_it_and_those_it_knows(option: str) -> None:
+    message = f"option '{option}' is unknown; expected synthetic:tiles=50,seed=0"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_source(f"synthetic:seed=1,{option}", tiles=50, seed=0)

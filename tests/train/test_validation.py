@@ -69,5 +69,9 @@ def test_validation_part_gives_a_triptych_of_each_class(
     part = ValidationPart(samples, get_protocol("T"), labels=LABELS, stride=network.stride)
     found = part.score(network, Devices(TrainParams(device="cpu", precision="fp32")))
     assert len(found.triptychs) == len({sample.label for sample in samples})
+    for name, drawn in found.triptychs.items():
+        sample = next(sample for sample in samples if sample.id == name)
+        image, _ = prepare(sample, get_protocol("T"))
+        assert np.array_equal(drawn[:, : image.shape[1]], np.stack([image] * 3, axis=2))
     figures = [value for name, value in found.figures.items() if name != "score"]
     assert found.figures["score"] == pytest.approx(np.mean(figures))

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from magtiles_seg.dataset.synthetic.defects import draw_defect
 from magtiles_seg.dataset.synthetic.textures import FloatImage, draw_surface
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.files import write
 from magtiles_seg.labels import BACKGROUND, FREE, LABELS
 
 EXPOSURES: Final = (1, 2, 3, 4, 5, 6)
 DEFECTS: Final = tuple(label for label in LABELS if label != BACKGROUND)
 MIN_SIDE_PX: Final = 64
+SYNTHETIC: Final = "synthetic:"
+"""What the source of drawn tiles begins with, see `read_source`."""
 
 # How often which format occurs in the public set: (weight, height, width).
 _FORMATS: Final = (
@@ -142,6 +145,28 @@ def write_dataset(
     return root
 
 
+def read_source(source: str, **usual: int) -> dict[str, int]:
+    """Return the options of a source such as `synthetic:tiles=50,seed=0`; each may be left out.
+
+    Args:
+        source: Begins with `SYNTHETIC`.
+        usual: The options that the reader knows, with the values of those that are left out.
+
+    Raises:
+        ConfigError: An option is unknown, or its value is no whole number.
+    """
+    options = dict(usual)
+    for item in filter(None, source.removeprefix(SYNTHETIC).split(",")):
+        name, _, value = (part.strip() for part in item.partition("="))
+        if name not in usual or not value.isdecimal():
+            expected = ",".join(f"{name}={value}" for name, value in usual.items())
+            raise ConfigError(
+                f"source {source!r}: option {item!r} is unknown; expected {SYNTHETIC}{expected}"
+            )
+        options[name] = int(value)
+    return options
+
+
 def _write_tile(root: Path, index: int, seed: int, defect: str | None) -> None:
     """Write the six exposures of one tile, each a JPEG with its PNG mask."""
     rng = np.random.default_rng((seed, index))
@@ -159,7 +184,7 @@ def _write_tile(root: Path, index: int, seed: int, defect: str | None) -> None:
 def _write(path: Path, image: NDArray[np.uint8], options: list[int]) -> None:
     """Encode by the suffix and write; `cv2.imwrite` would swallow a failure and some paths."""
     _, encoded = cv2.imencode(path.suffix, image, options)
-    path.write_bytes(encoded.tobytes())
+    write(path, encoded.tobytes())
 
 
 def _photograph(brightness: FloatImage, seed: int, exposure: int) -> NDArray[np.uint8]:

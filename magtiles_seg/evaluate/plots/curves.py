@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ from magtiles_seg.evaluate.decide import threshold_counts
 from magtiles_seg.evaluate.metrics import BINS, AnyArray, dice, iou, ratio
 from magtiles_seg.evaluate.report import EvaluationResult
 from magtiles_seg.evaluate.scoring import Records
+from magtiles_seg.files import write, write_json
 from magtiles_seg.labels import FREE
 
 Rows: TypeAlias = list[dict[str, Any]]
@@ -28,15 +29,11 @@ def save(result: EvaluationResult, directory: Path) -> None:
         directory: Where to write; made when missing.
     """
     plots = directory / "plots"
-    plots.mkdir(parents=True, exist_ok=True)
     for name, rows in curves(result).items():
         write_csv(plots / f"{name}.csv", rows)
     write_csv(directory / "pictures.csv", pictures(result.records))
-    (directory / "report.md").write_text(
-        result.to_markdown(), encoding="utf-8", errors="backslashreplace"
-    )
-    text = json.dumps(metrics(result), indent=2, allow_nan=False)
-    (directory / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+    write(directory / "report.md", result.to_markdown())
+    write_json(directory / "metrics.json", metrics(result))
 
 
 def metrics(result: EvaluationResult) -> dict[str, Any]:
@@ -119,8 +116,8 @@ def _known(figures: Mapping[str, float]) -> dict[str, float]:
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows of equal keys as a CSV file."""
-    rows = list(rows)
-    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    rows, text = list(rows), io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue())

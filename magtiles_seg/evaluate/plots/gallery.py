@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from magtiles_seg.evaluate.metrics import dice
 from magtiles_seg.evaluate.scoring import Records
+from magtiles_seg.files import write
 from magtiles_seg.result import Segmentation
 from magtiles_seg.writing import encode_result
 
@@ -76,11 +77,10 @@ class Gallery:
         Returns:
             Path of the page.
         """
-        directory.mkdir(parents=True, exist_ok=True)
         figures = []
         for place, (_, stem, caption, png) in enumerate(sorted(self._kept, reverse=True), start=1):
             name = f"{place:03d}_{stem}.png"
-            (directory / name).write_bytes(png)
+            write(directory / name, png)
             figures.append(
                 f"<figure><figcaption>{place}. {escape(caption)}</figcaption>"
                 f'<img src="{escape(name)}" alt="{escape(stem)}"></figure>'
@@ -88,7 +88,7 @@ class Gallery:
         page = directory / "index.html"
         lead = f"{lead} Each row: picture, truth, prediction ({LEGEND})."
         text = _PAGE.format(title=escape(title), lead=escape(lead), figures="\n".join(figures))
-        page.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write(page, text)
         return page
 
 

@@ -15,10 +15,8 @@ import numpy.typing as npt
 from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError
 from magtiles_seg.files import sha256_of
+from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.model.card import ModelCard
-
-MIN_SIDE_PX = 32
-"""Smallest height and width that a model file takes; `Segmenter` pads smaller pictures."""
 
 _MOST_BYTES = 2**31 - 1  # protobuf reads no more, and no engine or checkpoint of ours comes near
 _MOST_THREADS = 1024
