@@ -231,19 +231,20 @@ def train(
 
     from magtiles_seg.train.devices import is_first
     from magtiles_seg.train.loop import train as run
-    from magtiles_seg.train.state import forget_other_run
+    from magtiles_seg.train.state import fingerprints, forget_other_run
 
     parts = split_parts(manifest, params)
     what = (parts["train"], parts["validation"], params.train, out)
     labels, resume = params.data_load.labels, True
+    if not is_first():  # started by the first one, which has cleared the folder and speaks for all
+        return run(*what, labels=labels)
+    known = fingerprints(parts["train"], parts["validation"]) if restart else None
     if restart:
-        resume = not forget_other_run(*what, labels=labels)
-    if not is_first():
-        return run(*what, labels=labels)  # a process that the first one started: it does not speak
+        resume = not forget_other_run(*what, labels=labels, known=known)
     folder = str(logs or out / "dvclive")
     with Live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
         logger.log_params(asdict(params.train))
-        return run(*what, labels=labels, progress=progress, logger=logger)
+        return run(*what, labels=labels, known=known, progress=progress, logger=logger)
 
 
 def export(

@@ -43,6 +43,7 @@ from magtiles_seg.train.kernels import kept_memory
 from magtiles_seg.train.state import (
     CHECKPOINT,
     STATE,
+    Fingerprints,
     RunState,
     fingerprints,
     identity,
@@ -87,6 +88,7 @@ def train(
     out_dir: Path,
     *,
     labels: tuple[str, ...] = LABELS,
+    known: Fingerprints | None = None,
     progress: WrapEpoch | None = None,
     logger: Logger | None = None,
 ) -> Path:
@@ -101,6 +103,8 @@ def train(
         params: The run's parameters.
         out_dir: Where the checkpoint and the run's state are kept.
         labels: Class names by index, background first.
+        known: What `fingerprints` returns for the two parts, where the caller has it; it reads
+            every file.
         progress: Shows each epoch's batches.
         logger: Gets each epoch's figures.
 
@@ -116,7 +120,7 @@ def train(
     """
     if params.threads:
         torch.set_num_threads(params.threads)
-    run = _Run(training, validation, params, out_dir, labels)
+    run = _Run(training, validation, params, out_dir, labels, known)
     if run.finished():
         return out_dir / CHECKPOINT
     run.read_pictures()
@@ -139,6 +143,7 @@ class _Run:
         params: TrainParams,
         out_dir: Path,
         labels: tuple[str, ...],
+        known: Fingerprints | None,
     ) -> None:
         if not validation:
             raise DataError("no pictures to validate on: the split's validation part is empty")
@@ -157,12 +162,14 @@ class _Run:
         )
         self.model = self.devices.set_up(self.network, self.optimizer)
         self.state = RunState(identity(training, validation, params, labels))
-        self.state.code_sha256, self.state.data_sha256 = fingerprints(training, validation)
         if (out_dir / STATE).is_file():
             self.state = load_state(
                 out_dir / STATE, self.state.identity, self.network, self.average, self.optimizer
             )
             self.devices.load_scaler_state(self.state.scaler)
+        elif self.devices.rank == 0:  # which alone writes the state
+            known = known or fingerprints(training, validation)
+            self.state.code_sha256, self.state.data_sha256 = known
         self.teacher = self._load_teacher()
 
     def _fresh_network(self, training: Sequence[Sample]) -> SegmentationNetwork:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,18 @@ _MACHINE = ("threads", "device", "devices")
 
 _LATER = ("start", "teacher", "accumulate", "keep", "coarse_fraction")
 """Parameters that are of no matter at their usual values: runs from before they came go on."""
+
+
+class Fingerprints(NamedTuple):
+    """What a run was started with, beside its parameters.
+
+    Attributes:
+        code_sha256: Of the code that trains, comments aside.
+        data_sha256: Of the pictures and masks that it learns from.
+    """
+
+    code_sha256: str
+    data_sha256: str
 
 
 @dataclass
@@ -92,9 +104,10 @@ def identity(
     }
 
 
-def fingerprints(training: Sequence[Sample], validation: Sequence[Sample]) -> tuple[str, str]:
+def fingerprints(training: Sequence[Sample], validation: Sequence[Sample]) -> Fingerprints:
     """Return the SHA-256 of the code that trains, comments aside, and of what it learns from."""
-    return code_sha256(["magtiles_seg.train.loop"]), data_sha256([*training, *validation])
+    code = code_sha256(["magtiles_seg.train.loop"])
+    return Fingerprints(code, data_sha256([*training, *validation]))
 
 
 def start_path(start: str) -> Path:
@@ -179,24 +192,33 @@ def forget_other_run(
     out_dir: Path,
     *,
     labels: tuple[str, ...] = LABELS,
+    known: Fingerprints | None = None,
 ) -> bool:
     """Clear a folder of any run but the one that `train`, with the same arguments, would go on.
 
     It is the same run if parameters, pictures, masks and code are the same, comments aside, and the
     checkpoint is still the one it wrote; stopped half-way it goes on, and finished it stays.
 
+    Args:
+        training: As of `train`, like all that follow.
+        validation: Pictures that choose the checkpoint.
+        params: The run's parameters.
+        out_dir: The folder.
+        labels: Class names by index.
+        known: What `fingerprints` returns for the two parts, where the caller has it.
+
     Returns:
         Whether the next `train` starts afresh.
     """
     expected = identity(training, validation, params, labels)
-    if _is_that_run(out_dir, expected, fingerprints(training, validation)):
+    if _is_that_run(out_dir, expected, known or fingerprints(training, validation)):
         return False
     for name in (STATE, CHECKPOINT):
         (out_dir / name).unlink(missing_ok=True)
     return True
 
 
-def _is_that_run(out_dir: Path, expected: dict[str, object], fingerprints: tuple[str, str]) -> bool:
+def _is_that_run(out_dir: Path, expected: dict[str, object], known: Fingerprints) -> bool:
     try:
         _, meta = read_tensors(out_dir / STATE)
         _, best = read_tensors(out_dir / CHECKPOINT)
@@ -208,6 +230,6 @@ def _is_that_run(out_dir: Path, expected: dict[str, object], fingerprints: tuple
     )
     if not started == expected == kept:
         return False
-    if (state.code_sha256, state.data_sha256) != fingerprints:
+    if (state.code_sha256, state.data_sha256) != known:
         return False
     return bool(best.get("epoch") == state.best_epoch)

@@ -11,7 +11,14 @@ from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
 from magtiles_seg.train.loop import train
-from magtiles_seg.train.state import CHECKPOINT, STATE, fingerprints, forget_other_run, identity
+from magtiles_seg.train.state import (
+    CHECKPOINT,
+    STATE,
+    Fingerprints,
+    fingerprints,
+    forget_other_run,
+    identity,
+)
 
 PARAMS = TrainParams(
     architecture="nano",
@@ -89,6 +96,18 @@ def test_finished_run_of_the_same_arguments_stays(parts: Parts, tmp_path: Path) 
     written = checkpoint.read_bytes()
     assert not forget_other_run(*parts, PARAMS, tmp_path)
     assert train(*parts, PARAMS, tmp_path).read_bytes() == written
+
+
+def test_run_whose_fingerprints_are_handed_on_hashes_nothing(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Fingerprints("c" * 64, "d" * 64)
+    for name in ("code_sha256", "data_sha256"):
+        monkeypatch.delattr(f"magtiles_seg.train.state.{name}")
+    assert forget_other_run(*parts, PARAMS, tmp_path, known=known)
+    train(*parts, PARAMS, tmp_path, known=known)
+    assert not forget_other_run(*parts, PARAMS, tmp_path, known=known)
+    assert forget_other_run(*parts, PARAMS, tmp_path, known=known._replace(data_sha256="e" * 64))
 
 
 @pytest.mark.parametrize("changed", ["code_sha256", "data_sha256"])
