@@ -154,7 +154,12 @@ def test_changed_defect_generator_reruns_the_loading(repository: Path) -> None:
     assert {"data_load", "train"} <= set(changed)
 
 
-def test_comment_in_the_training_code_costs_no_training(repository: Path) -> None:
+@pytest.mark.parametrize("pulled", [False, True])
+def test_comment_in_the_training_code_costs_no_training(repository: Path, pulled: bool) -> None:
+    if pulled:  # a fresh clone has what DVC brings, and so no state of the run
+        shutil.rmtree(repository / "runs")
+        dvc(repository, "checkout")
+        assert not (repository / "runs" / "train" / "state.safetensors").exists()
     checkpoint = repository / "runs" / "train" / "model.safetensors"
     path = repository / "magtiles_seg" / "train" / "loop.py"
     before, weights = path.read_text(), checkpoint.read_bytes()

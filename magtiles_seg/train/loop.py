@@ -47,8 +47,10 @@ from magtiles_seg.train.state import (
     RunState,
     fingerprints,
     identity,
+    is_finished,
     load_state,
     save_state,
+    seal_checkpoint,
     start_path,
 )
 from magtiles_seg.train.validation import Validation, ValidationPart
@@ -120,9 +122,18 @@ def train(
     """
     if params.threads:
         torch.set_num_threads(params.threads)
-    run = _Run(training, validation, params, out_dir, labels, known)
-    if run.finished():
+    if is_finished(out_dir, identity(training, validation, params, labels)):
         return out_dir / CHECKPOINT
+    run = _Run(training, validation, params, out_dir, labels, known)
+    if not run.finished():
+        _fit(run, progress, logger)
+    if run.devices.rank == 0:
+        seal_checkpoint(out_dir, run.state)
+    return out_dir / CHECKPOINT
+
+
+def _fit(run: _Run, progress: Progress | None, logger: Logger | None) -> None:
+    """Go through the epochs that a run has left."""
     run.read_pictures()
     with kept_memory() if run.devices.device.type == "cpu" else nullcontext():
         while not run.finished():
@@ -130,7 +141,6 @@ def train(
             found = run.end_epoch(float(np.mean(torch.stack(losses).tolist())))
             if logger:
                 _log(logger, found, run.state)
-    return out_dir / CHECKPOINT
 
 
 class _Run:

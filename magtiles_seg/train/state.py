@@ -26,6 +26,7 @@ from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
+_FINISHED = "finished"
 _MACHINE = ("threads", "device", "devices")
 """Parameters that say where a run computes, and not what."""
 
@@ -68,6 +69,11 @@ class RunState:
     scaler: dict[str, float] = field(default_factory=dict)
     code_sha256: str = ""
     data_sha256: str = ""
+
+    @property
+    def fingerprints(self) -> Fingerprints:
+        """What the run was started with."""
+        return Fingerprints(self.code_sha256, self.data_sha256)
 
     def finished(self, params: TrainParams) -> bool:
         """Return whether all epochs are done, or too many of them brought nothing better."""
@@ -220,16 +226,44 @@ def forget_other_run(
 
 def _is_that_run(out_dir: Path, expected: dict[str, object], known: Fingerprints) -> bool:
     try:
-        _, meta = read_tensors(out_dir / STATE)
         _, best = read_tensors(out_dir / CHECKPOINT)
+        if _started_with(best.get("training")) != expected:
+            return False
+        if _FINISHED in best:
+            return bool(best[_FINISHED] == known._asdict())
+        _, meta = read_tensors(out_dir / STATE)
     except (FileNotFoundError, ModelError):
         return False
     state = RunState(**meta)
-    started, kept = (
-        present_names("train", values) for values in (state.identity, best.get("training") or {})
-    )
-    if not started == expected == kept:
-        return False
-    if (state.code_sha256, state.data_sha256) != known:
+    if _started_with(state.identity) != expected or state.fingerprints != known:
         return False
     return bool(best.get("epoch") == state.best_epoch)
+
+
+def _started_with(kept: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a run's identity as it was kept, its parameters by their present names."""
+    return present_names("train", kept or {})
+
+
+def seal_checkpoint(out_dir: Path, state: RunState) -> None:
+    """Write into a run's checkpoint that the run is finished, and what it was started with.
+
+    So the checkpoint speaks for the run where the state is not: DVC keeps and brings the one alone.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ModelError: It is damaged.
+    """
+    tensors, meta = read_tensors(out_dir / CHECKPOINT)
+    sealed = {**meta, _FINISHED: state.fingerprints._asdict()}
+    if sealed != meta:
+        write_tensors(out_dir / CHECKPOINT, tensors, sealed)
+
+
+def is_finished(out_dir: Path, expected: dict[str, object]) -> bool:
+    """Return whether a folder has the sealed checkpoint of a run, given the run's `identity`."""
+    try:
+        _, meta = read_tensors(out_dir / CHECKPOINT)
+    except (FileNotFoundError, ModelError):
+        return False
+    return _FINISHED in meta and _started_with(meta.get("training")) == expected

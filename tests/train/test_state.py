@@ -110,6 +110,46 @@ def test_run_whose_fingerprints_are_handed_on_hashes_nothing(
     assert forget_other_run(*parts, PARAMS, tmp_path, known=known._replace(data_sha256="e" * 64))
 
 
+def test_finished_run_without_its_state_stays_as_after_a_pull(parts: Parts, tmp_path: Path) -> None:
+    params = replace(PARAMS, epochs=1)
+    checkpoint = train(*parts, params, tmp_path)
+    written = checkpoint.read_bytes()
+    (tmp_path / STATE).unlink()
+    assert not forget_other_run(*parts, params, tmp_path)
+    assert train(*parts, params, tmp_path).read_bytes() == written
+    assert not (tmp_path / STATE).exists()
+    assert forget_other_run(*parts, replace(params, learning_rate=0.5), tmp_path)
+    assert not checkpoint.exists()
+
+
+def test_finished_run_without_its_state_and_of_other_code_is_forgotten(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = replace(PARAMS, epochs=1)
+    checkpoint = train(*parts, params, tmp_path)
+    (tmp_path / STATE).unlink()
+    monkeypatch.setattr("magtiles_seg.train.state.code_sha256", lambda _: "0" * 64)
+    assert forget_other_run(*parts, params, tmp_path)
+    assert not checkpoint.exists()
+
+
+def test_stopped_run_without_its_state_is_forgotten(parts: Parts, stopped: Path) -> None:
+    (stopped / STATE).unlink()
+    assert forget_other_run(*parts, PARAMS, stopped)
+    assert list(stopped.iterdir()) == []
+
+
+def test_run_killed_before_its_checkpoint_was_sealed_seals_it(parts: Parts, tmp_path: Path) -> None:
+    params = replace(PARAMS, epochs=1)
+    checkpoint = train(*parts, params, tmp_path)
+    sealed = checkpoint.read_bytes()
+    tensors, meta = read_tensors(checkpoint)
+    del meta["finished"]
+    write_tensors(checkpoint, tensors, meta)
+    assert not forget_other_run(*parts, params, tmp_path)
+    assert train(*parts, params, tmp_path).read_bytes() == sealed
+
+
 @pytest.mark.parametrize("changed", ["code_sha256", "data_sha256"])
 def test_finished_run_of_other_code_or_pictures_is_forgotten(
     parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
