@@ -1,4 +1,4 @@
-"""From probabilities to a mask, its connected regions, and the picture's score.
+"""Connected regions and their measures: of a picture, and of each strip of a web.
 
 All measures of shape come from the mask's horizontal runs: they are few, they carry area, centroid
 and extent, and their ends are all that a rotated rectangle needs.
@@ -7,7 +7,7 @@ and extent, and their ends are all that a rotated rectangle needs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Defect", "find_regions", "top_values"]
+__all__ = ["Defect", "Parts", "find_regions", "measures", "top_values"]
 
 _GROUPS = 64
 
@@ -66,16 +66,6 @@ DEFECT_COLUMNS = (
     "centroid_y_px", "length_px", "width_px", "area_mm2", "length_mm", "width_mm",
 )  # fmt: skip
 """Columns of a defect in CSV and Parquet; `Defect` says what they mean."""
-
-
-class _Runs(NamedTuple):
-    """Horizontal runs of one class in reading order, each array (R,): `x1` is exclusive."""
-
-    y: NDArray[np.intp]
-    x0: NDArray[np.intp]
-    x1: NDArray[np.intp]
-    class_index: NDArray[np.intp]
-    probability_sum: NDArray[np.float64]
 
 
 def top_values(probability: NDArray[np.float32], k: int, margin_px: int = 0) -> NDArray[np.float32]:
@@ -128,17 +118,16 @@ def find_regions(
     if width == 0:
         return mask, ()
     box = (slice(y, y + height), slice(x, x + width))
-    count, regions = cv2.connectedComponents(mask[box], connectivity=8, ltype=cv2.CV_32S)
-    runs = _find_runs(mask[box] * defect_classes[box], probability[box])
-    region = np.asarray(regions)[runs.y, runs.x0].astype(np.intp)
-    areas = np.bincount(region, runs.x1 - runs.x0, count).astype(np.intp)
-    keep = areas >= min_area_px
+    parts = Parts(mask[box], probability[box], defect_classes[box], len(labels), left=x)
+    keep = parts.areas >= min_area_px
     keep[0] = False
     if not keep[1:].all():
         mask = np.zeros_like(mask)
-        mask[box] = keep.astype(np.uint8)[regions]
-    runs = runs._replace(x0=runs.x0 + x, x1=runs.x1 + x, y=runs.y + y)
-    defects = _measure(runs, region, areas, keep=keep, labels=labels, mm_per_px=mm_per_px)
+        mask[box] = keep.astype(np.uint8)[parts.drawn]
+    defects = [
+        Defect(**measures(*parts.sums(part, y), labels=labels, scale_mm=(mm_per_px, mm_per_px)))
+        for part in np.flatnonzero(keep).tolist()
+    ]
     return mask, tuple(sorted(defects, key=_largest_first))
 
 
@@ -147,83 +136,137 @@ def _largest_first(defect: Defect) -> tuple[int, int, int]:
     return -defect.area_px, top, left
 
 
-def _find_runs(classes: NDArray[np.uint8], probability: NDArray[np.float32]) -> _Runs:
-    height, width = classes.shape
+class Parts:
+    """The connected parts of a mask (8-connectivity), summed up from their horizontal runs.
+
+    Attributes:
+        count: One more than there are parts: part 0 is what is sound.
+        drawn: (H, W) int32, the part at each pixel.
+        areas: (count,) int64, pixels by part.
+    """
+
+    def __init__(
+        self,
+        mask: NDArray[np.uint8],
+        probability: NDArray[np.float32],
+        classes: NDArray[np.uint8],
+        labels: int,
+        *,
+        left: int = 0,
+    ) -> None:
+        """Find the parts and sum them up.
+
+        Args:
+            mask: (H, W) uint8, 0 or 1, not all 0.
+            probability: (H, W) float32.
+            classes: (H, W) uint8, at least 1 where the mask is.
+            labels: How many classes there are, background included.
+            left: What to add to every x.
+        """
+        import cv2
+
+        self.count, drawn = cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)
+        self.drawn: NDArray[np.int32] = np.asarray(drawn)
+        y, x0, x1, class_index = _runs(mask, classes)
+        lengths = x1 - x0
+        part, count = self.drawn[y, x0].astype(np.intp), self.count
+        self.areas = np.bincount(part, lengths, count).astype(np.int64)
+        x0, x1 = x0 + left, x1 + left
+        self._sum_y = np.bincount(part, y * lengths, count).astype(np.int64)
+        self._sum_x2 = np.bincount(part, (x0 + x1 - 1) * lengths, count).astype(np.int64)
+        values = probability[mask.view(np.bool_)]
+        sums = np.add.reduceat(values, np.cumsum(lengths) - lengths)
+        cells = part * labels + class_index
+        self._class_sums = np.bincount(cells, sums, count * labels).reshape(count, labels)
+        order = np.argsort(part, kind="stable")
+        x0, x1, y = x0[order], x1[order], y[order]
+        corners = np.empty((len(order), 4, 2), np.int32)
+        corners[:, 0::2, 0], corners[:, 1::2, 0] = x0[:, None], x1[:, None]
+        corners[:, :2, 1], corners[:, 2:, 1] = y[:, None], y[:, None] + 1
+        self._corners = corners.reshape(-1, 2)
+        self._ends = 4 * np.cumsum(np.bincount(part, minlength=count))
+
+    def sums(
+        self, part: int, top: int
+    ) -> tuple[int, int, int, NDArray[np.float64], NDArray[np.int32], int]:
+        """Return what `measures` takes of one part, `top` being the line of the first row."""
+        area = int(self.areas[part])
+        return (
+            area,
+            int(self._sum_x2[part]),
+            int(self._sum_y[part]) + area * top,
+            self._class_sums[part],
+            self._corners[self._ends[part - 1] : self._ends[part]],
+            top,
+        )
+
+
+def _runs(
+    mask: NDArray[np.uint8], classes: NDArray[np.uint8]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDArray[np.uint8]]:
+    """Return y, x0, x1 (exclusive) and class (R,) of the horizontal runs, in reading order."""
+    height, width = mask.shape
     stride = width + 1  # one sound column ends each row's last run
     flat = np.zeros(1 + height * stride, dtype=np.uint8)
-    flat[1:].reshape(height, stride)[:, :width] = classes
-    padded = np.zeros((height, stride), dtype=np.float32)
-    padded[:, :width] = probability
+    np.multiply(mask, classes, out=flat[1:].reshape(height, stride)[:, :width])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
-    class_index = flat[1:][edges]
-    inside = class_index[:-1] > 0  # the last edge always leads back to sound
-    sums = np.add.reduceat(padded.ravel(), edges)[:-1][inside].astype(np.float64)
+    class_index = flat[1:][edges][:-1]
+    inside = class_index > 0  # the last edge always leads back to sound
     y, x0 = np.divmod(edges[:-1][inside], stride)
-    x1 = edges[1:][inside] - y * stride
-    return _Runs(y, x0, x1, class_index[:-1][inside].astype(np.intp), sums)
+    return y, x0, edges[1:][inside] - y * stride, class_index[inside]
 
 
-def _measure(
-    runs: _Runs,
-    region: NDArray[np.intp],
-    areas: NDArray[np.intp],
+def measures(
+    area_px: int,
+    sum_x2: int,
+    sum_y: int,
+    class_sums: NDArray[np.float64],
+    corners: NDArray[np.int32],
+    top: int,
     *,
-    keep: NDArray[np.bool_],
     labels: Sequence[str],
-    mm_per_px: float | None,
-) -> list[Defect]:
-    """Measure the kept regions; `region` (R,) is each run's, `areas` and `keep` are by region."""
+    scale_mm: tuple[float | None, float | None] = (None, None),
+) -> dict[str, Any]:
+    """Return the fields of a region's `Defect`.
+
+    Args:
+        area_px: Number of pixels.
+        sum_x2: Twice the sum of their x.
+        sum_y: Sum of their y, or lines of a web.
+        class_sums: (K,) float64, summed probability by class index.
+        corners: (P, 2) int32 corners (x, y) whose convex hull is the region's, y from `top` on.
+        top: What to add to their y: however far down a web, the corners stay small numbers.
+        labels: Class names by index.
+        scale_mm: Size of a pixel, x and y, in mm; None: unknown.
+    """
     import cv2
 
-    count, lengths = len(areas), runs.x1 - runs.x0
-    sum_x = np.bincount(region, (runs.x0 + runs.x1 - 1) * 0.5 * lengths, count)
-    sum_y = np.bincount(region, runs.y * lengths, count)
-    cells = region * len(labels) + runs.class_index
-    by_class = np.bincount(cells, runs.probability_sum, count * len(labels))
-    by_class = by_class.reshape(count, len(labels))
-    corners, ends = _corners(runs, region, count)
-    defects = []
-    for index in np.flatnonzero(keep).tolist():
-        points = corners[:, ends[index - 1] : ends[index]]
-        left, top, right, bottom = (int(value) for value in (*points.min(1), *points.max(1)))
-        sides = cv2.minAreaRect(points.T)[1]
-        area = int(areas[index])
-        defects.append(
-            Defect(
-                label=labels[1 + int(by_class[index, 1:].argmax())],
-                score=min(1.0, float(by_class[index].sum()) / area),
-                area_px=area,
-                bbox_xyxy_px=(left, top, right, bottom),
-                centroid_xy_px=(float(sum_x[index]) / area, float(sum_y[index]) / area),
-                length_px=float(max(sides)),
-                width_px=float(min(sides)),
-                **_in_mm(area, sides, mm_per_px),
-            )
-        )
-    return defects
-
-
-def _corners(
-    runs: _Runs, region: NDArray[np.intp], count: int
-) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Return the corners (x, y) of the regions' runs as (2, P) by region, and each region's end."""
-    touching = (runs.y[1:] == runs.y[:-1]) & (runs.x0[1:] == runs.x1[:-1])  # the class changes here
-    first, last = np.r_[True, ~touching], np.r_[~touching, True]
-    region = region[first]
-    order = np.argsort(region, kind="stable")
-    x0, x1, y0 = runs.x0[first][order], runs.x1[last][order], runs.y[first][order]
-    y1 = y0 + 1
-    corners = np.empty((2, len(order), 4), dtype=np.float32)
-    corners[0] = np.stack([x0, x1, x0, x1], axis=1)
-    corners[1] = np.stack([y0, y0, y1, y1], axis=1)
-    return corners.reshape(2, -1), 4 * np.cumsum(np.bincount(region, minlength=count))
-
-
-def _in_mm(area_px: int, sides_px: Sequence[float], mm_per_px: float | None) -> dict[str, float]:
-    if mm_per_px is None:
-        return {}
+    left, first, width, height = cv2.boundingRect(corners)  # counts the corners at both ends
+    sides = _sides(corners)
+    x_mm, y_mm = scale_mm
+    in_mm: dict[str, float] = {}
+    if x_mm is not None and y_mm is not None:
+        if x_mm == y_mm:
+            sides_mm = (sides[0] * x_mm, sides[1] * x_mm)
+        else:
+            sides_mm = _sides(((corners - (left, first)) * (x_mm, y_mm)).astype(np.float32))
+        in_mm = {"area_mm2": area_px * (x_mm * y_mm)}
+        in_mm |= {"length_mm": sides_mm[0], "width_mm": sides_mm[1]}
     return {
-        "area_mm2": area_px * mm_per_px**2,
-        "length_mm": max(sides_px) * mm_per_px,
-        "width_mm": min(sides_px) * mm_per_px,
+        "label": labels[1 + int(class_sums[1:].argmax())],
+        "score": min(1.0, float(class_sums.sum()) / area_px),
+        "area_px": area_px,
+        "bbox_xyxy_px": (left, top + first, left + width - 1, top + first + height - 1),
+        "centroid_xy_px": (sum_x2 / (2 * area_px), sum_y / area_px),
+        "length_px": sides[0],
+        "width_px": sides[1],
+        **in_mm,
     }
+
+
+def _sides(corners: NDArray[np.int32] | NDArray[np.float32]) -> tuple[float, float]:
+    """Return the longer and the shorter side of the smallest rectangle round (P, 2) corners."""
+    import cv2
+
+    sides = cv2.minAreaRect(corners)[1]
+    return float(max(sides)), float(min(sides))

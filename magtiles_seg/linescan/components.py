@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from magtiles_seg.regions import Parts
+
 __all__ = ["OpenRegions", "Region"]
 
 _Points: TypeAlias = NDArray[np.int64]
@@ -40,6 +42,12 @@ class Region:
     class_sums: NDArray[np.float64]
     hull: _Points
     complete: bool = True
+
+    @classmethod
+    def of(cls, parts: Parts, part: int, first_line: int) -> Region:
+        """Return a part of a strip whose first row is the web's `first_line`."""
+        area_px, sum_x2, sum_y, class_sums, corners, _ = parts.sums(part, first_line)
+        return cls(area_px, sum_x2, sum_y, class_sums, corners + np.array([0, first_line]))
 
     def absorb(self, other: Region) -> None:
         """Add a region that proved to be part of this one."""
@@ -118,12 +126,10 @@ class OpenRegions:
         """Add rows that all hold defects."""
         x, _, width, height = cv2.boundingRect(mask)
         box = (slice(None), slice(x, x + width))
-        count, drawn = cv2.connectedComponents(mask[box], connectivity=8, ltype=cv2.CV_32S)
-        parts = _Parts(mask[box], probability[box], classes[box], np.asarray(drawn), count)
-        parts.shift(x, first_line, self._labels)
+        parts = Parts(mask[box], probability[box], classes[box], self._labels, left=x)
         rows = np.zeros((2, len(mask[0])), dtype=np.intp)  # parts in the first and last row
-        rows[:, x : x + width] = drawn[[0, height - 1]]
-        return self._join(parts, rows[0], rows[1], cutting=self._after_gap)
+        rows[:, x : x + width] = parts.drawn[[0, height - 1]]
+        return self._join(parts, first_line, rows[0], rows[1], cutting=self._after_gap)
 
     def finish(self, *, complete: bool) -> list[Region]:
         """Return what is open: the web, or this piece of it, has ended."""
@@ -138,7 +144,8 @@ class OpenRegions:
 
     def _join(
         self,
-        parts: _Parts,
+        parts: Parts,
+        first_line: int,
         first_row: NDArray[np.intp],
         last_row: NDArray[np.intp],
         *,
@@ -159,7 +166,7 @@ class OpenRegions:
         for node, region in merged.items():
             _gather(groups, int(roots[node]), region)
         for part in (1 + np.flatnonzero(~skip[1:])).tolist():
-            region = parts.region(part)
+            region = Region.of(parts, part, first_line)
             region.complete = part not in incomplete
             _gather(groups, int(roots[shift + part]), region)
         self._open = [region for root, region in groups.items() if lasting[root]]
@@ -216,59 +223,3 @@ def _union(links: NDArray[np.intp], count: int) -> NDArray[np.intp]:
     for node in np.unique(links).tolist():
         parents[node] = root(node)
     return parents
-
-
-class _Parts:
-    """The components inside one strip, measured from their horizontal runs; part 0 is unused."""
-
-    def __init__(
-        self,
-        mask: NDArray[np.uint8],
-        probability: NDArray[np.float32],
-        classes: NDArray[np.uint8],
-        drawn: NDArray[np.int32],
-        count: int,
-    ) -> None:
-        height, width = mask.shape
-        flat = np.zeros(1 + height * (width + 1), dtype=np.uint8)  # a sound column ends each row
-        np.multiply(mask, classes, out=flat[1:].reshape(height, width + 1)[:, :width])
-        edges = np.flatnonzero(flat[1:] != flat[:-1])
-        classes = flat[1:][edges][:-1]
-        inside = classes > 0
-        self.y, self.x0 = np.divmod(edges[:-1][inside], width + 1)
-        self.x1 = edges[1:][inside] - self.y * (width + 1)
-        self.classes = classes[inside]
-        values = probability[mask.view(np.bool_)]
-        starts = np.cumsum(self.x1 - self.x0) - (self.x1 - self.x0)
-        self.sums = np.add.reduceat(values, starts).astype(np.float64)
-        self.part = drawn[self.y, self.x0].astype(np.intp)
-        self.count = count
-        self.areas = np.bincount(self.part, self.x1 - self.x0, count).astype(np.int64)
-
-    def shift(self, left: int, top: int, labels: int) -> None:
-        """Move to web coordinates and sum up by part."""
-        lengths, count = self.x1 - self.x0, self.count
-        self.sum_y = np.bincount(self.part, self.y * lengths, count).astype(np.int64)
-        self.top = top
-        self.x0, self.x1 = self.x0 + left, self.x1 + left
-        doubled = (self.x0 + self.x1 - 1) * lengths
-        self.sum_x2 = np.bincount(self.part, doubled, count).astype(np.int64)
-        cells = self.part * labels + self.classes
-        self.class_sums = np.bincount(cells, self.sums, count * labels).reshape(count, labels)
-        order = np.argsort(self.part, kind="stable")
-        x0, x1, y0 = self.x0[order], self.x1[order], self.y[order]
-        corners = np.stack([x0, y0, x1, y0, x0, y0 + 1, x1, y0 + 1], axis=1)
-        self.corners = corners.reshape(-1, 2).astype(np.int64)
-        self.ends = 4 * np.cumsum(np.bincount(self.part, minlength=count))
-
-    def region(self, part: int) -> Region:
-        """Return one part."""
-        area = int(self.areas[part])
-        corners = self.corners[self.ends[part - 1] : self.ends[part]]
-        return Region(
-            area_px=area,
-            sum_x2=int(self.sum_x2[part]),
-            sum_y=int(self.sum_y[part]) + area * self.top,
-            class_sums=self.class_sums[part],
-            hull=corners + np.array([0, self.top]),
-        )

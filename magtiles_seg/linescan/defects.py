@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from magtiles_seg.regions import Defect
+from magtiles_seg.regions import Defect, measures
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from magtiles_seg.linescan.components import Region
 
 __all__ = ["Reason", "Uninspected", "WebDefect", "measure"]
@@ -70,8 +68,7 @@ def measure(
 ) -> WebDefect:
     """Return a region as a defect.
 
-    The smallest rectangle is taken round the hull relative to its corner, since single precision
-    would not tell a pixel far down a web; in mm it is another one where pixels are not square.
+    In mm the smallest rectangle is another one where pixels are not square.
 
     Args:
         region: A region that has ended.
@@ -79,35 +76,16 @@ def measure(
         mm_per_px: Size of a pixel across the web, in mm; None: unknown.
         line_mm: Line pitch in mm; None: unknown.
     """
-    left, top = (int(value) for value in region.hull.min(axis=0))
-    right, bottom = (int(value) for value in region.hull.max(axis=0))
-    corners = region.hull - (left, top)
-    sides, in_mm = _sides(corners, 1.0, 1.0), {}
-    if mm_per_px is not None and line_mm is not None:
-        sides_mm = (sides[0] * mm_per_px, sides[1] * mm_per_px)
-        if line_mm != mm_per_px:
-            sides_mm = _sides(corners, mm_per_px, line_mm)
-        area_mm2 = region.area_px * mm_per_px * line_mm
-        in_mm = {"area_mm2": area_mm2, "length_mm": sides_mm[0], "width_mm": sides_mm[1]}
-    return WebDefect(
-        label=labels[1 + int(region.class_sums[1:].argmax())],
-        score=min(1.0, float(region.class_sums.sum()) / region.area_px),
-        area_px=region.area_px,
-        bbox_xyxy_px=(left, top, right, bottom),
-        centroid_xy_px=(region.sum_x2 / (2 * region.area_px), region.sum_y / region.area_px),
-        length_px=sides[0],
-        width_px=sides[1],
-        first_line=top,
-        last_line=bottom - 1,
-        complete=region.complete,
-        **in_mm,
+    top = int(region.hull[:, 1].min())
+    fields = measures(
+        region.area_px,
+        region.sum_x2,
+        region.sum_y,
+        region.class_sums,
+        (region.hull - (0, top)).astype(np.int32),
+        top,
+        labels=labels,
+        scale_mm=(mm_per_px, line_mm),
     )
-
-
-def _sides(corners: NDArray[np.int64], scale_x: float, scale_y: float) -> tuple[float, float]:
-    """Return the longer and the shorter side of the smallest rectangle round (P, 2) corners."""
-    import cv2
-
-    points = (corners * (scale_x, scale_y)).astype(np.float32)
-    sides = cv2.minAreaRect(points)[1]
-    return float(max(sides)), float(min(sides))
+    last_line = fields["bbox_xyxy_px"][3] - 1
+    return WebDefect(first_line=top, last_line=last_line, complete=region.complete, **fields)
