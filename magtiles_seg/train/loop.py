@@ -132,7 +132,7 @@ def train(
     return out_dir / CHECKPOINT
 
 
-def _fit(run: _Run, progress: Progress | None, logger: Logger | None) -> None:
+def _fit(run: _Run, progress: WrapEpoch | None, logger: Logger | None) -> None:
     """Go through the epochs that a run has left."""
     run.read_pictures()
     with kept_memory() if run.devices.device.type == "cpu" else nullcontext():

@@ -27,7 +27,7 @@ def test_regions_of_a_picture_are_those_of_its_strips_in_every_measure(
     picture = random_web(seed)
     height, width = picture.shape
     rng = np.random.default_rng(seed)
-    probability = picture.astype(np.float32) / 255
+    probability = picture.astype(np.float32) / np.float32(255)
     classes = rng.integers(1, len(LABELS), picture.shape, np.uint8)
     cuts = data.draw(st.lists(st.integers(0, height), max_size=12))
     edges = sorted({0, height, *cuts})
