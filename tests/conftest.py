@@ -1,8 +1,11 @@
-"""A small exported model that every test may use: `nano` with seeded weights, never trained."""
+"""What every test may use: a small model, a picture, and the service as a process."""
 
 from __future__ import annotations
 
+import io
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,3 +52,21 @@ def model(checkpoint: Path) -> Path:
     path = checkpoint.with_name("nano.onnx")
     export_onnx(checkpoint, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    """A synthetic tile, 70 x 90 px, as a PNG file."""
+    from PIL import Image
+
+    from magtiles_seg.dataset.synthetic import synthetic_tile
+
+    file = io.BytesIO()
+    Image.fromarray(synthetic_tile(3, defect="blowhole", size_hw=(70, 90)).image).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def server_class() -> Any:  # noqa: ANN401
+    """`load.Server`: `magtiles-seg serve` as a process."""
+    return runpy.run_path(str(Path(__file__).parent / "serve" / "load.py"))["Server"]

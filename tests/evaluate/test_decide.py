@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,15 @@ from hypothesis.extra.numpy import arrays
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.evaluate import decide, metrics
+from magtiles_seg.evaluate.calibration import LOGITS, fit, logit
+from magtiles_seg.evaluate.decide import (
+    MARGINS_PX,
+    CalibrationCounts,
+    DecisionSearch,
+    choose_for_all_folds,
+)
+from magtiles_seg.evaluate.metrics import score_at_recall
+from magtiles_seg.result import Decision
 
 Array = npt.NDArray[Any]
 
@@ -99,3 +109,40 @@ def test_best_margin_is_the_narrowest_of_the_highest_auroc() -> None:
 def test_best_min_area_equal_ones_give_the_smallest() -> None:
     overlap = np.ones((2, len(decide.MIN_AREAS_PX)))
     assert decide.best_min_area(overlap, np.array([0, 1])) == 1
+
+
+class Chosen:
+    """A search that has made up its mind."""
+
+    def decision(self, *, recall: float) -> Decision:
+        return Decision(threshold=0.5, min_area_px=4, reject_score=recall)
+
+
+def count(seed: int) -> CalibrationCounts:
+    """Return forty pictures, every second one defective, whose scores overlap."""
+    rng, made = np.random.default_rng(seed), CalibrationCounts()
+    rising = np.linspace(1, 90, LOGITS.size).astype(np.int64)
+    made.pixels += np.stack([rising[::-1], rising])
+    for index in range(40):
+        top = np.clip(rng.normal(0.4 + 0.3 * (index % 2), 0.2, 8), 0.01, 0.99)
+        for margin in MARGINS_PX:
+            made.tops[margin].append(top)
+        made.is_defect.append(bool(index % 2))
+    return made
+
+
+def test_choose_reject_score_is_rounded_down_to_a_grain() -> None:
+    above_half = 0
+    for seed in range(12):
+        counts = [count(2 * seed), count(2 * seed + 1)]
+        choice = choose_for_all_folds(cast("DecisionSearch", Chosen()), counts, recall=0.9, tiles=8)
+        margin = choice.decision.score_margin_px
+        scores = np.concatenate([one.scores(choice.pixel, margin) for one in counts])
+        defect = np.array([flag for one in counts for flag in one.is_defect])
+        picture = fit(logit(scores), ~defect, defect)
+        exact = score_at_recall(picture(scores), defect, recall=0.9)
+        assert 0 <= exact - choice.decision.reject_score < 1e-4
+        grains = choice.decision.reject_score * 1e4
+        assert math.isclose(grains, round(grains), abs_tol=1e-6)
+        above_half += exact * 1e4 % 1 > 0.5
+    assert above_half  # where rounding to the nearest would go up
