@@ -48,9 +48,8 @@ import numpy as np
 
 from magtiles_seg.decoding import FORMATS, Header, read_header
 from magtiles_seg.decoding.header import damaged, several
-from magtiles_seg.decoding.libtiff import errors_raised
 from magtiles_seg.decoding.png import check_rows
-from magtiles_seg.decoding.tiff import LAYOUT_TAGS, check_layout
+from magtiles_seg.decoding.tiff import LAYOUT_TAGS, check_layout, errors_raised
 from magtiles_seg.errors import ImageError
 
 if TYPE_CHECKING:

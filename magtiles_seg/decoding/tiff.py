@@ -1,9 +1,15 @@
-"""TIFF: a table of tags. What Pillow would read wrongly is refused, by the tags."""
+"""TIFF: a table of tags, by which what Pillow would read wrongly is refused; what libtiff reports.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import re
 import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +27,7 @@ from magtiles_seg.decoding.ifd import (
 )
 from magtiles_seg.errors import ImageError
 
-__all__ = ["LAYOUT_TAGS", "check_layout", "read_tiff"]
+__all__ = ["LAYOUT_TAGS", "check_layout", "errors_raised", "read_tiff"]
 
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = (
     *(254, 255, 256, 257, 258, 259, 262),
@@ -290,3 +296,51 @@ def _typed(tag: int, numbers: NDArray[Any], order: ByteOrder) -> tuple[int, byte
     if numbers.max() < 65536:
         return 3, numbers.astype(order.mark + "u2").tobytes()
     return 4, numbers.astype(order.mark + "u4").tobytes()
+
+
+_Handler = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+_heard = threading.local()
+
+
+@contextmanager
+def errors_raised() -> Iterator[None]:
+    """Raise ImageError where libtiff reports an error in this thread, and keep it from stderr."""
+    _listen()
+    _heard.errors = []
+    try:
+        yield
+        if _heard.errors:
+            raise damaged(f"has damaged pixels, by {_heard.errors[0]}")
+    finally:
+        del _heard.errors
+
+
+@functools.cache
+def _listen() -> object:
+    """Take libtiff's reports for the life of the process; pass on those of other users of Pillow.
+
+    Where Pillow hides its libtiff (Windows), nothing is heard.
+    """
+    from PIL import _imaging
+
+    try:
+        replace = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except (AttributeError, OSError):
+        return None
+    replace.restype = ctypes.c_void_p
+    replace.argtypes = [ctypes.c_void_p]
+    former: list[object] = []
+
+    def hear(module: bytes, message: bytes, values: int) -> None:
+        if hasattr(_heard, "errors"):
+            _heard.errors.append(
+                b": ".join(filter(None, (module, message))).decode("ascii", "replace")
+            )
+        elif former:
+            former[0](module, message, values)  # type: ignore[operator]
+
+    handler = _Handler(hear)
+    place = replace(ctypes.cast(handler, ctypes.c_void_p))
+    if place:
+        former.append(_Handler(place))
+    return handler

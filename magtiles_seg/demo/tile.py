@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+import threading
+import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +15,6 @@ import gradio as gr
 
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.demo.pictures import draw_heat, draw_mask, draw_numbered
-from magtiles_seg.demo.results import Results
 from magtiles_seg.demo.words import defect_table, legend, notice_card, verdict_card
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image
@@ -283,3 +286,57 @@ def _exact(shown: float, own: float) -> float:
 
 def _output(**options: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"interactive": False, "buttons": ["fullscreen", "download"], **options}
+
+
+_BYTES = 400_000_000
+_KEPT_S = 1800.0
+
+
+class Results:
+    """Results by keys that nobody can guess; a page holds the key of what it shows."""
+
+    def __init__(self, max_bytes: int = _BYTES, kept_s: float = _KEPT_S) -> None:
+        """Start with none.
+
+        Args:
+            max_bytes: Of all results' arrays.
+            kept_s: How long a result stays that nobody asks for.
+        """
+        self._max_bytes, self._kept_s = max_bytes, kept_s
+        self._results: OrderedDict[str, tuple[float, Segmentation]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def keep(self, result: Segmentation) -> str:
+        """Keep a result and return its key."""
+        key = secrets.token_urlsafe(24)
+        with self._lock:
+            self._results[key] = (time.monotonic(), result)
+            self._bytes += _size(result)
+            self._drop()
+        return key
+
+    def get(self, key: str) -> Segmentation | None:
+        """Return the result of a key, or None where it is gone."""
+        with self._lock:
+            self._drop()
+            if key not in self._results:
+                return None
+            _, result = self._results[key]
+            self._results[key] = (time.monotonic(), result)
+            self._results.move_to_end(key)
+            return result
+
+    def _drop(self) -> None:
+        latest = time.monotonic() - self._kept_s
+        while self._results:
+            used_s, result = next(iter(self._results.values()))
+            if used_s >= latest and self._bytes <= self._max_bytes:
+                return
+            self._results.popitem(last=False)
+            self._bytes -= _size(result)
+
+
+def _size(result: Segmentation) -> int:
+    arrays = (result.image, result.probability, result.classes, result.mask)
+    return sum(array.nbytes for array in arrays) + result.image.nbytes  # and one that it hides

@@ -10,8 +10,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from magtiles_seg.infer.backends.base import BackendSpec
-from magtiles_seg.serve.heads import head_trouble
 from magtiles_seg.serve.health import Readiness
+from magtiles_seg.serve.limits import head_trouble
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.problems import MEDIA_TYPE, TOO_LARGE, Problem
 

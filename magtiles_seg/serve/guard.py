@@ -15,7 +15,7 @@ import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from magtiles_seg.serve.heads import MAX_HEAD_BYTES, head_too_large
+from magtiles_seg.serve.limits import MAX_HEAD_BYTES, head_too_large
 from magtiles_seg.serve.problems import Problem
 
 HEAD_S = 10.0

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from starlette.types import Scope
+
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.serve.problems import Problem
@@ -375,3 +377,30 @@ class Gate:
         self.refused += 1
         self._count(f"refused: {why}")
         return Refused(text, math.ceil(max(1.0, self._promised_s)))
+
+
+MAX_HEAD_BYTES = 65_536
+"""Largest request line and header fields together."""
+
+_MAX_FIELDS = 200
+_MAX_TARGET = 8_192
+_CLOSE = {"Connection": "close"}
+
+
+def head_trouble(scope: Scope) -> Problem | None:
+    """Return why a request's head is refused, or None. `guard` ends those that never end."""
+    target = len(scope["raw_path"] or b"") + len(scope["query_string"])
+    if target > _MAX_TARGET:
+        message = f"the address has {target:,} bytes; expected at most {_MAX_TARGET:,}"
+        return Problem(414, message, headers=_CLOSE)
+    fields = scope["headers"]
+    size = target + sum(len(name) + len(value) + 4 for name, value in fields)
+    if size > MAX_HEAD_BYTES or len(fields) > _MAX_FIELDS:
+        return head_too_large()
+    return None
+
+
+def head_too_large() -> Problem:
+    """Return the answer to a head beyond the limits."""
+    message = f"expected at most {_MAX_FIELDS} header fields and {MAX_HEAD_BYTES:,} bytes of them"
+    return Problem(431, message, headers=_CLOSE)
