@@ -1,5 +1,4 @@
-"""TIFF: a table of tags, by which what Pillow would read wrongly is refused; what libtiff reports.
-"""
+"""TIFF: a table of tags, by which what Pillow would read wrongly is refused; libtiff's errors."""
 
 from __future__ import annotations
 
