@@ -38,7 +38,7 @@ def records(tiles: dict[int, tuple[list[float], list[int]]]) -> Records:
         verdict=np.full(count, "accept"),
         empty=np.zeros(count, bool),
         suspect=np.zeros(count, bool),
-        doubtful=np.zeros(count, bool),
+        label_issue=np.zeros(count, bool),
         counts=np.ones((count, 4), np.int64),
         confusion=np.ones((count, 2, 2), np.int64),
         histogram=np.ones((count, 2, 256), np.int32),
