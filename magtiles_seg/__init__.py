@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from magtiles_seg.linescan.segmenter import LineScanSegmenter
     from magtiles_seg.model.card import ModelCard
     from magtiles_seg.result import Decision, Defect, Segmentation
+    from magtiles_seg.tile import TileResult
 
 __version__ = "0.2.0.dev0"
 
@@ -58,6 +59,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "StaleEngineError",
+    "TileResult",
     "WebDefect",
     "__version__",
     "segment",
@@ -70,6 +72,7 @@ _HOMES = {
     "ModelCard": "model.card",
     "Segmentation": "result",
     "Segmenter": "infer.segmenter",
+    "TileResult": "tile",
     "WebDefect": "linescan.defects",
     "segment": "infer.segmenter",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -44,6 +44,8 @@ class Decision:
         score_scale: The score is `sigmoid(score_scale * logit(m) + score_bias)`, the probability
             that the picture is defective where scale and bias were fitted; above 0.
         score_bias: See `score_scale`. With 1 and 0 the score is m itself.
+        tile_reject_score: A tile of several pictures is rejected from this median of their scores
+            on; None: `reject_score` serves for tiles as well.
 
     Raises:
         ConfigError: A value is of the wrong type or out of its range.
@@ -57,12 +59,13 @@ class Decision:
     score_margin_px: int = 0
     score_scale: float = 1.0
     score_bias: float = 0.0
+    tile_reject_score: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field and make it a plain Python number."""
-        for name in ("threshold", "reject_score", "review_score"):
+        for name in ("threshold", "reject_score", "review_score", "tile_reject_score"):
             value = getattr(self, name)
-            if not (name == "review_score" and value is None):
+            if not (name in ("review_score", "tile_reject_score") and value is None):
                 object.__setattr__(self, name, fraction(name, value))
         for name, least in (("min_area_px", 1), ("score_top_k_px", 1), ("score_margin_px", 0)):
             object.__setattr__(self, name, count(name, getattr(self, name), least=least))
@@ -79,10 +82,23 @@ class Decision:
     def overridden(self, **changes: Any) -> Decision:  # noqa: ANN401 - checked when it is made
         """Return the decision with some of `OVERRIDES` changed; a change to None changes nothing.
 
+        Whoever sets `reject_score` means tiles of several pictures as well: `tile_reject_score`
+        goes.
+
         Raises:
             ConfigError: A value is of the wrong type or out of its range.
         """
-        return replace(self, **{name: new for name, new in changes.items() if new is not None})
+        given: dict[str, Any] = {name: new for name, new in changes.items() if new is not None}
+        if "reject_score" in given:
+            given["tile_reject_score"] = None
+        return replace(self, **given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values, without a `tile_reject_score` of None."""
+        content = asdict(self)
+        if self.tile_reject_score is None:  # files and runs of older versions do not have it
+            del content["tile_reject_score"]
+        return content
 
     def score(self, mean: float) -> float:
         """Return a picture's score, 0..1, from the mean of its largest pixel probabilities."""
@@ -99,7 +115,19 @@ class Decision:
 
     def verdict(self, score: float) -> Verdict:
         """Return what a picture's score means: "accept", "review" or "reject"."""
-        if score >= self.reject_score:
+        return self._verdict(score, self.reject_score)
+
+    @property
+    def tile_threshold(self) -> float:
+        """The score from which on a tile of several pictures is rejected."""
+        return self.reject_score if self.tile_reject_score is None else self.tile_reject_score
+
+    def tile_verdict(self, score: float) -> Verdict:
+        """Return what the score of a tile of several pictures means."""
+        return self._verdict(score, self.tile_threshold)
+
+    def _verdict(self, score: float, reject_score: float) -> Verdict:
+        if score >= reject_score:
             return "reject"
         if self.review_score is not None and score >= self.review_score:
             return "review"

@@ -22,12 +22,14 @@ HEAD_BYTES = _HEADER_BYTES + len(_CHUNK)
 
 RESULT_NAMES = re.compile(
     r"(^|[/\\_])(mask|overlay|probability)\.png$"  # Segmentation.save
+    r"|(^|[/\\.])tile\.png$"  # TileResult.save
     r"|(^|[/\\])(web_\d{9,}|\d{3}_[^/\\]+|picture_\d{2,}|bench)\.png$"  # stream, evaluate, report
     r"|(^|[/\\])masks[/\\]\d{8}[/\\]\d{5}\.png$"  # batch --masks
 )
 """Names that results are given: only such files are opened to look for the mark."""
 
 _KEYS = {"schema_version", "source", "verdict", "defects", "decision", "model"}
+_TILE_KEYS = {"schema_version", "name", "verdict", "rule", "exposures", "overlay"}
 _MAX_JSON_BYTES = 64 * 2**20
 
 
@@ -54,12 +56,13 @@ def is_result(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def read_manifest(path: Path) -> dict[str, object] | None:
-    """Return what a `result.json` holds, or None where it is not one that this package wrote."""
+def read_manifest(path: Path, *, of_tile: bool = False) -> dict[str, object] | None:
+    """Return what a `result.json` (or `tile.json`) holds, or None where it is none of ours."""
     try:
         if not path.is_file() or path.stat().st_size > _MAX_JSON_BYTES:
             return None
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.keys() >= _KEYS else None
+    keys = _TILE_KEYS if of_tile else _KEYS
+    return found if isinstance(found, dict) and found.keys() >= keys else None

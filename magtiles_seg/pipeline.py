@@ -339,6 +339,7 @@ def evaluate(
     manifest: Path | None = None,
     dataset: Path | None = None,
     protocol: str | None = None,
+    group_by: str | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
@@ -350,6 +351,8 @@ def evaluate(
         manifest: A split, of which `params.evaluate.part` is scored.
         dataset: A folder, of which every picture is scored in place of a split's part.
         protocol: In place of `params.evaluate.protocol`; of a folder it is `native` by default.
+        group_by: Which pictures show the same tile, as of `dataset.grouping.group_pictures`; None:
+            as the data set says.
         out: Folder for figures, tables and the data of curves; None writes nothing.
         progress: Told pictures.
 
@@ -357,6 +360,7 @@ def evaluate(
         FileNotFoundError, DataError, ModelError: Data or model are missing or do not fit.
         ConfigError: The protocol is unknown, or the labels differ from the model's.
     """
+    from magtiles_seg.dataset.grouping import regrouped
     from magtiles_seg.evaluate.plots import curves
     from magtiles_seg.evaluate.report import evaluate as score
     from magtiles_seg.infer.segmenter import Segmenter
@@ -370,6 +374,8 @@ def evaluate(
         protocol = protocol or params.evaluate.protocol
     else:
         raise DataError("nothing to evaluate on: expected a split manifest or a data set")
+    if group_by is not None:
+        samples = regrouped(samples, group_by)
     with ExitStack() as stack:
         if not isinstance(model, Segmenter):
             model = stack.enter_context(Segmenter(model, flips=params.evaluate.flips))

@@ -193,7 +193,7 @@ class Segmentation:
             "score": self.score,
             "defect_area_px": int(np.count_nonzero(self.mask)),
             "defects": [asdict(defect) for defect in self.defects],
-            "decision": asdict(self.decision),
+            "decision": self.decision.to_dict(),
             "labels": list(self.labels),
             "mm_per_px": self.mm_per_px,
             "model": dict(self.model),

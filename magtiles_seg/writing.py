@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.files import encode_png, write
+from magtiles_seg.files import encode_png, write, write_json
 from magtiles_seg.labels import color_rgb
 from magtiles_seg.marking import is_result, mark_png, read_manifest
 from magtiles_seg.regions import DEFECT_COLUMNS
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
+    from magtiles_seg.tile import TileResult
 
 
 def draw_overlay(
@@ -84,15 +85,42 @@ def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: s
     return manifest
 
 
-def check_free(directory: str | os.PathLike[str], stem: str | None) -> None:
+def save_tile(result: TileResult, directory: str | os.PathLike[str], stem: str | None) -> Path:
+    """Write a tile's overlay and, last, its JSON; return the JSON's path.
+
+    Raises:
+        ConfigError: `stem` is no plain file name, or a file that is none of ours is in the way.
+        OSError: The directory or a file cannot be written.
+    """
+    check_free(directory, stem, of_tile=True)
+    picture = encode_result(result.overlay())
+    content = {**result.to_dict(), "overlay": result.overlay_dict()}
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, manifest = _tile_paths(folder, stem)
+    with _alone(folder):
+        manifest.unlink(missing_ok=True)
+        write(path, picture)
+        write_json(manifest, content)
+    return manifest
+
+
+def check_free(
+    directory: str | os.PathLike[str], stem: str | None, *, of_tile: bool = False
+) -> None:
     """Make sure that a result's files can be written without harm to anybody else's.
+
+    Args:
+        directory: Where they are to stand.
+        stem: Put before each name.
+        of_tile: Whether they are those of a tile.
 
     Raises:
         ConfigError: `stem` is no plain file name, or a file that is none of ours is in the way.
     """
     if stem is not None and (not stem or Path(stem).name != stem or "\\" in stem or "\0" in stem):
         raise ConfigError(f"stem is {stem!r}; expected a plain file name, such as 'tile_7'")
-    paths = _result_paths(Path(directory), stem)
+    paths = (_tile_paths if of_tile else _result_paths)(Path(directory), stem)
     if max(len(os.fsencode(path.name)) for path in paths) > _MAX_NAME_BYTES:
         raise ConfigError(
             f"the results of '{stem}' would have names of more than {_MAX_NAME_BYTES} bytes; "
@@ -106,9 +134,11 @@ def check_free(directory: str | os.PathLike[str], stem: str | None) -> None:
             )
 
 
-def discard_result(directory: str | os.PathLike[str], stem: str | None) -> None:
+def discard_result(
+    directory: str | os.PathLike[str], stem: str | None, *, of_tile: bool = False
+) -> None:
     """Delete an older result, so that it does not pass for one of a picture that now fails."""
-    for path in reversed(_result_paths(Path(directory), stem)):
+    for path in reversed((_tile_paths if of_tile else _result_paths)(Path(directory), stem)):
         if _is_ours(path):
             path.unlink(missing_ok=True)
 
@@ -134,8 +164,16 @@ def _result_paths(folder: Path, stem: str | None) -> list[Path]:
     return [folder / f"{prefix}{name}" for name in (*_PICTURES, _MANIFEST)]
 
 
+def _tile_paths(folder: Path, stem: str | None) -> list[Path]:
+    """Return a tile's files, the JSON last."""
+    prefix = f"{stem}." if stem else ""
+    return [folder / f"{prefix}tile.png", folder / f"{prefix}tile.json"]
+
+
 def _is_ours(path: Path) -> bool:
-    return is_result(path) if path.suffix == ".png" else read_manifest(path) is not None
+    if path.suffix == ".png":
+        return is_result(path)
+    return read_manifest(path, of_tile=path.name.endswith("tile.json")) is not None
 
 
 def encode_result(picture: NDArray[np.uint8]) -> bytes:

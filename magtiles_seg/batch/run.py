@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from magtiles_seg.batch.local_engine import run_local
 from magtiles_seg.batch.source import Listing, freeze, list_names
+from magtiles_seg.batch.tiles import check_groups, write_tiles
 from magtiles_seg.batch.work import Job
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import write_json
@@ -76,15 +77,22 @@ class Outcome:
         pictures: All pictures.
         verdicts: How many got each verdict.
         errors: How many got an error instead.
+        tiles: How many physical tiles got each verdict, or "error"; empty where none were asked
+            for.
     """
 
     pictures: int
     verdicts: dict[str, int]
     errors: int
+    tiles: dict[str, int] = field(default_factory=dict)
 
 
 def run_batch(
-    job: Job, engine: Engine | None = None, progress: BatchProgress | None = None
+    job: Job,
+    engine: Engine | None = None,
+    progress: BatchProgress | None = None,
+    *,
+    group_by: str | None = None,
 ) -> Outcome:
     """Segment an archive into `job.out`, or go on where an earlier run was stopped.
 
@@ -95,11 +103,15 @@ def run_batch(
         job: What to do.
         engine: What does it; None: this machine's cores.
         progress: Told how far it is.
+        group_by: Which pictures show the same tile, as of `dataset.grouping.group_pictures`: once
+            all pictures have their rows, `tiles.parquet` gives one verdict a tile. It may be asked
+            for later, by starting a finished run again. None: no such table.
 
     Raises:
-        ConfigError: `job.out` holds a run with another model, decision or source, or another run
-            writes there now.
-        DataError: There is no such source, it holds no picture, or it went away for too long.
+        ConfigError: `job.out` holds a run with another model, decision or source, another run
+            writes there now, or `group_by` is invalid.
+        DataError: There is no such source, it holds no picture, it went away for too long, or a
+            picture is in no tile.
         OSError: The result cannot be written.
         BackendError: The model cannot be loaded, or workers are lost without getting anything done.
 
@@ -111,8 +123,10 @@ def run_batch(
     (job.out / "parts").mkdir(parents=True, exist_ok=True)
     with _alone(job.out):
         with job.open_segmenter() as segmenter:
-            identity = job.identity(segmenter)
+            identity, decision = job.identity(segmenter), segmenter.decision
         listing = _open_listing(job, identity, progress)
+        if group_by is not None:
+            check_groups(listing, group_by)
         _clear(job.out / "parts")
         todo = [part for part in range(listing.parts) if not job.part_path(part).exists()]
         before = listing.pictures - _rows_in(todo, listing, job.part_rows)
@@ -123,7 +137,8 @@ def run_batch(
 
         report(0, 0)
         _dispatch(job, engine, todo, report)
-    return summarize(job.out)
+        tiles = {} if group_by is None else dict(write_tiles(job.out, group_by, decision))
+    return replace(summarize(job.out), tiles=tiles)
 
 
 def _dispatch(

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ class Job:
             "model_sha256": spec.sha256,
             "backend": spec.name,
             "device": spec.device.partition(":")[0],
-            "decision": asdict(segmenter.decision),
+            "decision": segmenter.decision.to_dict(),
             "mm_per_px": self.segmenter.get("mm_per_px"),
             "source": source,
             "masks": self.masks,

@@ -12,9 +12,10 @@ from magtiles_seg.commands import options
 from magtiles_seg.decision import OVERRIDES
 from magtiles_seg.progress import live, note
 
-_EXAMPLES = """
+_EXAMPLES = r"""
   magtiles-seg batch shots/ --out result/
   magtiles-seg batch 's3://factory/line-3/*.png' --out result/ --masks
+  magtiles-seg batch shots/ --out result/ --group-by '(\w+)_light\d'
   magtiles-seg batch inventory.txt --out /shared/result --engine ray --workers 64
 
   Stopped at any moment and started again with the same words, it does what is missing.
@@ -40,6 +41,7 @@ def add(verbs: options.Verbs) -> None:
         metavar="DIR",
         help="result; shared by all workers",
     )
+    options.add_group_by(verb, "write tiles.parquet, one verdict for all pictures of a tile")
     verb.add_argument("--masks", action="store_true", help="write each mask as PNG as well")
     verb.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="default: this machine's cores"
@@ -78,11 +80,17 @@ def run(arguments: argparse.Namespace) -> int:
     )
     engine = batch.Engine(name=arguments.engine, **_present(given, "workers", "gpus", "address"))
     with live() as show:
-        outcome = batch.run_batch(job, engine, _Shown(show))
-    counts = {**outcome.verdicts, "error": outcome.errors}
-    text = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+        outcome = batch.run_batch(job, engine, _Shown(show), group_by=arguments.group_by)
+    text = _counted({**outcome.verdicts, "error": outcome.errors})
     print(f"{job.out / 'parts'}: {outcome.pictures:,} pictures: {text}")
+    if arguments.group_by is not None:
+        count, text = sum(outcome.tiles.values()), _counted(outcome.tiles)
+        print(f"{job.out / 'tiles.parquet'}: {count:,} tiles: {text}")
     return options.ACCEPTED
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,11 +6,15 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
+from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import write_json
 from magtiles_seg.progress import bar, remark
+
+if TYPE_CHECKING:
+    from magtiles_seg.dataset.leakage import LeakReport
 
 _LOAD = """
   magtiles-seg data load
@@ -21,8 +25,11 @@ _SPLIT = """
   magtiles-seg data split
   magtiles-seg data split --set data_split.fold=2 --out data/fold2.json
 """
-_CHECK = """
+_CHECK = r"""
   magtiles-seg data check data/split.json
+  magtiles-seg data check --train published-list.txt       all other pictures are tested
+  magtiles-seg data check --train a.txt --test b.txt --group-by '_(\d+_\d+)_crop'
+  magtiles-seg data check --train train/ --test test/ --copies
 
   Exit code: 0 no physical tile stands in two parts, 1 one does, 2 an error.
 """
@@ -57,10 +64,23 @@ def add(verbs: options.Verbs) -> None:
     options.add_params(split)
     options.add_manifest(split, "--out", "where to write it")
     check = options.add_verb(
-        parts, "check", "report the leaks of a split manifest", run_check, examples=_CHECK
+        parts, "check", "report the leaks of a split, or of lists", run_check, examples=_CHECK
     )
     options.add_params(check)
-    check.add_argument("manifest", type=Path, metavar="MANIFEST", help="a file by `data split`")
+    check.add_argument(
+        "manifest", nargs="?", type=Path, metavar="MANIFEST", help="a file by `data split`"
+    )
+    check.add_argument(
+        "--train", type=Path, metavar="LIST", help="training pictures: a name a line, or a folder"
+    )
+    check.add_argument(
+        "--test", type=Path, metavar="LIST", help="test pictures (default: all others of the data)"
+    )
+    told = check.add_mutually_exclusive_group()
+    options.add_group_by(told, "tiles by the names of --train and --test alone")
+    told.add_argument(
+        "--copies", action="store_true", help="tiles by pixels: copies, also turned or mirrored"
+    )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     _add_judgements(parts)
     synth = options.add_verb(
@@ -132,12 +152,49 @@ def run_split(arguments: argparse.Namespace) -> int:
 def run_check(arguments: argparse.Namespace) -> int:
     """Print the report, and say whether the split is clean."""
     from magtiles_seg import pipeline
-    from magtiles_seg.dataset.leakage import leaks
+    from magtiles_seg.dataset.leakage import leaks, leaks_of_lists, read_list
 
-    params = options.read_params(arguments)
-    report = leaks(pipeline.read_split(arguments.manifest), pipeline.samples_of(params))
+    _check_asked(arguments)
+    if arguments.group_by is not None or arguments.copies:
+        report = _leaks_by_names_or_pixels(arguments)
+    else:
+        samples = pipeline.samples_of(options.read_params(arguments))
+        if arguments.train is None:
+            report = leaks(pipeline.read_split(arguments.manifest), samples)
+        else:
+            test = None if arguments.test is None else read_list(arguments.test)
+            report = leaks_of_lists(read_list(arguments.train), test, samples)
     print(json.dumps(report.to_dict()) if arguments.json else report.summary())
     return options.ACCEPTED if report.clean else options.REJECTED
+
+
+def _check_asked(arguments: argparse.Namespace) -> None:
+    """Refuse words of `data check` that do not go together."""
+    alone = arguments.group_by is not None or arguments.copies
+    if (arguments.manifest is None) == (arguments.train is None):
+        raise ConfigError("expected a MANIFEST or --train LIST, and not both")
+    if arguments.test is not None and arguments.train is None:
+        raise ConfigError("--test goes with --train; a manifest names its own test part")
+    if alone and (arguments.train is None or arguments.test is None):
+        raise ConfigError("--group-by and --copies compare two lists: give --train and --test")
+
+
+def _leaks_by_names_or_pixels(arguments: argparse.Namespace) -> LeakReport:
+    """Report the leaks of two lists, whatever data set they are of."""
+    from magtiles_seg.dataset.copies import find_copies
+    from magtiles_seg.dataset.grouping import group_pictures
+    from magtiles_seg.dataset.leakage import read_list, report_leaks
+
+    train, test = read_list(arguments.train), read_list(arguments.test)
+    names = list(dict.fromkeys((*train, *test)))
+    if arguments.copies:
+        with bar("read", "picture") as progress:
+            numbers = find_copies([Path(name) for name in names], progress=progress)
+        group_of = dict(zip(names, numbers, strict=True))
+    else:
+        groups = group_pictures(names, arguments.group_by)
+        group_of = {name: index for index, group in enumerate(groups) for name in group.pictures}
+    return report_leaks((train, (), test), group_of)
 
 
 def run_audit(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from magtiles_seg.commands import options
+from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import write
 from magtiles_seg.progress import bar
 
@@ -14,6 +15,7 @@ _EXAMPLES = """
   magtiles-seg evaluate my-tiles/ --model runs/model.onnx --json metrics.json
   magtiles-seg evaluate --folds runs/T/fold* --out oof    five folds joined
   magtiles-seg evaluate --repeats runs/P1/seed* --protocol P1
+  magtiles-seg evaluate --scored oof/pictures.csv        one verdict a tile, of what was scored
 """
 
 
@@ -43,7 +45,14 @@ def add(verbs: options.Verbs) -> None:
     runs.add_argument(
         "--repeats", nargs="+", type=Path, metavar="RUN_DIR", help="mean and spread of these runs"
     )
-    verb.add_argument("--protocol", metavar="NAME", help="native, T, P1, P1b or P2")
+    runs.add_argument(
+        "--scored",
+        type=Path,
+        metavar="FILE",
+        help="the pictures.csv of an evaluation: protocol T-tile from its scores, with no model",
+    )
+    options.add_group_by(verb, "in place of the data set's own tiles")
+    verb.add_argument("--protocol", metavar="NAME", help="native, T, T-tile, P1, P1b or P2")
     verb.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
     verb.add_argument(
         "--write-card", action="store_true", help="put the figures into the ONNX model's card too"
@@ -71,7 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
     for out in (arguments.out, arguments.json and arguments.json.parent):
         if out:
             options.check_output(out)
-    if arguments.folds or arguments.repeats:
+    several = arguments.folds or arguments.repeats
+    if arguments.group_by is not None and (several or arguments.scored):
+        raise ConfigError(
+            "--group-by is for pictures that are scored now; runs and scored pictures know their "
+            "tiles: leave it out"
+        )
+    if arguments.scored:
+        return _scored(arguments)
+    if several:
         from magtiles_seg.commands import runs
 
         return (runs.join if arguments.folds else runs.spread)(arguments, params)
@@ -83,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             manifest=arguments.split,
             dataset=arguments.dataset,
             protocol=arguments.protocol,
+            group_by=arguments.group_by,
             out=arguments.out,
             progress=progress,
         )
@@ -91,5 +109,24 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.write_card:
         rewrite = options.import_extra("magtiles_seg.export.graph", "export").rewrite_card
         rewrite(segmenter.spec.path, pipeline.with_figures(segmenter.spec.card, result))
+    print(result.to_markdown())
+    return options.ACCEPTED
+
+
+def _scored(arguments: argparse.Namespace) -> int:
+    """Print and write what one verdict a tile makes of pictures that were scored before."""
+    from magtiles_seg.evaluate.compare import read_pictures
+    from magtiles_seg.evaluate.report import summarize
+
+    protocol = arguments.protocol or "T-tile"
+    if protocol != "T-tile" or arguments.out:
+        raise ConfigError(
+            f"--scored gives the figures of T-tile, printed and as --json; got protocol {protocol}"
+            f"{' and --out' if arguments.out else ''}: score the pictures anew for others"
+        )
+    records = read_pictures(arguments.scored.read_text(encoding="utf-8"))
+    result = summarize(records, protocol=protocol)
+    if arguments.json:
+        write(arguments.json, result.to_json())
     print(result.to_markdown())
     return options.ACCEPTED

@@ -137,6 +137,16 @@ def add_train_device(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_group_by(verb: argparse._ActionsContainer, purpose: str) -> None:
+    """Add `--group-by`, which `magtiles_seg.dataset.grouping.group_pictures` reads."""
+    verb.add_argument(
+        "--group-by",
+        metavar="WHAT",
+        help=f"{purpose}: a groups.csv, or a pattern whose group names the tile, such as "
+        r"'(\w+)_light\d'",
+    )
+
+
 def add_manifest(verb: argparse.ArgumentParser, option: str, text: str) -> None:
     """Add an option that names a split manifest."""
     path = Path("data/split.json")

@@ -49,11 +49,13 @@ class Groups:
         of: Number of the group by the key of the picture's stem.
         problems: One line for each thing that is wrong.
         notes: One line for each thing that a reader should know of.
+        names: Name of each group by its number, as it is first spelled; empty without a file.
     """
 
     of: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,16 @@ def read_groups(root: Path, pictures: Mapping[str, Path]) -> Groups:
     if not path.exists() and not path.is_symlink():
         alone = {key: index for index, key in enumerate(sorted(pictures))}
         return Groups(alone, problems=list(_misnamed(root)))
+    return read_groups_file(path, pictures)
+
+
+def read_groups_file(path: Path, pictures: Mapping[str, Path]) -> Groups:
+    """Read the groups of some pictures from a file of columns image,group.
+
+    Args:
+        path: The file, which is there.
+        pictures: The pictures by the keys of their stems.
+    """
     try:
         rows = _rows(_text(path))
     except (DataError, OSError) as error:
@@ -108,6 +120,7 @@ def _resolve(path: Path, rows: list[_Row], pictures: Mapping[str, Path]) -> Grou
         {key: number_of[_same_group(row.group)] for key, row in chosen.items()},
         [f"{path}: {text}" for text in (*problems, *lacking)],
         [f"{path}: {text}" for text in unknown],
+        tuple(spellings.values()),
     )
 
 

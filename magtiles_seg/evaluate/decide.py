@@ -35,6 +35,7 @@ from magtiles_seg.evaluate.metrics import (
 )
 from magtiles_seg.evaluate.protocols import Protocol, get_protocol, prepare
 from magtiles_seg.evaluate.scoring import Predictor, as_segmentation
+from magtiles_seg.evaluate.tiles import tile_scores
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.regions import top_values
 from magtiles_seg.result import Decision, Segmentation
@@ -305,6 +306,7 @@ class CalibrationCounts:
         pixels: (2, 257) as of `logit_histogram`.
         tops: By margin, for each picture its largest pixel probabilities, (k,) float64.
         is_defect: Whether each picture is filed as defective.
+        group: The physical tile of each picture; below 0: unknown.
     """
 
     def __init__(self) -> None:
@@ -312,6 +314,7 @@ class CalibrationCounts:
         self.pixels: IntArray = np.zeros((2, LOGITS.size), np.int64)
         self.tops: dict[int, list[FloatArray]] = {margin: [] for margin in MARGINS_PX}
         self.is_defect: list[bool] = []
+        self.group: list[int] = []
 
     def add(self, sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]) -> None:
         """Take in one picture's answer and its target, (H, W) uint8."""
@@ -323,6 +326,7 @@ class CalibrationCounts:
             top = top_values(result.probability, result.decision.score_top_k_px, margin)
             tops.append(top.astype(np.float64))
         self.is_defect.append(defective)
+        self.group.append(sample.group)
 
     def scores(self, pixel: Affine, margin_px: int) -> FloatArray:
         """(P,) mean of the largest pixel probabilities of each picture, once calibrated."""
@@ -355,20 +359,37 @@ def choose_for_all_folds(
     pixel = fit(LOGITS, *np.sum([count.pixels for count in counts], axis=0))
     raw = search.decision(recall=recall)
     picture, scores, defect = _fit_pictures(counts, pixel, raw.score_margin_px)
-    reject_score = score_at_recall(picture(scores), defect, recall=recall)
+    calibrated = picture(scores)
+    group = np.concatenate([count.group for count in counts])
     return Choice(
         decision=replace(
             raw,
             threshold=float(pixel(np.asarray(raw.threshold))),
-            reject_score=math.floor(reject_score / _GRAIN) * _GRAIN,
+            reject_score=_rounded_down(score_at_recall(calibrated, defect, recall=recall)),
             score_scale=picture.scale,
             score_bias=picture.bias,
+            tile_reject_score=_tile_reject_score(calibrated, defect, group, recall),
         ),
         pixel=pixel,
         recall=recall,
         pictures=len(scores),
         tiles=tiles,
     )
+
+
+def _tile_reject_score(
+    score: FloatArray, is_defect: AnyArray, group: AnyArray, recall: float
+) -> float | None:
+    """Return the median score that catches a share of the defective tiles; None: no exposures."""
+    known = np.where(group < 0, -1 - np.arange(len(group)), group)
+    medians, defective = tile_scores(score, is_defect, known)
+    if len(medians) == len(score):
+        return None
+    return _rounded_down(score_at_recall(medians, defective, recall=recall))
+
+
+def _rounded_down(score: float) -> float:
+    return math.floor(score / _GRAIN) * _GRAIN
 
 
 def diagrams(counts: Sequence[CalibrationCounts], margin_px: int) -> Diagrams:

@@ -54,7 +54,7 @@ class Protocol:
             `None` for the model's own decision.
         free: Whether sound pictures are scored.
         empty_masks: Whether pictures filed as defects, with an empty mask, are scored.
-        families: The figures given: `"binary"`, `"pictures"`, `"classes"`, `"verdict"`.
+        families: The figures given: `"binary"`, `"pictures"`, `"classes"`, `"verdict"`, `"tiles"`.
     """
 
     name: str
@@ -107,6 +107,18 @@ PROTOCOLS: dict[str, Protocol] = {
             free=True,
             empty_masks=False,
             families=_ALL_FAMILIES,
+        ),
+        Protocol(
+            name="T-tile",
+            summary="whole tiles held out (5 folds), a tile judged by its median picture",
+            split_rule="grouped",
+            leaky=False,
+            geometry=Geometry(),
+            mask_rules=("ge128",),
+            threshold=None,
+            free=True,
+            empty_masks=False,
+            families=("tiles",),
         ),
         Protocol(
             name="P1",

@@ -20,6 +20,7 @@ from magtiles_seg.evaluate.summary import (
     tile_table,
     to_markdown,
 )
+from magtiles_seg.evaluate.tiles import TileVerdicts, has_exposures, tile_verdicts
 from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision
 
@@ -52,6 +53,8 @@ class EvaluationResult:
         suspect_free: Ids filed as sound that are tile-mates of a defective picture.
         notes: What a reader must know, in sentences.
         by_fold: The figures of each fold by its directory's name, where folds were joined.
+        tile_verdicts: What one verdict a tile is worth (protocol T-tile), from the same scores;
+            None where no tile has several pictures, or the protocol knows no verdicts.
     """
 
     protocol: Protocol
@@ -66,6 +69,7 @@ class EvaluationResult:
     suspect_free: tuple[str, ...]
     notes: tuple[str, ...]
     by_fold: dict[str, dict[str, float]] = field(default_factory=dict)
+    tile_verdicts: TileVerdicts | None = None
 
     @property
     def per_tile(self) -> Table:
@@ -84,13 +88,14 @@ class EvaluationResult:
             "summary": self.protocol.summary,
             "leaky_split": self.protocol.leaky,
             "mask_rule": self.mask_rule,
-            "decision": asdict(self.decision) if self.decision else None,
+            "decision": self.decision.to_dict() if self.decision else None,
             "pictures": len(self.records),
             "tiles": len(set(self.records.group.tolist())),
             "figures": self.figures,
             "intervals_95": self.intervals,
             "per_class": self.per_class,
             "by_fold": self.by_fold,
+            "tile_verdicts": self.tile_verdicts.to_dict() if self.tile_verdicts else None,
             "variants": {name: asdict(variant) for name, variant in self.variants.items()},
             "empty_masks": self.empty_masks,
             "suspect_free": self.suspect_free,
@@ -217,12 +222,17 @@ def summarize(
         decision=decision,
         figures=values,
         intervals=ranges,
-        per_class=class_table(main, resamples=resamples, seed=seed),
+        per_class=class_table(main, resamples=resamples, seed=seed)
+        if fixed.families != ("tiles",)
+        else (),
         variants=variants,
         records=main,
         empty_masks=tuple(everything.ids[everything.empty].tolist()),
         suspect_free=tuple(main.ids[main.suspect].tolist()),
         notes=_notes(fixed, everything, left_out),
+        tile_verdicts=tile_verdicts(main, resamples=resamples, seed=seed)
+        if {"verdict", "tiles"} & {*fixed.families} and has_exposures(main)
+        else None,
     )
 
 

@@ -25,10 +25,14 @@ from magtiles_seg.evaluate.metrics import (
     ratio,
 )
 from magtiles_seg.evaluate.scoring import Records
+from magtiles_seg.evaluate.tiles import recall_steps, tile_figures
 from magtiles_seg.labels import FREE
 
 _CLASS_COLUMNS = ("iou", "dice", "picture_dice", "class_iou", "micro_iou", "rejected")
-_FOLD_COLUMNS = ("iou", "dice", "macro_picture_dice", "miou6", "auroc", "false_reject_at_95_recall")
+_FOLD_COLUMNS = (
+    *("iou", "dice", "macro_picture_dice", "miou6", "auroc", "false_reject_at_95_recall"),
+    *("tile_auroc", "tile_false_reject_at_95_recall"),
+)
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
@@ -47,6 +51,9 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         _figure_table(content),
         _class_table(content["per_class"]),
         _fold_table(content.get("by_fold", {})),
+        _tile_section(content["tile_verdicts"], content["protocol"])
+        if content.get("tile_verdicts")
+        else "",
         "".join(f"- {note}\n" for note in content["notes"]),
     ]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
@@ -76,7 +83,7 @@ def _class_table(per_class: Iterable[Mapping[str, Any]]) -> str:
         ]
         for row in per_class
     ]
-    return table(["class", "pictures", "tiles", *_CLASS_COLUMNS], rows)
+    return table(["class", "pictures", "tiles", *_CLASS_COLUMNS], rows) if rows else ""
 
 
 def _fold_table(by_fold: Mapping[str, Mapping[str, float | None]]) -> str:
@@ -85,6 +92,30 @@ def _fold_table(by_fold: Mapping[str, Mapping[str, float | None]]) -> str:
         [fold, *(_cell(figures[name], None) for name in names)] for fold, figures in by_fold.items()
     ]
     return table(["fold", *names], rows) if rows else ""
+
+
+def _tile_section(content: Mapping[str, Any], protocol: str) -> str:
+    """Lay out what `TileVerdicts.to_dict` gives, beside a protocol's figures or as its own."""
+    sound = content["tiles"] - content["defective"]
+    head = "" if protocol == "T-tile" else "### Protocol T-tile: one verdict a tile\n\n"
+    head += (
+        f"{content['defective']} defective and {sound} sound tiles. A tile's score is the median "
+        "of its pictures' scores (of an even number the mean of the middle two); it is defective "
+        "if any of its pictures is."
+    )
+    names = list(content["figures"])
+    whole = [_cell(content["figures"][name], content["intervals"].get(name)) for name in names]
+    rows = [["all", *whole, ""]]
+    for row in reversed(content["by_exposures"]):
+        cells = [_cell(row["figures"][name], None) for name in names]
+        rows.append([str(row["exposures"]), *cells, str(row["tiles_with_fewer"])])
+    draws = content["by_exposures"][0]["draws"] if content["by_exposures"] else 0
+    below = (
+        f"With fewer pictures: mean over {draws} random choices; a tile that has fewer gives all "
+        f"it has. {recall_steps(content['defective'])}"
+    )
+    grid = table(["pictures of a tile", *names, "tiles with fewer"], rows)
+    return f"{head}\n\n{grid}\n\n{below}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -113,7 +144,8 @@ def figures(records: Records, families: Iterable[str], weights: AnyArray) -> Fig
         families: `"binary"` (`iou`, `dice`, `miou2`, `pixel_accuracy`, all pooled), `"pictures"`
             (`picture_dice` over all pictures, `macro_picture_dice` over the defect classes),
             `"classes"` (`miou6`, `miou5` or whatever the number of classes, and `micro_iou`, all
-            pooled), `"verdict"` (`auroc`, `false_reject_at_95_recall`, `…_99_recall`).
+            pooled), `"verdict"` (`auroc`, `false_reject_at_95_recall`, `…_99_recall`), `"tiles"`
+            (`tile_auroc` and so on, one score a tile).
         weights: (..., N) how often each picture counts.
 
     Returns:
@@ -280,6 +312,7 @@ _FAMILIES: dict[str, Callable[[Records, FloatArray], Figures]] = {
     "pictures": _pictures,
     "classes": _classes,
     "verdict": _verdict,
+    "tiles": tile_figures,
 }
 
 

@@ -20,6 +20,7 @@ from magtiles_seg.infer.backends.base import FlippedBackend
 from magtiles_seg.infer.selection import open_selected, selection_path
 from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.result import Decision, Segmentation
+from magtiles_seg.tile import TileResult
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -210,6 +211,21 @@ class Segmenter:
                     pictures[index], probability[row], classes[row], self._decision, self._mm_per_px
                 )
         return [results[index] for index in range(len(pictures))]
+
+    def tile(self, images: Iterable[ImageSource], *, name: str | None = None) -> TileResult:
+        """Segment several exposures of one tile, and give one verdict.
+
+        Args:
+            images: As for a call, of any sizes; at least one.
+            name: What the tile is called.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ImageError: One is not a picture that can be segmented.
+            TypeError: One is of another Python type.
+            InferenceError: There is no picture, the Segmenter is closed, or the runtime failed.
+        """
+        return TileResult(exposures=tuple(self.batch(images)), name=name)
 
     def close(self) -> None:
         """Free the model. Later calls raise InferenceError; closing twice is harmless."""

@@ -109,7 +109,7 @@ class ModelCard:
         for name in _OPTIONAL:  # left out when empty: older versions read the card, too
             if not fields[name]:
                 del fields[name]
-        fields["decision"] = dataclasses.asdict(self.decision)
+        fields["decision"] = self.decision.to_dict()
         try:
             text = json.dumps(fields, sort_keys=True, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:

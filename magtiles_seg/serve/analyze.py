@@ -27,9 +27,10 @@ from magtiles_seg.serve.drift import DriftMonitor, features
 from magtiles_seg.serve.limits import ApiKeys, Expired, Gate, Place, check_format
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.problems import Problem
-from magtiles_seg.serve.replies import INCLUDES, MASKS, Reply, Wish, encode
+from magtiles_seg.serve.replies import INCLUDES, MASKS, TILES, Reply, Wish, encode
 from magtiles_seg.serve.settings import Settings
 from magtiles_seg.serve.shadow import Shadow
+from magtiles_seg.tile import TileResult
 
 _MAX_FIELDS = 16
 _CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252"}
@@ -50,12 +51,17 @@ def wish_of(request: Request) -> Wish:
     mask = request.query_params.get("mask", MASKS[0])
     if mask not in MASKS:
         raise Problem(400, f"mask: expected one of {', '.join(MASKS)}, got {mask}")
+    tile = request.query_params.get("tile", TILES[0])
+    if tile not in TILES:
+        raise Problem(400, f"tile: expected one of {', '.join(TILES)}, got {tile}")
     accepted = request.headers.get("accept", "*/*")
     png = _quality(accepted, _PNG) > _quality(accepted, _JSON)
     if not png and _quality(accepted, _JSON) <= 0:
         raise Problem(406, f"expected Accept: {_JSON} or {_PNG}")
     zipped = _quality(request.headers.get("accept-encoding", ""), "gzip") > 0
-    return Wish(include=include, mask=mask, png=png, zipped=zipped)
+    if png and tile == "true":
+        raise Problem(400, "a PNG holds one mask, and no verdict on a tile; accept JSON")
+    return Wish(include=include, mask=mask, png=png, zipped=zipped, tile=tile == "true")
 
 
 def _quality(header: str, wanted: str) -> float:
@@ -223,8 +229,9 @@ class Analyzer:
             except MagtilesError as error:
                 raise Problem.of(error) from error
         headers = reply.headers
-        if len(results) == 1:
-            headers |= {"X-Verdict": results[0].verdict, "X-Score": f"{results[0].score:.4f}"}
+        whole = TileResult(exposures=tuple(results)) if wish.tile else results[0]
+        if wish.tile or len(results) == 1:
+            headers |= {"X-Verdict": whole.verdict, "X-Score": f"{whole.score:.4f}"}
         return Response(reply.body, headers=headers)
 
     async def _answered(

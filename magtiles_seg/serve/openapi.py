@@ -7,7 +7,7 @@ from typing import Any
 
 import magtiles_seg
 from magtiles_seg.infer.backends.base import BackendSpec
-from magtiles_seg.serve.replies import INCLUDES, MASKS
+from magtiles_seg.serve.replies import INCLUDES, MASKS, TILES
 from magtiles_seg.serve.settings import Settings
 
 _PROBLEMS = {
@@ -46,7 +46,12 @@ def document(settings: Settings) -> dict[str, Any]:
             },
         }
     }
-    schemas = {"Result": _result(), "Problem": _problem_schema(), "Defect": _defect()}
+    schemas = {
+        "Result": _result(),
+        "Tile": _tile(),
+        "Problem": _problem_schema(),
+        "Defect": _defect(),
+    }
     components: dict[str, Any] = {"schemas": schemas}
     if settings.api_keys:
         components["securitySchemes"] = {
@@ -71,11 +76,16 @@ def _analyze(settings: Settings) -> dict[str, Any]:
     if settings.max_files > 1:
         picture = {"type": "array", "items": picture, "minItems": 1, "maxItems": settings.max_files}
     form = {"type": "object", "properties": {"image": picture}, "required": ["image"]}
-    answers: dict[str, Any] = {"$ref": "#/components/schemas/Result"}
-    if settings.max_files > 1:
-        several = {"type": "array", "items": answers}
-        wrapped = {"type": "object", "properties": {"results": several}, "required": ["results"]}
-        answers = {"anyOf": [answers, wrapped]}
+    one = {"$ref": "#/components/schemas/Result"}
+    wrapped = {
+        "type": "object",
+        "properties": {
+            "results": {"type": "array", "items": one},
+            "tile": {"$ref": "#/components/schemas/Tile"},
+        },
+        "required": ["results"],
+    }
+    answers = {"anyOf": [one, wrapped]}
     problems = dict(_PROBLEMS)
     if settings.api_keys:
         problems["401"] = "No valid API key"
@@ -85,6 +95,7 @@ def _analyze(settings: Settings) -> dict[str, Any]:
         "parameters": [
             _query("include", {"type": "string", "pattern": _words_pattern()}, "Words with commas"),
             _query("mask", {"type": "string", "enum": list(MASKS)}, "Form of the mask in JSON"),
+            _query("tile", {"type": "string", "enum": list(TILES)}, "The pictures show one tile"),
         ],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {
@@ -143,6 +154,29 @@ def _result() -> dict[str, Any]:
             "labels": {"type": "array", "items": {"type": "string"}},
             "overlay": _PNG_URL,
         },
+        "additionalProperties": False,
+    }
+
+
+def _tile() -> dict[str, Any]:
+    indices = {"type": "array", "items": _PIXELS}
+    return {
+        "type": "object",
+        "description": "With `?tile=true`: of all pictures of the request together",
+        "properties": {
+            "verdict": {"enum": ["accept", "review", "reject"]},
+            "score": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Median of the pictures' scores",
+            },
+            "pictures": {"type": "integer", "minimum": 1},
+            "overlay": {**_PNG_URL, "description": "The defects of all pictures on one of them"},
+            "onto": {**_PIXELS, "description": "Which picture that is, from 0"},
+            "left_out": {**indices, "description": "Pictures that could not be laid over it"},
+        },
+        "required": ["verdict", "score", "pictures"],
         "additionalProperties": False,
     }
 
@@ -229,7 +263,7 @@ def reference(document: dict[str, Any]) -> str:
             parts.append(_operation(path, method, operation))
     parts.append("<h2>Result</h2>")
     schemas = document["components"]["schemas"]
-    for name in ("Result", "Defect"):
+    for name in ("Result", "Defect", "Tile"):
         parts.append(f"<h3>{name}</h3>" + _table(_fields(schemas[name])))
     return _page("magtiles-seg: reference", "".join(parts))
 

@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magtiles_seg.result import Segmentation
+from magtiles_seg.tile import TileResult
 
 INCLUDES = ("defects", "probability", "classes", "verdict", "overlay")
 """What `?include=` may name."""
 
 MASKS = ("pred", "rle", "none")
 """Forms of the mask in a JSON answer: rows of 0 and 1, COCO run lengths, not at all."""
+
+TILES = ("false", "true")
+"""What `?tile=` may say: whether the pictures of a request are exposures of one tile."""
 
 _WORTH_ZIPPING = 1000
 
@@ -34,12 +38,14 @@ class Wish:
         mask: One of `MASKS`.
         png: The mask as a picture instead of JSON.
         zipped: Whether the client reads gzip.
+        tile: Whether the pictures are exposures of one tile, which gets a verdict.
     """
 
     include: frozenset[str] = frozenset()
     mask: str = "pred"
     png: bool = False
     zipped: bool = False
+    tile: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,19 @@ class Reply:
 
 
 def encode(results: Collection[Segmentation], wish: Wish) -> Reply:
-    """Return the answer to a request: one result as an object, several as `{"results": […]}`."""
+    """Return the answer to a request.
+
+    One result is an object, several are `{"results": […]}`; with a tile's verdict always
+    `{"tile": {…}, "results": […]}`.
+    """
     if wish.png:
         (result,) = results
         return Reply(_png(result.mask * np.uint8(255)), {"Content-Type": "image/png"})
     documents = [document(result, wish) for result in results]
-    body = documents[0] if len(documents) == 1 else b'{"results": [' + b", ".join(documents) + b"]}"
+    body = documents[0]
+    if wish.tile or len(documents) > 1:
+        tile = b'"tile": ' + tile_document(results, wish) + b", " if wish.tile else b""
+        body = b"{" + tile + b'"results": [' + b", ".join(documents) + b"]}"
     headers = {"Content-Type": "application/json", "Vary": "Accept, Accept-Encoding"}
     if wish.zipped and len(body) >= _WORTH_ZIPPING:
         body = gzip.compress(body, compresslevel=1, mtime=0)
@@ -73,6 +86,20 @@ def document(result: Segmentation, wish: Wish) -> bytes:
     if fields:
         parts.append(json.dumps(fields, allow_nan=False)[1:-1].encode())
     return b"{" + b", ".join(parts) + b"}"
+
+
+def tile_document(results: Collection[Segmentation], wish: Wish) -> bytes:
+    """Return the verdict on a tile as a JSON object, with its overlay where one is wished for."""
+    tile = TileResult(exposures=tuple(results))
+    fields: dict[str, Any] = {
+        "verdict": tile.verdict,
+        "score": tile.score,
+        "pictures": len(tile.exposures),
+    }
+    if "overlay" in wish.include:
+        drawn = cv2.cvtColor(tile.overlay(), cv2.COLOR_RGB2BGR)
+        fields |= {"overlay": _data_url(drawn), **tile.overlay_dict()}
+    return json.dumps(fields, allow_nan=False).encode()
 
 
 def _fields(result: Segmentation, wish: Wish) -> dict[str, Any]:

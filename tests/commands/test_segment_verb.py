@@ -219,3 +219,77 @@ def test_evaluate_of_a_data_set_with_a_name_that_is_no_utf8_names_it(
     assert (
         r"latin\xfc.png': the name is not valid UTF-8; rename the file" in capsys.readouterr().err
     )
+
+
+@pytest.fixture
+def exposures(tmp_path: Path) -> Path:
+    """Two tiles, three pictures of each."""
+    folder = tmp_path / "exposures"
+    folder.mkdir()
+    for tile, defect in (("p1", None), ("p2", "blowhole")):
+        for light in range(3):
+            drawn = synthetic_tile(4, defect=defect, size_hw=(96, 128)).image
+            lit = np.clip(drawn.astype(int) + 6 * light, 0, 255).astype(np.uint8)
+            Image.fromarray(lit).save(folder / f"{tile}_light{light}.png")
+    return folder
+
+
+def test_segment_group_by_gives_a_verdict_and_files_a_tile(
+    exposures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("segment", exposures, "--group-by", r"(\w+)_light\d", "--out", tmp_path / "out")
+    run(*words, "--json")
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(answer["name"], answer["pictures"]) for answer in answers] == [("p1", 3), ("p2", 3)]
+    for answer in answers:
+        scores = [one["score"] for one in answer["exposures"]]
+        assert answer["score"] == sorted(scores)[1]
+        written = json.loads((tmp_path / "out" / f"{answer['name']}.tile.json").read_text())
+        assert written.pop("overlay")["left_out"] == []
+        assert written == answer
+    assert len(list((tmp_path / "out").glob("*_result.json"))) == 6
+    assert run(*words, *NEVER) == 0
+    said = capsys.readouterr().out
+    assert "tile p1: accept" in said
+    assert "median of 3 pictures" in said
+
+
+def test_segment_group_by_exits_by_the_tiles_alone(exposures: Path) -> None:
+    """One false alarm of three: its own picture would be rejected, its tile is not."""
+    scores = []
+    from magtiles_seg import Segmenter
+
+    with Segmenter() as segmenter:
+        scores = sorted(segmenter(path).score for path in exposures.glob("p1_*"))
+    words = ("segment", exposures / "p1_*.png", "--reject-score", f"{scores[2]:.9f}")
+    assert run(*words) in (0, 1)
+    between = f"{(scores[1] + scores[2]) / 2:.9f}"
+    assert run("segment", exposures / "p1_*.png", "--reject-score", between) == 1
+    grouped = ("--group-by", r"(\w+)_light\d", "--reject-score", between)
+    assert run("segment", exposures / "p1_*.png", *grouped) == 0
+
+
+def test_segment_tile_with_a_damaged_picture_has_no_verdict_and_no_older_one(
+    exposures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ("segment", exposures, "--group-by", r"(\w+)_light\d", "--out", out, *NEVER)
+    assert run(*words) == 0
+    (exposures / "p1_light1.png").write_bytes(b"broken")
+    capsys.readouterr()
+    assert run(*words, "--json") == 2
+    said = capsys.readouterr()
+    assert "tile p1 has no verdict: 1 of its 3 pictures" in said.err
+    lines = [json.loads(line) for line in said.out.splitlines()]
+    assert [line.get("name") for line in lines] == [None, "p1", "p2"]
+    assert "1 of its 3 pictures" in lines[1]["error"]
+    assert not (out / "p1.tile.json").exists()
+    assert (out / "p2.tile.json").exists()
+
+
+def test_segment_group_by_that_fits_no_name_is_refused_before_any_work(
+    exposures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("segment", exposures, "--group-by", r"(\w+)_lamp", "--out", tmp_path / "out") == 2
+    assert "tells no tile for 6 pictures, such as" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*"))

@@ -18,6 +18,7 @@ from magtiles_seg.evaluate.calibration import LOGITS, fit, logit
 from magtiles_seg.evaluate.decide import (
     MARGINS_PX,
     CalibrationCounts,
+    Choice,
     DecisionSearch,
     choose_for_all_folds,
 )
@@ -128,6 +129,7 @@ def count(seed: int) -> CalibrationCounts:
         for margin in MARGINS_PX:
             made.tops[margin].append(top)
         made.is_defect.append(bool(index % 2))
+        made.group.append(1000 * seed + index // 8 * 2 + index % 2)  # four pictures a tile
     return made
 
 
@@ -146,3 +148,25 @@ def test_choose_reject_score_is_rounded_down_to_a_grain() -> None:
         assert math.isclose(grains, round(grains), abs_tol=1e-6)
         above_half += exact * 1e4 % 1 > 0.5
     assert above_half  # where rounding to the nearest would go up
+
+
+def test_choose_tile_score_catches_the_recall_of_tiles_by_their_medians() -> None:
+    counts = [count(0), count(1)]
+    choice = choose_for_all_folds(cast("DecisionSearch", Chosen()), counts, recall=0.9, tiles=20)
+    scores = np.concatenate([one.scores(choice.pixel, 0) for one in counts])
+    groups = np.concatenate([one.group for one in counts])
+    defect = np.concatenate([one.is_defect for one in counts])
+    picture = fit(logit(scores), ~defect, defect)(scores)
+    medians = [np.median(picture[groups == group]) for group in np.unique(groups[defect])]
+    tile_reject_score = choice.decision.tile_reject_score
+    assert tile_reject_score is not None
+    assert sum(median >= tile_reject_score for median in medians) == 9  # of 10
+    assert tile_reject_score != choice.decision.reject_score
+    assert Choice.from_json(choice.to_json()) == choice
+
+
+def test_choose_without_exposures_leaves_tiles_to_the_picture_s_score() -> None:
+    one = count(0)
+    one.group = [-1] * len(one.group)
+    choice = choose_for_all_folds(cast("DecisionSearch", Chosen()), [one], recall=0.9, tiles=40)
+    assert choice.decision.tile_reject_score is None

@@ -100,5 +100,5 @@ def test_protocols_that_split_at_random_say_that_they_leak() -> None:
 
 
 def test_protocol_unknown_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no protocol 'P3'; expected one of native, T, P1"):
+    with pytest.raises(ConfigError, match=r"no protocol 'P3'; expected one of native, T, T-tile"):
         get_protocol("P3")

@@ -76,6 +76,56 @@ def test_analyze_several_files_only_where_the_setting_allows(
     assert_problem(refused, 400, "one mask")
 
 
+def test_analyze_tile_answers_one_verdict_and_every_picture_s_answer(
+    client: TestClient, open_client: OpenClient, png: bytes, model: Path
+) -> None:
+    several = open_client(max_files=3)
+    rng = np.random.default_rng(0)
+    noisy = [png, *(_encoded(rng.integers(0, 256, (70, 90), np.uint8)) for _ in range(2))]
+    files = [("image", (f"{index}.png", data)) for index, data in enumerate(noisy)]
+    query = "?tile=true&include=verdict,overlay&mask=none"
+    reply = several.post(f"/analyze{query}", files=files)
+    with Segmenter(model, threads=1) as segmenter:
+        tile = segmenter.tile(noisy)
+    answer = reply.json()
+    assert answer["tile"]["score"] == pytest.approx(tile.score)
+    assert (answer["tile"]["verdict"], answer["tile"]["pictures"]) == (tile.verdict, 3)
+    assert answer["tile"]["onto"] == tile.middle
+    assert answer["tile"]["left_out"] == tile.overlay_dict()["left_out"] != []
+    assert [one["score"] for one in answer["results"]] == [
+        pytest.approx(one.score) for one in tile.exposures
+    ]
+    assert reply.headers["x-verdict"] == tile.verdict
+    assert float(reply.headers["x-score"]) == pytest.approx(tile.score, abs=1e-4)
+    plain = several.post("/analyze?mask=none", files=files)
+    assert plain.json() == {"results": [{}, {}, {}]}
+    assert "x-verdict" not in plain.headers
+    one = send(client, png, "?tile=true&mask=none").json()
+    assert one["results"] == [{}]
+    assert one["tile"]["pictures"] == 1
+
+
+def test_analyze_tile_is_refused_where_it_has_no_sense(client: TestClient, png: bytes) -> None:
+    assert_problem(send(client, png, "?tile=yes"), 400, "tile: expected one of false, true")
+    assert_problem(send(client, png, "?tile=true", accept="image/png"), 400, "no verdict on a tile")
+    assert send(client, png, "?tile=false").json() == send(client, png).json()
+    files = [("image", ("a.png", png)), ("image", ("b.png", png))]
+    assert_problem(client.post("/analyze?tile=true", files=files), 400, "Too many files")
+
+
+def test_analyze_tile_limit_of_the_body_holds_over_all_its_pictures(
+    open_client: OpenClient, png: bytes
+) -> None:
+    small = open_client(max_files=3, max_body_mb=2.5 * len(png) / 1e6)
+    files = [("image", (f"{index}.png", png)) for index in range(3)]
+    assert small.post("/analyze?tile=true", files=files[:2]).status_code == 200
+    assert_problem(small.post("/analyze?tile=true", files=files), 413, "at most|larger|limit")
+
+
+def _encoded(pixels: np.ndarray[Any, Any]) -> bytes:
+    return bytes(cv2.imencode(".png", pixels)[1])
+
+
 @pytest.mark.parametrize(
     ("data", "status", "words"),
     [

@@ -12,14 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.dataset.samples import MaskRule, Sample, load_image, load_mask
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.metrics import (
-    AnyArray,
     FloatArray,
     binary_counts,
     bootstrap_weights,
@@ -28,12 +26,8 @@ from magtiles_seg.evaluate.metrics import (
     iou,
 )
 from magtiles_seg.evaluate.summary import table
+from magtiles_seg.registration import find_shift, fine_texture, move
 
-_LEAST_CORRELATION = 0.35
-"""Of the fine texture, for two pictures to count as laid over each other: strangers reach .25."""
-
-_LEAST_OVERLAP = 0.7
-_GRAIN_PX, _CONTRAST_PX = 4.0, 8.0
 _FIGURES = {"pooled IoU": iou, "pooled Dice": dice}
 
 
@@ -119,15 +113,15 @@ def _compared(
     masks = [load_mask(sample, rule=rule) for sample in mates]
     if not any(mask.any() for mask in masks):
         return
-    grains = [_grain(load_image(sample)) for sample in mates]
+    grains = [fine_texture(load_image(sample)) for sample in mates]
     for here, truth in enumerate(masks):
         answers = []
         votes, voters = np.zeros(truth.shape), np.zeros(truth.shape)
         for there, mask in enumerate(masks):
-            shift = None if there == here else _shift(grains[here], grains[there])
+            shift = None if there == here else find_shift(grains[here], grains[there])
             if shift is not None:
-                known = _moved(np.ones_like(mask), shift, truth.shape) > 0
-                laid = _moved(mask, shift, truth.shape)
+                known = move(np.ones_like(mask), shift, truth.shape) > 0
+                laid = move(mask, shift, truth.shape)
                 answers.append(binary_counts(laid[known], truth[known]))
                 votes += laid
                 voters += known
@@ -135,36 +129,3 @@ def _compared(
             known = voters > 0
             majority = binary_counts(votes[known] >= voters[known] / 2, truth[known])
             yield here, (np.mean(answers, axis=0), majority.astype(np.float64))
-
-
-def _grain(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return a picture's fine texture at equal contrast everywhere, whatever the light."""
-    grey = image.astype(np.float32)
-    fine = grey - cv2.GaussianBlur(grey, (0, 0), _GRAIN_PX)
-    return np.asarray(fine / (cv2.GaussianBlur(np.abs(fine), (0, 0), _CONTRAST_PX) + 1), np.float32)
-
-
-def _shift(
-    here: npt.NDArray[np.float32], there: npt.NDArray[np.float32]
-) -> tuple[float, float] | None:
-    """Return (x, y) in px by which the second must move to lie over the first; None: it cannot."""
-    height, width = np.maximum(here.shape, there.shape)
-    padded = [
-        np.pad(grain, ((0, height - grain.shape[0]), (0, width - grain.shape[1])))
-        for grain in (here, there)
-    ]
-    window = cv2.createHanningWindow((int(width), int(height)), cv2.CV_32F)
-    (x, y), _ = cv2.phaseCorrelate(padded[0], padded[1], window)
-    shift = (-x, -y)
-    known = _moved(np.ones(there.shape, np.uint8), shift, here.shape) > 0
-    if known.mean() < _LEAST_OVERLAP:
-        return None
-    correlation = np.corrcoef(here[known], _moved(there, shift, here.shape)[known])[0, 1]
-    return shift if correlation >= _LEAST_CORRELATION else None
-
-
-def _moved(pixels: AnyArray, shift: tuple[float, float], shape: tuple[int, ...]) -> AnyArray:
-    matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
-    linear = cv2.INTER_LINEAR if pixels.dtype == np.float32 else cv2.INTER_NEAREST
-    moved: AnyArray = cv2.warpAffine(pixels, matrix, shape[::-1], flags=linear)
-    return moved

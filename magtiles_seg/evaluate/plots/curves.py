@@ -47,6 +47,7 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
         "pictures": len(result.records),
         "tiles": len(np.unique(result.records.group)),
         **_known(result.figures),
+        **_known(result.tile_verdicts.figures if result.tile_verdicts else {}),
         "iou_by_class": _known(
             {row["class"]: row.get("iou", math.nan) for row in result.per_class}
         ),
