@@ -87,6 +87,8 @@ class OpenRegions:
         probability: NDArray[np.float32],
         classes: NDArray[np.uint8],
         threshold: float,
+        *,
+        beside: NDArray[np.bool_] | None = None,
     ) -> list[Region]:
         """Add the next strip and return the regions that it shows to have ended.
 
@@ -95,14 +97,15 @@ class OpenRegions:
             probability: (h, W) float32.
             classes: (h, W) uint8, 1..K-1.
             threshold: A pixel of at least this probability is defect.
+            beside: (h, W) bool: what touches it borders pixels that did not come. None: nothing.
         """
         mask = (probability >= threshold).view(np.uint8)
         ended: list[Region] = []
         for band, defective in _bands(mask):
             if defective:
-                ended += self._add(
-                    first_line + band.start, mask[band], probability[band], classes[band]
-                )
+                near = None if beside is None else beside[band]
+                line = first_line + band.start
+                ended += self._add(line, mask[band], probability[band], classes[band], near)
             else:
                 ended += self.finish(complete=True)
             self._after_gap = False
@@ -114,6 +117,7 @@ class OpenRegions:
         mask: NDArray[np.uint8],
         probability: NDArray[np.float32],
         classes: NDArray[np.uint8],
+        beside: NDArray[np.bool_] | None,
     ) -> list[Region]:
         """Add rows that all hold defects."""
         x, _, width, height = cv2.boundingRect(mask)
@@ -123,7 +127,10 @@ class OpenRegions:
         parts.shift(x, first_line, self._labels)
         rows = np.zeros((2, len(mask[0])), dtype=np.intp)  # parts in the first and last row
         rows[:, x : x + width] = drawn[[0, height - 1]]
-        return self._join(parts, rows[0], rows[1], cutting=self._after_gap)
+        cut = rows[0] if self._after_gap else np.zeros(0, np.intp)
+        if beside is not None:
+            cut = np.concatenate([cut, np.asarray(drawn)[beside[box]]])
+        return self._join(parts, rows[0], rows[1], incomplete=set(cut[cut > 0].tolist()))
 
     def finish(self, *, complete: bool) -> list[Region]:
         """Return what is open: the web, or this piece of it, has ended."""
@@ -142,7 +149,7 @@ class OpenRegions:
         first_row: NDArray[np.intp],
         last_row: NDArray[np.intp],
         *,
-        cutting: bool,
+        incomplete: set[int],
     ) -> list[Region]:
         """Join the open regions with the strip's parts; nodes are 0 (unused), open ones, parts."""
         shift = len(self._open)
@@ -153,7 +160,6 @@ class OpenRegions:
         small = parts.areas < self._min_area_px
         joined = np.bincount(roots, minlength=len(roots))[roots] > 1
         skip = small & ~joined[shift:] & ~lasting[roots[shift:]]
-        incomplete = set(first_row[first_row > 0].tolist()) if cutting else set()
         merged: dict[int, Region] = {1 + index: one for index, one in enumerate(self._open)}
         groups: dict[int, Region] = {}
         for node, region in merged.items():

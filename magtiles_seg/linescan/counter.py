@@ -1,11 +1,13 @@
 """Unwraps a camera's frame counter: where a frame stands on the web, whatever the counter does.
 
-| camera | counts | source |
-|---|---|---|
-| Basler, GigE | 1 to 65,535, then 1 again; with extended ids 1 to 2^64 - 2 | Basler, `PylonGrabResult_t` |
-| Basler, USB | 0 to 2^64 - 2 | the same |
-| Basler, any | 0 where it has no counter, 2^64 - 1 where the number is invalid | the same |
-| GenTL | `BUFFER_INFO_FRAMEID`, 64 bits wide, of which GigE producers may use 16 | GenTL 1.5 |
+| camera | counts |
+|---|---|
+| Basler, GigE | 1 to 65,535, then 1 again; with extended ids 1 to 2^64 - 2 |
+| Basler, USB | 0 to 2^64 - 2 |
+| Basler, any | 0 where it has no counter, 2^64 - 1 where the number is invalid |
+| GenTL | `BUFFER_INFO_FRAMEID`, 64 bits wide, of which GigE producers may use 16 |
+
+Source: Basler, pylon C API, `PylonGrabResult_t`; EMVA, GenTL 1.5.
 
 How a number is read, with `ahead` = how far it lies before the latest one, in frames, modulo the
 counter's range, and the camera's time stamp where there is one:

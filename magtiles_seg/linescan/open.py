@@ -36,7 +36,7 @@ def open_source(word: str) -> LineSource:
     """Return the source that a word means: `basler:`, `genicam:`, `synthetic:`, a video, pictures.
 
     Raises:
-        ConfigError: The options after `synthetic:` have no sense.
+        ConfigError: The options after `synthetic:` are invalid.
         DataError, FileNotFoundError, BackendUnavailableError: It cannot be opened.
     """
     kind, colon, rest = word.partition(":")

@@ -69,7 +69,7 @@ def test_frames_are_placed_where_they_were_over_gaps_duplicates_and_wraps(
 @settings(max_examples=300, deadline=None)
 @given(
     limits=ranges,
-    run=st.integers(70, 40_000),
+    run=st.integers(70, 30_000),
     lost=st.integers(0, 60),
     pause=st.integers(1, 50),
     clock=st.booleans(),
