@@ -77,7 +77,8 @@ class Places:
 
     def block(self, got: Frame) -> LineBlock:
         """Return a frame as a block of lines."""
-        place = self._counter.place(self._number(got), got.time, skipped=got.skipped)
+        number = self._number(got)  # may put another counter in place
+        place = self._counter.place(number, got.time, skipped=got.skipped)
         line = self._offset + place.position * self._unit
         self.next_line = max(self.next_line, line + self._rows)
         return LineBlock(

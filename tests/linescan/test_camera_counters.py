@@ -50,7 +50,7 @@ class GigECamera:
         weights = [1 - 4 * faults, faults, faults, faults, faults]
         self.faults = rng.choice(kinds, frames, p=weights)
         for start in rng.integers(1, frames, 3 if faults else 0):
-            self.faults[start : start + int(rng.integers(1, 400))] = "lost"
+            self.faults[start : start + int(rng.integers(1, max(2, frames // 50)))] = "lost"
         self.faults[0] = self.faults[-1] = "good"
         after_loss = np.flatnonzero(np.isin(self.faults[:-1], ["lost"])) + 1
         unclear = after_loss[self.faults[after_loss] == "unnumbered"]

@@ -76,7 +76,7 @@ def test_basler_deep_pixels_come_as_8_bits(pixel_format: str) -> None:
     blocks = list(source)
     source.close()
     assert [block.rows.shape for block in blocks] == [(64, 256)] * 2
-    assert [int(block.rows.max()) for block in blocks] == [255, 255]
+    assert all(250 < int(block.rows.max()) <= 255 for block in blocks)
 
 
 @pytest.mark.usefixtures("emulator")

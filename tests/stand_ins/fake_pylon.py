@@ -43,7 +43,8 @@ class Result:
     PixelType = "PixelType_Mono8"
 
     def __init__(self, shot: Shot | None) -> None:
-        self.IsValid = lambda: shot is not None
+        came = shot is not None
+        self.IsValid = lambda: came
         shot = shot or {"number": 0, "rows": None}
         rows: NDArray[np.uint8] | None = shot["rows"]
         self.BlockID, self.TimeStamp = shot["number"], shot.get("time", 0)
