@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from bright_web import Kept, Picture, make_web
 from fake_pylon import Shot, fake_pylon
+from numpy.typing import NDArray
 
 from magtiles_seg.errors import DataError
 from magtiles_seg.infer.segmenter import Segmenter
@@ -88,9 +89,7 @@ def bright_picture(lines: int, seed: int = 0) -> Picture:
     return picture
 
 
-def unseen_lines(
-    found: list[WebDefect | Uninspected], lines: int
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def unseen_lines(found: list[WebDefect | Uninspected], lines: int) -> NDArray[np.bool_]:
     told = np.zeros(lines, np.bool_)
     for gap in found:
         if isinstance(gap, Uninspected):

@@ -81,8 +81,7 @@ def test_basler_deep_pixels_come_as_8_bits(pixel_format: str) -> None:
 
 @pytest.mark.usefixtures("emulator")
 def test_basler_is_set_up_by_pylons_file_and_then_by_name(tmp_path: Path) -> None:
-    from pypylon import pylon
-
+    pylon = pytest.importorskip("pypylon.pylon")
     camera = pylon.InstantCamera(pylon.TlFactory.GetInstance().CreateFirstDevice())
     camera.Open()
     camera.Width.Value, camera.Height.Value = 512, 32
@@ -254,9 +253,8 @@ def test_genicam_that_cannot_be_set_up_is_data_error(producer: dict[str, Any]) -
 def viky() -> str:
     """The GenTL producer with virtual cameras that the package genicam brings."""
     pytest.importorskip("harvesters")
-    import genicam
-
-    file = Path(genicam.__file__).with_name("viky.cti")
+    genicam = pytest.importorskip("genicam")
+    file = Path(str(genicam.__file__)).with_name("viky.cti")
     if not file.exists():
         pytest.skip("this genicam has no virtual camera")
     return str(file)

@@ -8,6 +8,7 @@ import pytest
 from bright_web import BrightBackend, Kept, make_web, specks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from stub_web import Picture, random_web, run, stub_web
 
 from magtiles_seg.errors import ConfigError, DataError
@@ -29,7 +30,7 @@ class Camera:
 
     @property
     def width_px(self) -> int:
-        return self._picture.shape[1]
+        return int(self._picture.shape[1])
 
     def __iter__(self) -> Iterator[LineBlock]:
         for index, (start, end) in enumerate(pairwise(self._edges)):
@@ -108,7 +109,7 @@ def test_lost_frames_of_one_camera_leave_only_its_width_uninspected(
 
 
 def assert_same_but_for_completeness(
-    found: list[WebDefect], seen: Picture, unseen: np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+    found: list[WebDefect], seen: Picture, unseen: NDArray[np.bool_]
 ) -> None:
     """Hold the list against the connected regions of what was seen."""
     import cv2
