@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from magtiles_seg.commands import options
 from magtiles_seg.progress import print_above
@@ -10,7 +11,9 @@ from magtiles_seg.progress import print_above
 _EXAMPLES = """
   magtiles-seg stream web/ --mm-per-px 0.05 --out runs/web
   magtiles-seg stream web.avi --line-rate 20000 --when-full drop
-  magtiles-seg stream basler: --line-mm 0.05
+  magtiles-seg stream basler: --line-mm 0.05 --camera-file line.pfs
+  magtiles-seg stream basler:40012345 --width 4096 --height 256 --trigger Line1 --exposure-us 20
+  magtiles-seg stream basler:40012345 basler:40012346 --overlap-px 40
   magtiles-seg stream synthetic:tiles=3000,width=2048
 
   Pictures of a folder are a web in natural order: 1.png, 2.png, 10.png. Hidden files and results
@@ -20,15 +23,22 @@ _EXAMPLES = """
 """
 
 
+_SILENCE = (
+    "camera: silence for so long is an error; inf: never (default: never if it is triggered, as a "
+    "web may stand still, else 5)"
+)
+
+
 def add(verbs: options.Verbs) -> None:
     """Add the verb."""
     verb = options.add_verb(
         verbs, "stream", "inspect an endless web of lines", run, examples=_EXAMPLES
     )
     words = (
-        "folder, video, basler:[SERIAL], genicam:FILE.cti or synthetic:[tiles=N,width=PX,seed=N]"
+        "folder, video, basler:[SERIAL], genicam:FILE.cti[#N] or "
+        "synthetic:[tiles=N,width=PX,seed=N]; several are cameras side by side, from left to right"
     )
-    verb.add_argument("source", metavar="SOURCE", help=words)
+    verb.add_argument("source", metavar="SOURCE", nargs="+", help=words)
     verb.add_argument(
         "--out",
         type=options.folder,
@@ -48,7 +58,16 @@ def add(verbs: options.Verbs) -> None:
         ("strip-rows", int, 1024, "lines per inference (default: 1024)"),
         ("batch", int, 1, "most strips per inference (default: 1)"),
         ("queue", int, 64, "blocks that may wait (default: 64)"),
-        ("line-rate", float, 0.0, "replay at this many lines per second (default: at once)"),
+        (
+            "line-rate",
+            float,
+            0.0,
+            "lines per second: of the camera, or of a replay (default: at once)",
+        ),
+        ("width", int, None, "camera: pixels per line"),
+        ("height", int, None, "camera: lines per frame"),
+        ("exposure-us", float, None, "camera: exposure of a line, in microseconds"),
+        ("timeout-s", float, None, _SILENCE),
     ):
         metavar = "X" if kind is float else "N"
         verb.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
@@ -58,6 +77,50 @@ def add(verbs: options.Verbs) -> None:
         default="block",
         help="full queue: let the source wait, or drop lines and report them (default: block)",
     )
+    _add_camera(verb)
+
+
+def _add_camera(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--camera-file",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        help="camera: settings, Pylon's .pfs or lines Name=Value; again for each camera",
+    )
+    verb.add_argument("--pixel-format", metavar="NAME", help="camera: such as Mono8, Mono12p")
+    verb.add_argument(
+        "--trigger",
+        metavar="SOURCE",
+        help="camera: what triggers a line, such as Line1; off: it runs free",
+    )
+    verb.add_argument(
+        "--feature",
+        metavar="NAME=VALUE",
+        type=_feature,
+        action="append",
+        help="camera: any GenICam feature, after all others; again for more",
+    )
+    verb.add_argument(
+        "--overlap-px",
+        metavar="N[,N]",
+        type=_overlaps,
+        help="cameras side by side: what neighbours both see, for all seams or one per seam",
+    )
+
+
+def _feature(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{word!r} is no NAME=VALUE")
+    return name, value
+
+
+def _overlaps(word: str) -> list[int]:
+    try:
+        return [int(part) for part in word.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is no list of pixels, such as 40,38") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -95,6 +95,8 @@ class OpenRegions:
         probability: NDArray[np.float32],
         classes: NDArray[np.uint8],
         threshold: float,
+        *,
+        beside: NDArray[np.bool_] | None = None,
     ) -> list[Region]:
         """Add the next strip and return the regions that it shows to have ended.
 
@@ -103,14 +105,15 @@ class OpenRegions:
             probability: (h, W) float32.
             classes: (h, W) uint8, 1..K-1.
             threshold: A pixel of at least this probability is defect.
+            beside: (h, W) bool: what touches it borders pixels that did not come. None: nothing.
         """
         mask = (probability >= threshold).view(np.uint8)
         ended: list[Region] = []
         for band, defective in _bands(mask):
             if defective:
-                ended += self._add(
-                    first_line + band.start, mask[band], probability[band], classes[band]
-                )
+                near = None if beside is None else beside[band]
+                line = first_line + band.start
+                ended += self._add(line, mask[band], probability[band], classes[band], near)
             else:
                 ended += self.finish(complete=True)
             self._after_gap = False
@@ -122,6 +125,7 @@ class OpenRegions:
         mask: NDArray[np.uint8],
         probability: NDArray[np.float32],
         classes: NDArray[np.uint8],
+        beside: NDArray[np.bool_] | None,
     ) -> list[Region]:
         """Add rows that all hold defects."""
         x, _, width, height = cv2.boundingRect(mask)
@@ -129,7 +133,11 @@ class OpenRegions:
         parts = Parts(mask[box], probability[box], classes[box], self._labels, left=x)
         rows = np.zeros((2, len(mask[0])), dtype=np.intp)  # parts in the first and last row
         rows[:, x : x + width] = parts.drawn[[0, height - 1]]
-        return self._join(parts, first_line, rows[0], rows[1], cutting=self._after_gap)
+        cut = rows[0] if self._after_gap else np.zeros(0, np.intp)
+        if beside is not None:
+            cut = np.concatenate([cut, parts.drawn[beside[box]]])
+        incomplete = set(cut[cut > 0].tolist())
+        return self._join(parts, first_line, rows[0], rows[1], incomplete=incomplete)
 
     def finish(self, *, complete: bool) -> list[Region]:
         """Return what is open: the web, or this piece of it, has ended."""
@@ -149,7 +157,7 @@ class OpenRegions:
         first_row: NDArray[np.intp],
         last_row: NDArray[np.intp],
         *,
-        cutting: bool,
+        incomplete: set[int],
     ) -> list[Region]:
         """Join the open regions with the strip's parts; nodes are 0 (unused), open ones, parts."""
         shift = len(self._open)
@@ -160,7 +168,6 @@ class OpenRegions:
         small = parts.areas < self._min_area_px
         joined = np.bincount(roots, minlength=len(roots))[roots] > 1
         skip = small & ~joined[shift:] & ~lasting[roots[shift:]]
-        incomplete = set(first_row[first_row > 0].tolist()) if cutting else set()
         merged: dict[int, Region] = {1 + index: one for index, one in enumerate(self._open)}
         groups: dict[int, Region] = {}
         for node, region in merged.items():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reason", "Uninspected", "WebDefect", "measure"]
 
-Reason: TypeAlias = Literal["lost", "dropped", "failed", "broken off"]
+Reason: TypeAlias = Literal["lost", "dropped", "failed", "restarted", "broken off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +42,22 @@ class Uninspected:
 
     Attributes:
         first_line: The first of them.
-        end_line: The line after the last of them; None: unknown, the source broke off.
+        end_line: The line after the last of them; None: unknown, the source broke off or restarted.
         reason: `"lost"`: never came, or too late; `"dropped"`: the queue was full; `"failed"`: the
-            model or a sink failed; `"broken off"`: the source ended with an error.
+            model or a sink failed; `"restarted"`: the camera's counter began anew, so that it is
+            not known how many are missing, and the lines behind are numbered on; `"broken off"`:
+            the source ended with an error.
         length_mm: Along the web; None where the line pitch or the end is unknown.
+        x0_px: Where across the web they have no verdict.
+        x1_px: Where that ends; None: at the web's other border.
     """
 
     first_line: int
     end_line: int | None
     reason: Reason
     length_mm: float | None = None
+    x0_px: int = 0
+    x1_px: int | None = None
 
     @property
     def lines(self) -> int:

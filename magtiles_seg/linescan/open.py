@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.linescan.report import WebReport
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
+from magtiles_seg.linescan.side_by_side import SideBySide
 from magtiles_seg.linescan.sinks import CsvSink, JsonLinesSink, Sink, as_json
 from magtiles_seg.linescan.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
 from magtiles_seg.linescan.stream import StreamStatus, inspect
@@ -27,23 +28,46 @@ if TYPE_CHECKING:
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.linescan.sources import LineBlock
 
-__all__ = ["open_source", "stream"]
+__all__ = ["CameraOptions", "open_source", "stream"]
 
 _VIDEOS = frozenset({".avi", ".mkv", ".mov", ".mp4"})
 
 
-def open_source(word: str) -> LineSource:
+@dataclass(frozen=True, kw_only=True)
+class CameraOptions:
+    """How a camera is set up.
+
+    Attributes:
+        settings: Its settings file.
+        features: What is set after it, by name.
+        timeout_s: How long it may be silent; None: by its trigger, see `BaslerSource`.
+    """
+
+    settings: Path | None = None
+    features: Mapping[str, str | float | int] = field(default_factory=dict)
+    timeout_s: float | None = None
+
+
+def open_source(word: str, camera: CameraOptions | None = None) -> LineSource:
     """Return the source that a word means: `basler:`, `genicam:`, `synthetic:`, a video, pictures.
 
+    Args:
+        word: As in `basler:SERIAL`, `genicam:FILE.cti#1`, or a path.
+        camera: How it is set up if it is one; None: as it is.
+
     Raises:
-        ConfigError: The options after `synthetic:` have no sense.
+        ConfigError: The options after `synthetic:` are invalid, or there are options for a camera
+            and the source is none.
         DataError, FileNotFoundError, BackendUnavailableError: It cannot be opened.
     """
     kind, colon, rest = word.partition(":")
     if colon and kind in ("basler", "genicam"):
-        from magtiles_seg.linescan.cameras import BaslerSource, GenicamSource
-
-        return BaslerSource(rest or None) if kind == "basler" else GenicamSource(rest)
+        return _camera(kind, rest, camera or CameraOptions())
+    if camera is not None and camera != CameraOptions():
+        raise ConfigError(
+            f"{word} is no camera, and options for one are given (--camera-file, --feature, "
+            "--width and the like): leave them out, or name basler:[SERIAL] or genicam:FILE.cti"
+        )
     if colon and kind == "synthetic":
         return _synthetic(word)
     if Path(word).suffix.lower() in _VIDEOS:
@@ -64,9 +88,7 @@ def stream(
     Returns:
         True if there was no defect and every line was inspected.
     """
-    source: LineSource = open_source(arguments.source)
-    if arguments.line_rate:
-        source = Replay(source, line_rate_hz=arguments.line_rate)
+    source = _source(arguments)
     web = LineScanSegmenter(
         source.width_px,
         segmenter,
@@ -85,7 +107,84 @@ def stream(
             on_status=lambda status: show(pace(status)),
         )
     tell(json.dumps({"kind": "report", **asdict(report)}) if arguments.json else summary(report))
-    return not report.defects and not report.uninspected_lines
+    return not report.defects and report.whole
+
+
+def _source(arguments: argparse.Namespace) -> LineSource:
+    """Return the web's one source: a camera or file, or several side by side.
+
+    Raises:
+        ConfigError: There are overlaps and one source, or settings files for other than one or all.
+    """
+    words = arguments.source
+    files = arguments.camera_file or [None]
+    if len(files) not in (1, len(words)):
+        raise ConfigError(
+            f"{len(files)} settings files are given for {len(words)} sources; expected one for "
+            "all, or one each"
+        )
+    files = files * len(words) if len(files) == 1 else files
+    if arguments.overlap_px and len(words) == 1:
+        raise ConfigError("--overlap-px needs several sources side by side; one is given")
+    sources: list[LineSource] = []
+    try:
+        for word, file in zip(words, files, strict=True):
+            sources.append(_one_source(word, file, arguments))
+        if len(sources) == 1:
+            return sources[0]
+        return SideBySide(sources, overlaps_px=arguments.overlap_px or [0])
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+
+
+def _one_source(word: str, file: Path | None, arguments: argparse.Namespace) -> LineSource:
+    features = {
+        name: value
+        for name, value in (
+            ("pixel-format", arguments.pixel_format),
+            ("width", arguments.width),
+            ("height", arguments.height),
+            ("exposure-us", arguments.exposure_us),
+            ("trigger", arguments.trigger),
+        )
+        if value is not None
+    }
+    if arguments.line_rate and _is_camera(word):
+        features["line-rate"] = arguments.line_rate
+    features |= dict(arguments.feature or [])
+    options = CameraOptions(settings=file, features=features, timeout_s=arguments.timeout_s)
+    source = open_source(word, options)
+    if arguments.line_rate and not _is_camera(word):
+        return Replay(source, line_rate_hz=arguments.line_rate)
+    return source
+
+
+def _is_camera(word: str) -> bool:
+    return word.startswith(("basler:", "genicam:"))
+
+
+def _camera(kind: str, rest: str, options: CameraOptions) -> LineSource:
+    from magtiles_seg.linescan.cameras import BaslerSource, GenicamSource
+
+    if kind == "basler":
+        return BaslerSource(
+            rest or None,
+            settings=options.settings,
+            features=options.features,
+            timeout_s=options.timeout_s,
+        )
+    producer, mark, number = rest.rpartition("#")
+    if not (mark and number.isdecimal()):
+        producer, number = rest, "0"
+    return GenicamSource(
+        producer,
+        device=int(number),
+        settings=options.settings,
+        features=options.features,
+        timeout_s=options.timeout_s,
+    )
 
 
 def pace(status: StreamStatus) -> str:
@@ -97,6 +196,7 @@ def pace(status: StreamStatus) -> str:
         f"queue {status.queued_blocks}/{status.queue_blocks}  "
         f"{report.defects} defects  {_unseen(report)} uninspected  "
         f"p99 {report.latency_p99_ms:.0f} ms"
+        + (f"  web stands for {report.silence_s:.0f} s" if report.silence_s >= 1 else "")
     )
 
 
@@ -107,9 +207,24 @@ def summary(report: WebReport) -> str:
         f"{report.lines} lines inspected, {report.defects} defects, "
         f"{_unseen(report)} uninspected ({report.dropped_lines} lines dropped), "
         f"{report.repeated_lines} lines repeated\n"
+        f"{_doubts(report)}"
         f"row to verdict: {report.latency_p50_ms:.0f} ms (median), {report.latency_p99_ms:.0f} ms "
         f"(p99); bookkeeping {share:.1%} of the model's time"
     )
+
+
+def _doubts(report: WebReport) -> str:
+    """Return lines on what else the account has to say, if anything."""
+    told = []
+    if report.partial_lines:
+        told.append(f"{report.partial_lines} lines inspected on part of their width")
+    if report.restarts:
+        told.append(f"{report.restarts} restarts of the camera: an unknown number of lines missing")
+    if report.unnumbered_lines:
+        told.append(f"{report.unnumbered_lines} lines without a number: losses go unnoticed there")
+    if report.longest_silence_s >= 1:
+        told.append(f"the web stood for up to {report.longest_silence_s:.0f} s")
+    return "".join(f"{line}\n" for line in told)
 
 
 def _unseen(report: WebReport) -> str:
@@ -152,7 +267,10 @@ class _Teller:
             self._tell(f"{found.label} {found.score:.2f} at {where}: {size}")
         else:
             end = "the end" if found.end_line is None else str(found.end_line - 1)
-            self._tell(f"uninspected lines {found.first_line}-{end}: {found.reason}")
+            part = "" if found.x1_px is None else f", x {found.x0_px}-{found.x1_px - 1}"
+            if found.reason == "restarted":
+                end = "?"
+            self._tell(f"uninspected lines {found.first_line}-{end}{part}: {found.reason}")
 
     def close(self) -> None:
         """Nothing is held."""

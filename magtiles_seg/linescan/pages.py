@@ -82,7 +82,8 @@ class WebPictures:
             if isinstance(one, Uninspected):
                 low = max(0, one.first_line - top)
                 high = max(0, _end_line(one, top + self._page_rows) - top)
-                drawn[low:high] = drawn[low:high] // 2 + np.array(_UNSEEN_RGB, np.uint8) // 2
+                unseen = drawn[low:high, one.x0_px : one.x1_px]
+                unseen[:] = unseen // 2 + np.array(_UNSEEN_RGB, np.uint8) // 2
                 continue
             x0, y0, x1, y1 = one.bbox_xyxy_px
             corners = (x0 - 2, y0 - top - 2), (x1 + 1, y1 - top + 1)
@@ -93,4 +94,6 @@ class WebPictures:
 def _end_line(one: WebDefect | Uninspected, unknown: int) -> int:
     if isinstance(one, WebDefect):
         return one.last_line + 1
+    if one.reason == "restarted":  # behind it the web goes on
+        return one.first_line + 1
     return unknown if one.end_line is None else one.end_line

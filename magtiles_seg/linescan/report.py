@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,6 +81,29 @@ class LineLatency(Latencies):
             self._waiting.popleft()
 
 
+class Silence:
+    """How long no line came, by what a source says: a web may stand still.
+
+    Attributes:
+        present_s: Since the latest line, at the latest block, which may have been empty.
+        longest_s: The longest of all.
+    """
+
+    def __init__(self) -> None:
+        self.present_s = self.longest_s = 0.0
+        self._latest_s: float | None = None
+
+    def hear(self, arrived_s: float, *, lines: int) -> None:
+        """Note that a block of so many lines came, by `time.perf_counter`."""
+        if self._latest_s is None:
+            self._latest_s = arrived_s
+        since_s = max(0.0, arrived_s - self._latest_s)
+        self.longest_s = max(self.longest_s, since_s)
+        self.present_s = 0.0 if lines else since_s
+        if lines:
+            self._latest_s = arrived_s
+
+
 _KEPT_INTERVALS = 1000
 
 
@@ -95,6 +118,12 @@ class WebReport:
         uninspected_lines: Lines without a verdict, for whatever reason.
         uninspected_mm: They along the web; None where the line pitch is unknown.
         dropped_lines: Those of them that a full queue dropped.
+        partial_lines: Lines with a verdict on part of their width: one of several cameras lost
+            them.
+        restarts: How often a camera's counter began anew; an unknown number of lines is missing at
+            each, which `uninspected_lines` cannot count.
+        unnumbered_lines: Lines to which their camera gave no number: losses before them would not
+            have been noticed.
         repeated_lines: Lines that came again, or after their gap had been reported: left out.
         defects: How many have ended.
         open_defects: How many have not.
@@ -103,6 +132,8 @@ class WebReport:
         latency_p50_ms: Half of the lines had their verdict within this time of their arrival.
         latency_p99_ms: 99 % of the lines had.
         latency_max_ms: All lines had.
+        silence_s: For how long no line has come now, by the source's latest sign of life.
+        longest_silence_s: The longest time without a line: a web may stand still.
     """
 
     width_px: int
@@ -111,6 +142,9 @@ class WebReport:
     uninspected_lines: int
     uninspected_mm: float | None
     dropped_lines: int
+    partial_lines: int
+    restarts: int
+    unnumbered_lines: int
     repeated_lines: int
     defects: int
     open_defects: int
@@ -119,6 +153,13 @@ class WebReport:
     latency_p50_ms: float
     latency_p99_ms: float
     latency_max_ms: float
+    silence_s: float
+    longest_silence_s: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether every line has a verdict on its whole width."""
+        return not (self.uninspected_lines or self.partial_lines or self.restarts)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures by name."""
@@ -137,9 +178,10 @@ class WebCounts:
         self.intervals: deque[Uninspected] = deque(maxlen=_KEPT_INTERVALS)
         self.listeners: list[Callable[[Uninspected], None]] = []
         self.latency = LineLatency()
-        self.lines = self.repeated = self.defects = 0
+        self.lines = self.repeated = self.defects = self.unnumbered = 0
+        self.silence = Silence()
         self.model_s = self.all_s = 0.0
-        self._uninspected = self._dropped = 0
+        self._uninspected = self._dropped = self._partial = self._restarts = 0
         self._line_mm = line_mm
 
     def miss(self, first_line: int, end_line: int | None, reason: Reason) -> None:
@@ -155,6 +197,26 @@ class WebCounts:
         )
         self._uninspected += count
         self._dropped += count if reason == "dropped" else 0
+        self._restarts += reason == "restarted"
+        self._tell(missed)
+
+    def miss_part(self, first_line: int, end_line: int, columns: Sequence[tuple[int, int]]) -> None:
+        """Note that columns (x0, x1) of these lines will have no verdict."""
+        self._partial += end_line - first_line
+        length_mm = None if self._line_mm is None else (end_line - first_line) * self._line_mm
+        for x0_px, x1_px in columns:
+            self._tell(
+                Uninspected(
+                    first_line=first_line,
+                    end_line=end_line,
+                    reason="lost",
+                    length_mm=length_mm,
+                    x0_px=x0_px,
+                    x1_px=x1_px,
+                )
+            )
+
+    def _tell(self, missed: Uninspected) -> None:
         self.intervals.append(missed)
         for listener in self.listeners:
             listener(missed)
@@ -169,6 +231,9 @@ class WebCounts:
             uninspected_lines=self._uninspected,
             uninspected_mm=unseen_mm,
             dropped_lines=self._dropped,
+            partial_lines=self._partial,
+            restarts=self._restarts,
+            unnumbered_lines=self.unnumbered,
             repeated_lines=self.repeated,
             defects=self.defects,
             open_defects=open_defects,
@@ -177,4 +242,6 @@ class WebCounts:
             latency_p50_ms=1e3 * self.latency.quantile_s(0.5),
             latency_p99_ms=1e3 * self.latency.quantile_s(0.99),
             latency_max_ms=1e3 * self.latency.worst_s,
+            silence_s=self.silence.present_s,
+            longest_silence_s=self.silence.longest_s,
         )

@@ -14,7 +14,9 @@ from magtiles_seg.image import pad_to_min_side
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.components import OpenRegions, Region
 from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect, measure
+from magtiles_seg.linescan.holes import Hole, without_holes
 from magtiles_seg.linescan.report import WebCounts, WebReport
+from magtiles_seg.linescan.sources import LineBlock
 from magtiles_seg.linescan.strips import Strip, StripCutter, halo_px, round_up
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class LineScanSegmenter:
         self._finished: list[WebDefect] = []
         self._next_line: int | None = None
         self._repeated_in_a_row = 0
+        self._holes: list[Hole] = []
         self._closed = False
 
     @property
@@ -136,19 +139,33 @@ class LineScanSegmenter:
                 then an uninspected interval, and the next call goes on behind them; or nothing but
                 old lines has come for long: the camera's counter has started anew.
         """
+        line = self.next_line if start_line is None else start_line
+        return self.take(LineBlock(rows, line, arrived_s, gap))
+
+    def take(self, block: LineBlock) -> list[WebDefect]:
+        """Take a source's block: as `push`, with all that a `LineBlock` says.
+
+        Raises:
+            ImageError, InferenceError: As `push`.
+        """
         began_s = time.perf_counter()
         self._check_open()
-        self._check_rows(rows)
+        self._check_rows(block.rows)
+        rows, line = block.rows, block.start_line
         try:
             if self._next_line is None:
-                self._begin(start_line or 0, after_gap=False)
-            line = self.next_line if start_line is None else start_line
+                self._begin(line, after_gap=False)
             if line > self.next_line:
-                self._skip(line, gap)
+                self._skip(line, "lost" if block.gap == "restarted" else block.gap)
+            if block.gap == "restarted":
+                self._skip(None, "restarted")
             repeated = min(len(rows), self.next_line - line)
             self._counts.repeated += repeated
             self._check_counter(repeated, len(rows))
-            self._take(rows[repeated:], began_s if arrived_s is None else arrived_s)
+            arrived_s = began_s if block.arrived_s is None else block.arrived_s
+            self._counts.silence.hear(arrived_s, lines=len(rows))
+            self._note(block, repeated)
+            self._take(rows[repeated:], arrived_s)
         finally:
             self._counts.all_s += time.perf_counter() - began_s
         return self._give_out()
@@ -191,6 +208,16 @@ class LineScanSegmenter:
         self._next_line = line
         self._cutter.start(line)
         self._regions.start(after_gap=after_gap)
+
+    def _note(self, block: LineBlock, repeated: int) -> None:
+        """Note what the block says of its new lines, before a strip is cut from them."""
+        new = len(block.rows) - repeated
+        if not block.numbered:
+            self._counts.unnumbered += new
+        if block.missing and new:
+            end_line = self.next_line + new
+            self._counts.miss_part(self.next_line, end_line, block.missing)
+            self._holes += [Hole(self.next_line, end_line, *columns) for columns in block.missing]
 
     def _take(self, rows: NDArray[np.uint8], arrived_s: float) -> None:
         if not len(rows):
@@ -253,7 +280,12 @@ class LineScanSegmenter:
         self, strip: Strip, probability: NDArray[np.float32], classes: NDArray[np.uint8]
     ) -> None:
         self._check_answer(probability, classes)
-        self._collect(self._regions.add(strip.first_line, probability, classes, self._threshold))
+        first_line = strip.first_line
+        self._holes = [hole for hole in self._holes if hole.end_line >= first_line]
+        probability, beside = without_holes(probability, first_line, self._holes)
+        self._collect(
+            self._regions.add(first_line, probability, classes, self._threshold, beside=beside)
+        )
         self._counts.lines += strip.rows
         end_line = strip.first_line + strip.rows
         self._counts.latency.decide(strip.first_line, end_line, time.perf_counter())

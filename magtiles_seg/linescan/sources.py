@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,25 +38,31 @@ class LineBlock:
         rows: (n, W) uint8; nobody else writes to it.
         start_line: The camera's number of the first row, whether or not every line has come.
         arrived_s: When they came, by `time.perf_counter`; None: when they are first seen.
-        gap: Why lines before this block are missing, if they are.
+        gap: Why lines before this block are missing, if they are; `"restarted"`: an unknown number
+            is missing, whatever `start_line` says.
+        numbered: False: the camera gave no number, and losses before this block go unnoticed.
+        missing: Columns (x0, x1) of these lines that did not come, in px; their values are filler.
+
+    A block without lines says that its source lives, and that all lines before `start_line` have
+    come or are missing.
     """
 
     rows: NDArray[np.uint8]
     start_line: int
     arrived_s: float | None = None
     gap: Reason = "lost"
+    numbered: bool = True
+    missing: tuple[tuple[int, int], ...] = ()
 
 
-def frame(
-    rows: NDArray[np.uint8], start_line: int, *, lines: int, arrived_s: float
-) -> Iterator[LineBlock]:
+def frame(block: LineBlock, *, lines: int) -> Iterator[LineBlock]:
     """Yield what came of a frame that should have had `lines` lines, and an empty block behind it.
 
     The empty block is there if lines are missing: so they are known to be, even if nothing follows.
     """
-    yield LineBlock(rows, start_line, arrived_s)
-    if len(rows) < lines:
-        yield LineBlock(rows[:0], start_line + lines, arrived_s)
+    yield block
+    if len(block.rows) < lines:
+        yield LineBlock(block.rows[:0], block.start_line + lines, block.arrived_s)
 
 
 class LineSource(Protocol):
@@ -244,8 +250,8 @@ class Replay:
                 due_s += lasts_s
                 late_s = lasts_s * self._jitter * self._rng.uniform(-1, 1)
                 time.sleep(max(0.0, due_s + late_s - time.perf_counter()))
-            lines, line = len(block.rows), block.start_line
-            yield from frame(rows, line, lines=lines, arrived_s=time.perf_counter())
+            late = replace(block, rows=rows, arrived_s=time.perf_counter())
+            yield from frame(late, lines=len(block.rows))
 
     def close(self) -> None:
         """Close the source."""

@@ -86,8 +86,7 @@ def inspect(
     try:
         for block in intake:
             delivery.lines(block)
-            at, gap = block.start_line, block.gap
-            delivery.tell(web.push(block.rows, at, arrived_s=block.arrived_s, gap=gap))
+            delivery.tell(web.take(block))
             meter.show()
             delivery.check()
         if intake.error is not None:
@@ -170,8 +169,14 @@ class _Intake:
                 if self._stopping.is_set():
                     break
                 arrived_s = time.perf_counter() if block.arrived_s is None else block.arrived_s
-                gap: Reason = "dropped" if dropping else block.gap
-                dropping = not self._put(replace(block, arrived_s=arrived_s, gap=gap), self._drop)
+                block = replace(block, arrived_s=arrived_s)
+                if block.gap == "restarted":  # never dropped: nothing else would tell of it
+                    gap: Reason = "dropped" if dropping else "lost"
+                    for why in (gap, block.gap):
+                        self._put(replace(block, rows=block.rows[:0], gap=why), drop=False)
+                    dropping, block = False, replace(block, gap="lost")
+                gap = "dropped" if dropping else block.gap
+                dropping = not self._put(replace(block, gap=gap), self._drop)
                 self.end_line = max(self.end_line, block.start_line + len(block.rows))
         except Exception as error:
             self.error = error

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magtiles_seg.errors import BackendUnavailableError, DataError
+from magtiles_seg.errors import BackendUnavailableError, ConfigError, DataError
 from magtiles_seg.linescan.cameras import BaslerSource, GenicamSource
+from magtiles_seg.linescan.pixels import Levels
+from magtiles_seg.linescan.settings import read_features
 
 FEATURES: dict[str, int | float | str] = {"Width": 256, "Height": 64}
 
@@ -60,8 +64,64 @@ def test_basler_camera_that_is_not_there_or_not_grey_is_data_error() -> None:
         BaslerSource("no such serial")
     with pytest.raises(DataError, match=r"cannot be set up: .*Wdith"):
         BaslerSource(features={"Wdith": 3})
-    with pytest.raises(DataError, match="delivers Mono16; expected Mono8"):
-        BaslerSource(features={"PixelFormat": "Mono16"})
+    with pytest.raises(DataError, match=r"delivers BayerGR8; expected one of Mono8"):
+        BaslerSource(features={"PixelFormat": "BayerGR8"})
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("pixel_format", ["Mono10", "Mono12"])
+def test_basler_deep_pixels_come_as_8_bits(pixel_format: str) -> None:
+    features = {**FEATURES, "TestImageSelector": "Testimage1", "pixel-format": pixel_format}
+    source = BaslerSource(features=features, frames=2)
+    blocks = list(source)
+    source.close()
+    assert [block.rows.shape for block in blocks] == [(64, 256)] * 2
+    assert all(250 < int(block.rows.max()) <= 255 for block in blocks)
+
+
+@pytest.mark.usefixtures("emulator")
+def test_basler_is_set_up_by_pylons_file_and_then_by_name(tmp_path: Path) -> None:
+    pylon = pytest.importorskip("pypylon.pylon")
+    camera = pylon.InstantCamera(pylon.TlFactory.GetInstance().CreateFirstDevice())
+    camera.Open()
+    camera.Width.Value, camera.Height.Value = 512, 32
+    camera.ExposureTimeAbs.Value = 777
+    file = tmp_path / "line.pfs"
+    pylon.FeaturePersistence.Save(str(file), camera.GetNodeMap())
+    camera.Close()
+    names = {one.name for one in read_features(file)}
+    assert {"Width", "Height", "TriggerMode"} <= names
+    source = BaslerSource(settings=file, features={"height": 16})
+    assert (source.width_px, source._rows) == (512, 16)
+    assert source._camera.ExposureTimeAbs.Value == 777
+    source.close()
+    plain = tmp_path / "line.txt"
+    plain.write_text("# by hand\nWidth=640\nTriggerSelector\tFrameStart\nTriggerMode\tOn\n")
+    source = BaslerSource(settings=plain)
+    assert (source.width_px, source._silence_s) == (640, math.inf)
+    source.close()
+
+
+@pytest.mark.usefixtures("emulator")
+def test_basler_triggered_camera_waits_and_delivers_when_it_is_triggered() -> None:
+    source = BaslerSource(features={**FEATURES, "trigger": "Software"}, frames=1)
+    assert source._camera.TriggerMode.Value == "On"
+    blocks = iter(source)
+    assert len(next(blocks).rows) == 0
+    source._camera.ExecuteSoftwareTrigger()
+    (lines,) = [len(block.rows) for block in blocks if len(block.rows)]
+    source.close()
+    assert lines == 64
+
+
+@pytest.mark.usefixtures("emulator")
+def test_basler_feature_that_it_has_not_is_named() -> None:
+    with pytest.raises(DataError, match="no feature AcquisitionLineRate or AcquisitionLineRateAbs"):
+        BaslerSource(features={"line-rate": 20_000})
+    with pytest.raises(ConfigError, match="timeout_s is 0"):
+        BaslerSource(timeout_s=0)
+    with pytest.raises(FileNotFoundError):
+        BaslerSource(settings="nowhere.pfs")
 
 
 class FakeBuffer:
@@ -69,7 +129,7 @@ class FakeBuffer:
 
     def __init__(self, memory: np.ndarray[Any, Any], number: int, delivered: int) -> None:
         self._memory = memory
-        memory[: delivered * 8] = number
+        memory[: delivered * 8] = number % 256
         complete = delivered == 4
         self.module = SimpleNamespace(frame_id=number, is_complete=lambda: complete)
         part = SimpleNamespace(data=memory, delivered_image_height=delivered)
@@ -83,27 +143,28 @@ class FakeBuffer:
 
 
 @pytest.fixture
-def producer(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def producer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """A stand-in for harvesters; its dict says which (number, delivered lines) come."""
     told: dict[str, Any] = {"frames": [(7, 4), (8, 4), (10, 2), (11, 4)], "format": "Mono8"}
     told["closed"] = []
+    (tmp_path / "producer.cti").touch()
+    monkeypatch.chdir(tmp_path)
     memory = np.zeros(32, np.uint8)
 
-    def fetch(timeout: float) -> FakeBuffer:
+    def fetch(timeout: float) -> FakeBuffer | None:
         assert timeout > 0
         try:
             return FakeBuffer(memory, *next(told["iterator"]))
         except StopIteration:
-            raise TimeoutError("no frame came") from None
-
-    def value(name: str) -> SimpleNamespace:
-        return SimpleNamespace(value=told[name])
+            if "error" in told:
+                raise told["error"] from None
+            return None
 
     def create(_: int) -> SimpleNamespace:
+        values = {"Width": "8", "Height": "4", "PixelFormat": told["format"]}
         nodes = SimpleNamespace(
-            Width=SimpleNamespace(value=8),
-            Height=SimpleNamespace(value=4),
-            PixelFormat=value("format"),
+            has_node=values.__contains__,
+            get_node=lambda name: SimpleNamespace(to_string=lambda: values[name]),
         )
         told["iterator"] = iter(told["frames"])
         return SimpleNamespace(
@@ -111,17 +172,20 @@ def producer(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             start=lambda: None,
             stop=lambda: told["closed"].append("stop"),
             destroy=lambda: told["closed"].append("destroy"),
-            fetch=fetch,
+            try_fetch=fetch,
+            device=SimpleNamespace(tl_type="GEV"),
         )
 
-    def add_file(path: str) -> None:
+    def add_file(path: str, check_validity: bool) -> None:
+        assert check_validity
         if not path.endswith(".cti"):
-            raise FileNotFoundError(path)
+            raise OSError("invalid ELF header")
 
     def harvester() -> SimpleNamespace:
         return SimpleNamespace(
             add_file=add_file,
             update=lambda: None,
+            device_info_list=[0],
             create=create,
             reset=lambda: told["closed"].append("reset"),
         )
@@ -155,18 +219,74 @@ def test_genicam_frames_are_copied_and_partial_ones_cut(producer: dict[str, Any]
 
 def test_genicam_camera_that_stops_delivering_is_data_error(producer: dict[str, Any]) -> None:
     producer["frames"] = [(1, 4)]
+    lines = iter(GenicamSource("producer.cti", timeout_s=1e-9))
+    next(lines)
+    with pytest.raises(DataError, match="no frame came for"):
+        next(lines)
+    producer["error"] = OSError("stream lost")
     lines = iter(GenicamSource("producer.cti"))
     next(lines)
-    with pytest.raises(DataError, match="broke off: TimeoutError: no frame came"):
+    with pytest.raises(DataError, match="broke off: OSError: stream lost"):
         next(lines)
 
 
+def test_genicam_counter_of_16_bits_wraps(producer: dict[str, Any]) -> None:
+    producer["frames"] = [(65_534, 4), (65_535, 4), (1, 4), (3, 4)]
+    blocks = list(GenicamSource("producer.cti", frames=5))
+    assert [block.start_line for block in blocks] == [0, 4, 8, 16]
+
+
 def test_genicam_that_cannot_be_set_up_is_data_error(producer: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"behind producer\.txt cannot be set up"):
+    with pytest.raises(DataError, match=r"behind /missing\.cti cannot be set up: there is no such"):
+        GenicamSource("/missing.cti")
+    Path("producer.txt").touch()
+    with pytest.raises(DataError, match=r"behind producer\.txt cannot be set up: invalid ELF"):
         GenicamSource("producer.txt")
+    with pytest.raises(DataError, match=r"finds 1 cameras and number 3 \(from 0\) is asked for"):
+        GenicamSource("producer.cti", device=3)
     producer["format"] = "BayerRG8"
-    with pytest.raises(DataError, match="delivers BayerRG8; expected Mono8"):
+    with pytest.raises(DataError, match="delivers BayerRG8; expected one of Mono8"):
         GenicamSource("producer.cti")
+
+
+@pytest.fixture
+def viky() -> str:
+    """The GenTL producer with virtual cameras that the package genicam brings."""
+    pytest.importorskip("harvesters")
+    genicam = pytest.importorskip("genicam")
+    file = Path(str(genicam.__file__)).with_name("viky.cti")
+    if not file.exists():
+        pytest.skip("this genicam has no virtual camera")
+    return str(file)
+
+
+def test_genicam_real_producer_delivers_numbered_frames(viky: str, tmp_path: Path) -> None:
+    file = tmp_path / "camera.txt"
+    file.write_text("PixelFormat\tMono8\n")
+    source = GenicamSource(viky, settings=file, frames=3)
+    blocks = [block for block in source if len(block.rows)]
+    source.close()
+    assert source.width_px == 400
+    assert [block.start_line for block in blocks] == [0, 400, 800]
+    assert all(block.rows.shape == (400, 400) for block in blocks)
+    assert all(block.numbered for block in blocks)
+
+
+def test_genicam_real_producer_without_such_a_camera_is_data_error(viky: str) -> None:
+    with pytest.raises(DataError, match=r"finds 3 cameras and number 7"):
+        GenicamSource(viky, device=7)
+    with pytest.raises(DataError, match="it has no feature Exposure"):
+        GenicamSource(viky, features={"exposure-us": 20})
+    with pytest.raises(DataError, match="delivers RGBa8; expected one of Mono8"):
+        GenicamSource(viky)
+
+
+def test_genicam_file_that_is_no_producer_tells_the_loaders_reason(tmp_path: Path) -> None:
+    pytest.importorskip("harvesters")
+    file = tmp_path / "fake.cti"
+    file.write_text("no library")
+    with pytest.raises(DataError, match=r"fake\.cti cannot be set up: .*fake\.cti"):
+        GenicamSource(str(file))
 
 
 @pytest.mark.parametrize(
@@ -202,6 +322,7 @@ def genicam_frame(truth: np.ndarray[Any, Any], data: np.ndarray[Any, Any], **mor
 def genicam_copy(truth: np.ndarray[Any, Any], data: np.ndarray[Any, Any], **more: Any) -> Any:  # noqa: ANN401
     source = object.__new__(GenicamSource)
     source._rows, source._width_px = truth.shape
+    source._levels = Levels("Mono8", truth.shape[1])
     return source._copy(genicam_frame(truth, data, **more))
 
 
@@ -235,7 +356,7 @@ def test_genicam_lines_are_right_or_refused(
     ("facts", "reason"),
     [
         ({"data_format": "Mono12"}, "delivered Mono12"),
-        ({"data": np.zeros(24, np.uint16)}, "delivered uint16"),
+        ({"data": np.zeros(24, np.uint16)}, "48 bytes; expected 24"),
         ({"width": 7}, "lines of 7 px"),
         ({"height": 9}, "frame of 9 lines"),
         ({"data": np.zeros(23, np.uint8)}, "23 bytes; expected 24"),
@@ -262,9 +383,11 @@ def test_basler_padding_behind_each_line_is_cut_off() -> None:
     truth = np.arange(24, dtype=np.uint8).reshape(3, 8)
     source = object.__new__(BaslerSource)
     source._rows, source._width_px = truth.shape
+    source._levels = Levels("Mono8", 8)
     source._pylon = SimpleNamespace(PixelType_Mono8=1)
     buffer = np.pad(truth, ((0, 0), (0, 4))).tobytes()
     facts: dict[str, Any] = {"PixelType": 1, "Width": 8, "Height": 3, "PaddingX": 4, "PaddingY": 0}
+    facts["IsChunkDataAvailable"] = lambda: False
     got = SimpleNamespace(GetImageBuffer=lambda: buffer, **facts)
     assert (source._copy(got) == truth).all()
     with pytest.raises(DataError, match="36 bytes"):

@@ -49,6 +49,8 @@ def test_json_lines_hold_every_field_as_soon_as_it_is_written(tmp_path: Path) ->
         "end_line": 23,
         "reason": "lost",
         "length_mm": 0.3,
+        "x0_px": 0,
+        "x1_px": None,
     }
     assert open_gap["end_line"] is None
     sink.close()
