@@ -85,6 +85,11 @@ class OpenRegions:
         """How many regions are open."""
         return len(self._open)
 
+    @property
+    def first_line(self) -> int | None:
+        """The first line of all open regions; None: none is open."""
+        return min((int(region.hull[:, 1].min()) for region in self._open), default=None)
+
     def start(self, *, after_gap: bool) -> None:
         """Begin a piece of web; regions in its first row are incomplete if it follows a gap."""
         self._after_gap = after_gap

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reason", "Uninspected", "WebDefect", "measure"]
 
-Reason: TypeAlias = Literal["lost", "dropped", "failed", "broken off"]
+Reason: TypeAlias = Literal["lost", "dropped", "failed", "broken off", "interrupted", "not running"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,22 @@ class Uninspected:
         first_line: The first of them.
         end_line: The line after the last of them; None: unknown, the source broke off.
         reason: `"lost"`: never came, or too late; `"dropped"`: the queue was full; `"failed"`: the
-            model or a sink failed; `"broken off"`: the source ended with an error.
+            model or a sink failed; `"broken off"`: the source ended with an error;
+            `"interrupted"`: the inspection was told to stop; `"not running"`: an earlier run did
+            not come to its web's end, and nobody looked until this one began.
         length_mm: Along the web; None where the line pitch or the end is unknown.
+        since: Of `"not running"`: the last sign of life of the earlier run, UTC.
+        until: Of `"not running"`: the start of this run, UTC.
+        after_run: Of `"not running"`: the earlier run, whose lines `first_line` counts.
     """
 
     first_line: int
     end_line: int | None
     reason: Reason
     length_mm: float | None = None
+    since: str | None = None
+    until: str | None = None
+    after_run: str | None = None
 
     @property
     def lines(self) -> int:

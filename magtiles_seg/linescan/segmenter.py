@@ -96,6 +96,13 @@ class LineScanSegmenter:
         return self._next_line or 0
 
     @property
+    def settled_line(self) -> int:
+        """All that the lines before this one show has been given out: no open defect has any."""
+        first_line = self._regions.first_line
+        undecided_line = self._cutter.undecided_line
+        return undecided_line if first_line is None else min(first_line, undecided_line)
+
+    @property
     def uninspected(self) -> tuple[Uninspected, ...]:
         """Intervals of lines without a verdict, the latest 1000; totals stand in `report`."""
         return tuple(self._counts.intervals)
