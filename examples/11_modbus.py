@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-from typing import Any
 
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
@@ -14,13 +13,13 @@ from magtiles_seg.linescan.plant.address import open_door
 from magtiles_seg.linescan.sources import ArraySource
 from magtiles_seg.linescan.stream import inspect
 
+Values = list[int] | list[bool] | None
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
 
 
-async def scan(*access: Any) -> None:
+async def scan(_: int, start: int, _a: int, _n: int, now: list[int], new: Values) -> None:
     """Act as the PLC's program: copy the sequence number (register 0) to register 20."""
-    _function, start, _address, _count, now, new = access
     if new is not None:
         print(f"PLC: number {new[0]}, class {new[2]}, lines from {new[4] << 16 | new[5]}")
         now[20 - start] = new[0]

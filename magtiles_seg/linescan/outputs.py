@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.journal import Journal
 from magtiles_seg.linescan.messages import SinkState, new_run
+from magtiles_seg.linescan.parquet import ParquetSink
 from magtiles_seg.linescan.sinks import (
     CsvSink,
     JsonLinesSink,
-    ParquetSink,
     RecordFile,
     Rotation,
     Sink,

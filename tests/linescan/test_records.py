@@ -19,10 +19,10 @@ from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.linescan.journal import Journal
 from magtiles_seg.linescan.pages import WebPictures
+from magtiles_seg.linescan.parquet import ParquetSink
 from magtiles_seg.linescan.sinks import (
     CsvSink,
     JsonLinesSink,
-    ParquetSink,
     RecordFile,
     Rotation,
     Sink,

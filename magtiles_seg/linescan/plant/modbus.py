@@ -28,7 +28,7 @@ REGISTERS = (
 
 `sequence` is 0 at the start, counts 1..65,535 and then 1 again, and is written in one request with
 the others: where it has changed, there is a new finding. `kind` is 1: defect, 2: uninspected lines,
-3: uninspected lines whose end is unknown. `class` is the label's index, 0 where it is none of the built-in ones.
+3: uninspected lines whose end is unknown. `class` is the label's index, 0 where it is unknown.
 `age_ms` is the time since the arrival of its last line, at most 65,535.
 """
 
