@@ -76,8 +76,8 @@ def stream(
         batch=arguments.batch,
     )
     labels, teller = segmenter.spec.card.labels, _Teller(tell, in_json=arguments.json)
-    outputs = Outputs(arguments, labels=labels, note=note, printer=teller)
-    with stoppable() as stop, live() as show:
+    with stoppable() as stop, live() as show:  # from before the records are begun
+        outputs = Outputs(arguments, labels=labels, note=note, printer=teller)
 
         def on_status(status: StreamStatus) -> None:
             outputs.show(status)

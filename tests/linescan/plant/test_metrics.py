@@ -8,7 +8,7 @@ from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.defects import Uninspected
 from magtiles_seg.linescan.messages import SinkState
 from magtiles_seg.linescan.plant.metrics import StreamMetrics
-from magtiles_seg.linescan.report import Tally
+from magtiles_seg.linescan.report import WebCounts
 from magtiles_seg.linescan.stream import StreamStatus
 
 FULL = SinkState(name="defects.csv", delivered=7, waiting=2, dropped=1, error="No space left")
@@ -17,7 +17,7 @@ FULL = SinkState(name="defects.csv", delivered=7, waiting=2, dropped=1, error="N
 def test_metrics_tell_lines_findings_and_the_alarm_of_a_full_disk() -> None:
     metrics = StreamMetrics(0, states=lambda: [FULL])
     metrics.write(Uninspected(first_line=0, end_line=5, reason="lost"))
-    report = Tally(None).report(40, pending_lines=3, open_defects=2)
+    report = WebCounts(None).report(40, pending_lines=3, open_defects=2)
     metrics.show(
         StreamStatus(
             report=report, elapsed_s=1, lines_per_s=250.0, queued_blocks=4, queue_blocks=64
