@@ -190,8 +190,9 @@ def stoppable() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    former = {number: signal.getsignal(number) for number in numbers}
+    both = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {number: acts for number, acts in both.items() if acts != signal.SIG_IGN}  # nohup
+    numbers = tuple(former)
 
     def catch(number: int, _frame: FrameType | None) -> None:
         for one in numbers:

@@ -350,7 +350,8 @@ def test_pictures_that_a_full_disk_refuses_are_counted_and_later_ones_written(
         assert pictures.state.error is not None
     sink.lines(LineBlock(noise[32:], 32))
     sink.close()
-    assert (pictures.state.dropped, pictures.state.error) == (1, None)
+    state = pictures.state
+    assert (state.dropped, state.error) == (1, None)
     assert len(list(tmp_path.glob("web_*.png"))) == 7
 
 

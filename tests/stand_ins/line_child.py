@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,5 +69,6 @@ def draw_web(folder: Path, pictures: int) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     arguments = build_parser().parse_args(["stream", *sys.argv[1:]])
     stream(bright_segmenter(), arguments, tell=print_above)
