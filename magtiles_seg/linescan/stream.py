@@ -101,7 +101,7 @@ def inspect(
             delivery.check()
         if intake.error is not None:
             delivery.tell(web.skip(None, "broken off"))
-        elif stop.is_set():
+        elif not intake.ended:
             intake.stop()
             _give_up(web, delivery, intake.end_line, "interrupted")
             delivery.tell(web.skip(None, "interrupted"))
@@ -115,7 +115,7 @@ def inspect(
         on_settled(web.settled_line)
         delivery.close()
         meter.show(last=True)
-    if intake.error is None and not stop.is_set():
+    if intake.error is None and intake.ended:
         on_settled(None)
     delivery.check()
     if intake.error is not None:
@@ -152,12 +152,13 @@ class _Intake:
     Attributes:
         end_line: The line after the last one that came.
         error: Why the source broke off, if it did.
+        ended: Whether all that the source gave has been taken.
     """
 
     def __init__(
         self, source: LineSource, blocks: int, ending: threading.Event, *, drop: bool
     ) -> None:
-        self.end_line = 0
+        self.end_line, self.ended = 0, False
         self.error: Exception | None = None
         self.blocks = blocks
         self._source, self._ending, self._drop = source, ending, drop
@@ -179,6 +180,7 @@ class _Intake:
             except queue.Empty:
                 continue
             if block is None:
+                self.ended = True
                 return
             yield block
 
