@@ -80,6 +80,8 @@ class Journal:
 
     def begin(self) -> None:
         """Begin, when every sink has been told of `gap`: the earlier run is then forgotten."""
+        for left in self._path.parent.glob(".*.part.json"):  # of a kill
+            left.unlink()
         self._save()
         self._thread.start()
 

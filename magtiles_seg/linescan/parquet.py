@@ -46,6 +46,8 @@ class ParquetSink(RecordFile):
         self._conversion: OSError | None = None
         self._closed = False
         super().__init__(path, run=run, rotation=rotation, note=note)
+        for left in self.path.parent.glob(f".*.part{self.path.suffix}"):
+            left.unlink()  # half of a file, from a kill: its lines are still there
         self._attempt(self._rotate)
         self._worker.submit(self._convert)
 

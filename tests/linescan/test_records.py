@@ -255,6 +255,7 @@ def test_parquet_left_half_way_is_finished_once_at_the_next_start(tmp_path: Path
     part = tmp_path / "defects-a-00000001.parquet.open"
     part.write_bytes(lines)  # killed behind the Parquet file, before its lines were deleted
     (tmp_path / "defects-z-00000001.parquet.open").write_bytes(lines)  # and before its Parquet
+    (tmp_path / ".0.part.parquet").write_bytes(b"PAR1")  # and in the midst of it
     ParquetSink(path, run="b").close()
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "defects-a-00000001.parquet",
