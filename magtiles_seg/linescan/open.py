@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.linescan.outputs import Outputs, stoppable
 from magtiles_seg.linescan.report import WebReport
