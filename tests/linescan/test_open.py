@@ -38,7 +38,8 @@ def test_stream_of_a_folder_prints_defects_and_writes_files(
     found = [json.loads(line) for line in (out / "defects.jsonl").read_text().splitlines()]
     assert found
     assert len((out / "defects.csv").read_text().splitlines()) == len(found) + 1
-    assert (out / "web_000000000.png").exists()
+    (pictures,) = out.glob("pictures-*")
+    assert (pictures / "web_000000000.png").exists()
 
 
 def test_stream_as_json_ends_with_the_report(

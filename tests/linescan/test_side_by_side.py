@@ -93,8 +93,15 @@ def test_lost_frames_of_one_camera_leave_only_its_width_uninspected(
         cameras.append(Camera(picture[:, x0:x1].copy(), ends, gone))
         for index, (start, end) in enumerate(pairwise([0, *ends, 200])):
             unseen[start:end, x0:x1] |= index in gone
-    sink = Kept()
-    report = inspect(SideBySide(cameras), make_web(), [sink])
+    sink, settled = Kept(), []
+    report = inspect(
+        SideBySide(cameras),
+        make_web(),
+        [sink],
+        on_settled=lambda line: settled.append((line, len(sink.found))),
+    )
+    for line, told_then in settled:
+        assert line is None or all(one.first_line >= line for one in sink.found[told_then:])
     told = np.zeros(picture.shape, np.bool_)
     for gap in sink.found:
         if isinstance(gap, Uninspected):
