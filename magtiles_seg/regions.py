@@ -270,7 +270,8 @@ def _sides(
     """Return the longer and the shorter side of the smallest rectangle round (P, 2) corners."""
     import cv2
 
-    if corners.dtype == np.int64:  # OpenCV knows smaller numbers only
-        corners = corners.astype(np.int32 if corners.max() < 2**31 else np.float32)
-    sides = cv2.minAreaRect(corners)[1]
+    points: NDArray[Any] = corners
+    if points.dtype == np.int64:  # OpenCV knows smaller numbers only
+        points = points.astype(np.int32 if points.max() < 2**31 else np.float32)
+    sides = cv2.minAreaRect(points)[1]
     return float(max(sides)), float(min(sides))

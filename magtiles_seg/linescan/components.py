@@ -120,7 +120,8 @@ def _column_ends(points: _Points) -> _Points:
     """Return of (P, 2) points the first and the last of each x: their hull's corners are there."""
     points = points[np.lexsort((points[:, 1], points[:, 0]))]
     steps = np.diff(points[:, 0]) != 0
-    return points[np.append(True, steps) | np.append(steps, True)]
+    ends: _Points = points[np.append(True, steps) | np.append(steps, True)]
+    return ends
 
 
 class OpenRegions:

@@ -90,17 +90,15 @@ def stream(
         True if there was no defect and every line was inspected.
     """
     source = _source(arguments)
-    web = LineScanSegmenter(
-        source.width_px,
-        segmenter,
-        mm_per_px=arguments.mm_per_px,
-        line_mm=arguments.line_mm,
-        strip_rows=arguments.strip_rows,
-        batch=arguments.batch,
-    )
-    labels, teller = segmenter.spec.card.labels, _Teller(tell, in_json=arguments.json)
+    printer = _Teller(tell, in_json=arguments.json)
     with stoppable() as stop, live() as show:  # from before the records are begun
-        outputs = Outputs(arguments, labels=labels, note=note, printer=teller)
+        try:
+            web = _web(source.width_px, segmenter, arguments)
+            labels = segmenter.spec.card.labels
+            outputs = Outputs(arguments, labels=labels, note=note, printer=printer)
+        except BaseException:
+            source.close()
+            raise
 
         def on_status(status: StreamStatus) -> None:
             outputs.show(status)
@@ -119,13 +117,27 @@ def stream(
             )
         finally:
             outputs.end(web.report)
-        if arguments.json:
-            tell(json.dumps({"kind": "report", **outputs.account(report)}))
-        else:
-            tell(summary(report))
-            for line in outputs.alarms():
-                tell(line)
+        for line in _ending(report, outputs, in_json=arguments.json):
+            tell(line)
     return not report.defects and report.whole
+
+
+def _web(width_px: int, segmenter: Segmenter, arguments: argparse.Namespace) -> LineScanSegmenter:
+    return LineScanSegmenter(
+        width_px,
+        segmenter,
+        mm_per_px=arguments.mm_per_px,
+        line_mm=arguments.line_mm,
+        strip_rows=arguments.strip_rows,
+        batch=arguments.batch,
+    )
+
+
+def _ending(report: WebReport, outputs: Outputs, *, in_json: bool) -> list[str]:
+    """Return the lines that close an inspection."""
+    if in_json:
+        return [json.dumps({"kind": "report", **outputs.account(report)})]
+    return [summary(report), *outputs.alarms()]
 
 
 def _source(arguments: argparse.Namespace) -> LineSource:

@@ -7,11 +7,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from bright_web import bright_segmenter
 
-from magtiles_seg.cli import main
+from magtiles_seg.cli import build_parser, main
 from magtiles_seg.commands.stream import add
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.linescan.open import CameraOptions, _source, open_source
+from magtiles_seg.linescan.open import CameraOptions, _source, open_source, stream
+from magtiles_seg.linescan.sources import ArraySource
+
+
+class Closable(ArraySource):
+    """Counts how often it is closed."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 @pytest.fixture
@@ -125,3 +136,14 @@ def test_camera_is_set_up_by_the_command_line(monkeypatch: pytest.MonkeyPatch) -
 
 def test_source_without_options_is_opened_as_before(folders: list[str]) -> None:
     assert open_source(folders[0], CameraOptions()).width_px == 30
+
+
+def test_camera_is_closed_where_the_records_cannot_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Closable(np.zeros((8, 40), np.uint8))
+    monkeypatch.setattr("magtiles_seg.linescan.open.open_source", lambda *_: source)
+    arguments = build_parser().parse_args(["stream", "basler:", "--pictures"])
+    with pytest.raises(ConfigError, match="add --out DIR"):
+        stream(bright_segmenter(), arguments, tell=lambda _: None)
+    assert source.closed == 1

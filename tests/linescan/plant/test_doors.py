@@ -27,6 +27,8 @@ from magtiles_seg.linescan.plant.opcua import FIELDS, NAMESPACE, OpcUaDoor
 from magtiles_seg.linescan.plant.outbox import Door, Limits, Outbox
 
 GAP = Uninspected(first_line=70_000, end_line=70_010, reason="lost")
+ONE_CAMERA = Uninspected(first_line=3, end_line=5, reason="lost", x0_px=20, x1_px=40)
+RESTART = Uninspected(first_line=9, end_line=None, reason="restarted")
 
 
 def defect(line: int, *, score: float = 0.75, area_px: int = 70_000) -> WebDefect:
@@ -217,10 +219,14 @@ def test_modbus_registers_hold_the_finding_and_wait_for_the_acknowledgement(
     box = outbox(ModbusDoor("127.0.0.1", port=plc.port, register=10, ack=50))
     box.write(defect(70_000))
     box.write(GAP)
-    until(lambda: box.state.delivered == 2)
+    box.write(ONE_CAMERA)
+    box.write(RESTART)
+    until(lambda: box.state.delivered == 4)
     box.close()
     assert plc.seen[0] == [0] * len(REGISTERS)
-    first, second = (dict(zip(REGISTERS, values, strict=True)) for values in plc.seen[1:])
+    first, second, third, fourth = (
+        dict(zip(REGISTERS, values, strict=True)) for values in plc.seen[1:]
+    )
     assert first["age_ms"] < 30_000
     del first["age_ms"], second["age_ms"]
     assert first == {
@@ -229,6 +235,8 @@ def test_modbus_registers_hold_the_finding_and_wait_for_the_acknowledgement(
         "area_px_high": 1, "area_px_low": 4464,
     }  # fmt: skip
     assert (second["sequence"], second["kind"], second["last_line_low"]) == (2, 2, 4473)
+    assert [(one["x0_px"], one["x1_px"]) for one in (second, third)] == [(0, 0xFFFF), (20, 40)]
+    assert (fourth["kind"], fourth["first_line_low"], fourth["last_line_low"]) == (3, 9, 9)
 
 
 def test_modbus_plc_that_goes_and_comes_gets_each_sequence_number_in_order(plc: plant.Plc) -> None:
@@ -311,6 +319,7 @@ def test_opcua_client_gets_each_finding_as_an_event_and_later_what_it_missed(
     assert [event.FirstLine for event in handler.events] == [*range(1, 20), 70_000]
     assert (handler.events[0].Label, handler.events[0].ResultState) == ("crack", 1)
     assert (values["ResultId"], values["ResultState"]) == ("a-00000021", 4)
+    assert (values["X0"], values["X1"]) == (0, -1)
     assert json.loads(values["ResultContent"])["reason"] == "lost"
     for line in range(20, 50):
         box.write(defect(line))
