@@ -221,7 +221,7 @@ def measures(
     sum_x2: int,
     sum_y: int,
     class_sums: NDArray[np.float64],
-    corners: NDArray[np.int32],
+    corners: NDArray[np.int32] | NDArray[np.int64],
     top: int,
     *,
     labels: Sequence[str],
@@ -234,14 +234,14 @@ def measures(
         sum_x2: Twice the sum of their x.
         sum_y: Sum of their y, or lines of a web.
         class_sums: (K,) float64, summed probability by class index.
-        corners: (P, 2) int32 corners (x, y) whose convex hull is the region's, y from `top` on.
+        corners: (P, 2) int32 or int64 corners (x, y) whose convex hull is the region's, y from
+            `top` on.
         top: What to add to their y: however far down a web, the corners stay small numbers.
         labels: Class names by index.
         scale_mm: Size of a pixel, x and y, in mm; None: unknown.
     """
-    import cv2
-
-    left, first, width, height = cv2.boundingRect(corners)  # counts the corners at both ends
+    left, first = corners.min(axis=0).tolist()
+    right, last = corners.max(axis=0).tolist()
     sides = _sides(corners)
     x_mm, y_mm = scale_mm
     in_mm: dict[str, float] = {}
@@ -256,7 +256,7 @@ def measures(
         "label": labels[1 + int(class_sums[1:].argmax())],
         "score": min(1.0, float(class_sums.sum()) / area_px),
         "area_px": area_px,
-        "bbox_xyxy_px": (left, top + first, left + width - 1, top + first + height - 1),
+        "bbox_xyxy_px": (left, top + first, right, top + last),
         "centroid_xy_px": (sum_x2 / (2 * area_px), sum_y / area_px),
         "length_px": sides[0],
         "width_px": sides[1],
@@ -264,9 +264,14 @@ def measures(
     }
 
 
-def _sides(corners: NDArray[np.int32] | NDArray[np.float32]) -> tuple[float, float]:
+def _sides(
+    corners: NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float32],
+) -> tuple[float, float]:
     """Return the longer and the shorter side of the smallest rectangle round (P, 2) corners."""
     import cv2
 
-    sides = cv2.minAreaRect(corners)[1]
+    points: NDArray[Any] = corners
+    if points.dtype == np.int64:  # OpenCV knows smaller numbers only
+        points = points.astype(np.int32 if points.max() < 2**31 else np.float32)
+    sides = cv2.minAreaRect(points)[1]
     return float(max(sides)), float(min(sides))

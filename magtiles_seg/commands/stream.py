@@ -15,6 +15,7 @@ _EXAMPLES = """
   magtiles-seg stream basler:40012345 --width 4096 --height 256 --trigger Line1 --exposure-us 20
   magtiles-seg stream basler:40012345 basler:40012346 --overlap-px 40
   magtiles-seg stream synthetic:tiles=3000,width=2048
+  magtiles-seg stream basler: --out runs/line1 --to mqtt://broker/plant/line1 --metrics-port 9100
 
   Pictures of a folder are a web in natural order: 1.png, 2.png, 10.png. Hidden files and results
   of an earlier run are left out, with a line on stderr.
@@ -43,7 +44,26 @@ def add(verbs: options.Verbs) -> None:
         "--out",
         type=options.folder,
         metavar="DIR",
-        help="write defects.jsonl and .csv here",
+        help="write defects.jsonl and .csv here; what is there is kept",
+    )
+    verb.add_argument(
+        "--records",
+        default="jsonl,csv",
+        metavar="KINDS",
+        help="of jsonl, csv, parquet (default: jsonl,csv)",
+    )
+    verb.add_argument(
+        "--to",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="deliver to mqtt://HOST/TOPIC, opcua://HOST or modbus://HOST; may be repeated",
+    )
+    verb.add_argument(
+        "--metrics-port",
+        type=_listen,
+        metavar="[HOST:]PORT",
+        help="answer Prometheus here (host: 127.0.0.1)",
     )
     verb.add_argument("--pictures", action="store_true", help="write annotated pictures there too")
     verb.add_argument("--json", action="store_true", help="print one line of JSON per defect")
@@ -68,6 +88,8 @@ def add(verbs: options.Verbs) -> None:
         ("height", int, None, "camera: lines per frame"),
         ("exposure-us", float, None, "camera: exposure of a line, in microseconds"),
         ("timeout-s", float, None, _SILENCE),
+        ("rotate-mb", float, 100.0, "begin new records at this size, 0: never (default: 100)"),
+        ("rotate-h", float, 24.0, "and after so many hours, 0: never (default: 24)"),
     ):
         metavar = "X" if kind is float else "N"
         verb.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
@@ -121,6 +143,18 @@ def _overlaps(word: str) -> list[int]:
         return [int(part) for part in word.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word!r} is no list of pixels, such as 40,38") from None
+
+
+def _listen(word: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT` or `PORT`.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no port in it.
+    """
+    host, _, port = word.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{word!r} has no port; expected such as 9100")
+    return host or "127.0.0.1", int(port)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -23,9 +23,9 @@ import numpy as np
 from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.infer.backends.vendor import first_line, import_vendor
-from magtiles_seg.linescan.counter import FrameCounter
 from magtiles_seg.linescan.frames import (
     Frame,
+    FrameCounter,
     Places,
     blocks_of,
     check_height,

@@ -3,11 +3,13 @@
 Between strips only the regions that touch the last row are kept. A region is its sums and its
 convex hull, from which every measure follows exactly; the hull of pixel corners has at most two
 points a column, so that memory is bounded by the web's width and the number of open regions.
+
+Where part of the width did not come, a hole: filler there has no say, and what touches it is cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
@@ -18,9 +20,54 @@ from numpy.typing import NDArray
 
 from magtiles_seg.regions import Parts
 
-__all__ = ["OpenRegions", "Region"]
+__all__ = ["Hole", "OpenRegions", "Region", "without_holes"]
 
 _Points: TypeAlias = NDArray[np.int64]
+_INT32 = 2**31
+
+
+@dataclass(frozen=True)
+class Hole:
+    """Pixels that did not come, in web coordinates; ends are exclusive."""
+
+    first_line: int
+    end_line: int
+    x0_px: int
+    x1_px: int
+
+    def slices(self, first_line: int, *, margin: int = 0) -> tuple[slice, slice]:
+        """Return the hole, `margin` px larger on each side, in rows that begin at a line."""
+        return (
+            slice(
+                max(0, self.first_line - margin - first_line),
+                max(0, self.end_line + margin - first_line),
+            ),
+            slice(max(0, self.x0_px - margin), self.x1_px + margin),
+        )
+
+
+def without_holes(
+    probability: NDArray[np.float32], first_line: int, holes: Sequence[Hole]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Return the probability, 0 in the holes, and where a defect borders one.
+
+    Args:
+        probability: (h, W) float32 in [0, 1]; not changed.
+        first_line: Web line of its first row.
+        holes: Some of them may lie elsewhere.
+
+    Returns:
+        (h, W) float32, and (h, W) bool, or None where no hole is near.
+    """
+    beside = np.zeros(probability.shape, np.bool_)
+    for hole in holes:
+        beside[hole.slices(first_line, margin=1)] = True
+    if not beside.any():
+        return probability, None
+    seen = probability.copy()
+    for hole in holes:
+        seen[hole.slices(first_line)] = 0
+    return seen, beside
 
 
 @dataclass(eq=False)
@@ -59,10 +106,22 @@ class Region:
         self.complete &= other.complete
 
     def shrink(self) -> None:
-        """Keep of the points only the corners of the convex hull."""
-        origin = self.hull[0].copy()
-        local = (self.hull - origin).astype(np.int32)
-        self.hull = cv2.convexHull(local).reshape(-1, 2).astype(np.int64) + origin
+        """Keep of the points only the corners of the convex hull, or few more."""
+        origin = self.hull.min(axis=0)
+        local = self.hull - origin
+        if local.max() < _INT32:
+            hull = cv2.convexHull(local.astype(np.int32)).reshape(-1, 2).astype(np.int64)
+        else:  # a day of the fastest webs: OpenCV knows no such numbers
+            hull = _column_ends(local)
+        self.hull = hull + origin
+
+
+def _column_ends(points: _Points) -> _Points:
+    """Return of (P, 2) points the first and the last of each x: their hull's corners are there."""
+    points = points[np.lexsort((points[:, 1], points[:, 0]))]
+    steps = np.diff(points[:, 0]) != 0
+    ends: _Points = points[np.append(True, steps) | np.append(steps, True)]
+    return ends
 
 
 class OpenRegions:
@@ -84,6 +143,11 @@ class OpenRegions:
     def __len__(self) -> int:
         """How many regions are open."""
         return len(self._open)
+
+    @property
+    def first_line(self) -> int | None:
+        """The first line of all open regions; None: none is open."""
+        return min((int(region.hull[:, 1].min()) for region in self._open), default=None)
 
     def start(self, *, after_gap: bool) -> None:
         """Begin a piece of web; regions in its first row are incomplete if it follows a gap."""

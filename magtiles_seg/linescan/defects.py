@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
-
 from magtiles_seg.regions import Defect, measures
 
 if TYPE_CHECKING:
@@ -15,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Reason", "Uninspected", "WebDefect", "measure"]
 
-Reason: TypeAlias = Literal["lost", "dropped", "failed", "restarted", "broken off"]
+Reason: TypeAlias = Literal[
+    "lost", "dropped", "failed", "restarted", "broken off", "interrupted", "not running"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,15 @@ class Uninspected:
         reason: `"lost"`: never came, or too late; `"dropped"`: the queue was full; `"failed"`: the
             model or a sink failed; `"restarted"`: the camera's counter began anew, so that it is
             not known how many are missing, and the lines behind are numbered on; `"broken off"`:
-            the source ended with an error.
+            the source ended with an error; `"interrupted"`: the inspection was told to stop; `"not
+            running"`: an earlier run did not come to its web's end, and nobody looked until this
+            one began.
         length_mm: Along the web; None where the line pitch or the end is unknown.
         x0_px: Where across the web they have no verdict.
         x1_px: Where that ends; None: at the web's other border.
+        since: Of `"not running"`: the last sign of life of the earlier run, UTC.
+        until: Of `"not running"`: the start of this run, UTC.
+        after_run: Of `"not running"`: the earlier run, whose lines `first_line` counts.
     """
 
     first_line: int
@@ -58,6 +63,9 @@ class Uninspected:
     length_mm: float | None = None
     x0_px: int = 0
     x1_px: int | None = None
+    since: str | None = None
+    until: str | None = None
+    after_run: str | None = None
 
     @property
     def lines(self) -> int:
@@ -88,7 +96,7 @@ def measure(
         region.sum_x2,
         region.sum_y,
         region.class_sums,
-        (region.hull - (0, top)).astype(np.int32),
+        region.hull - (0, top),
         top,
         labels=labels,
         scale_mm=(mm_per_px, line_mm),

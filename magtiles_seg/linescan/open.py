@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
+from magtiles_seg.linescan.outputs import Outputs, stoppable
 from magtiles_seg.linescan.report import WebReport
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.linescan.side_by_side import SideBySide
-from magtiles_seg.linescan.sinks import CsvSink, JsonLinesSink, Sink, as_json
+from magtiles_seg.linescan.sinks import as_json
 from magtiles_seg.linescan.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
 from magtiles_seg.linescan.stream import StreamStatus, inspect
 from magtiles_seg.progress import live, note
@@ -89,25 +90,54 @@ def stream(
         True if there was no defect and every line was inspected.
     """
     source = _source(arguments)
-    web = LineScanSegmenter(
-        source.width_px,
+    printer = _Teller(tell, in_json=arguments.json)
+    with stoppable() as stop, live() as show:  # from before the records are begun
+        try:
+            web = _web(source.width_px, segmenter, arguments)
+            labels = segmenter.spec.card.labels
+            outputs = Outputs(arguments, labels=labels, note=note, printer=printer)
+        except BaseException:
+            source.close()
+            raise
+
+        def on_status(status: StreamStatus) -> None:
+            outputs.show(status)
+            show("  ".join([pace(status), *(f"ALARM {line}" for line in outputs.alarms())]))
+
+        try:
+            report = inspect(
+                source,
+                web,
+                outputs.sinks,
+                queue_blocks=arguments.queue,
+                when_full=arguments.when_full,
+                on_status=on_status,
+                on_settled=outputs.settle,
+                stop=stop,
+            )
+        finally:
+            outputs.end(web.report)
+        for line in _ending(report, outputs, in_json=arguments.json):
+            tell(line)
+    return not report.defects and report.whole
+
+
+def _web(width_px: int, segmenter: Segmenter, arguments: argparse.Namespace) -> LineScanSegmenter:
+    return LineScanSegmenter(
+        width_px,
         segmenter,
         mm_per_px=arguments.mm_per_px,
         line_mm=arguments.line_mm,
         strip_rows=arguments.strip_rows,
         batch=arguments.batch,
     )
-    with live() as show:
-        report = inspect(
-            source,
-            web,
-            [_Teller(tell, in_json=arguments.json), *_files(arguments, segmenter)],
-            queue_blocks=arguments.queue,
-            when_full=arguments.when_full,
-            on_status=lambda status: show(pace(status)),
-        )
-    tell(json.dumps({"kind": "report", **asdict(report)}) if arguments.json else summary(report))
-    return not report.defects and report.whole
+
+
+def _ending(report: WebReport, outputs: Outputs, *, in_json: bool) -> list[str]:
+    """Return the lines that close an inspection."""
+    if in_json:
+        return [json.dumps({"kind": "report", **outputs.account(report)})]
+    return [summary(report), *outputs.alarms()]
 
 
 def _source(arguments: argparse.Namespace) -> LineSource:
@@ -231,19 +261,6 @@ def _unseen(report: WebReport) -> str:
     if report.uninspected_mm is None:
         return f"{report.uninspected_lines} lines"
     return f"{report.uninspected_mm:.1f} mm"
-
-
-def _files(arguments: argparse.Namespace, segmenter: Segmenter) -> Iterator[Sink]:
-    if arguments.out is None:
-        if arguments.pictures:
-            raise ConfigError("--pictures needs a folder to write to: add --out DIR")
-        return
-    yield JsonLinesSink(arguments.out / "defects.jsonl")
-    yield CsvSink(arguments.out / "defects.csv")
-    if arguments.pictures:
-        from magtiles_seg.linescan.pages import WebPictures
-
-        yield WebPictures(arguments.out, labels=segmenter.spec.card.labels)
 
 
 class _Teller:

@@ -12,6 +12,7 @@ from magtiles_seg.decision import count
 from magtiles_seg.files import write
 from magtiles_seg.labels import LABELS, color_rgb
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
+from magtiles_seg.linescan.messages import SinkState
 from magtiles_seg.writing import encode_result
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class WebPictures:
 
     A page is written when two more have passed, so that defects of up to two pages are framed on
     all the pages that they touch; of a longer one the pages written before it ended lack the frame.
+    Pages that a full disk does not take are left out and counted; the next one is tried again.
     """
 
     def __init__(
@@ -47,6 +49,20 @@ class WebPictures:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._pages: dict[int, NDArray[np.uint8]] = {}
         self._found: list[WebDefect | Uninspected] = []
+        self._written = self._lost = 0
+        self._error: OSError | None = None
+
+    @property
+    def state(self) -> SinkState:
+        """How the pictures stand; those are counted, no findings."""
+        error = None if self._error is None else self._error.strerror or str(self._error)
+        return SinkState(
+            name=self._folder.name,
+            delivered=self._written,
+            waiting=0,
+            dropped=self._lost,
+            error=error,
+        )
 
     def lines(self, block: LineBlock) -> None:
         """Take lines; pages that have passed are written."""
@@ -66,14 +82,29 @@ class WebPictures:
         self._found.append(found)
 
     def close(self) -> None:
-        """Write the last pages."""
+        """Write the last pages.
+
+        Raises:
+            OSError: Some could not be written.
+        """
         self._write_before(1 + max(self._pages, default=0))
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _write_before(self, end: int) -> None:
         for page in sorted(number for number in self._pages if number < end):
-            self._write(page, self._pages.pop(page))
+            self._attempt(page, self._pages.pop(page))
             top = (page + 1) * self._page_rows
             self._found = [one for one in self._found if _end_line(one, top + 1) > top]
+
+    def _attempt(self, page: int, rows: NDArray[np.uint8]) -> None:
+        try:
+            self._write(page, rows)
+        except OSError as error:
+            self._error, self._lost = error, self._lost + 1
+        else:
+            self._error, self._written = None, self._written + 1
 
     def _write(self, page: int, rows: NDArray[np.uint8]) -> None:
         top = page * self._page_rows

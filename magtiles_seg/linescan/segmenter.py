@@ -12,9 +12,8 @@ from magtiles_seg.decision import count, scale
 from magtiles_seg.errors import ImageError, InferenceError
 from magtiles_seg.image import pad_to_min_side
 from magtiles_seg.infer.segmenter import Segmenter
-from magtiles_seg.linescan.components import OpenRegions, Region
+from magtiles_seg.linescan.components import Hole, OpenRegions, Region, without_holes
 from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect, measure
-from magtiles_seg.linescan.holes import Hole, without_holes
 from magtiles_seg.linescan.report import WebCounts, WebReport
 from magtiles_seg.linescan.sources import LineBlock
 from magtiles_seg.linescan.strips import Strip, StripCutter, halo_px, round_up
@@ -97,6 +96,13 @@ class LineScanSegmenter:
     def next_line(self) -> int:
         """Number of the line that is expected next."""
         return self._next_line or 0
+
+    @property
+    def settled_line(self) -> int:
+        """All that the lines before this one show has been given out: no open defect has any."""
+        first_line = self._regions.first_line
+        undecided_line = self._cutter.undecided_line
+        return undecided_line if first_line is None else min(first_line, undecided_line)
 
     @property
     def uninspected(self) -> tuple[Uninspected, ...]:

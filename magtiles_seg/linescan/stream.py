@@ -56,6 +56,8 @@ def inspect(
     when_full: Policy = "block",
     on_status: Callable[[StreamStatus], None] | None = None,
     status_every_s: float = 0.5,
+    on_settled: Callable[[int | None], None] | None = None,
+    stop: threading.Event | None = None,
 ) -> WebReport:
     """Inspect a source to its end, and close it, the web and the sinks.
 
@@ -71,6 +73,10 @@ def inspect(
             dropped and count as uninspected, as a camera cannot wait.
         on_status: Called about every `status_every_s`, and at the end.
         status_every_s: See there.
+        on_settled: Called with `web.settled_line` when all sinks have been told what there is, and
+            with None when the web has come to its end.
+        stop: Set from a signal handler or another thread, ends the inspection as soon as the block
+            in work is done: open defects are delivered, lines that wait are uninspected.
 
     Raises:
         ConfigError: `when_full` or `queue_blocks` is invalid.
@@ -79,7 +85,9 @@ def inspect(
     """
     if when_full not in POLICIES:
         raise ConfigError(f"when_full is {when_full!r}; expected one of {', '.join(POLICIES)}")
-    intake = _Intake(source, count("queue_blocks", queue_blocks), drop=when_full == "drop")
+    stop = threading.Event() if stop is None else stop
+    on_settled = on_settled or (lambda _: None)
+    intake = _Intake(source, count("queue_blocks", queue_blocks), stop, drop=when_full == "drop")
     delivery = _Delivery(sinks)
     web.notify(lambda missed: delivery.tell([missed]))
     meter = _Meter(web, intake, on_status, status_every_s)
@@ -87,10 +95,15 @@ def inspect(
         for block in intake:
             delivery.lines(block)
             delivery.tell(web.take(block))
+            on_settled(web.settled_line)
             meter.show()
             delivery.check()
         if intake.error is not None:
             delivery.tell(web.skip(None, "broken off"))
+        elif not intake.ended:
+            intake.stop()
+            _give_up(web, delivery, intake.end_line, "interrupted")
+            delivery.tell(web.skip(None, "interrupted"))
     except BaseException:
         intake.stop()
         _give_up(web, delivery, intake.end_line)
@@ -98,8 +111,11 @@ def inspect(
     finally:
         intake.stop()
         delivery.tell(_closed(web))
+        on_settled(web.settled_line)
         delivery.close()
         meter.show(last=True)
+    if intake.error is None and intake.ended:
+        on_settled(None)
     delivery.check()
     if intake.error is not None:
         raise DataError(
@@ -109,14 +125,16 @@ def inspect(
     return web.report
 
 
-def _give_up(web: LineScanSegmenter, delivery: _Delivery, end_line: int) -> None:
+def _give_up(
+    web: LineScanSegmenter, delivery: _Delivery, end_line: int, reason: Reason = "failed"
+) -> None:
     """Report the lines that came and will have no verdict."""
     if end_line <= web.next_line:
         return
     try:
-        delivery.tell(web.skip(end_line, "failed"))
+        delivery.tell(web.skip(end_line, reason))
     except MagtilesError:  # the model fails on what was pending: now nothing is
-        delivery.tell(web.skip(end_line, "failed"))
+        delivery.tell(web.skip(end_line, reason))
 
 
 def _closed(web: LineScanSegmenter) -> list[WebDefect]:
@@ -133,13 +151,16 @@ class _Intake:
     Attributes:
         end_line: The line after the last one that came.
         error: Why the source broke off, if it did.
+        ended: Whether all that the source gave has been taken.
     """
 
-    def __init__(self, source: LineSource, blocks: int, *, drop: bool) -> None:
-        self.end_line = 0
+    def __init__(
+        self, source: LineSource, blocks: int, ending: threading.Event, *, drop: bool
+    ) -> None:
+        self.end_line, self.ended = 0, False
         self.error: Exception | None = None
         self.blocks = blocks
-        self._source, self._drop = source, drop
+        self._source, self._ending, self._drop = source, ending, drop
         self._queue: queue.Queue[LineBlock | None] = queue.Queue(blocks)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._read, name="line-source", daemon=True)
@@ -151,8 +172,15 @@ class _Intake:
         return self._queue.qsize()
 
     def __iter__(self) -> Iterator[LineBlock]:
-        """Yield the blocks until the source ends."""
-        while (block := self._queue.get()) is not None:
+        """Yield the blocks until the source ends, or `ending` is set."""
+        while not self._ending.is_set():
+            try:
+                block = self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+            if block is None:
+                self.ended = True
+                return
             yield block
 
     def stop(self) -> None:

@@ -56,3 +56,17 @@ def test_regions_of_a_picture_are_those_of_its_strips_in_every_measure(
         assert one.length_mm == pytest.approx(one.length_px * 0.1)
         assert (one.first_line, one.last_line) == (one.bbox_xyxy_px[1], one.bbox_xyxy_px[3] - 1)
         assert one.complete
+
+
+def test_defect_of_more_lines_than_int32_holds_is_measured_whole() -> None:
+    web, rows = OpenRegions(6, len(LABELS)), np.zeros((4, 6), np.float32)
+    rows[:, 1:4] = 1
+    classes = np.ones((4, 6), np.uint8)
+    for line in (7, 3 * 2**30 + 7, 3 * 2**30 + 11):  # what lies between is not gone through
+        assert not web.add(line, rows, classes, 0.5)
+    (region,) = web.finish(complete=True)
+    found = measure(region, LABELS, mm_per_px=0.1, line_mm=0.2)
+    assert found.bbox_xyxy_px == (1, 7, 4, 3 * 2**30 + 15)
+    assert found.length_px == pytest.approx(3 * 2**30 + 7, rel=1e-6)
+    assert found.length_mm == pytest.approx(0.2 * (3 * 2**30 + 7), rel=1e-6)
+    assert len(region.hull) <= 2 * 6 + 4

@@ -7,11 +7,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from bright_web import bright_segmenter
 
-from magtiles_seg.cli import main
+from magtiles_seg.cli import build_parser, main
 from magtiles_seg.commands.stream import add
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.linescan.open import CameraOptions, _source, open_source
+from magtiles_seg.linescan.open import CameraOptions, _source, open_source, stream
+from magtiles_seg.linescan.sources import ArraySource
+
+
+class Closable(ArraySource):
+    """Counts how often it is closed."""
+
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 @pytest.fixture
@@ -38,7 +49,8 @@ def test_stream_of_a_folder_prints_defects_and_writes_files(
     found = [json.loads(line) for line in (out / "defects.jsonl").read_text().splitlines()]
     assert found
     assert len((out / "defects.csv").read_text().splitlines()) == len(found) + 1
-    assert (out / "web_000000000.png").exists()
+    (pictures,) = out.glob("pictures-*")
+    assert (pictures / "web_000000000.png").exists()
 
 
 def test_stream_as_json_ends_with_the_report(
@@ -124,3 +136,14 @@ def test_camera_is_set_up_by_the_command_line(monkeypatch: pytest.MonkeyPatch) -
 
 def test_source_without_options_is_opened_as_before(folders: list[str]) -> None:
     assert open_source(folders[0], CameraOptions()).width_px == 30
+
+
+def test_camera_is_closed_where_the_records_cannot_be_opened(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Closable(np.zeros((8, 40), np.uint8))
+    monkeypatch.setattr("magtiles_seg.linescan.open.open_source", lambda *_: source)
+    arguments = build_parser().parse_args(["stream", "basler:", "--pictures"])
+    with pytest.raises(ConfigError, match="add --out DIR"):
+        stream(bright_segmenter(), arguments, tell=lambda _: None)
+    assert source.closed == 1

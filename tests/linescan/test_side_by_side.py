@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -15,7 +17,7 @@ from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.linescan.side_by_side import SideBySide
 from magtiles_seg.linescan.sources import ArraySource, LineBlock
-from magtiles_seg.linescan.stream import inspect
+from magtiles_seg.linescan.stream import StreamStatus, inspect
 
 
 class Camera:
@@ -93,8 +95,15 @@ def test_lost_frames_of_one_camera_leave_only_its_width_uninspected(
         cameras.append(Camera(picture[:, x0:x1].copy(), ends, gone))
         for index, (start, end) in enumerate(pairwise([0, *ends, 200])):
             unseen[start:end, x0:x1] |= index in gone
-    sink = Kept()
-    report = inspect(SideBySide(cameras), make_web(), [sink])
+    sink, settled = Kept(), []
+    report = inspect(
+        SideBySide(cameras),
+        make_web(),
+        [sink],
+        on_settled=lambda line: settled.append((line, len(sink.found))),
+    )
+    for line, told_then in settled:
+        assert line is None or all(one.first_line >= line for one in sink.found[told_then:])
     told = np.zeros(picture.shape, np.bool_)
     for gap in sink.found:
         if isinstance(gap, Uninspected):
@@ -204,3 +213,37 @@ def test_overlaps_that_do_not_fit_are_config_error(
     sources = [ArraySource(np.zeros((4, width), np.uint8)) for width in widths]
     with pytest.raises(ConfigError, match=reason):
         SideBySide(sources, overlaps_px=overlaps)
+
+
+class Standing(Camera):
+    """Delivers its lines, and then gives signs of life: the web stands still."""
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        yield from super().__iter__()
+        while not self.closed:
+            yield LineBlock(self._picture[:0], len(self._picture))
+            time.sleep(0.01)
+
+
+def test_stop_of_a_web_that_stands_delivers_what_is_open_and_frees_all_cameras() -> None:
+    picture = np.zeros((100, 40), np.uint8)
+    picture[70:, 18:22] = 255  # across the seam, and not at its end
+    cameras = [Standing(picture[:, :20].copy()), Standing(picture[:, 20:].copy())]
+    sink, stop = Kept(), threading.Event()
+
+    def stop_at_the_end(status: StreamStatus) -> None:
+        if status.report.pending_lines + status.report.lines == 100:
+            stop.set()
+
+    report = inspect(
+        SideBySide(cameras),
+        make_web(),
+        [sink],
+        stop=stop,
+        on_status=stop_at_the_end,
+        status_every_s=0.01,
+    )
+    (defect,) = (one for one in sink.found if isinstance(one, WebDefect))
+    assert (defect.first_line, defect.last_line, defect.complete) == (70, 99, False)
+    assert (sink.gaps, report.lines) == ([(100, None, "interrupted")], 100)
+    assert [camera.closed for camera in cameras] == [1, 1]

@@ -36,7 +36,8 @@ class BrightBackend:
         return (images / 255).astype(np.float32), np.ones_like(images)
 
 
-def make_web(backend: BrightBackend | None = None) -> LineScanSegmenter:
+def bright_segmenter(backend: BrightBackend | None = None) -> Segmenter:
+    """Return what a web asks of a `Segmenter`."""
     card = ModelCard(
         name="bright",
         architecture="stub",
@@ -47,7 +48,11 @@ def make_web(backend: BrightBackend | None = None) -> LineScanSegmenter:
     fake = SimpleNamespace(
         backend=backend or BrightBackend(), spec=SimpleNamespace(card=card), decision=Decision()
     )
-    return LineScanSegmenter(40, cast("Segmenter", fake), strip_rows=16, mm_per_px=0.1)
+    return cast("Segmenter", fake)
+
+
+def make_web(backend: BrightBackend | None = None) -> LineScanSegmenter:
+    return LineScanSegmenter(40, bright_segmenter(backend), strip_rows=16, mm_per_px=0.1)
 
 
 class Kept:

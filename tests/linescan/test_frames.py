@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magtiles_seg.linescan.counter import INVALID, FrameCounter, Place, usable
+from magtiles_seg.linescan.frames import INVALID, FrameCounter, Place, usable
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Doors to the plant: MQTT, OPC UA and Modbus receivers, and Prometheus, for a running stream."""

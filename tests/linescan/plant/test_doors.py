@@ -1,0 +1,382 @@
+"""Doors against their real servers on loopback: in order, once, through a server that goes."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import paho.mqtt.client as mqtt
+import plant
+import pytest
+from asyncua.sync import Client
+from paho.mqtt.enums import CallbackAPIVersion
+from plant import free_port, until
+
+from magtiles_seg.errors import ConfigError
+from magtiles_seg.linescan.defects import Uninspected, WebDefect
+from magtiles_seg.linescan.plant.address import open_door
+from magtiles_seg.linescan.plant.modbus import REGISTERS, ModbusDoor
+from magtiles_seg.linescan.plant.mqtt import MqttDoor
+from magtiles_seg.linescan.plant.opcua import FIELDS, NAMESPACE, OpcUaDoor
+from magtiles_seg.linescan.plant.outbox import Door, Limits, Outbox
+
+GAP = Uninspected(first_line=70_000, end_line=70_010, reason="lost")
+ONE_CAMERA = Uninspected(first_line=3, end_line=5, reason="lost", x0_px=20, x1_px=40)
+RESTART = Uninspected(first_line=9, end_line=None, reason="restarted")
+
+
+def defect(line: int, *, score: float = 0.75, area_px: int = 70_000) -> WebDefect:
+    return WebDefect(
+        label="crack",
+        score=score,
+        area_px=area_px,
+        bbox_xyxy_px=(5, line, 9, line + 6),
+        centroid_xy_px=(6.5, 10.0),
+        length_px=6.0,
+        width_px=4.0,
+        first_line=line,
+        last_line=line + 5,
+    )
+
+
+class Subscriber:
+    """A client with a session that outlives its connection; it gets what it missed."""
+
+    def __init__(self, port: int) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.states: list[str] = []
+        self._port = port
+
+    def connect(self) -> None:
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, "historian", False)
+        self._client.on_message = self._take
+        self._client.on_subscribe = lambda *_: self.states.append("subscribed")
+        until(lambda: plant.listens(self._port))
+        self._client.connect("127.0.0.1", self._port)
+        self._client.subscribe("line/1/#", qos=1)
+        before = self.states.count("subscribed")
+        self._client.loop_start()
+        until(lambda: self.states.count("subscribed") > before)
+
+    def leave(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _take(self, _client: object, _data: object, message: mqtt.MQTTMessage) -> None:
+        content = json.loads(message.payload)
+        if message.topic.endswith("/status"):
+            self.states.append(content["state"])
+        else:
+            self.messages.append(content)
+
+
+BROKERS = (
+    pytest.param("mosquitto", marks=pytest.mark.skipif(not plant.MOSQUITTO, reason="no mosquitto")),
+    pytest.param(  # leaves its writers to the garbage collector
+        "amqtt",
+        marks=[
+            pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+            pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+        ],
+    ),
+)
+
+
+@pytest.fixture(params=BROKERS)
+def broker(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[plant.Mosquitto | plant.Amqtt]:
+    if request.param == "mosquitto":
+        mosquitto = plant.Mosquitto(free_port(), tmp_path)
+        yield mosquitto
+        mosquitto.stop()
+    else:
+        pytest.importorskip("amqtt")
+        amqtt = plant.Amqtt(free_port())
+        yield amqtt
+        amqtt.stop()
+        amqtt.leave()
+        gc.collect()
+
+
+def outbox(door: Door, limits: Limits | None = None) -> Outbox:
+    return Outbox(door, name="door", run="a", limits=limits)
+
+
+def numbers(messages: list[dict[str, Any]]) -> list[int]:
+    return [int(one["id"].rpartition("-")[2]) for one in messages]
+
+
+def test_mqtt_broker_that_goes_and_comes_gets_everything_once_and_in_order(
+    broker: plant.Mosquitto | plant.Amqtt,
+) -> None:
+    subscriber = Subscriber(broker.port)
+    subscriber.connect()
+    box = outbox(MqttDoor("127.0.0.1", "line/1", port=broker.port))
+    for line in range(20):
+        box.write(defect(line))
+    until(lambda: len(subscriber.messages) == 20)
+    subscriber.leave()
+    broker.stop()
+    for line in range(20, 40):
+        box.write(defect(line))
+    until(lambda: box.state.error is not None)
+    assert box.state.waiting == 20
+    broker.start()
+    subscriber.connect()
+    until(lambda: box.state.delivered == 40)
+    box.close()
+    subscriber.leave()
+    assert (box.state.waiting, box.state.dropped) == (0, 0)
+    assert numbers(subscriber.messages) == sorted(set(numbers(subscriber.messages)))
+    assert numbers(subscriber.messages)[:20] == list(range(1, 21))
+    assert subscriber.messages[0]["label"] == "crack"
+
+
+@pytest.mark.skipif(not plant.MOSQUITTO, reason="needs mosquitto: its sessions outlive a broker")
+def test_mqtt_status_is_retained_and_says_when_the_inspection_has_gone(tmp_path: Path) -> None:
+    server = plant.Mosquitto(free_port(), tmp_path)
+    try:
+        box = outbox(MqttDoor("127.0.0.1", "line/1", port=server.port))
+        box.write(defect(1))
+        until(lambda: box.state.delivered == 1)
+        subscriber = Subscriber(server.port)
+        subscriber.connect()
+        until(lambda: "online" in subscriber.states)
+        box.close()
+        until(lambda: subscriber.states[-1] == "offline")
+        subscriber.leave()
+    finally:
+        server.stop()
+
+
+def test_broker_that_accepts_and_never_answers_is_an_alarm_not_a_stop() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        box = outbox(MqttDoor("127.0.0.1", "t", port=port, timeout_s=0.2), Limits(patience_s=0.3))
+        began_s = time.monotonic()
+        box.write(defect(1))
+        assert time.monotonic() - began_s < 1
+        until(lambda: box.state.error is not None)
+        assert "did not answer within 0.2 s" in str(box.state.error)
+        with pytest.raises(OSError, match="1 findings were not delivered to door"):
+            box.close()
+
+
+def test_full_outbox_drops_the_oldest_and_says_so() -> None:
+    port = free_port()
+    box = outbox(ModbusDoor("127.0.0.1", port=port, hold_s=0), Limits(most=3))
+    until(lambda: box.state.error is not None)
+    for line in range(10):
+        box.write(defect(line))
+    until(lambda: box.state.waiting + box.state.dropped == 10)
+    assert box.state.waiting <= 4
+    dropped = box.state.dropped
+    server = plant.Plc(port)
+    until(lambda: box.state.waiting == 0)
+    box.close()
+    server.stop()
+    server.leave()
+    seen = [values[0] for values in server.seen[1:]]
+    assert seen[-3:] == [8, 9, 10]
+    assert seen == sorted(seen)
+    assert (len(seen), box.state.dropped) == (10 - dropped, dropped)
+    assert "dropped" in str(box.state.alarm)
+
+
+def test_finding_that_is_too_old_is_not_sent_to_a_gate() -> None:
+    port = free_port()
+    box = outbox(ModbusDoor("127.0.0.1", port=port, hold_s=0), Limits(expires_s=0.2))
+    box.write(defect(1))
+    until(lambda: box.state.dropped == 1)
+    server = plant.Plc(port)
+    until(lambda: box.state.error is None)
+    box.write(defect(2))
+    until(lambda: box.state.delivered == 1)
+    box.close()
+    server.stop()
+    server.leave()
+    assert [values[0] for values in server.seen] == [0, 2]
+
+
+@pytest.fixture
+def plc() -> Iterator[plant.Plc]:
+    server = plant.Plc(free_port(), acknowledge=50)
+    yield server
+    server.stop()
+    server.leave()
+
+
+def test_modbus_registers_hold_the_finding_and_wait_for_the_acknowledgement(
+    plc: plant.Plc,
+) -> None:
+    box = outbox(ModbusDoor("127.0.0.1", port=plc.port, register=10, ack=50))
+    box.write(defect(70_000))
+    box.write(GAP)
+    box.write(ONE_CAMERA)
+    box.write(RESTART)
+    until(lambda: box.state.delivered == 4)
+    box.close()
+    assert plc.seen[0] == [0] * len(REGISTERS)
+    first, second, third, fourth = (
+        dict(zip(REGISTERS, values, strict=True)) for values in plc.seen[1:]
+    )
+    assert first["age_ms"] < 30_000
+    del first["age_ms"], second["age_ms"]
+    assert first == {
+        "sequence": 1, "kind": 1, "class": 3, "score_permille": 750, "first_line_high": 1,
+        "first_line_low": 4464, "last_line_high": 1, "last_line_low": 4469, "x0_px": 5, "x1_px": 9,
+        "area_px_high": 1, "area_px_low": 4464,
+    }  # fmt: skip
+    assert (second["sequence"], second["kind"], second["last_line_low"]) == (2, 2, 4473)
+    assert [(one["x0_px"], one["x1_px"]) for one in (second, third)] == [(0, 0xFFFF), (20, 40)]
+    assert (fourth["kind"], fourth["first_line_low"], fourth["last_line_low"]) == (3, 9, 9)
+
+
+def test_modbus_plc_that_goes_and_comes_gets_each_sequence_number_in_order(plc: plant.Plc) -> None:
+    box = outbox(ModbusDoor("127.0.0.1", port=plc.port, ack=50))
+    for line in range(10):
+        box.write(defect(line))
+    until(lambda: box.state.delivered == 10)
+    plc.stop()
+    for line in range(10, 20):
+        box.write(defect(line))
+    until(lambda: box.state.error is not None)
+    plc.start()
+    until(lambda: box.state.delivered == 20)
+    box.close()
+    seen = [values[0] for values in plc.seen]
+    assert list(dict.fromkeys(seen)) == list(range(21))
+    assert seen == sorted(seen)  # one that is written again follows itself
+
+
+def test_modbus_plc_that_does_not_acknowledge_is_an_alarm() -> None:
+    server = plant.Plc(free_port())
+    door = ModbusDoor("127.0.0.1", port=server.port, ack=50, register=0, timeout_s=0.2)
+    box = outbox(door, Limits(patience_s=0.2))
+    box.write(defect(1))
+    until(lambda: box.state.error is None and len(server.seen) > 1)
+    until(lambda: box.state.error is not None)
+    assert "did not acknowledge 1 in register 50 within 0.2 s" in str(box.state.error)
+    with pytest.raises(OSError, match="1 findings were not delivered"):
+        box.close()
+    server.stop()
+    server.leave()
+
+
+def test_modbus_coil_is_pulsed_for_a_defect_and_for_lines_nobody_saw(plc: plant.Plc) -> None:
+    box = outbox(ModbusDoor("127.0.0.1", port=plc.port, coil=3, hold_s=0.01), Limits(min_score=0.5))
+    for found in (defect(1), defect(2, score=0.4), GAP):
+        box.write(found)
+    until(lambda: box.state.delivered == 2)
+    box.close()
+    assert plc.coil == [False, True, False, True, False]
+    assert plc.seen == []
+
+
+class Events:
+    """Takes the events of a server."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def event_notification(self, event: Any) -> None:  # noqa: ANN401 - fields by name
+        self.events.append(event)
+
+
+@pytest.fixture
+def door() -> OpcUaDoor:
+    return OpcUaDoor("127.0.0.1", port=free_port(), kept=30)
+
+
+def test_opcua_client_gets_each_finding_as_an_event_and_later_what_it_missed(
+    door: OpcUaDoor,
+) -> None:
+    box = outbox(door)
+    box.write(defect(0))
+    until(lambda: box.state.delivered == 1)
+    handler = Events()
+    with Client(door._endpoint) as client:
+        space = client.get_namespace_index(NAMESPACE)
+        system = client.nodes.objects.get_child([f"{space}:VisionSystem"])
+        kind = client.nodes.base_event_type.get_child([f"{space}:ResultReadyEventType"])
+        subscription = client.create_subscription(5, handler)
+        subscription.subscribe_events(system, kind)
+        for line in range(1, 20):
+            box.write(defect(line))
+        box.write(GAP)
+        until(lambda: len(handler.events) == 20)
+        latest = system.get_child([f"{space}:ResultManagement", f"{space}:LatestResult"])
+        values = {name: latest.get_child([f"{space}:{name}"]).read_value() for name in FIELDS}
+        with pytest.raises(Exception, match=r"BadUserAccessDenied|BadNotWritable"):
+            latest.get_child([f"{space}:Label"]).write_value("sound")
+    assert [event.FirstLine for event in handler.events] == [*range(1, 20), 70_000]
+    assert (handler.events[0].Label, handler.events[0].ResultState) == ("crack", 1)
+    assert (values["ResultId"], values["ResultState"]) == ("a-00000021", 4)
+    assert (values["X0"], values["X1"]) == (0, -1)
+    assert json.loads(values["ResultContent"])["reason"] == "lost"
+    for line in range(20, 50):
+        box.write(defect(line))
+    until(lambda: box.state.delivered == 51)
+    with Client(door._endpoint) as client:
+        space = client.get_namespace_index(NAMESPACE)
+        path = [f"{space}:VisionSystem", f"{space}:ResultManagement"]
+        management = client.nodes.objects.get_child(path)
+        ask = f"{space}:GetResultsAfter"
+        missed, lost = management.call_method(ask, "a-00000041")
+        everything, forgotten = management.call_method(ask, "")
+    assert (numbers([json.loads(one) for one in missed]), lost) == (list(range(42, 52)), 0)
+    assert (len(everything), forgotten) == (30, 21)
+    box.close()
+
+
+def test_opcua_port_that_is_taken_is_an_alarm_and_the_server_starts_when_it_is_free(
+    door: OpcUaDoor,
+) -> None:
+    port = int(door._endpoint.split(":")[2].split("/")[0])
+    with closing(socket.create_server(("127.0.0.1", port))):
+        box = outbox(door)
+        box.write(defect(1))
+        until(lambda: box.state.error is not None)
+    until(lambda: box.state.delivered == 1)
+    box.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://host/x", "is no address of a receiver; expected mqtt://"),
+        ("mqtt://host", "needs a topic"),
+        ("mqtt://host/a/#", "needs a topic without"),
+        ("mqtt://host:port/a", "is no address"),
+        ("modbus://host?registr=1", "unknown option 'registr'; did you mean 'register'"),
+        ("modbus://host?register=x", "register is 'x'; expected a number"),
+        ("modbus://host?coil=70000", "coil is 70000; expected 0..65535"),
+        ("modbus://host?coil=1&ack=1", "ack needs the registers"),
+        ("modbus://host?most=0", "most is 0"),
+        ("modbus://host?min-score=2", "min_score is 2.0"),
+        ("modbus://host?expires-s=-1", "expires_s is -1.0"),
+    ],
+)
+def test_address_that_is_not_understood_is_config_error(address: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_door(address)
+
+
+def test_address_gives_a_door_whose_name_holds_no_password(plc: plant.Plc, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    box = open_door(f"mqtt://me:hush@127.0.0.1:{free_port()}/a/b?password-file={secret}")
+    assert "hush" not in box.state.name
+    box.close()
+    other = open_door(f"modbus://127.0.0.1:{plc.port}?register=2&ack=50&min-area-px=5")
+    other.write(defect(3))
+    until(lambda: other.state.delivered == 1)
+    other.close()
+    assert other.state.latency_p99_ms is not None
