@@ -143,6 +143,8 @@ class DataLoadParams(_Section):
     Attributes:
         source: URL, local zip, folder, or `synthetic:tiles=50,seed=0`.
         sha256: Checksum of the archive, or None when it is not checked.
+        checksums: File that lists the files to use with the SHA-256 of each, as `sha256sum` writes
+            it; what an archive holds beside them is left out. None takes all, unchecked.
         layout: How the files are laid out.
         labels: Class names by index, background first; another data set names its own.
         directory: Where the data set is unpacked.
@@ -151,6 +153,7 @@ class DataLoadParams(_Section):
     name: ClassVar[str] = "data_load"
     source: str = PUBLIC_ARCHIVE_URL
     sha256: str | None = None
+    checksums: str | None = None
     layout: str = one_of("auto", "auto", "magnetic-tile", "folder")
     labels: tuple[str, ...] = field(default=LABELS, metadata={"check": mistake_of_labels})
     directory: str = "data"

@@ -137,7 +137,14 @@ def load(
 
     wanted = params.data_load
     directory = Path(wanted.directory)
-    root = fetch(wanted.source, directory, sha256=wanted.sha256, progress=on_fetch, waiting=note)
+    root = fetch(
+        wanted.source,
+        directory,
+        sha256=wanted.sha256,
+        checksums=None if wanted.checksums is None else Path(wanted.checksums),
+        progress=on_fetch,
+        waiting=note,
+    )
     samples = verify(
         root, layout=wanted.layout, labels=wanted.labels, progress=on_verify, note=note
     )

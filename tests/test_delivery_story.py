@@ -33,6 +33,7 @@ SCRIPTS = ".github/scripts"
 STAGES = ("data_load", "data_split", "train", "export", "evaluate")
 SMALL = {
     "layout": "magnetic-tile",
+    "checksums": "null",
     "validation_fraction": "0.3",
     "architecture": "nano",
     "pretrained": "false",
@@ -271,7 +272,7 @@ def fill(forge: Forge, root: Path) -> None:
             PROJECT / name, root / name, ignore=keep if name != ".dvc" else ignore_all_but_config
         )
     (root / "tests").mkdir()
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", "tests/test_labels.py"):
+    for name in ("dvc.yaml", "dataset.sha256", "params.yaml", ".gitignore", ".dvcignore", "tests/test_labels.py"):
         shutil.copy(PROJECT / name, root / name)
     shutil.copy(PROJECT / "pyproject.toml", root)
     change(root / "params.yaml", {"source": str(easy_tiles(forge.folder)), **SMALL})
