@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -253,6 +253,11 @@ def data_sha256(samples: Sequence[Sample]) -> str:
             content = path.read_bytes() if path is not None else b""
             digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def part_sha256(ids: Iterable[str]) -> str:
+    """Return a SHA-256 over the sorted ids of a part; a model's card holds its training part's."""
+    return sha256_of("\n".join(sorted(ids)).encode())
 
 
 def _check(rule: str, fold: int | None, folds: int, validation_fraction: float) -> None:

@@ -25,7 +25,7 @@ from magtiles_seg.evaluate.decide import (
 )
 from magtiles_seg.evaluate.plots.charts import line_chart
 from magtiles_seg.evaluate.plots.curves import curves, save, write_csv
-from magtiles_seg.evaluate.protocols import get_protocol
+from magtiles_seg.evaluate.protocols import as_measured, get_protocol
 from magtiles_seg.evaluate.report import EvaluationResult, summarize
 from magtiles_seg.evaluate.scoring import PictureProgress, Records, Watch, join_records, score
 from magtiles_seg.evaluate.summary import table
@@ -134,6 +134,9 @@ def evaluate_folds(
         DataError: A picture is missing, or stands in two test parts.
     """
     fixed = get_protocol(protocol)
+    for run in runs:
+        parts_of = (run.part(name, samples) for name in ("train", "test"))
+        fixed = as_measured(fixed, run.split, *parts_of)
     search, counts = DecisionSearch(), [CalibrationCounts() for _ in runs]
     parts: list[dict[MaskRule, Records]] = []
     total = sum(fixed.scores(sample) for run in runs for sample in run.part("test", samples))

@@ -134,7 +134,7 @@ def test_fetch_other_data_set_says_whose_list_it_is(
     drawn: dict[str, bytes], tmp_path: Path
 ) -> None:
     source = str(pack(tmp_path / "mine.zip", drawn))
-    with pytest.raises(DataError, match="none of the 2290 files .* data_load.checksums=null"):
+    with pytest.raises(DataError, match=r"none of the 2290 files .* data_load\.checksums=null"):
         fetch(source, tmp_path / "data", checksums=PROJECT / "dataset.sha256")
 
 
@@ -162,14 +162,14 @@ def test_read_checksums_of_something_else_names_the_line(
 
 
 def test_read_checksums_missing_list_names_the_parameter(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="data_load.checksums=null"):
+    with pytest.raises(FileNotFoundError, match=r"data_load\.checksums=null"):
         read_checksums(tmp_path / "list")
 
 
 def test_check_files_many_problems_are_counted_not_all_shown(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     listed = {f"{n}.png": "0" * 64 for n in range(50)} | {"a.png": hashlib.sha256().hexdigest()}
-    with pytest.raises(DataError, match="50 problems:\n(  .*\n){20}  and 30 more\n"):
+    with pytest.raises(DataError, match=r"50 problems:\n(  .*\n){20}  and 30 more\n"):
         check_files(tmp_path, listed, source="x")
 
 
