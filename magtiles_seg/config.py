@@ -309,7 +309,7 @@ class GateParams(_Section):
     Attributes:
         improve: Figures of which one must be better beyond chance; `+auroc` where more is better,
             `-false_reject_at_95_recall` where less is.
-        keep: Further figures; none of these and of `improve` may be worse beyond chance.
+        guard: Further figures; none of these and of `improve` may be worse beyond chance.
         tolerance: Greatest difference between a figure that was committed and the same one computed
             again: machines round differently.
     """
@@ -318,7 +318,7 @@ class GateParams(_Section):
     improve: tuple[str, ...] = field(
         default=("+auroc", "-false_reject_at_95_recall"), metadata={"check": _mistake_of_figures}
     )
-    keep: tuple[str, ...] = field(default=("+iou",), metadata={"check": _mistake_of_figures})
+    guard: tuple[str, ...] = field(default=("+iou",), metadata={"check": _mistake_of_figures})
     tolerance: float = within(0.002, 0, 1)
 
 

@@ -43,7 +43,7 @@ SMALL = {
     "ema_decay": "0.9",
     "learning_rate": "1e-5",
     "improve": "[+iou]",
-    "keep": "[+auroc]",
+    "guard": "[+auroc]",
 }
 BETTER = {"epochs": "6", "pictures_per_epoch": "192", "learning_rate": "1e-2"}
 S3_SERVER = """

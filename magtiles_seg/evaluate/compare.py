@@ -127,12 +127,14 @@ class Comparison:
             ConfigError: A figure of the rule was not compared.
         """
         changes = {change.name: change for change in self.figures}
-        unknown = [name for name in (*rule.improve, *rule.keep) if name[1:] not in changes]
+        unknown = [name for name in (*rule.improve, *rule.guard) if name[1:] not in changes]
         if unknown:
             raise ConfigError(
                 f"gate: {', '.join(unknown)} was not compared; known: {', '.join(changes)}"
             )
-        outcomes = {name: changes[name[1:]].toward(name[0]) for name in (*rule.improve, *rule.keep)}
+        outcomes = {
+            name: changes[name[1:]].toward(name[0]) for name in (*rule.improve, *rule.guard)
+        }
         words = [f"`{n[1:]}` is {_WORDS[o]} {changes[n[1:]]}" for n, o in outcomes.items()]
         better = any(outcomes[name] == "better" for name in rule.improve)
         return Judgement(

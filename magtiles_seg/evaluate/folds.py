@@ -134,9 +134,12 @@ def evaluate_folds(
         DataError: A picture is missing, or stands in two test parts.
     """
     fixed = get_protocol(protocol)
-    for run in runs:
-        parts_of = (run.part(name, samples) for name in ("train", "test"))
-        fixed = as_measured(fixed, run.split, *parts_of)
+    measured = [
+        as_measured(fixed, run.split, run.part("train", samples), run.part("test", samples))
+        for run in runs
+    ]
+    fixed = next((one for one in measured if (one.name, one.leaky) != (fixed.name, fixed.leaky)),
+                 measured[0])  # fmt: skip
     search, counts = DecisionSearch(), [CalibrationCounts() for _ in runs]
     parts: list[dict[MaskRule, Records]] = []
     total = sum(fixed.scores(sample) for run in runs for sample in run.part("test", samples))

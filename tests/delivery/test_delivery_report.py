@@ -32,7 +32,7 @@ def write(root: Path, found: list[int], *, epochs: int) -> None:
     metrics = {"protocol": "T", "iou": 0.5, "miou6": 0.4 + epochs / 100}
     (root / "results/metrics.json").write_text(json.dumps(metrics))
     (root / "results/plots/roc.csv").write_text("false_reject_rate,recall\n0,0.5\n1,1\n")
-    gate = "gate: {improve: [+iou], keep: [+dice]}\n"
+    gate = "gate: {improve: [+iou], guard: [+dice]}\n"
     (root / "params.yaml").write_text(f"train:\n  epochs: {epochs}\n  seed: 0\n{gate}")
 
 

@@ -25,7 +25,7 @@ data_load: {{source: a.zip}}
 data_split: {{seed: {seed}}}
 train: {{epochs: {epochs}, start: {start}}}
 evaluate: {{protocol: T}}
-gate: {{improve: [+iou], keep: [+auroc]}}
+gate: {{improve: [+iou], guard: [+auroc]}}
 """
 LOCK = """\
 stages:
@@ -80,8 +80,8 @@ class Branches:
         self.commit("exp")
         git("checkout", "--quiet", "dev", root=self.root)
         models = {"dev": scored(OLD) if has_base else None, "exp": head}
-        states = (Revision(self.root, name) for name in models)
-        return judge(*states, SPLIT, lambda state: models[str(state.name)])
+        base, exp = (Revision(self.root, name) for name in models)
+        return judge(base, exp, SPLIT, lambda state: models[str(state.name)])
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_fetch_model_that_was_not_pushed_names_the_fix(tmp_path: Path) -> None:
     for path in (root / ".dvc/cache/files").rglob("*"):
         if path.is_file():
             path.unlink()
-    with pytest.raises(DeliveryError, match="is not to be had: .* `dvc push` it"):
+    with pytest.raises(DeliveryError, match=r"is not to be had: .* `dvc push` it"):
         fetch_model(Revision(root, commit), tmp_path)
 
 

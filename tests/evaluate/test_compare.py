@@ -12,8 +12,8 @@ from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.compare import Change, compare, read_pictures
 from magtiles_seg.evaluate.scoring import Records
 
-IOU = GateParams(improve=("+iou",), keep=("+dice",))
-BOTH = GateParams(improve=("+iou",), keep=("+auroc",))
+IOU = GateParams(improve=("+iou",), guard=("+dice",))
+BOTH = GateParams(improve=("+iou",), guard=("+auroc",))
 HEADER = "picture,class,tile,tp,fp,fn,tn,score,verdict\n"
 
 
