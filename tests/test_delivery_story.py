@@ -358,8 +358,8 @@ def test_stranger_goes_from_a_fork_to_production_and_back(forge: Forge) -> None:
     forge.act("1-experiment", "exp-better")
     assert "✅ **Improved.**" in forge.report("exp-better")
     assert "| `train.epochs` | `1` | `6` |" in forge.report("exp-better")
-    forge.merge_if_better("exp-better")
-    assert forge.head("dev") != baseline
+    said = forge.merge_if_better("exp-better")
+    assert forge.head("dev") != baseline, said
     assert forge.api.started == ["2-deploy-dev.yml dev"]
 
     assert "Running stage" not in forge.act("2-deploy-dev", "dev", "workflow_dispatch")
