@@ -113,6 +113,8 @@ def check(
         found += _repository(job, values, root)
     if job == "experiment":
         found += _cloud(settings.get("EXPERIMENT_PROVIDER", ""), values)
+    if job == "merge":
+        found += _models(settings, values)
     if target:
         found += [*_target(job, target, values), *_keys(values), *_model(settings, values)]
     return [*found, *_remote(values), *_forge(job, values)]
@@ -219,6 +221,13 @@ def _model(settings: Mapping[str, str], values: Mapping[str, str]) -> list[Lack]
         return []
     fix = f"{_secret('DVC_REMOTE_URL')}, or write RETRAIN=any in settings.env: hours on a CPU"
     return [Lack("DVC_REMOTE_URL is missing: the model of the experiment is not to be had", fix)]
+
+
+def _models(settings: Mapping[str, str], values: Mapping[str, str]) -> list[Lack]:
+    if values.get("DVC_REMOTE_URL") or settings.get("AUTO_MERGE") == "off":
+        return []
+    fix = f"{_secret('DVC_REMOTE_URL')}, or write AUTO_MERGE=off in settings.env: people merge"
+    return [Lack("DVC_REMOTE_URL is missing: the models to score again are not to be had", fix)]
 
 
 def _remote(values: Mapping[str, str]) -> list[Lack]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from magtiles_seg.config import GateParams, check_fields, raise_if_any
 from magtiles_seg.delivery.revisions import Revision, flatten
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.compare import Change, Comparison, compare, read_pictures
@@ -46,7 +47,7 @@ class Decision:
     """Whether an experiment may be merged without a person.
 
     Attributes:
-        improved: The figure is better beyond its interval, and no other figure is worse.
+        improved: One of the figures that must improve does, and none of the gate's is worse.
         reason: In one sentence.
     """
 
@@ -63,13 +64,12 @@ class Report:
         protocol: Of the figures.
     """
 
-    def __init__(self, base: Revision, here: Revision, *, figure: str = "iou") -> None:
-        """Read and compare.
+    def __init__(self, base: Revision, here: Revision) -> None:
+        """Read and compare, by the rule that `gate` of the base's params.yaml gives.
 
         Args:
             base: The state to compare with.
             here: The state that is reported.
-            figure: The one that must improve.
 
         Raises:
             DataError: `here` has no scored pictures, or a file is damaged.
@@ -86,7 +86,7 @@ class Report:
         self._old_metrics = base.mapping(_METRICS)
         self.protocol = str(self._metrics.get("protocol", "unknown"))
         self.comparison, obstacle = self._compare()
-        self.decision = _decide(self.comparison, figure, obstacle)
+        self.decision = _decide(self.comparison, rule_of(base), obstacle)
 
     def write(self, directory: Path, *, show: ShowPicture | None = None, note: str = "") -> Path:
         """Write report.md and its pictures, and return its path.
@@ -205,15 +205,22 @@ class Report:
         return f"### {title}\n\n" + table(["", "here"], rows) if rows else ""
 
 
-def _decide(comparison: Comparison | None, figure: str, obstacle: str) -> Decision:
+def rule_of(base: Revision) -> GateParams:
+    """Return by which figures a state wants experiments judged.
+
+    Raises:
+        ConfigError: Its section `gate` is at fault; names every mistake.
+    """
+    found, values = check_fields(GateParams, "gate", base.mapping("params.yaml").get("gate") or {})
+    raise_if_any(found, f"params.yaml of {base}")
+    return GateParams(**values)
+
+
+def _decide(comparison: Comparison | None, rule: GateParams, obstacle: str) -> Decision:
     if comparison is None:
         return Decision(improved=False, reason=f"Nothing to compare: {obstacle}.")
-    improved = comparison.improves(figure)
-    change = next(one for one in comparison.figures if one.name == figure)
-    worse = [one.name for one in comparison.figures if one.outcome == "worse"]
-    reason = f"{figure} {_difference(change)}"
-    reason += f"; worse: {', '.join(worse)}." if worse else "; no other figure is worse."
-    return Decision(improved=improved, reason=reason)
+    judged = comparison.judge(rule)
+    return Decision(improved=judged.improved, reason=f"{judged.reason} {judged.power}")
 
 
 def _row(change: Change) -> list[str]:

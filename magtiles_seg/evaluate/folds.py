@@ -25,7 +25,7 @@ from magtiles_seg.evaluate.decide import (
 )
 from magtiles_seg.evaluate.plots.charts import line_chart
 from magtiles_seg.evaluate.plots.curves import curves, save, write_csv
-from magtiles_seg.evaluate.protocols import get_protocol
+from magtiles_seg.evaluate.protocols import as_measured, get_protocol
 from magtiles_seg.evaluate.report import EvaluationResult, summarize
 from magtiles_seg.evaluate.scoring import PictureProgress, Records, Watch, join_records, score
 from magtiles_seg.evaluate.summary import table
@@ -135,6 +135,12 @@ def evaluate_folds(
         DataError: A picture is missing, or stands in two test parts.
     """
     fixed = get_protocol(protocol)
+    measured = [
+        as_measured(fixed, run.split, run.part("train", samples), run.part("test", samples))
+        for run in runs
+    ]
+    fixed = next((one for one in measured if (one.name, one.leaky) != (fixed.name, fixed.leaky)),
+                 measured[0])  # fmt: skip
     search, counts = DecisionSearch(), [CalibrationCounts() for _ in runs]
     parts: list[dict[MaskRule, Records]] = []
     total = sum(fixed.scores(sample) for run in runs for sample in run.part("test", samples))

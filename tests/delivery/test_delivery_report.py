@@ -32,7 +32,8 @@ def write(root: Path, found: list[int], *, epochs: int) -> None:
     metrics = {"protocol": "T", "iou": 0.5, "miou6": 0.4 + epochs / 100}
     (root / "results/metrics.json").write_text(json.dumps(metrics))
     (root / "results/plots/roc.csv").write_text("false_reject_rate,recall\n0,0.5\n1,1\n")
-    (root / "params.yaml").write_text(f"train:\n  epochs: {epochs}\n  seed: 0\n")
+    gate = "gate: {improve: [+iou], guard: [+dice]}\n"
+    (root / "params.yaml").write_text(f"train:\n  epochs: {epochs}\n  seed: 0\n{gate}")
 
 
 @pytest.fixture
@@ -57,7 +58,8 @@ def test_report_of_a_better_model_says_improved_with_all_tables(
     report = report_on(repository)
     assert report.decision.improved
     text = report.write(tmp_path / "out", note="No pictures here.").read_text()
-    assert "✅ **Improved.** iou +0.475 (" in text
+    assert "✅ **Improved.** `iou` is better by +0.475 (95 % interval" in text
+    assert "4 tiles show a true difference of " in text
     assert "| iou | 0.350 | 0.825 | +0.475 (" in text
     assert "| miou6 | 0.430 | 0.490 |" in text
     assert "| crack | 0.350 | 0.825 |" in text
