@@ -219,7 +219,7 @@ _PLOTS = {
 
 
 def save_folds(joined: OutOfFold, directory: Path) -> None:
-    """Write what `curves.save` does, `choice.json`, the reliability tables, and curves as SVG.
+    """Write what `curves.save` does, `choice.json`, the reliability tables, and curves as PNG.
 
     Args:
         joined: The evaluation.
@@ -230,7 +230,7 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
     rows = curves(joined.result)
     for name, (title, x, y) in _PLOTS.items():
         line = [(row[x], row[y]) for row in rows[name]]
-        _write_chart(plots / f"{name}.svg", title, {"": line}, x, y)
+        _write_chart(plots / f"{name}.png", title, {"": line}, x, y)
     lines = {}
     for name, (cells, _) in joined.reliability.items():
         write_csv(plots / f"reliability_{name}.csv", cells)
@@ -240,7 +240,7 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
         mine |= {name.split("_")[1]: lines[name] for name in lines if name.startswith(unit)}
         if len(mine) > 1:
             title = f"Reliability of {unit}"
-            _write_chart(plots / f"reliability_{unit}.svg", title, mine, "confidence", "observed")
+            _write_chart(plots / f"reliability_{unit}.png", title, mine, "confidence", "observed")
     if joined.choice:
         (directory / "choice.json").write_text(joined.choice.to_json(), encoding="utf-8")
     text = f"{joined.result.to_markdown()}\n{choice_to_markdown(joined)}"
@@ -317,4 +317,4 @@ def _write_chart(
 ) -> None:
     chart = line_chart(title, lines, x_label=x.replace("_", " "), y_label=y)
     if chart:
-        path.write_text(chart, encoding="utf-8")
+        path.write_bytes(chart)
