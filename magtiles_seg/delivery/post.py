@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from magtiles_seg.delivery import forge
-from magtiles_seg.delivery.report import CURVE
+from magtiles_seg.delivery.report import CURVE, KEY
 from magtiles_seg.errors import DeliveryError
 from magtiles_seg.evaluate.plots import charts
 
@@ -30,7 +30,7 @@ _NODE_OPTIONS = "--no-experimental-fetch"
 """CML 0.20.6 tells pictures apart by a module that breaks where Node brings `fetch`: since 18."""
 
 _PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
-_EMPTY_SECTION = re.compile(r"^### [^\n]+\n+(?=### |<details|\Z)", re.MULTILINE)
+_ONLY_PICTURES = re.compile(rf"^### [^\n]+\n\n((?:{_PICTURE.pattern} ?)+)$", re.MULTILINE)
 _MOST_CHARACTERS = 60_000  # GitHub takes 65,536
 
 
@@ -74,7 +74,11 @@ def comment_of(report: str, addresses: Mapping[str, str], environ: Mapping[str, 
         addresses: Of the pictures that were published, by file name.
         environ: Environment variables that name the CI run.
     """
-    missing = sum(found[2] not in addresses for found in _PICTURE.finditer(report))
+    missing = [name for name in _names(report) if name not in addresses]
+    if any(not name.startswith(CURVE) for name in missing):
+        report = report.replace(f"{KEY}\n\n", "")
+    if any(name.startswith(CURVE) for name in missing):
+        report = _ONLY_PICTURES.sub("", report)
 
     def show(found: re.Match[str]) -> str:
         title, name = found.groups()
@@ -84,13 +88,12 @@ def comment_of(report: str, addresses: Mapping[str, str], environ: Mapping[str, 
             return f'<img src="{addresses[name]}" alt="{title}" width="{charts.WIDTH_PX}">'
         return f"![{title}]({addresses[name]})"
 
-    text = _EMPTY_SECTION.sub("", _PICTURE.sub(show, report))
-    text = re.sub(r" *\n{3,}", "\n\n", text)
+    text = re.sub(r"\n{3,}", "\n\n", _PICTURE.sub(show, report))
     cut = len(text) > _MOST_CHARACTERS
     if cut:
         text = text[:_MOST_CHARACTERS].rpartition("\n\n### ")[0] or text[:_MOST_CHARACTERS]
     if missing or cut:
-        what = "The whole report" if cut else f"{missing} pictures"
+        what = "The whole report" if cut else f"{len(missing)} pictures"
         text = f"{text.rstrip()}\n\n{what}: the artifact `report` of {_run(environ)}.\n"
     return text
 
@@ -100,20 +103,25 @@ def _publish(report: Path, environ: Mapping[str, str], root: Path) -> tuple[dict
     wanted = environ.get(PICTURES) or CHOICES[0]
     if wanted not in CHOICES:
         raise DeliveryError(f"{PICTURES} is {wanted!r}; expected one of {', '.join(CHOICES)}")
-    names = {found[2] for found in _PICTURE.finditer(report.read_text(encoding="utf-8"))}
+    names = _names(report.read_text(encoding="utf-8"))
     if wanted == "none" or not names:
         return {}, ""
     try:
         home = forge.connect(environ).home()
         if wanted == "curves" or (wanted == "auto" and not home.private):
-            names = {name for name in names if name.startswith(CURVE)}
-        files = sorted(report.with_name(name).resolve() for name in names)
+            names = [name for name in names if name.startswith(CURVE)]
+        files = [report.with_name(name).resolve() for name in names]
         if not files:
             return {}, ""
         commit = forge.publish(files, _branch(environ), root)
     except forge.ForgeError as error:
         return {}, str(error)
     return {file.name: f"{home.raw_url}/{commit}/{file.name}" for file in files}, ""
+
+
+def _names(report: str) -> list[str]:
+    """Return the file names of a report's pictures."""
+    return [found[2] for found in _PICTURE.finditer(report)]
 
 
 def _post_by_cml(comment: Path, environ: Mapping[str, str], publish: str) -> str:

@@ -30,6 +30,9 @@ SHOWN_PICTURES = 20
 CURVE = "curve_"
 """Begins the name of a curve's file; the other pictures show test tiles."""
 
+KEY = f"Picture, truth, answer ({pictures.LEGEND})."
+"""Says what those show."""
+
 _LISTED_TILES = 30
 _PICTURES = "results/pictures.csv"
 _METRICS = "results/metrics.json"
@@ -246,7 +249,8 @@ class Report:
         for name, value in self._metrics.items():
             if isinstance(value, float) and name not in known:
                 old = self._old_metrics.get(name)
-                difference = f"{value - old:+.3f}" if isinstance(old, float) else "–"
+                known_both = self.comparison and isinstance(old, float)
+                difference = f"{value - old:+.3f}" if known_both else "–"
                 rows.append([name, _number(old), f"{value:.3f}", difference])
         lead = f"{_SIGNS_MEAN}\n\n" if changes else ""
         return f"### Figures\n\n{lead}{table(_HEADER, rows)}" if rows else ""
@@ -299,7 +303,7 @@ class Report:
                 shown.append(f"{_caption(self._records, picture)}\n\n{_picture(picture, name)}")
                 number += 1
             if shown:
-                shown.insert(0, f"Picture, truth, answer ({pictures.LEGEND}).")
+                shown.insert(0, KEY)
                 texts[group] = _foldable(f"{len(ids)} {group}", shown, is_open=group == _MISSES)
         return texts
 

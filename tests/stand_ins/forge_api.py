@@ -32,6 +32,7 @@ class ForgeApi:
         may_propose: Whether jobs may open pull requests.
         may_merge: Whether the base takes merges without a review.
         has_issues: Whether the project has issues.
+        private: Whether only people with a right see it.
         proposals: Open and merged ones.
         comments: By the number of a proposal or issue.
         issues: Open ones.
@@ -47,6 +48,7 @@ class ForgeApi:
     may_propose: bool = True
     may_merge: bool = True
     has_issues: bool = True
+    private: bool = False
     proposals: list[dict[str, Any]] = field(default_factory=list)
     comments: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     issues: list[dict[str, Any]] = field(default_factory=list)
@@ -72,6 +74,9 @@ class ForgeApi:
         """Return status and content of an answer."""
         parts = urlsplit(address)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        raw = re.fullmatch(rf"/{self.owner}/{self.name}/(?:-/)?raw/(\w+)/([\w.]+)", parts.path)
+        if raw is not None:  # a page, which a person's browser asks for
+            return 200, self._git_bytes("cat-file", "blob", ":".join(raw.groups()))
         if token.removeprefix("Bearer ") != self.token:
             return 401, {"message": "Bad credentials"}
         for start, answers in (
@@ -90,7 +95,7 @@ class ForgeApi:
 
     def _github(self) -> dict[str, Callable[..., Answer]]:
         return {
-            "GET ": lambda _: (200, {"has_issues": self.has_issues, "archived": False}),
+            "GET ": lambda _: (200, self._about()),
             "GET /actions/permissions/workflow": lambda _: (403, {"message": "not accessible"}),
             "GET /pulls": lambda query: (200, self._open(query["head"].partition(":")[2])),
             "POST /pulls": lambda asked: self._propose(asked["head"], asked["base"], asked),
@@ -106,6 +111,7 @@ class ForgeApi:
     def _gitlab(self) -> dict[str, Callable[..., Answer]]:
         notes = "(?:merge_requests|issues)"
         return {
+            "GET ": lambda _: (200, self._about()),
             "GET /merge_requests": lambda query: (200, self._open(query["source_branch"])),
             "POST /merge_requests": lambda asked: self._propose(
                 asked["source_branch"], asked["target_branch"], asked
@@ -119,6 +125,12 @@ class ForgeApi:
             "GET /issues": lambda _: (200, self.issues),
             "POST /issues": self._issue,
         }
+
+    def _about(self) -> dict[str, Any]:
+        address = f"{self.url}/{self.owner}/{self.name}"
+        github = {"html_url": address, "private": self.private, "archived": False}
+        gitlab = {"web_url": address, "visibility": "internal" if self.private else "public"}
+        return {"has_issues": self.has_issues, **github, **gitlab}
 
     def _open(self, branch: str) -> list[dict[str, Any]]:
         return [one for one in self.proposals if one["branch"] == branch and not one["merged"]]
@@ -150,11 +162,12 @@ class ForgeApi:
         return 200, {"sha": commit, "merge_commit_sha": commit}
 
     def _git(self, *words: str) -> str:
+        return self._git_bytes(*words).decode().strip()
+
+    def _git_bytes(self, *words: str) -> bytes:
         who = ("-c", "user.name=forge", "-c", "user.email=forge@example.org")
-        done = subprocess.run(
-            ("git", *who, *words), cwd=self.remote, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
+        command = ("git", *who, *words)
+        return subprocess.run(command, cwd=self.remote, capture_output=True, check=True).stdout
 
     def _comments(self, number: str) -> list[dict[str, Any]]:
         return self.comments.setdefault(int(number), [])
@@ -197,7 +210,8 @@ def served(api: ForgeApi) -> Iterator[ForgeApi]:
             content = json.loads(self.rfile.read(size) or b"{}")
             token = self.headers.get("Authorization") or self.headers.get("PRIVATE-TOKEN") or ""
             status, said = api.answer(self.command, self.path, content, token)
-            body = b"" if said is None else json.dumps(said).encode()
+            body = said if isinstance(said, bytes) else json.dumps(said).encode()
+            body = b"" if said is None else body
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -69,7 +69,8 @@ class _Canvas:
         scaled = [(x * scale, y * scale) for x, y in points]
         if len(scaled) == 1:
             self._draw.circle(scaled[0], 1.5 * width, fill=color)
-        self._draw.line(scaled, fill=color, width=width, joint="curve")
+        elif scaled:
+            self._draw.line(scaled, fill=color, width=width, joint="curve")
 
     def text(
         self, at: tuple[float, float], text: str, *, anchor: str, size_px: float = 11, color: str
