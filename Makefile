@@ -17,9 +17,9 @@ $(VENV)/core: pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/deliver $(VENV)/dev: $(VENV)/core # what the jobs of the delivery need, and all of it
-	-$(if $(TORCH_INDEX),$(PIP) $(TORCH))
-	$(PIP) -c constraints.txt -e '.[$($(@F))]'
+$(VENV)/pipeline $(VENV)/deliver $(VENV)/dev: $(VENV)/core # what the jobs of the delivery need, and all of it
+	-$(if $(TORCH_INDEX),$(if $($(@F)),$(PIP) $(TORCH)))
+	$(PIP) -c constraints.txt -e '.[$(or $($(@F)),$(@F))]'
 	@touch $@
 
 demo: $(VENV)/core ## set up, then find the defects of a synthetic tile (no torch, no download of data)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -77,7 +78,7 @@ class ForgeApi:
         raw = re.fullmatch(rf"/{self.owner}/{self.name}/(?:-/)?raw/(\w+)/([\w.]+)", parts.path)
         if raw is not None:  # a page, which a person's browser asks for
             return 200, self._git_bytes("cat-file", "blob", ":".join(raw.groups()))
-        if token.removeprefix("Bearer ") != self.token:
+        if token.rpartition(" ")[2] != self.token:
             return 401, {"message": "Bad credentials"}
         for start, answers in (
             (f"/repos/{self.owner}/{self.name}", self._github()),
@@ -97,7 +98,11 @@ class ForgeApi:
         return {
             "GET ": lambda _: (200, self._about()),
             "GET /actions/permissions/workflow": lambda _: (403, {"message": "not accessible"}),
-            "GET /pulls": lambda query: (200, self._open(query["head"].partition(":")[2])),
+            "GET /pulls": lambda query: (
+                200,
+                self._open(query["head"].partition(":")[2]) if "head" in query else self._pulls(),
+            ),
+            r"GET /commits/(\w+)/pulls": lambda *_: (200, self._pulls()),
             "POST /pulls": lambda asked: self._propose(asked["head"], asked["base"], asked),
             r"PUT /pulls/(\d+)/merge": lambda number, asked: self._merge(int(number), asked["sha"]),
             r"GET /issues/(\d+)/comments": lambda number, _: (200, self._comments(number)),
@@ -134,6 +139,14 @@ class ForgeApi:
 
     def _open(self, branch: str) -> list[dict[str, Any]]:
         return [one for one in self.proposals if one["branch"] == branch and not one["merged"]]
+
+    def _pulls(self) -> list[dict[str, Any]]:
+        """Return the open pull requests as CML reads them."""
+        return [
+            one | {"head": {"ref": one["branch"]}, "base": {"ref": one["base"]}}
+            for one in self.proposals
+            if not one["merged"]
+        ]
 
     def _propose(self, branch: str, base: str, asked: dict[str, Any]) -> Answer:
         if not self.may_propose:
@@ -201,18 +214,21 @@ class ForgeApi:
 
 
 @contextmanager
-def served(api: ForgeApi) -> Iterator[ForgeApi]:
-    """Serve a forge on this machine for as long as it is used."""
+def served(api: ForgeApi, tls: ssl.SSLContext | None = None) -> Iterator[ForgeApi]:
+    """Serve a forge on this machine for as long as it is used; by HTTPS as `localhost`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             content = json.loads(self.rfile.read(size) or b"{}")
             token = self.headers.get("Authorization") or self.headers.get("PRIVATE-TOKEN") or ""
-            status, said = api.answer(self.command, self.path, content, token)
+            status, said = api.answer(
+                self.command, self.path.removeprefix("/api/v3"), content, token
+            )
             body = said if isinstance(said, bytes) else json.dumps(said).encode()
             body = b"" if said is None else body
             self.send_response(status)
+            self.send_header("Content-Type", "application/json; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -230,9 +246,12 @@ def served(api: ForgeApi) -> Iterator[ForgeApi]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    api.url = f"http://127.0.0.1:{server.server_port}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        api.url = f"https://localhost:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    api.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield api
     finally:
