@@ -249,8 +249,9 @@ class Report:
         for name, value in self._metrics.items():
             if isinstance(value, float) and name not in known:
                 old = self._old_metrics.get(name)
-                known_both = self.comparison and isinstance(old, float)
-                difference = f"{value - old:+.3f}" if known_both else "–"
+                difference = "–"
+                if self.comparison and isinstance(old, float):
+                    difference = f"{value - old:+.3f}"
                 rows.append([name, _number(old), f"{value:.3f}", difference])
         lead = f"{_SIGNS_MEAN}\n\n" if changes else ""
         return f"### Figures\n\n{lead}{table(_HEADER, rows)}" if rows else ""

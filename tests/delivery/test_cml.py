@@ -72,7 +72,14 @@ def api(tmp_path: Path) -> Iterator[ForgeApi]:
     """GitHub by HTTPS, as CML asks for it, with a bare repository."""
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
-    made = [*words.split(), "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate]
+    made = [
+        *words.split(),
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
     subprocess.run(["openssl", *made], check=True, capture_output=True)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate, key)
