@@ -181,9 +181,11 @@ def test_new_misses_stand_by_tile_those_first_that_are_lost_whole() -> None:
 
 
 @pytest.mark.parametrize("newly", [(), ("a0", "a1"), tuple(f"a{n}" for n in range(30))])
-def test_choose_gives_twenty_different_pictures(newly: tuple[str, ...]) -> None:
+def test_select_pictures_gives_twenty_different_pictures(newly: tuple[str, ...]) -> None:
     rows = [f"a{n},crack,{n},{n % 10},0,{10 - n % 10},90,0.5,reject" for n in range(40)]
-    groups = choose(read_pictures(HEADER + "\n".join(rows)), {"new": newly, "wrong": newly})
+    groups = select_pictures(
+        read_pictures(HEADER + "\n".join(rows)), {"new": newly, "wrong": newly}
+    )
     chosen = [one for group in groups.values() for one in group]
     assert len(chosen) == len(set(chosen)) == 20
     assert groups["new"] == list(newly[:8])
