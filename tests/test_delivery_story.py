@@ -356,7 +356,7 @@ def test_stranger_goes_from_a_fork_to_production_and_back(forge: Forge) -> None:
 
     forge.start_experiment("exp-better", BETTER)
     forge.act("1-experiment", "exp-better")
-    assert "✅ **Improved.**" in forge.report("exp-better")
+    assert "✅ **Merge? Yes.**" in forge.report("exp-better")
     assert "| `train.epochs` | `1` | `6` |" in forge.report("exp-better")
     said = forge.merge_if_better("exp-better")
     assert forge.head("dev") != baseline, said
@@ -377,7 +377,7 @@ def test_stranger_goes_from_a_fork_to_production_and_back(forge: Forge) -> None:
 
     forge.start_experiment("exp-worse", {key: SMALL[key] for key in BETTER})
     forge.act("1-experiment", "exp-worse")
-    assert "Not shown to be better" in forge.report("exp-worse")
+    assert "⛔ **Merge? No.**" in forge.report("exp-worse")
     assert "left to a person" in forge.merge_if_better("exp-worse")
     assert forge.head("dev") == before[0]
     faked_figures_are_found_out(forge, "exp-worse")

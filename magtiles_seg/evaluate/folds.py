@@ -226,7 +226,7 @@ _PLOTS = {
 
 
 def save_folds(joined: OutOfFold, directory: Path) -> None:
-    """Write what `curves.save` does, `choice.json`, the reliability tables, and curves as SVG.
+    """Write what `curves.save` does, `choice.json`, the reliability tables, and curves as PNG.
 
     Args:
         joined: The evaluation.
@@ -237,7 +237,7 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
     rows = curves(joined.result)
     for name, (title, x, y) in _PLOTS.items():
         line = [(row[x], row[y]) for row in rows[name]]
-        _write_chart(plots / f"{name}.svg", title, {"": line}, x, y)
+        _write_chart(plots / f"{name}.png", title, {"": line}, x, y)
     lines = {}
     for name, (cells, _) in joined.reliability.items():
         write_csv(plots / f"reliability_{name}.csv", cells)
@@ -247,7 +247,7 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
         mine |= {name.split("_")[1]: lines[name] for name in lines if name.startswith(unit)}
         if len(mine) > 1:
             title = f"Reliability of {unit}"
-            _write_chart(plots / f"reliability_{unit}.svg", title, mine, "confidence", "observed")
+            _write_chart(plots / f"reliability_{unit}.png", title, mine, "confidence", "observed")
     if joined.choice:
         write(directory / "choice.json", joined.choice.to_json())
     text = f"{joined.result.to_markdown()}\n{choice_to_markdown(joined)}"

@@ -182,8 +182,8 @@ def test_calibration_of_pixels_lowers_the_error(joined: OutOfFold) -> None:
 def test_folds_saved_are_files_a_reader_can_open(joined: OutOfFold, tmp_path: Path) -> None:
     save_folds(joined, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {"metrics.json", "choice.json", "report.md", "roc.svg", "pictures.csv"} <= names
-    assert {"reliability_pixels.svg", "reliability_pictures_after.csv"} <= names
+    assert {"metrics.json", "choice.json", "report.md", "roc.png", "pictures.csv"} <= names
+    assert {"reliability_pixels.png", "reliability_pictures_after.csv"} <= names
     assert json.loads((tmp_path / "out" / "choice.json").read_text())["tiles"] == 10
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| fold1 |" in report
