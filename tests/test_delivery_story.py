@@ -182,13 +182,16 @@ class Forge:
 
 
 def stand_ins(folder: Path) -> Path:
-    """Make a `make` that links the environment there is, and an action that does nothing."""
+    """Make a `make` that links the environment there is, and an action that does nothing.
+
+    The whole environment: by its `bin` alone, `python` would not know that it is one.
+    """
     programs, stub = folder / "programs", folder / "stub"
     programs.mkdir()
     (programs / "make").write_text(
         "#!/bin/sh\nset -eu\n"
         f'[ "$1" != test ] || exec {sys.executable} -m pytest -q tests/test_labels.py\n'
-        f"mkdir -p .venv\nln -sfn {Path(sys.executable).parent} .venv/bin\n"
+        f"ln -sfn {Path(sys.executable).parents[1]} .venv\n"
     )
     (programs / "make").chmod(0o755)
     text = "name: stub\ndescription: stub\nruns:\n  using: composite\n"
