@@ -81,8 +81,10 @@ class Change:
         return "better" if low > 0 else "worse" if high < 0 else "unclear"
 
     def __str__(self) -> str:
-        """Return the difference with its interval."""
+        """Return the difference with its interval, where one is known."""
         low, high = self.difference_95
+        if math.isnan(low):
+            return f"{self.difference:+.3f}"
         return f"{self.difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
 
 

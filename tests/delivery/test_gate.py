@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forge_api import ForgeApi, served
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -324,3 +326,55 @@ def commit_all(root: Path, message: str, *names: str) -> None:
     git("add", *(names or ("--all",)), root=root)
     who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     git(*who, "commit", "--quiet", "--message", message, root=root)
+
+
+SCRIPT = Path(__file__).parents[2] / ".github/scripts/auto-merge"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone of a forge that has `dev` and, a commit later, `exp-1`; DVC has nothing to do."""
+    remote, root, programs = (tmp_path / name for name in ("forge.git", "job", "programs"))
+    git("init", "--quiet", "--bare", str(remote), root=tmp_path)
+    git("init", "--quiet", "--initial-branch=dev", str(root), root=tmp_path)
+    git("remote", "add", "origin", str(remote), root=root)
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    for branch in ("dev", "exp-1"):
+        git(*who, "commit", "--quiet", "--allow-empty", "--message", branch, root=root)
+        git("push", "--quiet", "origin", f"HEAD:refs/heads/{branch}", root=root)
+    programs.mkdir()
+    (programs / "dvc").write_text("#!/bin/sh\n")
+    (programs / "dvc").chmod(0o755)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "expected", "merged"),
+    [
+        ("gate: merge", 0, 0, True),
+        ("gate: not merged without a person", 1, 0, False),
+        ("", 1, 2, False),  # Python that cannot import
+        ("", 0, 2, False),
+        ("gate: merge", 1, 2, False),
+        ("", 2, 2, False),
+        ("", 70, 70, False),
+    ],
+)
+def test_auto_merge_takes_the_words_of_the_gate_alone_for_a_verdict(
+    clone: Path, said: str, code: int, expected: int, merged: bool
+) -> None:
+    programs, remote = clone.parent / "programs", clone.parent / "forge.git"
+    program = programs / "magtiles-seg"
+    program.write_text(f'#!/bin/sh\necho "{said}"\nexit {code}\n')
+    program.chmod(0o755)
+    before = git("rev-parse", "dev", root=remote)
+    with served(ForgeApi(remote=remote)) as api:
+        environ = {**api.environ, "PATH": f"{programs}:/usr/bin:/bin", "HOME": str(clone.parent)}
+        environ |= {"BRANCH": "exp-1", "NO_PROXY": "127.0.0.1"}
+        propose = [str(SCRIPT.parent / "forge"), "propose", "exp-1", "dev", "An experiment"]
+        subprocess.run(propose, env=environ, check=True)
+        done = subprocess.run([SCRIPT], cwd=clone, env=environ, stdout=subprocess.PIPE, text=True)
+        assert api.started == (["2-deploy-dev.yml dev"] if merged else [])
+    assert done.returncode == expected, done.stdout
+    assert (git("rev-parse", "dev", root=remote) != before) == merged
+    assert ("came to no verdict" in done.stdout) == (expected != 0)
