@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magtiles_seg.dataset.splits import Split, part_sha256
-from magtiles_seg.delivery.gate import Scored, Verdict, judge
-from magtiles_seg.delivery.revisions import Revision, fetch_model, git
+from magtiles_seg.delivery.gate import FIXED, Scored, Verdict, judge
+from magtiles_seg.delivery.revisions import Revision, fetch_model, flatten, git
 from magtiles_seg.errors import ConfigError, DataError, DeliveryError
 from magtiles_seg.evaluate.compare import read_pictures
 from magtiles_seg.evaluate.plots.curves import metrics, pictures
@@ -328,7 +328,15 @@ def commit_all(root: Path, message: str, *names: str) -> None:
     git(*who, "commit", "--quiet", "--message", message, root=root)
 
 
-SCRIPT = Path(__file__).parents[2] / ".github/scripts/auto-merge"
+PROJECT = Path(__file__).parents[2]
+SCRIPT = PROJECT / ".github/scripts/auto-merge"
+
+
+def test_gate_names_parameters_that_there_are() -> None:
+    flat = flatten(Revision(PROJECT).mapping("params.yaml"))
+    assert [
+        one for one in FIXED if not any(f"{name}.".startswith(f"{one}.") for name in flat)
+    ] == []
 
 
 @pytest.fixture
