@@ -201,6 +201,10 @@ class TrainParams(_Section):
         class_weight: Weight of the loss over the classes of defect.
         teacher: Checkpoint whose probabilities are learnt beside the masks (distillation).
         teacher_weight: Their share of the target; the mask has the rest.
+        patch_share: Share of the defect logit that a classifier of patches by frozen ImageNet
+            features gets, once the network is trained: a second opinion; 0 for none. None: a
+            quarter beside a pretrained `lite0` or larger, else none, for it would cost more time
+            than the network.
         ema_decay: Of the averaged weights that are kept.
         keep: The epoch whose weights are kept: the `best` on the validation part, or the `last`,
             which no few validation tiles lead astray.
@@ -232,6 +236,7 @@ class TrainParams(_Section):
     class_weight: float = within(0.3, 0)
     teacher: str | None = None
     teacher_weight: float = within(0.5, 0, 1)
+    patch_share: float | None = within(None, 0, 1)
     ema_decay: float = within(0.99, 0, 1)
     keep: str = one_of("best", "best", "last")
     patience: int = within(0, 0)
@@ -241,6 +246,13 @@ class TrainParams(_Section):
     precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     devices: int = within(1, 1)
     accumulate: int = within(1, 1)
+
+    @property
+    def effective_patch_share(self) -> float:
+        """`patch_share`, its None resolved."""
+        if self.patch_share is not None:
+            return self.patch_share
+        return 0.25 if self.pretrained and self.architecture.startswith("lite") else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,10 @@ from torch import Tensor
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.files import write
 from magtiles_seg.jsontext import parse_json
-from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.network import PatchClassifier, SegmentationNetwork, build_network
 
 _META_KEY = "magtiles_seg"
+_PATCH_SHARE = "patch_share"
 _MOST_LABELS = 255
 _RENAMED = {"kind_head.": "class_head."}
 """Former to present name of a part of the network; files of the former are read."""
@@ -89,6 +90,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[SegmentationNetwork, 
     tensors, meta = read_tensors(Path(path))
     try:
         network = build_network(_text(meta["architecture"]), labels=_labels(meta["labels"]))
+        if _PATCH_SHARE in tensors:
+            network.add_patches(PatchClassifier(), 0.0)
         network.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
@@ -143,8 +146,11 @@ def calibrate_checkpoint(
             "calibrate the checkpoint that training wrote"
         )
     with torch.no_grad():
-        head = network.defect_head
-        head.weight.mul_(scale)
-        if head.bias is not None:
-            head.bias.mul_(scale).add_(bias)
+        heads = [network.defect_head]
+        if network.patches is not None:
+            heads.append(network.patches.answer)
+        for head in heads:
+            head.weight.mul_(scale)
+            if head.bias is not None:
+                head.bias.mul_(scale).add_(bias)
     save_checkpoint(target, network, {**meta, "calibration": {"scale": scale, "bias": bias}})

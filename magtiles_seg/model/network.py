@@ -1,9 +1,10 @@
-"""The segmentation networks: U-Nets over EfficientNet-Lite, and `nano` for line cameras."""
+"""The networks: U-Nets over EfficientNet-Lite, `nano` for line cameras, and a second opinion."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -280,15 +281,90 @@ class Decoder(nn.Module):
         return x
 
 
+PATCH_PX = 8
+"""Side of the squares that a `PatchClassifier` judges, in px."""
+
+
+class PatchClassifier(nn.Module):
+    """A second opinion from frozen features: how defective each patch of 8 x 8 px looks.
+
+    Its encoder keeps its ImageNet weights, so it cannot learn the training tiles by heart. What it
+    misses is hardly what a fitted network misses, and the two together answer better than either.
+
+    Attributes:
+        stride: Height and width of the input must be multiples of this.
+        encoder: Of `lite0`, its weights and statistics fixed.
+        hidden: 1 x 1 convolution over the features of a patch.
+        answer: 1 x 1 convolution to the logit of P(the patch is defective).
+    """
+
+    _HIDDEN = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stride = 32
+        self.encoder = LiteEncoder(LITE_STAGES["lite0"]).requires_grad_(False)
+        _, fine, *coarse = self.encoder.channels
+        self.hidden = nn.Conv2d(fine + sum(coarse), self._HIDDEN, 1)
+        self.answer = nn.Conv2d(self._HIDDEN, 1, 1)
+
+    def train(self, mode: bool = True) -> PatchClassifier:
+        """Stay in evaluation mode: the features' statistics are ImageNet's."""
+        return super().train(mode and False)
+
+    def features(self, grey: Tensor) -> Tensor:
+        """Return what is known of each patch.
+
+        Args:
+            grey: (N, 1, H, W) float, about -1..1; H and W multiples of 32.
+
+        Returns:
+            (N, C, H / 8, W / 8): the encoder's features of strides 4 to 32, those of 8 and 16 as
+            means over 3 x 3 neighbours.
+        """
+        _, *features = self.encoder(grey)
+        fine, same, *coarse = features
+        coarse[0] = _neighbourhood_mean(coarse[0])
+        return torch.cat(
+            [
+                nn.functional.avg_pool2d(fine, 2),
+                _neighbourhood_mean(same),
+                *(
+                    nn.functional.interpolate(feature, scale_factor=scale, mode="bilinear")
+                    for feature, scale in zip(coarse, (2.0, 4.0), strict=True)
+                ),
+            ],
+            dim=1,
+        )
+
+    def judge(self, features: Tensor) -> Tensor:
+        """Return the patches' logits, (N, 1, h, w), from their features, (N, C, h, w)."""
+        logit: Tensor = self.answer(nn.functional.relu(self.hidden(features)))
+        return logit
+
+    def forward(self, grey: Tensor) -> Tensor:
+        """Return the patches' logits at every pixel, (N, 1, H, W), as `features` takes pictures."""
+        logit = self.judge(self.features(grey))
+        return nn.functional.interpolate(logit, scale_factor=float(PATCH_PX), mode="bilinear")
+
+
+def _neighbourhood_mean(feature: Tensor) -> Tensor:
+    return nn.functional.avg_pool2d(feature, 3, 1, 1, count_include_pad=False)
+
+
 class SegmentationNetwork(nn.Module):
-    """Encoder, decoder and two heads.
+    """Encoder, decoder and two heads, and a second opinion where one was added.
 
     Attributes:
         architecture: One of `ARCHITECTURES`.
+        patches: The second opinion, or None.
+        patch_share: Its share of the defect logit, () float32 in [0, 1]; the decoder has the rest.
         labels: Class names by index, background first.
         stride: Height and width of the input must be multiples of this.
         class_stride: The input's size over that of `class_logits`.
     """
+
+    patch_share: Tensor
 
     def __init__(self, architecture: str, labels: tuple[str, ...]) -> None:
         super().__init__()
@@ -311,6 +387,7 @@ class SegmentationNetwork(nn.Module):
         self.defect_head = nn.Conv2d(self.decoder.width, self.class_stride**2, 3, padding=1)
         self.class_head = nn.Conv2d(self.decoder.width, len(labels) - 1, 1)
         self.shuffle = nn.PixelShuffle(self.class_stride)
+        self.patches: PatchClassifier | None = None
         nn.init.zeros_(self.defect_head.weight)
         prior = torch.tensor(math.log(_DEFECT_PRIOR / (1 - _DEFECT_PRIOR)))
         self.defect_head.bias = nn.Parameter(prior.repeat(self.class_stride**2))
@@ -326,13 +403,26 @@ class SegmentationNetwork(nn.Module):
             class_logits: (N, K-1, H / class_stride, W / class_stride), of P(class | defect), in the
                 order of `labels[1:]`.
         """
-        x = self.decoder(self.encoder((image - GREY_CENTRE) / GREY_SCALE))
-        return self.shuffle(self.defect_head(x)), self.class_head(x)
+        grey = (image - GREY_CENTRE) / GREY_SCALE
+        x = self.decoder(self.encoder(grey))
+        defect_logit = self.shuffle(self.defect_head(x))
+        if self.patches is not None:
+            defect_logit = torch.lerp(defect_logit, self.patches(grey), self.patch_share)
+        return defect_logit, self.class_head(x)
+
+    def add_patches(self, patches: PatchClassifier, share: float) -> None:
+        """Give a patch classifier its share of the defect logit."""
+        self.patches = patches
+        self.stride = max(self.stride, patches.stride)
+        self.register_buffer("patch_share", torch.tensor(share))
 
     @property
     def receptive_field_px(self) -> int:
         """Side of the square of input pixels that one output pixel can depend on, in px."""
-        return 2 * _reach_px(self.encoder, self.decoder) + 1
+        reach = _reach_px(self.encoder, self.decoder)
+        if self.patches is not None:
+            reach = max(reach, _patch_reach_px(self.patches.encoder))
+        return 2 * reach + 1
 
 
 def _reach_px(encoder: nn.Module, decoder: Decoder | NanoDecoder) -> int:
@@ -342,17 +432,29 @@ def _reach_px(encoder: nn.Module, decoder: Decoder | NanoDecoder) -> int:
     its kernel's rest; up the decoder each 3 x 3 convolution at stride s adds s, and each doubling
     less than one coarse pixel.
     """
-    reach, jump = 0, 1
     context = decoder.context.modules() if decoder.context is not None else ()
-    for module in (*encoder.modules(), *context):
-        if isinstance(module, nn.Conv2d):
-            reach += jump * max(module.kernel_size[0] // 2, module.stride[0] - 1)
-            jump *= module.stride[0]
+    reach, jump = _reach_down((*encoder.modules(), *context))
     for block in decoder.blocks:
         reach += jump - 1 - (jump // 2 - 1)
         jump //= 2
         reach += jump * sum(isinstance(module, nn.Conv2d) for module in block.modules())
     return reach + 2 * jump - 1
+
+
+def _reach_down(modules: Iterable[nn.Module]) -> tuple[int, int]:
+    """Return how far a chain of convolutions sees, in px, and its stride."""
+    reach, jump = 0, 1
+    for module in modules:
+        if isinstance(module, nn.Conv2d):
+            reach += jump * max(module.kernel_size[0] // 2, module.stride[0] - 1)
+            jump *= module.stride[0]
+    return reach, jump
+
+
+def _patch_reach_px(encoder: LiteEncoder) -> int:
+    """Return how far a patch classifier can see: two linear doublings reach a coarse pixel each."""
+    reach, jump = _reach_down(encoder.modules())
+    return reach + 2 * jump + 2 * PATCH_PX
 
 
 def build_network(

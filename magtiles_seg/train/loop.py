@@ -40,6 +40,7 @@ from magtiles_seg.train.data import (
 )
 from magtiles_seg.train.devices import Devices
 from magtiles_seg.train.kernels import kept_memory
+from magtiles_seg.train.patches import add_patches
 from magtiles_seg.train.state import (
     CHECKPOINT,
     STATE,
@@ -128,6 +129,7 @@ def train(
     if not run.finished():
         _fit(run, progress, logger)
     if run.devices.rank == 0:
+        run.complete()
         seal_checkpoint(out_dir, run.state)
     return out_dir / CHECKPOINT
 
@@ -297,6 +299,26 @@ class _Run:
             state = self.out_dir / STATE
             save_state(state, self.state, self.network, self.average, self.optimizer)
         return found
+
+    def complete(self) -> None:
+        """Add the patch classifier to the kept checkpoint, unless it has one already.
+
+        Raises:
+            DataError: A picture is damaged.
+            BackendUnavailableError: The package with the encoder's weights is not installed.
+        """
+        network, meta = load_checkpoint(self.out_dir / CHECKPOINT)
+        share = self.params.effective_patch_share
+        if not share or network.patches is not None:
+            return
+        _placed(network, self.devices.device)
+        pictures = training_pictures(self.training, self.protocol, self.labels)
+        add_patches(network, pictures, share=share, seed=self.params.seed)
+        held_out = ValidationPart(
+            self.validation, self.protocol, labels=self.labels, stride=network.stride
+        )
+        figures = held_out.score(network.eval(), self.devices).figures
+        save_checkpoint(self.out_dir / CHECKPOINT, network, {**meta, "validation": figures})
 
 
 def _placed(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:

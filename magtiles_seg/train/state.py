@@ -30,7 +30,7 @@ _FINISHED = "finished"
 _MACHINE = ("threads", "device", "devices")
 """Parameters that say where a run computes, and not what."""
 
-_LATER = ("start", "teacher", "accumulate", "keep", "coarse_fraction")
+_LATER = ("start", "teacher", "accumulate", "keep", "coarse_fraction", "patch_share")
 """Parameters that are of no matter at their usual values: runs from before they came go on."""
 
 

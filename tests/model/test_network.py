@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.model.network import ARCHITECTURES, build_network
+from magtiles_seg.model.network import ARCHITECTURES, PatchClassifier, build_network
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -58,6 +58,15 @@ def test_network_receptive_field_covers_all_that_a_pixel_sees(name: str, size: i
     rows = torch.nonzero(_sees(network, size).any(dim=1))
     seen = int(rows.max() - rows.min()) + 1
     assert seen < size, "the picture is too small to show the field"
+    assert seen - 15 <= network.receptive_field_px <= 1.5 * seen
+
+
+def test_network_with_patches_covers_all_that_a_pixel_sees() -> None:
+    network = build_network("nano").eval()
+    network.add_patches(PatchClassifier(), 0.5)
+    rows = torch.nonzero(_sees(network.eval(), 1280).any(dim=1))
+    seen = int(rows.max() - rows.min()) + 1
+    assert seen < 1280, "the picture is too small to show the field"
     assert seen - 15 <= network.receptive_field_px <= 1.5 * seen
 
 
