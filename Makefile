@@ -6,6 +6,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # torch on PyPI brings gigabytes of CUDA: without an NVIDIA card it comes from PyTorch's own index, if that is reached.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 TORCH   = --retries 1 --timeout 15 --no-deps --index-url $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt)
+gate    = pipeline
 deliver = train,export,pipeline,serve
 dev     = dev,train,export,openvino,pipeline,serve,demo,ray
 .PHONY: help demo test check fix docs bench
@@ -17,8 +18,8 @@ $(VENV)/core: pyproject.toml constraints.txt
 	$(PIP) -c constraints.txt -e .
 	@touch $@
 
-$(VENV)/deliver $(VENV)/dev: $(VENV)/core # what the jobs of the delivery need, and all of it
-	-$(if $(TORCH_INDEX),$(PIP) $(TORCH))
+$(VENV)/gate $(VENV)/deliver $(VENV)/dev: $(VENV)/core # what the jobs of the delivery need, and all of it
+	-$(if $(filter-out gate,$(@F)),$(if $(TORCH_INDEX),$(PIP) $(TORCH)))
 	$(PIP) -c constraints.txt -e '.[$($(@F))]'
 	@touch $@
 
@@ -30,7 +31,6 @@ check: $(VENV)/dev ## lint, format, types and layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
 fix: $(VENV)/dev ## mend what lint and format can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

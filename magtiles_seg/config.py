@@ -143,6 +143,8 @@ class DataLoadParams(_Section):
     Attributes:
         source: URL, local zip, folder, or `synthetic:tiles=50,seed=0`.
         sha256: Checksum of the archive, or None when it is not checked.
+        checksums: File that lists the files to use with the SHA-256 of each, as `sha256sum` writes
+            it; what an archive holds beside them is left out. None takes all, unchecked.
         layout: How the files are laid out.
         labels: Class names by index, background first; another data set names its own.
         directory: Where the data set is unpacked.
@@ -151,6 +153,7 @@ class DataLoadParams(_Section):
     name: ClassVar[str] = "data_load"
     source: str = PUBLIC_ARCHIVE_URL
     sha256: str | None = None
+    checksums: str | None = None
     layout: str = one_of("auto", "auto", "magnetic-tile", "folder")
     labels: tuple[str, ...] = field(default=LABELS, metadata={"check": mistake_of_labels})
     directory: str = "data"
@@ -301,6 +304,36 @@ class EvaluateParams(_Section):
     flips: bool = False
 
 
+def _mistake_of_figures(names: tuple[str, ...]) -> str | None:
+    wrong = [name for name in names if not re.fullmatch(r"[+-][a-z]\w*", name)]
+    if not wrong:
+        return None
+    return (
+        f"expected names of figures, each after + (more is better) or - (less is better), got "
+        f"{', '.join(wrong)}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateParams(_Section):
+    """When an experiment is merged without a person.
+
+    Attributes:
+        improve: Figures of which one must be better beyond chance; `+auroc` where more is better,
+            `-false_reject_at_95_recall` where less is.
+        guard: Further figures; none of these and of `improve` may be worse beyond chance.
+        tolerance: Greatest difference between a figure that was committed and the same one computed
+            again: machines round differently.
+    """
+
+    name: ClassVar[str] = "gate"
+    improve: tuple[str, ...] = field(
+        default=("+auroc", "-false_reject_at_95_recall"), metadata={"check": _mistake_of_figures}
+    )
+    guard: tuple[str, ...] = field(default=("+iou",), metadata={"check": _mistake_of_figures})
+    tolerance: float = within(0.002, 0, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Params:
     """All sections of a parameter file."""
@@ -310,6 +343,7 @@ class Params:
     train: TrainParams = field(default_factory=TrainParams)
     export: ExportParams = field(default_factory=ExportParams)
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+    gate: GateParams = field(default_factory=GateParams)
 
 
 RENAMED = {
@@ -330,7 +364,14 @@ def present_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 _SECTIONS: dict[str, type[_Section]] = {
     section.name: section
-    for section in (DataLoadParams, DataSplitParams, TrainParams, ExportParams, EvaluateParams)
+    for section in (
+        DataLoadParams,
+        DataSplitParams,
+        TrainParams,
+        ExportParams,
+        EvaluateParams,
+        GateParams,
+    )
 }
 
 
@@ -365,6 +406,7 @@ def load_params(
         train=TrainParams(**made["train"]),
         export=ExportParams(**made["export"]),
         evaluate=EvaluateParams(**made["evaluate"]),
+        gate=GateParams(**made["gate"]),
     )
 
 

@@ -137,7 +137,14 @@ def load(
 
     wanted = params.data_load
     directory = Path(wanted.directory)
-    root = fetch(wanted.source, directory, sha256=wanted.sha256, progress=on_fetch, waiting=note)
+    root = fetch(
+        wanted.source,
+        directory,
+        sha256=wanted.sha256,
+        checksums=None if wanted.checksums is None else Path(wanted.checksums),
+        progress=on_fetch,
+        waiting=note,
+    )
     samples = verify(
         root, layout=wanted.layout, labels=wanted.labels, progress=on_verify, note=note
     )
@@ -362,16 +369,19 @@ def evaluate(
     """
     from magtiles_seg.dataset.grouping import regrouped
     from magtiles_seg.evaluate.plots import curves
+    from magtiles_seg.evaluate.protocols import as_measured, get_protocol
     from magtiles_seg.evaluate.report import evaluate as score
     from magtiles_seg.infer.segmenter import Segmenter
 
+    part = params.evaluate.part
+    parts: dict[str, list[Sample]] = {}
     if dataset is not None:
         samples = list(samples_of(params, dataset))
-        protocol = protocol or "native"
+        fixed = get_protocol(protocol or "native")
     elif manifest is not None:
-        part, parts = params.evaluate.part, split_parts(manifest, params)
+        parts = split_parts(manifest, params)
         samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
-        protocol = protocol or params.evaluate.protocol
+        fixed = get_protocol(protocol or params.evaluate.protocol)
     else:
         raise DataError("nothing to evaluate on: expected a split manifest or a data set")
     if group_by is not None:
@@ -379,8 +389,17 @@ def evaluate(
     with ExitStack() as stack:
         if not isinstance(model, Segmenter):
             model = stack.enter_context(Segmenter(model, flips=params.evaluate.flips))
-        labels = model.spec.card.labels
-        result = score(model, samples, protocol=protocol, labels=labels, progress=progress)
+        card = model.spec.card
+        if manifest is not None and dataset is None:
+            fixed = as_measured(
+                fixed,
+                read_split(manifest),
+                parts["train"],
+                samples,
+                part=part,
+                training_sha256=card.training.get("training_sha256"),
+            )
+        result = score(model, samples, protocol=fixed, labels=card.labels, progress=progress)
     if out is not None:
         curves.save(result, out)
     return result

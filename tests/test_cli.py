@@ -187,6 +187,24 @@ def test_synthetic_data_is_loaded_split_and_checked(
     assert run("data", "check", "data/random.json") == 1
 
 
+def test_evaluate_on_a_random_split_says_so_everywhere_and_never_t(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("data", "synth", "data", "--tiles", 8) == 0
+    rule = ("--set", "data_split.folds=2", "--set", "data_split.rule=random")
+    assert run("data", "split", *rule) == 0
+    assert run("evaluate", "--protocol", "T", "--out", "out", "--json", "all.json") == 0
+    for path in ("out/metrics.json", "all.json"):
+        written = json.loads(Path(path).read_text(encoding="utf-8"))
+        said = (written["protocol"], written["split_rule"], written["leaky_split"])
+        assert said == ("native/random", "random", True)
+    report = Path("out/report.md").read_text(encoding="utf-8")
+    assert report.startswith("## Protocol native/random: not protocol T: the split's rule is rand")
+    assert "- LEAKY: this split puts exposures of one tile" in report
+    assert report.strip() in capsys.readouterr().out
+
+
 def test_folder_as_source_is_split_where_it_lies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

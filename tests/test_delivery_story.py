@@ -33,6 +33,7 @@ SCRIPTS = ".github/scripts"
 STAGES = ("data_load", "data_split", "train", "export", "evaluate")
 SMALL = {
     "layout": "magnetic-tile",
+    "checksums": "null",
     "validation_fraction": "0.3",
     "architecture": "nano",
     "pretrained": "false",
@@ -41,6 +42,8 @@ SMALL = {
     "crop_px": "64",
     "ema_decay": "0.9",
     "learning_rate": "1e-5",
+    "improve": "[+iou]",
+    "guard": "[+auroc]",
 }
 BETTER = {"epochs": "6", "pictures_per_epoch": "192", "learning_rate": "1e-2"}
 S3_SERVER = """
@@ -179,13 +182,16 @@ class Forge:
 
 
 def stand_ins(folder: Path) -> Path:
-    """Make a `make` that links the environment there is, and an action that does nothing."""
+    """Make a `make` that links the environment there is, and an action that does nothing.
+
+    The whole environment: by its `bin` alone, `python` would not know that it is one.
+    """
     programs, stub = folder / "programs", folder / "stub"
     programs.mkdir()
     (programs / "make").write_text(
         "#!/bin/sh\nset -eu\n"
         f'[ "$1" != test ] || exec {sys.executable} -m pytest -q tests/test_labels.py\n'
-        f"mkdir -p .venv\nln -sfn {Path(sys.executable).parent} .venv/bin\n"
+        f"ln -sfn {Path(sys.executable).parents[1]} .venv\n"
     )
     (programs / "make").chmod(0o755)
     text = "name: stub\ndescription: stub\nruns:\n  using: composite\n"
@@ -271,7 +277,14 @@ def fill(forge: Forge, root: Path) -> None:
             PROJECT / name, root / name, ignore=keep if name != ".dvc" else ignore_all_but_config
         )
     (root / "tests").mkdir()
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", "tests/test_labels.py"):
+    for name in (
+        "dvc.yaml",
+        "dataset.sha256",
+        "params.yaml",
+        ".gitignore",
+        ".dvcignore",
+        "tests/test_labels.py",
+    ):
         shutil.copy(PROJECT / name, root / name)
     shutil.copy(PROJECT / "pyproject.toml", root)
     change(root / "params.yaml", {"source": str(easy_tiles(forge.folder)), **SMALL})
@@ -312,6 +325,7 @@ def lack_after_lack(forge: Forge) -> None:
     assert "the branch dev is not at origin" in preflight("experiment", 1)
     git("branch", "dev", "main", root=forge.remote)
     assert "DVC_REMOTE_URL is missing: the model" in preflight("deploy-prod", 1)
+    assert "or write AUTO_MERGE=off" in preflight("merge", 1)
     forge.secrets["DVC_REMOTE_URL"] = secrets["DVC_REMOTE_URL"]
     assert "AWS_ACCESS_KEY_ID is missing" in preflight("experiment", 1)
     forge.secrets["AWS_ACCESS_KEY_ID"] = secrets["AWS_ACCESS_KEY_ID"]
@@ -345,10 +359,10 @@ def test_stranger_goes_from_a_fork_to_production_and_back(forge: Forge) -> None:
 
     forge.start_experiment("exp-better", BETTER)
     forge.act("1-experiment", "exp-better")
-    assert "✅ **Improved.**" in forge.report("exp-better")
+    assert "✅ **Merge? Yes.**" in forge.report("exp-better")
     assert "| `train.epochs` | `1` | `6` |" in forge.report("exp-better")
-    forge.merge_if_better("exp-better")
-    assert forge.head("dev") != baseline
+    said = forge.merge_if_better("exp-better")
+    assert forge.head("dev") != baseline, said
     assert forge.api.started == ["2-deploy-dev.yml dev"]
 
     assert "Running stage" not in forge.act("2-deploy-dev", "dev", "workflow_dispatch")
@@ -366,8 +380,10 @@ def test_stranger_goes_from_a_fork_to_production_and_back(forge: Forge) -> None:
 
     forge.start_experiment("exp-worse", {key: SMALL[key] for key in BETTER})
     forge.act("1-experiment", "exp-worse")
-    assert "Not shown to be better" in forge.report("exp-worse")
+    assert "⛔ **Merge? No.**" in forge.report("exp-worse")
     assert "left to a person" in forge.merge_if_better("exp-worse")
+    assert forge.head("dev") == before[0]
+    faked_figures_are_found_out(forge, "exp-worse")
     assert forge.head("dev") == before[0]
 
     broken_image_leaves_production(forge, second)
@@ -379,6 +395,23 @@ def test_stranger_goes_from_a_fork_to_production_and_back(forge: Forge) -> None:
     tag = max(forge.tags(), key=lambda tag: int(re.sub(r".*#prod#|.*[^0-9].*", "", tag) or 0))
     assert "Running stage" not in forge.act("3-deploy-prod", tag, ref=f"refs/tags/{tag}")
     assert forge.smoke("prod") == first
+
+
+def faked_figures_are_found_out(forge: Forge, branch: str) -> None:
+    """Write perfect figures beside a model that is worse: it is refused with both numbers."""
+    root = forge.clone(branch)
+    path = root / "results/metrics.json"
+    figures = json.loads(path.read_text())
+    true = figures["iou"]
+    path.write_text(json.dumps({**figures, "iou": 0.99}))
+    rows = (root / "results/pictures.csv").read_text().splitlines()
+    perfect = (re.sub(r"(\d+),(\d+),(\d+),(\d+)(,[^,]+,\w+)$", r"\1,0,0,\4\5", x) for x in rows)
+    (root / "results/pictures.csv").write_text("\n".join(perfect) + "\n")
+    forge.commit(root, branch)
+    said = forge.merge_if_better(branch)
+    assert f"metrics.json says iou 0.9900, computed again it is {true:.4f}" in said
+    assert "pictures.csv says iou " in said
+    assert "is left to a person" in said
 
 
 def broken_image_leaves_production(forge: Forge, served: str) -> None:

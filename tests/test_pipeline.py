@@ -76,7 +76,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     without_bytecode = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PROJECT / "magtiles_seg", root / "magtiles_seg", ignore=without_bytecode)
     (root / ".dvc").mkdir()
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config"):
+    for name in (
+        "dvc.yaml",
+        "dataset.sha256",
+        "params.yaml",
+        ".gitignore",
+        ".dvcignore",
+        ".dvc/config",
+    ):
         shutil.copy(PROJECT / name, root / name)
     run(root, "git", "init", "--quiet")
     run(root, "git", "config", "user.name", "test")

@@ -63,16 +63,15 @@ def spread(arguments: argparse.Namespace, params: Params) -> int:
     """Print mean and standard deviation of the figures of `--repeats`."""
     from magtiles_seg.evaluate.folds import repeat, repeats_to_markdown
 
-    protocol = arguments.protocol or params.evaluate.protocol
-    figures = {
-        directory.name: {
-            name: value
-            for name, value in out_of_fold(
-                [directory], params, protocol, resamples=0
-            ).result.figures.items()
-            if value == value
-        }
+    wanted = arguments.protocol or params.evaluate.protocol
+    results = {
+        directory.name: out_of_fold([directory], params, wanted, resamples=0).result
         for directory in arguments.repeats
+    }
+    protocol = " and ".join(sorted({result.protocol.name for result in results.values()}))
+    figures = {
+        name: {key: value for key, value in result.figures.items() if value == value}
+        for name, result in results.items()
     }
     summary = repeat(figures.values())
     content = {

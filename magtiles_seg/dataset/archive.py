@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from magtiles_seg.dataset.checksums import Checksums, check_files, leave_out, read_checksums
 from magtiles_seg.dataset.download import OpenEndedProgress, download
 from magtiles_seg.dataset.layouts import locate, name_key
 from magtiles_seg.dataset.samples import Sample, check_sample, raise_problems, scan
@@ -200,6 +201,7 @@ def fetch(
     destination: Path,
     *,
     sha256: str | None = None,
+    checksums: Path | None = None,
     progress: OpenEndedProgress | None = None,
     waiting: Callable[[str], object] = warnings.warn,
 ) -> Path:
@@ -214,15 +216,18 @@ def fetch(
         source: URL, path of a zip file, path of a folder, or `synthetic:tiles=50,seed=0`.
         destination: Directory to unpack into; made if missing.
         sha256: What the archive must have, if given.
+        checksums: A list of files with the SHA-256 of each, as `sha256sum` writes it: what an
+            archive holds beside them is left out, and they are compared. Then `destination` holds
+            the same wherever it came from. Synthetic tiles are drawn, and not compared.
         progress: Called with (done, total or None): bytes of a download, tiles of a synthetic set.
         waiting: Called once if it has to wait for another process.
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ConfigError: The arguments after `synthetic:` are unknown, or `sha256` is no SHA-256 or not
-            of an archive.
-        DataError: The download fails; the archive is damaged, unsafe or holds no data set; or
-            foreign files lie in the way.
+        ConfigError: The arguments after `synthetic:` are unknown, `sha256` is no SHA-256 or not
+            of an archive, or `checksums` is no such list.
+        DataError: The download fails; the archive is damaged, unsafe or holds no data set; foreign
+            files lie in the way; or the files are not those of `checksums`.
     """
     destination = Path(destination)
     _check_options(source, sha256)
@@ -234,16 +239,33 @@ def fetch(
             lambda to: write_dataset(to, **drawn, progress=progress),
             waiting,
         )
-    if source.lower().startswith(("http://", "https://")):
-        return _once(
-            f"{source} sha256={sha256}",
-            destination,
-            lambda to: _unpack_url(source, to, sha256=sha256, progress=progress),
-            waiting,
-        )
+    listed = None if checksums is None else read_checksums(checksums)
     folder = source_folder(source)
     if folder is not None:
-        return locate(folder)[1]
+        root = locate(folder)[1]
+    else:
+        key, bring = _archive(source, sha256, progress)
+        if checksums is not None and listed is not None:
+            key = f"checksums={sha256_of(checksums)}"  # nothing else of the source is kept
+            bring = _listed_alone(bring, listed, source)
+        root = _once(key, destination, bring, waiting)
+    if listed is not None:
+        check_files(root, listed, source=str(root))
+    return root
+
+
+def _archive(
+    source: str, sha256: str | None, progress: OpenEndedProgress | None
+) -> tuple[str, Callable[[Path], object]]:
+    """Return what a zip is known by, and what unpacks it into a folder.
+
+    Raises:
+        FileNotFoundError, DataError: There is no such file, or it has another SHA-256.
+    """
+    if source.lower().startswith(("http://", "https://")):
+        return f"{source} sha256={sha256}", lambda to: _unpack_url(
+            source, to, sha256=sha256, progress=progress
+        )
     path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
@@ -251,7 +273,21 @@ def fetch(
         )
     actual = sha256_of(path)
     _check_sha256(path, actual, sha256)
-    return _once(f"sha256={actual}", destination, lambda to: unpack(path, to), waiting)
+    return f"sha256={actual}", lambda to: unpack(path, to)
+
+
+def _listed_alone(
+    bring: Callable[[Path], object], listed: Checksums, source: str
+) -> Callable[[Path], object]:
+    """Let nothing but the listed files arrive, and only if all of them do."""
+
+    def bring_and_check(to: Path) -> None:
+        bring(to)
+        root = locate(to)[1]
+        leave_out(to, root, listed)
+        check_files(root, listed, source=source)
+
+    return bring_and_check
 
 
 def source_folder(source: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -251,6 +251,11 @@ def data_sha256(samples: Sequence[Sample]) -> str:
         for path in (sample.image_path, sample.mask_path):
             parts.append(bytes.fromhex(sha256_of(path or b"")))
     return sha256_of(b"".join(parts))
+
+
+def part_sha256(ids: Iterable[str]) -> str:
+    """Return a SHA-256 over the sorted ids of a part; a model's card holds its training part's."""
+    return sha256_of("\n".join(sorted(ids)).encode())
 
 
 def _check(rule: str, fold: int | None, folds: int, validation_fraction: float) -> None:

@@ -1,4 +1,4 @@
-"""What the delivery asks of GitHub or GitLab: pull requests, comments, issues, runs.
+"""What the delivery asks of GitHub or GitLab: pull requests, comments, issues, runs, pictures.
 
 It imports the standard library alone and runs as a file, so that no `gh` is needed and the first
 step of a job, on a bare machine, can propose a branch: `python3 …/forge.py propose exp-1 dev`.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,11 @@ MARK = "<!-- magtiles-seg -->"
 """Ends a comment that the next one replaces."""
 
 _TIMEOUT_S = 30.0
+_NOBODY = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "magtiles-seg"), ("EMAIL", "magtiles-seg@example.invalid"))
+}
 _FORBIDDEN = "not permitted to create or approve pull requests"
 _ALLOW = (
     "Settings, Actions, General, Workflow permissions: tick 'Allow GitHub Actions to create and "
@@ -38,8 +44,24 @@ class ForgeError(Exception):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Home:
+    """What a forge says of the project.
+
+    Attributes:
+        private: Whether only people with a right see it.
+        raw_url: Address of its files; a commit and a path follow.
+    """
+
+    private: bool
+    raw_url: str
+
+
 class Forge(Protocol):
     """What both forges can."""
+
+    def home(self) -> Home:
+        """Return what the forge says of the project."""
 
     def propose(self, branch: str, base: str, title: str, body: str) -> str:
         """Return the address of the open proposal to merge a branch; made where there is none."""
@@ -115,6 +137,11 @@ class GitHub:
     api: Api
     owner: str
 
+    def home(self) -> Home:
+        """Return what GitHub says of the repository."""
+        about = self.api.ask("GET", "")
+        return Home(about["private"], f"{about['html_url']}/raw")
+
     def propose(self, branch: str, base: str, title: str, body: str) -> str:
         """Return the address of the open pull request of a branch; made where there is none."""
         found = self._open(branch, base)
@@ -172,6 +199,11 @@ class GitLab:
 
     api: Api
 
+    def home(self) -> Home:
+        """Return what GitLab says of the project; `internal` ones are not public."""
+        about = self.api.ask("GET", "")
+        return Home(about["visibility"] != "public", f"{about['web_url']}/-/raw")
+
     def propose(self, branch: str, base: str, title: str, body: str) -> str:
         """Return the address of the open merge request of a branch; made where there is none."""
         found = self._open(branch, base)
@@ -217,6 +249,46 @@ class GitLab:
         if not found:
             raise ForgeError(f"the branch {branch} has no open merge request; propose it first")
         return int(found[0]["iid"])
+
+
+PICTURES_REF = "refs/report-pictures"
+"""Where a branch's pictures stand: no branch, so that no clone and no checkout fetches them."""
+
+
+def publish(files: Iterable[Path], branch: str, root: Path) -> str:
+    """Push files to origin as one commit without parents, in place of the branch's former ones.
+
+    Args:
+        files: Each stands in the commit by its name alone.
+        branch: Whose report shows them.
+        root: The repository's folder; its working tree and index are left alone.
+
+    Returns:
+        The commit.
+
+    Raises:
+        ForgeError: Git or origin refused.
+    """
+    files = list(files)
+    blobs = _git(root, "hash-object", "-w", "--no-filters", "--", *map(str, files)).split()
+    entries = [
+        f"100644 blob {blob}\t{file.name}\n" for blob, file in zip(blobs, files, strict=True)
+    ]
+    tree = _git(root, "mktree", given="".join(entries))
+    commit = _git(root, "commit-tree", tree, "-m", f"Pictures of the report on {branch}")
+    _git(root, "push", "--quiet", "--force", "origin", f"{commit}:{PICTURES_REF}/{branch}")
+    return commit
+
+
+def _git(root: Path, *words: str, given: str = "") -> str:
+    """Run git as nobody in particular: a runner has no name."""
+    environ = {**os.environ, **_NOBODY, "GIT_TERMINAL_PROMPT": "0"}
+    done = subprocess.run(
+        ("git", *words), cwd=root, env=environ, input=given, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise ForgeError(f"git {words[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout.strip()
 
 
 def connect(environ: Mapping[str, str]) -> Forge:

@@ -41,7 +41,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "DEPLOY_TARGET_DEV": ("", *TARGETS),
     "DEPLOY_TARGET_PROD": ("", *TARGETS),
     "MIN_IOU": (),
+    "REPORT_PICTURES": ("auto", "all", "curves", "none"),
     "REPORT_PUBLISH_URL": (),
+    "WATCH_EXPERIMENT": ("off", "on"),
 }
 """What settings.env may hold, and the values that each may have; empty: any."""
 
@@ -111,8 +113,12 @@ def check(
     found = [*_settings(written, settings), *_patterns(values)]
     if job != "watch":
         found += _repository(job, values, root)
+    elif _proposes_kept(values):
+        found += _kept(values)
     if job == "experiment":
         found += _cloud(settings.get("EXPERIMENT_PROVIDER", ""), values)
+    if job == "merge":
+        found += _models(settings, values)
     if target:
         found += [*_target(job, target, values), *_keys(values), *_model(settings, values)]
     return [*found, *_remote(values), *_forge(job, values)]
@@ -181,6 +187,18 @@ def _cloud(provider: str, values: Mapping[str, str]) -> list[Lack]:
     ]
 
 
+def _proposes_kept(values: Mapping[str, str]) -> bool:
+    return values.get("WATCH_EXPERIMENT") == "on"
+
+
+def _kept(values: Mapping[str, str]) -> list[Lack]:
+    return [
+        Lack(f"WATCH_EXPERIMENT is on, and {name} is missing", _secret(name))
+        for name in ("WATCH_KEPT", "DVC_REMOTE_URL")
+        if not values.get(name)
+    ]
+
+
 def _target(job: str, target: str, values: Mapping[str, str]) -> list[Lack]:
     stage = job[7:]
     if target == "local" and values.get("RUNNER_ENVIRONMENT") == "github-hosted":
@@ -221,6 +239,13 @@ def _model(settings: Mapping[str, str], values: Mapping[str, str]) -> list[Lack]
     return [Lack("DVC_REMOTE_URL is missing: the model of the experiment is not to be had", fix)]
 
 
+def _models(settings: Mapping[str, str], values: Mapping[str, str]) -> list[Lack]:
+    if values.get("DVC_REMOTE_URL") or settings.get("AUTO_MERGE") == "off":
+        return []
+    fix = f"{_secret('DVC_REMOTE_URL')}, or write AUTO_MERGE=off in settings.env: people merge"
+    return [Lack("DVC_REMOTE_URL is missing: the models to score again are not to be had", fix)]
+
+
 def _remote(values: Mapping[str, str]) -> list[Lack]:
     if not values.get("DVC_REMOTE_URL", "").startswith("s3://"):
         return []
@@ -242,7 +267,7 @@ def _forge(job: str, values: Mapping[str, str]) -> list[Lack]:
     if job == "watch" and about.get("has_issues") is False:
         fix = "Settings, General, Features: tick Issues (a fork begins without)"
         found.append(Lack("the repository has no issues", fix))
-    if job in ("experiment", "merge"):
+    if job in ("experiment", "merge") or (job == "watch" and _proposes_kept(values)):
         rights = _ask(values, "/actions/permissions/workflow")
         if rights.get("can_approve_pull_request_reviews") is False:
             found.append(PULL_REQUESTS)

@@ -2,19 +2,23 @@
 
 Only files are read, of two Git revisions or of the working directory, so the text is the same
 whoever posts it. The pictures need the data and the model; where these are missing, it says so.
+What a person must know to decide comes first, and a section that would be empty is not there.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from magtiles_seg.config import GateParams, check_fields, raise_if_any
 from magtiles_seg.delivery.revisions import Revision, flatten
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.compare import Change, Comparison, compare, read_pictures
@@ -23,9 +27,15 @@ from magtiles_seg.evaluate.plots import gallery as pictures
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import table
 from magtiles_seg.files import write
-from magtiles_seg.writing import encode_result
 
 SHOWN_PICTURES = 20
+CURVE = "curve_"
+"""Begins the name of a curve's file; the other pictures show test tiles."""
+
+KEY = f"Picture, truth, answer ({pictures.LEGEND})."
+"""Says what those show."""
+
+_LISTED_TILES = 30
 _PICTURES = "results/pictures.csv"
 _METRICS = "results/metrics.json"
 _TABLES = {"results/parity.json": "Parity", "results/bench.json": "Speed"}
@@ -35,7 +45,10 @@ _CURVES = (
     ("Pooled Dice by threshold", "results/plots/thresholds.csv", "threshold", "dice"),
     ("Training loss", "results/training/plots/metrics/loss.tsv", "step", "loss"),
 )
-_SIGNS = {"better": "▲ better", "worse": "▼ worse", "unclear": ""}
+_HEADER = ["figure", "base", "here", "difference (95 % interval)"]
+_MISSES = "new misses"
+_SIGNS = {"better": "▲ ", "worse": "▼ ", "unclear": ""}
+_SIGNS_MEAN = "▲ better, ▼ worse than the choice of test tiles explains."
 
 ShowPicture = Callable[[str], "NDArray[np.uint8]"]
 """Gives the triptych of a picture's id."""
@@ -46,12 +59,59 @@ class Decision:
     """Whether an experiment may be merged without a person.
 
     Attributes:
-        improved: The figure is better beyond its interval, and no other figure is worse.
+        improved: One of the figures that must improve does, and none of the gate's is worse.
         reason: In one sentence.
     """
 
     improved: bool
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostTile:
+    """A tile's defective pictures that the base found and this state accepts.
+
+    Attributes:
+        tile: Its number.
+        label: Its defect class.
+        pictures: Their ids, the greatest loss of score first.
+        scores: Of each, at the base and here.
+        whole: No picture of the tile is found any more.
+    """
+
+    tile: int
+    label: str
+    pictures: tuple[str, ...]
+    scores: tuple[tuple[float, float], ...]
+    whole: bool
+
+
+def new_misses(base: Records, here: Records) -> list[LostTile]:
+    """Return the tiles with new misses; those first that are lost whole, then by their number.
+
+    Args:
+        base: The older model's pictures.
+        here: The newer model's; what is defective, and the tiles, are taken from these.
+    """
+    _, old, new = np.intersect1d(base.ids, here.ids, return_indices=True)
+    found = here.is_defect[new] & (base.verdict[old] != "accept")
+    missed = here.verdict[new] == "accept"
+    before, after, tiles = base.score[old], here.score[new], here.group[new]
+    lost = []
+    for tile in np.unique(tiles[found & missed]):
+        mine = (tiles == tile) & here.is_defect[new]
+        rows = np.flatnonzero(mine & found & missed)
+        rows = rows[np.argsort(after[rows] - before[rows], kind="stable")]
+        lost.append(
+            LostTile(
+                tile=int(tile),
+                label=str(here.labels[here.label[new[rows[0]]]]),
+                pictures=tuple(here.ids[new[rows]].tolist()),
+                scores=tuple(zip(before[rows].tolist(), after[rows].tolist(), strict=True)),
+                whole=bool(missed[mine].all()),
+            )
+        )
+    return sorted(lost, key=lambda one: (not one.whole, -len(one.pictures), one.tile))
 
 
 class Report:
@@ -60,16 +120,16 @@ class Report:
     Attributes:
         comparison: The two models on common pictures; None where there is nothing to compare.
         decision: Whether the change may be merged without a person.
+        lost: The tiles with new misses; empty where there is nothing to compare.
         protocol: Of the figures.
     """
 
-    def __init__(self, base: Revision, here: Revision, *, figure: str = "iou") -> None:
-        """Read and compare.
+    def __init__(self, base: Revision, here: Revision) -> None:
+        """Read and compare, by the rule that `gate` of the base's params.yaml gives.
 
         Args:
             base: The state to compare with.
             here: The state that is reported.
-            figure: The one that must improve.
 
         Raises:
             DataError: `here` has no scored pictures, or a file is damaged.
@@ -85,25 +145,31 @@ class Report:
         self._metrics = here.mapping(_METRICS)
         self._old_metrics = base.mapping(_METRICS)
         self.protocol = str(self._metrics.get("protocol", "unknown"))
+        self.lost: list[LostTile] = []
         self.comparison, obstacle = self._compare()
-        self.decision = _decide(self.comparison, figure, obstacle)
+        self.decision = _decide(self.comparison, rule_of(base), obstacle)
 
     def write(self, directory: Path, *, show: ShowPicture | None = None, note: str = "") -> Path:
         """Write report.md and its pictures, and return its path.
 
         Args:
-            directory: Where to write; made when missing.
+            directory: Where to write; made when missing. Pictures of an older report go.
             show: Gives the triptychs; None leaves them out.
             note: Why there are none.
         """
+        for old in (*directory.glob("picture_*.jpg"), *directory.glob(f"{CURVE}*.png")):
+            old.unlink()
+        shown = self._show(directory, show) if show else {}
         sections = [
             f"## Experiment: {self._here} against {self._base}",
-            self._headline(),
+            self._verdict(),
+            self._basis(),
+            self._misses(shown.pop(_MISSES, "")),
             self._figures(),
             self._classes(),
             self._parameters(),
             self._curves(directory),
-            self._triptychs(directory, show) if show else note,
+            self._triptychs(shown) if show else note,
             *(self._table(path, title) for path, title in _TABLES.items()),
         ]
         path = directory / "report.md"
@@ -120,20 +186,58 @@ class Report:
         if protocol != self.protocol:
             return None, f"protocol {self.protocol} here, {protocol} at {self._base}"
         try:
-            return compare(read_pictures(before), self._records), ""
+            records = read_pictures(before)
+            comparison = compare(records, self._records)
         except DataError as error:
             return None, str(error)
+        self.lost = new_misses(records, self._records)
+        return comparison, ""
 
-    def _headline(self) -> str:
-        mark = "✅ **Improved.**" if self.decision.improved else "⏸ **Not shown to be better.**"
-        text = f"{mark} {self.decision.reason}"
+    def _verdict(self) -> str:
+        """Return the one line for a reader in a hurry."""
+        word = "⏸ **Merge? A person decides.**"
         if self.comparison:
-            text += (
-                f" Compared on {self.comparison.pictures} test pictures of "
-                f"{self.comparison.tiles} tiles, protocol {self.protocol}; differences with their "
-                "95 % bootstrap interval over tiles, the same draws for both."
-            )
-        return text
+            word = "✅ **Merge? Yes.**" if self.decision.improved else "⛔ **Merge? No.**"
+        return f"{word} {self.decision.reason}"
+
+    def _basis(self) -> str:
+        if not self.comparison:
+            return ""
+        if not self.lost:
+            text = f"No defective picture that {self._base} found is missed now."
+        else:
+            pictures = sum(len(one.pictures) for one in self.lost)
+            text = f"**Look at {_count(pictures, 'new miss', 'new misses')} first.**"
+        return (
+            f"{text} Compared on {self.comparison.pictures} test pictures of "
+            f"{self.comparison.tiles} tiles, protocol {self.protocol}; differences with their "
+            "95 % bootstrap interval over tiles, the same draws for both."
+        )
+
+    def _misses(self, pictures: str) -> str:
+        """Return what the base found and this state misses, tile by tile; empty: nothing."""
+        if not self.lost:
+            return ""
+        rows = [
+            [
+                f"{one.tile}, {one.label}",
+                _count(len(one.pictures), "picture", "pictures")
+                + (": the tile is lost" if one.whole else ""),
+                f"{one.scores[0][0]:.3f} → {one.scores[0][1]:.3f}",
+            ]
+            for one in self.lost[:_LISTED_TILES]
+        ]
+        header = ["tile", "newly missed", "score of the worst"]
+        more = len(self.lost) - _LISTED_TILES
+        parts = [
+            "### New misses",
+            f"{_count(len(self.lost), 'tile has', 'tiles have')} defective pictures that "
+            f"{self._base} found and this state accepts.",
+            table(header, rows),
+            f"… and {more} tiles more." if more > 0 else "",
+            pictures,
+        ]
+        return "\n\n".join(part for part in parts if part)
 
     def _figures(self) -> str:
         """Return the figures with their differences, then those that have no paired interval."""
@@ -142,15 +246,18 @@ class Report:
         known = {change.name for change in changes}
         for name, value in self._metrics.items():
             if isinstance(value, float) and name not in known:
-                rows.append([name, _number(self._old_metrics.get(name)), f"{value:.3f}", "", ""])
-        return "### Figures\n\n" + table(
-            ["figure", "base", "here", "difference", "beyond chance"], rows
-        )
+                old = self._old_metrics.get(name)
+                difference = "–"
+                if self.comparison and isinstance(old, float):
+                    difference = f"{value - old:+.3f}"
+                rows.append([name, _number(old), f"{value:.3f}", difference])
+        lead = f"{_SIGNS_MEAN}\n\n" if changes else ""
+        return f"### Figures\n\n{lead}{table(_HEADER, rows)}" if rows else ""
 
     def _classes(self) -> str:
         if self.comparison:
             rows = [_row(change) for change in self.comparison.classes]
-            header = ["class", "base", "here", "difference", "beyond chance"]
+            header = ["class", *_HEADER[1:]]
         else:
             values = self._metrics.get("iou_by_class", {})
             header, rows = ["class", "IoU"], [[k, _number(v)] for k, v in values.items()]
@@ -163,62 +270,72 @@ class Report:
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name)
         ]
-        return "### Parameters\n\n" + (
-            table(["parameter", "base", "here"], rows) if rows else "No parameter changed."
-        )
+        return "### Parameters\n\n" + table(["parameter", "base", "here"], rows) if rows else ""
 
     def _curves(self, directory: Path) -> str:
-        lines = []
+        shown = []
         for number, (title, path, x, y) in enumerate(_CURVES):
             states = {"base": self._base, "here": self._here}
             drawn = {name: charts.read_points(s.read(path), x, y) for name, s in states.items()}
             drawn = {name: points for name, points in drawn.items() if points}
-            chart = charts.line_chart(title, drawn, x_label=x, y_label=y)
+            labels = {"x_label": x.replace("_", " "), "y_label": y}
+            chart = charts.line_chart(title, drawn, **labels)
             if chart is not None:
-                name = f"curve_{number}.svg"
+                name = f"{CURVE}{number}.png"
                 write(directory / name, chart)
-                lines.append(f"![{title}]({name})")
-        return "### Curves\n\n" + "\n".join(lines) if lines else ""
+                shown.append(_picture(title, name))
+        return "### Curves\n\n" + " ".join(shown) if shown else ""
 
-    def _triptychs(self, directory: Path, show: ShowPicture) -> str:
-        newly = self.comparison.newly_wrong if self.comparison else ()
-        text = ["### Test pictures", f"Picture, truth, answer ({pictures.LEGEND})."]
-        number = 0
-        for group, ids in pictures.select_pictures(
-            self._records, newly, count=SHOWN_PICTURES
-        ).items():
+    def _show(self, directory: Path, show: ShowPicture) -> dict[str, str]:
+        """Write the pictures that are worth a look; return a foldable list of each group."""
+        first = {
+            _MISSES: [picture for one in self.lost for picture in one.pictures],
+            "newly wrong": list(self.comparison.newly_wrong) if self.comparison else [],
+        }
+        groups = pictures.select_pictures(self._records, first, count=SHOWN_PICTURES)
+        texts, number = {}, 0
+        for group, ids in groups.items():
             shown = []
             for picture in ids:
-                name = f"picture_{number:02}.png"
-                write(directory / name, encode_result(show(picture)))
-                shown.append(f"{_caption(self._records, picture)}\n\n![{picture}]({name})")
+                name = f"picture_{number:02}.jpg"
+                write(directory / name, _as_jpeg(show(picture)))
+                shown.append(f"{_caption(self._records, picture)}\n\n{_picture(picture, name)}")
                 number += 1
             if shown:
-                body = "\n\n".join(shown)
-                title = f"<summary>{len(shown)} {group}</summary>"
-                text.append(f"<details>{title}\n\n{body}\n\n</details>")
-        return "\n\n".join(text)
+                shown.insert(0, KEY)
+                texts[group] = _foldable(f"{len(ids)} {group}", shown, is_open=group == _MISSES)
+        return texts
+
+    def _triptychs(self, shown: Mapping[str, str]) -> str:
+        return "\n\n".join(["### Test pictures", *shown.values()]) if shown else ""
 
     def _table(self, path: str, title: str) -> str:
         """Return a flat JSON file as a table; empty where there is no such file."""
         rows = [[f"`{k}`", _plain(v)] for k, v in flatten(self._here.mapping(path)).items()]
-        return f"### {title}\n\n" + table(["", "here"], rows) if rows else ""
+        return _foldable(title, [table(["figure", "here"], rows)]) if rows else ""
 
 
-def _decide(comparison: Comparison | None, figure: str, obstacle: str) -> Decision:
+def rule_of(base: Revision) -> GateParams:
+    """Return by which figures a state wants experiments judged.
+
+    Raises:
+        ConfigError: Its section `gate` is at fault; names every mistake.
+    """
+    found, values = check_fields(GateParams, "gate", base.mapping("params.yaml").get("gate") or {})
+    raise_if_any(found, f"params.yaml of {base}")
+    return GateParams(**values)
+
+
+def _decide(comparison: Comparison | None, rule: GateParams, obstacle: str) -> Decision:
     if comparison is None:
         return Decision(improved=False, reason=f"Nothing to compare: {obstacle}.")
-    improved = comparison.improves(figure)
-    change = next(one for one in comparison.figures if one.name == figure)
-    worse = [one.name for one in comparison.figures if one.outcome == "worse"]
-    reason = f"{figure} {_difference(change)}"
-    reason += f"; worse: {', '.join(worse)}." if worse else "; no other figure is worse."
-    return Decision(improved=improved, reason=reason)
+    judged = comparison.judge(rule)
+    return Decision(improved=judged.improved, reason=f"{judged.reason} {judged.power}")
 
 
 def _row(change: Change) -> list[str]:
-    values = (change.name, f"{change.base:.3f}", f"{change.here:.3f}")
-    return [*values, _difference(change), _SIGNS[change.outcome]]
+    name = f"{_SIGNS[change.outcome]}{change.name}"
+    return [name, f"{change.base:.3f}", f"{change.here:.3f}", _difference(change)]
 
 
 def _difference(change: Change) -> str:
@@ -236,6 +353,28 @@ def _caption(records: Records, picture: str) -> str:
         f"`{picture}`, {filed}: {records.verdict[row]}, score {records.score[row]:.3f}, "
         f"{tp} px found, {fn} missed, {fp} false"
     )
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
+
+
+def _picture(title: str, name: str) -> str:
+    """Return the Markdown of a picture; a title's brackets would end it."""
+    return f"![{re.sub(r'[][]', '_', title)}]({name})"
+
+
+def _as_jpeg(picture: NDArray[np.uint8]) -> bytes:
+    """Return an RGB picture (H, W, 3) uint8 as a JPEG file: a fifth of a PNG's size, in each PR."""
+    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 88, *sampling]
+    return cv2.imencode(".jpg", picture[:, :, ::-1], options)[1].tobytes()
+
+
+def _foldable(title: str, parts: Iterable[str], *, is_open: bool = False) -> str:
+    body = "\n\n".join(parts)
+    opened = " open" if is_open else ""
+    return f"<details{opened}><summary>{title}</summary>\n\n{body}\n\n</details>"
 
 
 def _number(value: object) -> str:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    DataError,
+    DeliveryError,
+)
 
 
 def git(*words: str, root: Path) -> str:
@@ -79,6 +86,43 @@ class Revision:
         if content is not None and not isinstance(content, dict):
             raise DataError(f"{path} of {self} is no mapping; got {type(content).__name__}")
         return content or {}
+
+
+MODEL = "runs/model.onnx"
+"""The model file that the pipeline leaves."""
+
+
+def fetch_model(state: Revision, folder: Path) -> Path | None:
+    """Bring the model file of a revision here, from DVC's cache or its remote.
+
+    Args:
+        state: A revision, whose dvc.lock names the file.
+        folder: Where to write it.
+
+    Returns:
+        The file; None where the revision has no model.
+
+    Raises:
+        BackendUnavailableError: DVC is not installed.
+        DeliveryError: The file is in neither, or the remote is not reached.
+    """
+    if f"path: {MODEL}" not in (state.read("dvc.lock") or ""):
+        return None
+    commit = git("rev-parse", state.name or "HEAD", root=state.root)
+    out = folder / f"{commit}.onnx"
+    if find_spec("dvc") is None:
+        raise BackendUnavailableError(
+            "the models of two revisions come from DVC, which is not installed; "
+            "pip install 'magtiles-seg[pipeline]'"
+        )
+    words = (sys.executable, "-m", "dvc", "get", ".", MODEL, "--rev", commit, "--out", str(out))
+    done = subprocess.run(words, cwd=state.root, capture_output=True, text=True)
+    if done.returncode:
+        raise DeliveryError(
+            f"the model of {state} is not to be had: {' '.join(done.stderr.split())[:500]}; "
+            "expected it in the DVC remote: `dvc push` it from where it was trained"
+        )
+    return out
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.errors import DataError
+from magtiles_seg.config import GateParams
+from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.metrics import bootstrap_weights, dice, interval, iou
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import figures
@@ -24,9 +26,13 @@ from magtiles_seg.labels import BACKGROUND, FREE
 
 Outcome: TypeAlias = Literal["better", "worse", "unclear"]
 
+_WORDS = {"better": "better by", "worse": "worse by", "unclear": "not shown to differ:"}
 _FAMILIES = ("binary", "pictures", "verdict")
 _COUNTS = ("tp", "fp", "fn", "tn")
 _COLUMNS = ("picture", "class", "tile", *_COUNTS, "score", "verdict")
+_DETECTED = 1.96 + 0.84
+"""Standard errors of a difference that a 95 % interval clears of 0 in 80 % of all draws."""
+
 _DICE_DROP = 0.2
 """A picture that loses this much Dice is newly wrong even if its verdict stays."""
 
@@ -40,12 +46,14 @@ class Change:
         base: Of the older model.
         here: Of the newer one.
         difference_95: 95 % bootstrap interval of `here - base` over tiles; NaN where unknown.
+        error: Standard error of `here - base`, by the same bootstrap; NaN where unknown.
     """
 
     name: str
     base: float
     here: float
     difference_95: tuple[float, float]
+    error: float = math.nan
 
     @property
     def difference(self) -> float:
@@ -53,12 +61,46 @@ class Change:
         return self.here - self.base
 
     @property
+    def detectable(self) -> float:
+        """The least true difference that as many tiles show beyond chance four times in five.
+
+        Source: Cohen 1988, power .80 at a two-sided .05; the two models' own spread over tiles.
+        """
+        return _DETECTED * self.error
+
+    @property
     def outcome(self) -> Outcome:
         """`better` or `worse` where the whole interval is on one side of 0."""
+        return self.toward("-" if self.name.startswith("false_reject") else "+")
+
+    def toward(self, sign: str) -> Outcome:
+        """Return the outcome where more (`"+"`) or less (`"-"`) of the figure is better."""
         low, high = self.difference_95
-        if self.name.startswith("false_reject"):
+        if sign == "-":
             low, high = -high, -low
         return "better" if low > 0 else "worse" if high < 0 else "unclear"
+
+    def __str__(self) -> str:
+        """Return the difference with its interval, where one is known."""
+        low, high = self.difference_95
+        if math.isnan(low):
+            return f"{self.difference:+.3f}"
+        return f"{self.difference:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Whether a model is better by a rule.
+
+    Attributes:
+        improved: One of the figures that must improve does, and none is worse.
+        reason: The figures of the rule with their intervals, in a sentence.
+        power: What difference these tiles could have shown, in a sentence.
+    """
+
+    improved: bool
+    reason: str
+    power: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +122,37 @@ class Comparison:
     classes: tuple[Change, ...]
     newly_wrong: tuple[str, ...]
 
-    def improves(self, name: str) -> bool:
-        """Tell whether this figure is better and none is worse.
+    def judge(self, rule: GateParams) -> Judgement:
+        """Tell whether one of the rule's figures is better and none of them worse.
 
         Raises:
-            DataError: There is no such figure.
+            ConfigError: A figure of the rule was not compared.
         """
-        outcomes = {change.name: change.outcome for change in self.figures}
-        if name not in outcomes:
-            raise DataError(f"{name!r} was not compared; known: {', '.join(outcomes)}")
-        return outcomes[name] == "better" and "worse" not in outcomes.values()
+        changes = {change.name: change for change in self.figures}
+        unknown = [name for name in (*rule.improve, *rule.guard) if name[1:] not in changes]
+        if unknown:
+            raise ConfigError(
+                f"gate: {', '.join(unknown)} was not compared; known: {', '.join(changes)}"
+            )
+        outcomes = {
+            name: changes[name[1:]].toward(name[0]) for name in (*rule.improve, *rule.guard)
+        }
+        words = [f"`{n[1:]}` is {_WORDS[o]} {changes[n[1:]]}" for n, o in outcomes.items()]
+        better = any(outcomes[name] == "better" for name in rule.improve)
+        return Judgement(
+            improved=better and "worse" not in outcomes.values(),
+            reason=f"{'; '.join(words)}.",
+            power=self._power([changes[name[1:]] for name in outcomes]),
+        )
+
+    def _power(self, changes: Sequence[Change]) -> str:
+        seen = [f"{one.detectable:.3f} in `{one.name}`" for one in changes if one.error > 0]
+        if not seen:
+            return f"On these {self.tiles} tiles the two models do not differ."
+        return (
+            f"{self.tiles} tiles show a true difference of {', '.join(seen)} four times in five; "
+            "a smaller one often stays unseen."
+        )
 
 
 def compare(base: Records, here: Records, *, resamples: int = 1000, seed: int = 0) -> Comparison:
@@ -170,7 +233,12 @@ def _change(name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.fl
         base=float(before[0]),
         here=float(after[0]),
         difference_95=interval(after[1:] - before[1:]),
+        error=float(np.std(known)) if (known := _known(after[1:] - before[1:])).size else math.nan,
     )
+
+
+def _known(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return values[~np.isnan(values)]
 
 
 def _class_change(

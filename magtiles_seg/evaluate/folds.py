@@ -25,7 +25,7 @@ from magtiles_seg.evaluate.decide import (
 )
 from magtiles_seg.evaluate.plots.charts import line_chart
 from magtiles_seg.evaluate.plots.curves import curves, save, write_csv
-from magtiles_seg.evaluate.protocols import get_protocol
+from magtiles_seg.evaluate.protocols import as_measured, get_protocol
 from magtiles_seg.evaluate.report import EvaluationResult, summarize
 from magtiles_seg.evaluate.scoring import PictureProgress, Records, Watch, join_records, score
 from magtiles_seg.evaluate.summary import table
@@ -135,6 +135,12 @@ def evaluate_folds(
         DataError: A picture is missing, or stands in two test parts.
     """
     fixed = get_protocol(protocol)
+    measured = [
+        as_measured(fixed, run.split, run.part("train", samples), run.part("test", samples))
+        for run in runs
+    ]
+    fixed = next((one for one in measured if (one.name, one.leaky) != (fixed.name, fixed.leaky)),
+                 measured[0])  # fmt: skip
     search, counts = DecisionSearch(), [CalibrationCounts() for _ in runs]
     parts: list[dict[MaskRule, Records]] = []
     total = sum(fixed.scores(sample) for run in runs for sample in run.part("test", samples))
@@ -220,7 +226,7 @@ _PLOTS = {
 
 
 def save_folds(joined: OutOfFold, directory: Path) -> None:
-    """Write what `curves.save` does, `choice.json`, the reliability tables, and curves as SVG.
+    """Write what `curves.save` does, `choice.json`, the reliability tables, and curves as PNG.
 
     Args:
         joined: The evaluation.
@@ -231,7 +237,7 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
     rows = curves(joined.result)
     for name, (title, x, y) in _PLOTS.items():
         line = [(row[x], row[y]) for row in rows[name]]
-        _write_chart(plots / f"{name}.svg", title, {"": line}, x, y)
+        _write_chart(plots / f"{name}.png", title, {"": line}, x, y)
     lines = {}
     for name, (cells, _) in joined.reliability.items():
         write_csv(plots / f"reliability_{name}.csv", cells)
@@ -241,7 +247,7 @@ def save_folds(joined: OutOfFold, directory: Path) -> None:
         mine |= {name.split("_")[1]: lines[name] for name in lines if name.startswith(unit)}
         if len(mine) > 1:
             title = f"Reliability of {unit}"
-            _write_chart(plots / f"reliability_{unit}.svg", title, mine, "confidence", "observed")
+            _write_chart(plots / f"reliability_{unit}.png", title, mine, "confidence", "observed")
     if joined.choice:
         write(directory / "choice.json", joined.choice.to_json())
     text = f"{joined.result.to_markdown()}\n{choice_to_markdown(joined)}"

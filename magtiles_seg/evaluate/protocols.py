@@ -8,13 +8,14 @@ splits put exposures of one physical tile into both training and test.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.dataset.samples import MaskRule, Sample, load_image, load_target
+from magtiles_seg.dataset.splits import Split, part_sha256
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.result import Decision
@@ -175,6 +176,55 @@ def get_protocol(protocol: str | Protocol) -> Protocol:
             "Set evaluate.protocol (or --protocol) to one of them."
         )
     return PROTOCOLS[protocol]
+
+
+def as_measured(
+    protocol: Protocol,
+    split: Split,
+    trained: Iterable[Sample],
+    scored: Iterable[Sample],
+    *,
+    part: str = "test",
+    training_sha256: str | None = None,
+) -> Protocol:
+    """Return what figures on a split may be called: the protocol, or what they are of instead.
+
+    Figures get the protocol's name only where its split rule, the split's test part, and a model
+    that was trained on the split's training part come together. Others are named by their pictures
+    and split, as `native/random` or `native/grouped/validation`.
+
+    Args:
+        protocol: What was asked for.
+        split: The split that is scored.
+        trained: The samples of its training part.
+        scored: The samples that are scored.
+        part: Which part these are: `"test"`, `"validation"` or `"all"`.
+        training_sha256: What the model's card says of the pictures that it was trained on, see
+            `magtiles_seg.dataset.splits.part_sha256`; None where it says nothing.
+    """
+    known = {sample.group for sample in trained if sample.group >= 0}
+    torn = known & {sample.group for sample in scored}
+    reasons = []
+    if split.rule != protocol.split_rule:
+        reasons.append(f"the split's rule is {split.rule}")
+    if part != "test":
+        reasons.append(f"scored on the part '{part}'")
+    if torn and not protocol.leaky:
+        reasons.append(f"{len(torn)} of the scored tiles are in training too (leaky)")
+    if training_sha256 not in (None, part_sha256(split.train)):
+        reasons.append("the model was trained on other pictures than the split's training part")
+    if protocol.split_rule is None:
+        return replace(protocol, split_rule=split.rule, leaky=bool(torn))
+    if not reasons:
+        return protocol
+    pictures = "native" if protocol.geometry == Geometry() else protocol.name
+    return replace(
+        protocol,
+        name="/".join([pictures, split.rule, *([part] if part != "test" else [])]),
+        summary=f"not protocol {protocol.name}: {'; '.join(reasons)}",
+        split_rule=split.rule,
+        leaky=bool(torn),
+    )
 
 
 def fit_image(image: Pixels, geometry: Geometry, *, whole: bool = False) -> Pixels:

@@ -10,7 +10,7 @@ from typing import Any
 
 from magtiles_seg.dataset.samples import MaskRule, Sample
 from magtiles_seg.errors import DataError
-from magtiles_seg.evaluate.protocols import Protocol, get_protocol
+from magtiles_seg.evaluate.protocols import PROTOCOLS, Protocol, get_protocol
 from magtiles_seg.evaluate.scoring import PictureProgress, Predictor, Records, score
 from magtiles_seg.evaluate.summary import (
     Table,
@@ -86,6 +86,7 @@ class EvaluationResult:
         content = {
             "protocol": self.protocol.name,
             "summary": self.protocol.summary,
+            "split_rule": self.protocol.split_rule,
             "leaky_split": self.protocol.leaky,
             "mask_rule": self.mask_rule,
             "decision": self.decision.to_dict() if self.decision else None,
@@ -247,10 +248,12 @@ def _keep(rows: Records, keep: Any) -> Records:  # noqa: ANN401 - (N,) bool
 
 def _notes(protocol: Protocol, rows: Records, left_out: int) -> tuple[str, ...]:
     notes = []
+    if protocol.name not in PROTOCOLS:
+        notes.append(f"These figures are {protocol.summary}.")
     if protocol.leaky:
         notes.append(
-            "The split of this protocol puts exposures of one tile into both training and test: "
-            "compare these figures with published ones only."
+            "LEAKY: this split puts exposures of one tile into both training and test. Compare "
+            "these figures with published ones only."
         )
     if left_out:
         notes.append(f"Sound pictures are no part of this protocol; left out: {left_out}.")

@@ -97,7 +97,8 @@ def _fold_table(by_fold: Mapping[str, Mapping[str, float | None]]) -> str:
 def _tile_section(content: Mapping[str, Any], protocol: str) -> str:
     """Lay out what `TileVerdicts.to_dict` gives, beside a protocol's figures or as its own."""
     sound = content["tiles"] - content["defective"]
-    head = "" if protocol == "T-tile" else "### Protocol T-tile: one verdict a tile\n\n"
+    named = {"T": "### Protocol T-tile: one verdict a tile\n\n", "T-tile": ""}
+    head = named.get(protocol, "### One verdict a tile\n\n")  # T-tile is of T's split alone
     head += (
         f"{content['defective']} defective and {sound} sound tiles. A tile's score is the median "
         "of its pictures' scores (of an even number the mean of the middle two); it is defective "

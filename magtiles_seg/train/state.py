@@ -6,7 +6,7 @@ A folder holds one run: `forget_other_run` clears it of any but the one that wou
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from magtiles_seg.config import TrainParams, present_names
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import data_sha256
+from magtiles_seg.dataset.splits import data_sha256, part_sha256
 from magtiles_seg.errors import DataError, ModelError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.fingerprint import code_sha256
@@ -89,7 +89,7 @@ def identity(
 ) -> dict[str, object]:
     """Return what makes two runs the same run, as JSON values."""
     parts = {"training": training, "validation": validation}
-    digests = {name: _digest(sample.id for sample in part) for name, part in parts.items()}
+    digests = {name: part_sha256(sample.id for sample in part) for name, part in parts.items()}
     fixed = dataclasses.asdict(params)
     for name in _MACHINE:
         del fixed[name]
@@ -126,10 +126,6 @@ def start_path(start: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"train.start: no model file at {path}")
     return path
-
-
-def _digest(ids: Iterable[str]) -> str:
-    return sha256_of("\n".join(sorted(ids)).encode())
 
 
 def save_state(

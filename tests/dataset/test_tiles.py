@@ -5,7 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magtiles_seg.dataset.tiles import GAP, RECAPTURED, SAME_SURFACE, group_tiles
+from magtiles_seg.dataset.splits import committed_folds
+from magtiles_seg.dataset.tiles import GAP, RECAPTURED, SAME_SURFACE, WHOLE_SET, group_tiles
 
 NUMS = st.lists(st.integers(0, 400_000), max_size=60)
 
@@ -25,6 +26,17 @@ def test_group_tiles_nothing_gives_nothing() -> None:
 def test_group_tiles_every_listed_tile_is_one_group() -> None:
     for nums in (*RECAPTURED, *SAME_SURFACE):
         assert len(set(group_tiles(nums))) == 1
+
+
+def test_group_tiles_runs_of_the_whole_set_join_the_tile_and_take_its_id() -> None:
+    for run, tile in WHOLE_SET.items():
+        assert group_tiles([tile]) == [tile]  # as folds.json names it
+        assert group_tiles([run, tile]) == [tile, tile]
+        assert group_tiles([run]) == [tile]
+
+
+def test_group_tiles_of_the_whole_set_keep_their_committed_folds() -> None:
+    assert set(WHOLE_SET.values()) <= committed_folds().keys()
 
 
 def test_group_tiles_recaptured_crack_tile_is_one_group_over_all_five_runs() -> None:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
-from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from magtiles_seg.delivery.post import post, without_pictures
-from magtiles_seg.delivery.report import Report
+from magtiles_seg.delivery.post import comment_of, post
+from magtiles_seg.delivery.report import LostTile, Report, new_misses
 from magtiles_seg.delivery.revisions import Revision, git
 from magtiles_seg.errors import DataError, DeliveryError
+from magtiles_seg.evaluate.compare import read_pictures
 from magtiles_seg.evaluate.plots import charts
 from magtiles_seg.evaluate.plots.gallery import select_pictures, triptych
 from magtiles_seg.infer.segmenter import Segmenter
@@ -32,7 +34,8 @@ def write(root: Path, found: list[int], *, epochs: int) -> None:
     metrics = {"protocol": "T", "iou": 0.5, "miou6": 0.4 + epochs / 100}
     (root / "results/metrics.json").write_text(json.dumps(metrics))
     (root / "results/plots/roc.csv").write_text("false_reject_rate,recall\n0,0.5\n1,1\n")
-    (root / "params.yaml").write_text(f"train:\n  epochs: {epochs}\n  seed: 0\n")
+    gate = "gate: {improve: [+iou], guard: [+dice]}\n"
+    (root / "params.yaml").write_text(f"train:\n  epochs: {epochs}\n  seed: 0\n{gate}")
 
 
 @pytest.fixture
@@ -57,19 +60,28 @@ def test_report_of_a_better_model_says_improved_with_all_tables(
     report = report_on(repository)
     assert report.decision.improved
     text = report.write(tmp_path / "out", note="No pictures here.").read_text()
-    assert "✅ **Improved.** iou +0.475 (" in text
-    assert "| iou | 0.350 | 0.825 | +0.475 (" in text
-    assert "| miou6 | 0.430 | 0.490 |" in text
-    assert "| crack | 0.350 | 0.825 |" in text
+    line = text.splitlines()[2]
+    assert line.startswith("✅ **Merge? Yes.** `iou` is better by +0.475 (95 % interval +0.")
+    assert "; `dice` is better by +0." in line
+    assert line.endswith("; a smaller one often stays unseen.")
+    assert "| ▲ iou | 0.350 | 0.825 | +0.475 (" in text
+    assert "| miou6 | 0.430 | 0.490 | +0.060 |" in text
+    assert "| ▲ crack | 0.350 | 0.825 |" in text
     assert "| `train.epochs` | `3` | `9` |" in text
     assert "train.seed" not in text
     assert "No pictures here." in text
-    assert "![Found defects, false rejects](curve_1.svg)" in text
+    assert "No defective picture that dev" in text
+    assert "### New misses" not in text
+    assert "![Found defects, false rejects](curve_1.png)" in text
 
 
 def test_report_of_the_same_model_does_not_improve(repository: Path) -> None:
     write(repository, [2, 5, 3, 4], epochs=3)
-    assert not report_on(repository).decision.improved
+    report = report_on(repository)
+    assert not report.decision.improved
+    text = report.write(repository / "out").read_text()
+    assert "⛔ **Merge? No.** `iou` is not shown to differ: +0.000" in text
+    assert "### Parameters" not in text
 
 
 def test_report_without_figures_at_the_base_leaves_the_decision_to_a_person(
@@ -78,9 +90,12 @@ def test_report_without_figures_at_the_base_leaves_the_decision_to_a_person(
     git("rm", "--quiet", "--cached", "results/pictures.csv", root=repository)
     who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     git(*who, "commit", "--quiet", "--message", "none", root=repository)
-    decision = report_on(repository).decision
-    assert not decision.improved
-    assert "has no scored pictures to compare with" in decision.reason
+    report = report_on(repository)
+    assert not report.decision.improved
+    assert "has no scored pictures to compare with" in report.decision.reason
+    text = report.write(repository / "out").read_text()
+    assert "⏸ **Merge? A person decides.** Nothing to compare: dev" in text
+    assert "| iou | 0.500 | 0.500 | – |" in text
 
 
 def test_report_across_protocols_is_not_compared(repository: Path) -> None:
@@ -99,15 +114,15 @@ def test_report_shows_tables_of_parity_and_speed_where_they_are(
 ) -> None:
     (repository / "results/parity.json").write_text('{"fp16": {"dice": 0.9998}}')
     text = report_on(repository).write(tmp_path / "out").read_text()
-    assert "### Parity" in text
+    assert "<details><summary>Parity</summary>" in text
     assert "| `fp16.dice` | 0.9998 |" in text
-    assert "### Speed" not in text
+    assert "Speed" not in text
 
 
 def test_report_shows_twenty_pictures_at_most_as_files(repository: Path, tmp_path: Path) -> None:
     grey = np.full((4, 8, 3), 99, np.uint8)
     text = report_on(repository).write(tmp_path / "out", show=lambda _: grey).read_text()
-    files = sorted((tmp_path / "out").glob("picture_*.png"))
+    files = sorted((tmp_path / "out").glob("picture_*.jpg"))
     assert len(files) == 8  # there are no more
     assert all(path.name in text for path in files)
     shown = cv2.imread(str(files[0]))
@@ -115,16 +130,75 @@ def test_report_shows_twenty_pictures_at_most_as_files(repository: Path, tmp_pat
     assert shown.shape == (4, 8, 3)
 
 
-@pytest.mark.parametrize("newly", [(), ("a0", "a1"), tuple(f"a{n}" for n in range(30))])
-def test_choose_gives_twenty_different_pictures(newly: tuple[str, ...]) -> None:
-    from magtiles_seg.evaluate.compare import read_pictures
+def test_report_of_a_worse_model_names_what_got_lost_first(
+    repository: Path, tmp_path: Path
+) -> None:
+    write(repository, [2, 3, 3, 4], epochs=3)  # only tile 1 was found, and is not any more
+    report = report_on(repository)
+    text = report.write(tmp_path / "out", show=lambda _: np.zeros((4, 8, 3), np.uint8)).read_text()
+    assert "**Look at 1 new miss first.**" in text
+    assert "| 1, crack | 1 picture: the tile is lost | 0.500 → 0.300 |" in text
+    assert "<details open><summary>1 new misses</summary>" in text
+    heads = [line for line in text.splitlines() if line.startswith("### ")]
+    assert heads[0] == "### New misses"
+    assert text.index("`c1`, crack: accept") < text.index(heads[1])
+    assert text.count("`c1`") == 1
 
+
+def test_report_written_twice_leaves_no_picture_of_the_first(
+    repository: Path, tmp_path: Path
+) -> None:
+    grey = np.zeros((4, 8, 3), np.uint8)
+    report_on(repository).write(tmp_path / "out", show=lambda _: grey)
+    report_on(repository).write(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("picture_*"))
+
+
+def test_new_misses_stand_by_tile_those_first_that_are_lost_whole() -> None:
+    def records(*rows: str) -> str:
+        return HEADER + "\n".join(rows)
+
+    base = records(
+        "a1,crack,1,5,0,5,90,0.9,reject",
+        "a2,crack,1,5,0,5,90,0.8,reject",
+        "a3,crack,1,5,0,5,90,0.7,reject",
+        "b1,fray,2,5,0,5,90,0.6,review",
+        "b2,fray,2,0,0,9,90,0.1,accept",  # missed before: nothing new
+        "f1,free,3,0,9,0,90,0.9,reject",  # a false reject less is no miss
+        "gone,fray,4,5,0,5,90,0.9,reject",
+    )
+    here = records(
+        "a1,crack,1,0,0,9,90,0.3,accept",
+        "a2,crack,1,0,0,9,90,0.1,accept",
+        "a3,crack,1,5,0,5,90,0.7,reject",
+        "b1,fray,2,0,0,9,90,0.2,accept",
+        "b2,fray,2,0,0,9,90,0.1,accept",
+        "f1,free,3,0,0,0,90,0.1,accept",
+        "new,fray,5,0,0,9,90,0.0,accept",
+    )
+    fray = LostTile(tile=2, label="fray", pictures=("b1",), scores=((0.6, 0.2),), whole=True)
+    scores = ((0.8, 0.1), (0.9, 0.3))
+    crack = LostTile(tile=1, label="crack", pictures=("a2", "a1"), scores=scores, whole=False)
+    assert new_misses(read_pictures(base), read_pictures(here)) == [fray, crack]
+
+
+@pytest.mark.parametrize("newly", [(), ("a0", "a1"), tuple(f"a{n}" for n in range(30))])
+def test_select_pictures_gives_twenty_different_pictures(newly: tuple[str, ...]) -> None:
     rows = [f"a{n},crack,{n},{n % 10},0,{10 - n % 10},90,0.5,reject" for n in range(40)]
-    groups = select_pictures(read_pictures(HEADER + "\n".join(rows)), newly)
+    groups = select_pictures(
+        read_pictures(HEADER + "\n".join(rows)), {"new": newly, "wrong": newly}
+    )
     chosen = [one for group in groups.values() for one in group]
     assert len(chosen) == len(set(chosen)) == 20
-    assert groups["newly wrong"] == list(newly[:6])
-    assert len(groups["worst"]) == 8
+    assert groups["new"] == list(newly[:8])
+    assert groups["wrong"] == list(newly[8:13])
+    assert len(groups["worst"]) == (20 - min(len(newly), 13) + 1) // 2
+
+
+def test_triptych_of_a_wide_picture_stands_one_below_the_other(model: Path) -> None:
+    with Segmenter(model) as segmenter:
+        result = segmenter(np.full((40, 61), 120, np.uint8))
+    assert triptych(result, np.zeros((40, 61), np.uint8)).shape == (128, 61, 3)
 
 
 def test_triptych_colours_found_missed_and_false_pixels(model: Path) -> None:
@@ -141,13 +215,28 @@ def test_triptych_colours_found_missed_and_false_pixels(model: Path) -> None:
     assert false[0] > false[1]  # magenta
 
 
-def test_line_chart_is_wellformed_and_names_its_lines() -> None:
-    lines = {"base": [(0.0, 0.1), (1.0, 0.5)], "<here>": [(0.0, 0.2), (1.0, 0.9)]}
-    text = charts.line_chart("Recall & more", lines, x_label="x", y_label="y")
-    assert text is not None
-    root = ElementTree.fromstring(text)
-    words = [node.text for node in root.iter() if node.text]
-    assert {"Recall & more", "base", "<here>", "0.2"} <= set(words)
+def test_line_chart_is_a_picture_that_draws_each_line_in_its_colour() -> None:
+    lines = {"base": [(0.0, 0.1), (1.0, 0.5)], "here": [(0.0, 0.2), (1.0, 0.9)]}
+    chart = charts.line_chart("Recall & more", lines, x_label="x", y_label="y")
+    assert chart is not None
+    picture = Image.open(io.BytesIO(chart))
+    assert (picture.format, picture.size) == ("PNG", (720, 480))
+    grey, blue = (0x8A, 0x8F, 0x98), (0x0B, 0x6B, 0xCB)
+    assert near(picture, (110, 374), grey)  # the axes go from (96, 408) to (696, 88)
+    assert near(picture, (690, 250), grey)
+    assert near(picture, (110, 340), blue)
+    assert near(picture, (690, 122), blue)
+
+
+def test_line_chart_of_a_single_point_shows_it_and_an_empty_line_nothing() -> None:
+    chart = charts.line_chart("t", {"": [], "here": [(3.0, 3.0)]}, x_label="x", y_label="y")
+    assert chart is not None
+    assert near(Image.open(io.BytesIO(chart)), (396, 248), (0x0B, 0x6B, 0xCB))
+
+
+def near(picture: Image.Image, at: tuple[int, int], color: tuple[int, int, int]) -> bool:
+    pixel = np.array(picture.convert("RGB").getpixel(at))
+    return bool(np.abs(pixel - np.array(color)).max() < 16)
 
 
 def test_line_chart_without_points_is_none() -> None:
@@ -188,8 +277,60 @@ def test_post_that_cml_refuses_is_an_error(tmp_path: Path) -> None:
         post(tmp_path / "report.md", stand_in(tmp_path, "cml", code=1))
 
 
-def test_without_pictures_keeps_names_and_says_where_they_are() -> None:
-    text = without_pictures("a\n\n![tile 7](p.png)\n", {})
-    assert "*tile 7*" in text
-    assert "p.png" not in text
-    assert "artifact `report`" in text
+REPORT = """## Experiment
+
+### Curves
+
+![Loss](curve_0.png) ![ROC](curve_1.png)
+
+### Test pictures
+
+<details><summary>1 worst</summary>
+
+Picture, truth, answer (green: found, orange: missed, magenta: false alarm).
+
+`tile 7`, sound: accept
+
+![tile 7](picture_00.jpg)
+
+</details>
+"""
+
+
+def test_comment_shows_pictures_by_their_address_and_curves_at_half_their_size() -> None:
+    names = ("curve_0.png", "curve_1.png", "picture_00.jpg")
+    text = comment_of(REPORT, {name: f"https://h/{name}" for name in names}, {})
+    assert '<img src="https://h/curve_0.png" alt="Loss" width="360"> <img' in text
+    assert "![tile 7](https://h/picture_00.jpg)" in text
+    assert "artifact" not in text
+
+
+def test_comment_without_pictures_keeps_captions_and_says_where_they_are() -> None:
+    run = {"GITHUB_RUN_ID": "5", "GITHUB_REPOSITORY": "me/tiles"}
+    text = comment_of(REPORT, {}, run)
+    assert "`tile 7`, sound: accept" in text
+    assert "Curves" not in text
+    assert "Picture, truth" not in text
+    assert "_00.jpg" not in text
+    where = "https://github.com/me/tiles/actions/runs/5#artifacts"
+    assert text.endswith(f"3 pictures: the artifact `report` of [this run]({where}).\n")
+    job = {"CI_JOB_URL": "https://gitlab.example.org/j/3"}
+    assert "[this job](https://gitlab.example.org/j/3/artifacts/browse)" in comment_of(
+        REPORT, {}, job
+    )
+
+
+def test_comment_longer_than_a_forge_takes_ends_before_a_section_and_says_so() -> None:
+    long = f"## Head\n\n### Figures\n\nrows\n\n### Rest\n\n{'x' * 70_000}\n"
+    text = comment_of(long, {}, {})
+    assert (
+        text
+        == "## Head\n\n### Figures\n\nrows\n\nThe whole report: the artifact `report` of the run.\n"
+    )
+
+
+def test_comment_that_wants_unknown_pictures_names_the_choices(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text(REPORT)
+    environ = stand_in(tmp_path, "cml") | {"REPORT_PICTURES": "some"}
+    with pytest.raises(DeliveryError, match="'some'; expected one of auto, all, curves, none"):
+        post(tmp_path / "report.md", environ)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from forge_api import ForgeApi, served
 from magtiles_seg.delivery import forge
 from magtiles_seg.delivery.forge import Forge, ForgeError, connect
 from magtiles_seg.delivery.post import post
+from magtiles_seg.delivery.revisions import git
 from magtiles_seg.errors import DeliveryError
 
 FILE = Path(forge.__file__)
@@ -103,12 +106,87 @@ def test_forge_that_is_not_reached_is_named() -> None:
         connect(environ).propose("exp-1", "dev", "title", "")
 
 
-def test_post_without_cml_comments_through_the_interface(api: ForgeApi, tmp_path: Path) -> None:
+@pytest.fixture
+def checkout(api: ForgeApi, tmp_path: Path) -> Path:
+    """A clone of the forge's repository with a report: two pictures, one of them a curve."""
+    api.remote, root = tmp_path / "forge.git", tmp_path / "clone"
+    git("init", "--quiet", "--bare", str(api.remote), root=tmp_path)
+    git("clone", "--quiet", str(api.remote), str(root), root=tmp_path)
+    report = root / "runs/report"
+    report.mkdir(parents=True)
+    (report / "curve_0.png").write_bytes(b"a curve\r\n")
+    (report / "picture_00.jpg").write_bytes(b"a tile")
+    text = "### Curves\n\n![Loss](curve_0.png)\n\n`tile 7`\n\n![tile 7](picture_00.jpg)\n"
+    (report / "report.md").write_text(text)
+    return root
+
+
+def published(body: str) -> list[bytes]:
+    """Return the content of each picture of a comment, as a browser gets it."""
+    found = re.findall(r'(?:src="|]\()(http[^")]+/raw/[^")]+)', body)
+    return [urllib.request.urlopen(address, timeout=5).read() for address in found]
+
+
+def post_from(root: Path, environ: dict[str, str], **settings: str) -> str:
+    environ = {**environ, "BRANCH": "exp-1", "PATH": "", **settings}
+    return post(root / "runs/report/report.md", environ, root)
+
+
+@pytest.mark.parametrize(
+    ("private", "wanted", "shown"),
+    [
+        (True, "auto", [b"a curve\r\n", b"a tile"]),
+        (False, "auto", [b"a curve\r\n"]),
+        (False, "all", [b"a curve\r\n", b"a tile"]),
+        (True, "curves", [b"a curve\r\n"]),
+        (True, "none", []),
+    ],
+)
+def test_post_shows_the_pictures_that_the_setting_lets_out(
+    client: Forge, api: ForgeApi, checkout: Path, private: bool, wanted: str, shown: list[bytes]
+) -> None:
+    api.private = private
+    client.propose("exp-1", "dev", "Experiment", "")
+    environ = api.environ if isinstance(client, forge.GitHub) else api.gitlab_environ
+    said = post_from(checkout, environ, REPORT_PICTURES=wanted)
+    body = api.comments[1][0]["body"]
+    assert "without pictures" not in said
+    assert published(body) == shown
+    assert ("artifact `report`" in body) == (len(shown) < 2)
+
+
+def test_post_twice_leaves_one_comment_and_the_second_pictures_alone(
+    api: ForgeApi, checkout: Path
+) -> None:
+    api.private = True
     connect(api.environ).propose("exp-1", "dev", "Experiment", "")
-    (tmp_path / "report.md").write_text("![tile 7](p.png)\n")
-    environ = {**api.environ, "BRANCH": "exp-1", "PATH": str(tmp_path)}
-    assert post(tmp_path / "report.md", environ).startswith(api.url)
-    assert "*tile 7*" in api.comments[1][0]["body"]
+    assert post_from(checkout, api.environ).startswith(api.url)
+    (checkout / "runs/report/picture_00.jpg").write_bytes(b"a newer picture")
+    post_from(checkout, api.environ)
+    (comment,) = api.comments[1]
+    assert published(comment["body"]) == [b"a curve\r\n", b"a newer picture"]
+    assert api.remote
+    assert git("for-each-ref", "--format=%(refname)", root=api.remote) == (
+        "refs/report-pictures/exp-1"
+    )
+    history = git("rev-list", "--all", root=api.remote)
+    assert len(history.split()) == 1
+    assert git("status", "--porcelain", "--untracked-files=no", root=checkout) == ""
+
+
+def test_post_where_origin_takes_no_push_comments_without_pictures_and_says_why(
+    api: ForgeApi, checkout: Path
+) -> None:
+    api.private = True
+    connect(api.environ).propose("exp-1", "dev", "Experiment", "")
+    assert api.remote
+    hook = api.remote / "hooks/update"
+    hook.write_text("#!/bin/sh\necho 'no rights' >&2\nexit 1\n")
+    hook.chmod(0o755)
+    said = post_from(checkout, api.environ)
+    assert "without pictures: git push failed: " in said
+    assert "no rights" in said
+    assert "2 pictures: the artifact `report`" in api.comments[1][0]["body"]
 
 
 def test_post_that_the_forge_refuses_is_an_error(api: ForgeApi, tmp_path: Path) -> None:

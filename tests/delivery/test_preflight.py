@@ -90,6 +90,7 @@ def test_check_names_what_is_missing_and_its_fix(root: Path, programs: str, name
         ("ENDPOINT_API_KEY", "another", "is none of MAGTILES_API_KEYS"),
         ("DEPLOY_TARGET_PROD", "moon", "one of (empty) | local | heroku | fly | ssh"),
         ("AUTO_MERGE", "yes", "one of on | off"),
+        ("REPORT_PICTURES", "some", "one of auto | all | curves | none"),
         ("BASE_BRANCH", "develop", "2-deploy-dev.yml does not start on BASE_BRANCH, develop"),
     ],
 )
@@ -129,6 +130,16 @@ def test_check_names_a_shallow_checkout(root: Path, programs: str, tmp_path: Pat
     remote = f"file://{tmp_path / 'forge.git'}"
     git("clone", "--quiet", "--depth", "1", remote, "shallow", root=tmp_path)
     assert "fetch-depth: 0" in lacks("experiment", tmp_path / "shallow", {"PATH": programs})
+
+
+def test_check_of_a_watch_that_proposes_kept_pictures_names_what_it_needs(
+    root: Path, programs: str
+) -> None:
+    environ = {"PATH": programs, "WATCH_EXPERIMENT": "on", "WATCH_KEPT": "s3://line/kept"}
+    found = lacks("watch", root, environ)
+    assert "WATCH_EXPERIMENT is on, and DVC_REMOTE_URL is missing" in found
+    assert found.count("- ") == 1
+    assert lacks("watch", root, environ | {"WATCH_EXPERIMENT": "off"}) == ""
 
 
 @pytest.mark.parametrize("given", [(), ("CLOUD_ROLE",), ("CLOUD_ROLE", "RUNNER_TOKEN")])

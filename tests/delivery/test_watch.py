@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from forge_api import ForgeApi, served
 
 from magtiles_seg.delivery import watch
+from magtiles_seg.delivery.revisions import git
 from magtiles_seg.serve.metrics import Metrics
+
+PROJECT = Path(__file__).parents[2]
+SCRIPTS = PROJECT / ".github/scripts"
 
 
 @pytest.fixture
@@ -85,3 +94,101 @@ def test_watch_file_runs_on_a_bare_python(url: str, metrics: Metrics, tmp_path: 
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "**score of the pictures has moved" in done.stdout
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("off", ""), ("on", "start=true\n")])
+def test_watch_asks_for_a_branch_only_where_the_setting_says_so(
+    url: str, metrics: Metrics, tmp_path: Path, setting: str, expected: str
+) -> None:
+    metrics.input_psi.labels("sharpness").set(0.31)
+    output = tmp_path / "output"
+    output.touch()
+    with served(ForgeApi()) as api:
+        environ = {**api.environ, "PATH": os.environ["PATH"], "NO_PROXY": "127.0.0.1"}
+        environ |= {"WATCH_URL": url, "WATCH_EXPERIMENT": setting, "GITHUB_OUTPUT": str(output)}
+        assert subprocess.run([SCRIPTS / "watch"], env=environ).returncode == 0
+        assert len(api.issues) == 1
+    assert output.read_text() == expected
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A fresh clone, where Git knows nobody, of a forge that knows main and dev."""
+    remote, root = tmp_path / "forge.git", tmp_path / "job"
+    git("init", "--quiet", "--bare", "--initial-branch=dev", str(remote), root=tmp_path)
+    git("init", "--quiet", "--initial-branch=dev", str(root), root=tmp_path)
+    for name in (".github", ".dvc/config", "magtiles_seg/delivery", "dvc.yaml", "params.yaml"):
+        path = PROJECT / name
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, root / name)
+    (root / ".gitignore").write_text("__pycache__\n/.dvc/config.local\n/.dvc/cache\n/.dvc/tmp\n")
+    git("add", "--all", root=root)
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    git(*who, "commit", "--quiet", "--message", "start", root=root)
+    git("remote", "add", "origin", str(remote), root=root)
+    git("push", "--quiet", "origin", "dev", root=root)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/tile_7.png").write_bytes(b"a picture")
+    return root
+
+
+def start_from_kept(job: Path, api: ForgeApi, **settings: str) -> subprocess.CompletedProcess[str]:
+    environ = {
+        **api.environ,
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(job.parent),
+        "NO_PROXY": "127.0.0.1",
+        "DVC_NO_ANALYTICS": "true",
+        "DVC_SITE_CACHE_DIR": str(job.parent / "site"),
+        "DVC_REMOTE_URL": str(job.parent / "store"),
+        "WATCH_KEPT": str(job.parent / "kept"),
+        **settings,
+    }
+    script = job / ".github/scripts/start-from-kept"
+    return subprocess.run([script], cwd=job, env=environ, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("dvc") is None, reason="needs dvc")
+def test_kept_pictures_become_one_branch_whose_pictures_lie_in_the_remote_alone(job: Path) -> None:
+    remote, today = job.parent / "forge.git", "exp-kept-"
+    with served(ForgeApi()) as api:
+        done = start_from_kept(job, api)
+        assert done.returncode == 0, done.stderr
+        (proposal,) = api.proposals
+        assert proposal["branch"].startswith(today)
+        assert proposal["base"] == "dev"
+        again = start_from_kept(job, api)
+        assert f"{proposal['branch']} waits for labels" in again.stdout
+    changed = git("diff", "--name-only", "dev", proposal["branch"], root=remote)
+    assert set(changed.split()) == {"kept.dvc", ".gitignore"}
+    stored = [path.read_bytes() for path in (job.parent / "store").rglob("*") if path.is_file()]
+    assert b"a picture" in stored
+
+    git("update-ref", "refs/heads/dev", proposal["branch"], root=remote)  # a person merged it
+    git("update-ref", "-d", f"refs/heads/{proposal['branch']}", root=remote)
+    with served(ForgeApi()) as api:
+        assert "nothing new was kept" in start_from_kept(job, api).stdout
+        (job.parent / "kept/tile_8.png").write_bytes(b"another")
+        done = start_from_kept(job, api)
+        assert done.returncode == 0, done.stderr
+        assert len(api.proposals) == 1
+
+
+def test_kept_pictures_in_the_folder_that_the_script_makes_are_left_alone(job: Path) -> None:
+    (job / "kept").mkdir()
+    (job / "kept/tile_7.png").write_bytes(b"a picture")
+    with served(ForgeApi()) as api:
+        done = start_from_kept(job, api, WATCH_KEPT="kept")
+    assert done.returncode == 1
+    assert "name another" in done.stderr
+    assert (job / "kept/tile_7.png").exists()
+
+
+def test_kept_pictures_without_a_remote_stay_out_of_git(job: Path) -> None:
+    with served(ForgeApi()) as api:
+        done = start_from_kept(job, api, DVC_REMOTE_URL="")
+        assert done.returncode == 1
+        assert "pictures of a line do not go into Git" in done.stderr
+        assert api.proposals == []
+    assert git("branch", "--format=%(refname:short)", root=job.parent / "forge.git") == "dev"

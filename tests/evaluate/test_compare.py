@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magtiles_seg.errors import DataError
+from magtiles_seg.config import GateParams
+from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.compare import Change, compare, read_pictures
 from magtiles_seg.evaluate.scoring import Records
 
+IOU = GateParams(improve=("+iou",), guard=("+dice",))
+BOTH = GateParams(improve=("+iou",), guard=("+auroc",))
 HEADER = "picture,class,tile,tp,fp,fn,tn,score,verdict\n"
 
 
@@ -64,7 +67,7 @@ def test_compare_gives_the_pooled_difference_worked_by_hand() -> None:
 
 def test_compare_where_every_tile_gains_improves() -> None:
     found = compare(tiles([2, 5, 3, 4]), tiles([8, 9, 7, 9]))
-    assert found.improves("iou")
+    assert found.judge(IOU).improved
     assert (found.pictures, found.tiles) == (8, 4)
 
 
@@ -74,13 +77,14 @@ def test_compare_where_one_figure_gains_and_another_loses_does_not_improve() -> 
     here.score[here.label == 0] = 0.95  # sound tiles now score above every defect
     found = compare(base, here)
     assert {c.name: c.outcome for c in found.figures}["auroc"] == "worse"
-    assert not found.improves("iou")
+    assert not found.judge(BOTH).improved
+    assert found.judge(IOU).improved  # which does not ask for the other
 
 
 @given(st.lists(st.integers(0, 10), min_size=1, max_size=8))
 def test_compare_with_itself_never_improves(found: list[int]) -> None:
     result = compare(tiles(found), tiles(found))
-    assert not result.improves("iou")
+    assert not result.judge(IOU).improved
     assert result.newly_wrong == ()
     assert all(change.difference == 0 for change in result.figures)
 
@@ -143,6 +147,39 @@ def test_newly_wrong_holds_turned_verdicts_first_then_lost_dice() -> None:
     assert compare(base, here).newly_wrong == ("alarm", "turned", "lost")
 
 
-def test_improves_of_an_unknown_figure_names_the_known_ones() -> None:
-    with pytest.raises(DataError, match="'mAP' was not compared; known: iou, dice"):
-        compare(tiles([5]), tiles([6])).improves("mAP")
+def test_judge_of_an_unknown_figure_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"gate: \+map was not compared; known: iou, dice"):
+        compare(tiles([5]), tiles([6])).judge(GateParams(improve=("+map",)))
+
+
+def test_judge_takes_the_direction_from_the_sign() -> None:
+    found = compare(tiles([2, 5, 3, 4]), tiles([8, 9, 7, 9]))
+    assert not found.judge(GateParams(improve=("-iou",))).improved
+    assert "`iou` is worse by +0.475" in found.judge(GateParams(improve=("-iou",))).reason
+
+
+def test_judge_says_every_figure_with_its_interval_and_what_could_be_seen() -> None:
+    found = compare(tiles([2, 5, 3, 4]), tiles([8, 9, 7, 9]))
+    judged = found.judge(BOTH)
+    assert "`iou` is better by +0.475 (95 % interval +0." in judged.reason
+    assert "`auroc` is not shown to differ: +0.000" in judged.reason
+    iou = next(change for change in found.figures if change.name == "iou")
+    assert f"4 tiles show a true difference of {iou.detectable:.3f} in `iou`" in judged.power
+
+
+def test_detectable_shrinks_with_the_root_of_the_tiles() -> None:
+    old, new = [2, 5, 3, 4, 8, 6, 7, 1], [4, 5, 6, 3, 9, 6, 9, 4]
+
+    def detectable(times: int) -> float:
+        changes = compare(tiles(old * times), tiles(new * times)).figures
+        return next(change.detectable for change in changes if change.name == "iou")
+
+    assert detectable(16) == pytest.approx(detectable(1) / 4, rel=0.2)
+
+
+def test_detectable_difference_is_found_four_times_in_five() -> None:
+    rng = np.random.default_rng(0)
+    error, count = 1.0, 20_000
+    change = Change(name="x", base=0, here=0, difference_95=(0, 0), error=error)
+    drawn = rng.normal(change.detectable, error, count)
+    assert np.mean(drawn - 1.96 * error > 0) == pytest.approx(0.8, abs=0.01)

@@ -98,6 +98,28 @@ def test_folds_joined_score_every_picture_once(joined: OutOfFold) -> None:
     assert joined.run_of["exp1_num_0"].directory.name == "fold0"
 
 
+def test_folds_of_a_random_split_are_never_called_t(
+    samples: dict[str, Sample], folders: list[Path], joined: OutOfFold
+) -> None:
+    assert joined.result.protocol.name == "T"
+    run = find_runs(folders[:1])[0]
+    mixed = replace(run.split, rule="random")
+    (run.directory / "split.json").write_text(mixed.to_json())
+    again = evaluate_folds(find_runs(folders), samples, open_model=Model, resamples=0).result
+    assert again.protocol.name == "native/random"
+    assert "These figures are not protocol T: the split's rule is random." in again.notes
+
+
+def test_folds_of_a_torn_tile_are_never_called_t(
+    samples: dict[str, Sample], folders: list[Path]
+) -> None:
+    run = find_runs(folders[:1])[0]
+    mate = {name: replace(sample, group=3) for name, sample in samples.items()}
+    result = evaluate_folds([run], mate, open_model=Model, resamples=0).result
+    assert (result.protocol.name, result.protocol.leaky) == ("native/grouped", True)
+    assert any(note.startswith("LEAKY") for note in result.notes)
+
+
 def test_folds_thresholds_come_from_the_validation_part_alone(
     samples: dict[str, Sample], folders: list[Path]
 ) -> None:
@@ -160,8 +182,8 @@ def test_calibration_of_pixels_lowers_the_error(joined: OutOfFold) -> None:
 def test_folds_saved_are_files_a_reader_can_open(joined: OutOfFold, tmp_path: Path) -> None:
     save_folds(joined, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert {"metrics.json", "choice.json", "report.md", "roc.svg", "pictures.csv"} <= names
-    assert {"reliability_pixels.svg", "reliability_pictures_after.csv"} <= names
+    assert {"metrics.json", "choice.json", "report.md", "roc.png", "pictures.csv"} <= names
+    assert {"reliability_pixels.png", "reliability_pictures_after.csv"} <= names
     assert json.loads((tmp_path / "out" / "choice.json").read_text())["tiles"] == 10
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| fold1 |" in report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.splits import Split, part_sha256
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.evaluate.protocols import PROTOCOLS, fit_image, fit_mask, get_protocol, prepare
+from magtiles_seg.evaluate.protocols import (
+    PROTOCOLS,
+    Protocol,
+    as_measured,
+    fit_image,
+    fit_mask,
+    get_protocol,
+    prepare,
+)
 from magtiles_seg.result import Decision
 
 
@@ -102,3 +112,57 @@ def test_protocols_that_split_at_random_say_that_they_leak() -> None:
 def test_protocol_unknown_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"no protocol 'P3'; expected one of native, T, T-tile"):
         get_protocol("P3")
+
+
+def sample(name: str, group: int) -> Sample:
+    return Sample(name, "free", Path(f"{name}.png"), None, group)
+
+
+def split_of(rule: str, train: Sequence[Sample], test: Sequence[Sample]) -> Split:
+    parts = (tuple(s.id for s in train), (), tuple(s.id for s in test))
+    return Split(rule, 0, 0, 5, 0.1, *parts, data_sha256="")
+
+
+A, B, A2 = sample("a", 1), sample("b", 2), sample("a2", 1)
+
+
+def measured(rule: str, test: Sample, name: str = "T", **given: str | None) -> Protocol:
+    split = split_of(rule, [A], [test])
+    return as_measured(PROTOCOLS[name], split, [A], [test], **given)  # type: ignore[arg-type]
+
+
+def test_as_measured_protocol_on_its_own_split_keeps_its_name() -> None:
+    own = part_sha256(["a"])
+    assert measured("grouped", B, training_sha256=own) is PROTOCOLS["T"]
+    assert measured("grouped", B, training_sha256=None) is PROTOCOLS["T"]
+    assert measured("P1", A2, "P1") is PROTOCOLS["P1"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name", "leaky", "why"),
+    [
+        (measured("random", A2), "native/random", True, "rule is random; 1 of the scored tiles"),
+        (measured("random", B), "native/random", False, "the split's rule is random"),
+        (measured("grouped", A2), "native/grouped", True, "1 of the scored tiles are in training"),
+        (measured("grouped", B, part="all"), "native/grouped/all", False, "the part 'all'"),
+        (measured("grouped", B, training_sha256="x"), "native/grouped", False, "other pictures"),
+        (measured("grouped", B, "P1"), "P1/grouped", False, "not protocol P1: the split's rule"),
+    ],
+)
+def test_as_measured_anything_else_is_named_by_its_pictures_and_split(
+    protocol: Protocol, name: str, leaky: bool, why: str
+) -> None:
+    assert (protocol.name, protocol.leaky) == (name, leaky)
+    assert why in protocol.summary
+    assert protocol.summary.startswith("not protocol ")
+
+
+def test_as_measured_native_pictures_claim_no_split_but_say_that_it_leaks() -> None:
+    protocol = measured("random", A2, "native")
+    assert (protocol.name, protocol.split_rule, protocol.leaky) == ("native", "random", True)
+
+
+def test_as_measured_pictures_of_unknown_tile_are_no_tile_mates() -> None:
+    one, other = sample("x", -1), sample("y", -1)
+    split = split_of("grouped", [one], [other])
+    assert as_measured(PROTOCOLS["T"], split, [one], [other]) is PROTOCOLS["T"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from magtiles_seg import cli
 from magtiles_seg.evaluate import Records, summarize
 from magtiles_seg.evaluate.plots.curves import metrics, pictures, write_csv
+from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.evaluate.tiles import recall_steps, tile_figures, tile_scores, tile_verdicts
 
 # Two defective and three sound tiles; the maximum would mistake tile 30, the median 40.
@@ -113,6 +115,14 @@ def test_summarize_t_gives_tiles_beside_and_t_tile_as_its_figures() -> None:
     assert "### Protocol T-tile: one verdict a tile" in beside.to_markdown()
     assert json.loads(beside.to_json())["tile_verdicts"]["defective"] == 2
     assert metrics(beside)["tile_auroc"] == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize("name", ["native", "native/random"])
+def test_tile_verdicts_of_another_split_are_not_called_t_tile(name: str) -> None:
+    protocol = replace(get_protocol("T"), name=name)
+    text = summarize(records(SCORES), protocol=protocol, resamples=0).to_markdown()
+    assert "### One verdict a tile" in text
+    assert "T-tile" not in text
 
 
 def test_summarize_pictures_without_exposures_says_nothing_of_tiles() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ class ForgeApi:
         may_propose: Whether jobs may open pull requests.
         may_merge: Whether the base takes merges without a review.
         has_issues: Whether the project has issues.
+        private: Whether only people with a right see it.
         proposals: Open and merged ones.
         comments: By the number of a proposal or issue.
         issues: Open ones.
@@ -47,6 +49,7 @@ class ForgeApi:
     may_propose: bool = True
     may_merge: bool = True
     has_issues: bool = True
+    private: bool = False
     proposals: list[dict[str, Any]] = field(default_factory=list)
     comments: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     issues: list[dict[str, Any]] = field(default_factory=list)
@@ -72,7 +75,10 @@ class ForgeApi:
         """Return status and content of an answer."""
         parts = urlsplit(address)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        if token.removeprefix("Bearer ") != self.token:
+        raw = re.fullmatch(rf"/{self.owner}/{self.name}/(?:-/)?raw/(\w+)/([\w.]+)", parts.path)
+        if raw is not None:  # a page, which a person's browser asks for
+            return 200, self._git_bytes("cat-file", "blob", ":".join(raw.groups()))
+        if token.rpartition(" ")[2] != self.token:
             return 401, {"message": "Bad credentials"}
         for start, answers in (
             (f"/repos/{self.owner}/{self.name}", self._github()),
@@ -90,9 +96,13 @@ class ForgeApi:
 
     def _github(self) -> dict[str, Callable[..., Answer]]:
         return {
-            "GET ": lambda _: (200, {"has_issues": self.has_issues, "archived": False}),
+            "GET ": lambda _: (200, self._about()),
             "GET /actions/permissions/workflow": lambda _: (403, {"message": "not accessible"}),
-            "GET /pulls": lambda query: (200, self._open(query["head"].partition(":")[2])),
+            "GET /pulls": lambda query: (
+                200,
+                self._open(query["head"].partition(":")[2]) if "head" in query else self._pulls(),
+            ),
+            r"GET /commits/(\w+)/pulls": lambda *_: (200, self._pulls()),
             "POST /pulls": lambda asked: self._propose(asked["head"], asked["base"], asked),
             r"PUT /pulls/(\d+)/merge": lambda number, asked: self._merge(int(number), asked["sha"]),
             r"GET /issues/(\d+)/comments": lambda number, _: (200, self._comments(number)),
@@ -106,6 +116,7 @@ class ForgeApi:
     def _gitlab(self) -> dict[str, Callable[..., Answer]]:
         notes = "(?:merge_requests|issues)"
         return {
+            "GET ": lambda _: (200, self._about()),
             "GET /merge_requests": lambda query: (200, self._open(query["source_branch"])),
             "POST /merge_requests": lambda asked: self._propose(
                 asked["source_branch"], asked["target_branch"], asked
@@ -120,8 +131,22 @@ class ForgeApi:
             "POST /issues": self._issue,
         }
 
+    def _about(self) -> dict[str, Any]:
+        address = f"{self.url}/{self.owner}/{self.name}"
+        github = {"html_url": address, "private": self.private, "archived": False}
+        gitlab = {"web_url": address, "visibility": "internal" if self.private else "public"}
+        return {"has_issues": self.has_issues, **github, **gitlab}
+
     def _open(self, branch: str) -> list[dict[str, Any]]:
         return [one for one in self.proposals if one["branch"] == branch and not one["merged"]]
+
+    def _pulls(self) -> list[dict[str, Any]]:
+        """Return the open pull requests as CML reads them."""
+        return [
+            one | {"head": {"ref": one["branch"]}, "base": {"ref": one["base"]}}
+            for one in self.proposals
+            if not one["merged"]
+        ]
 
     def _propose(self, branch: str, base: str, asked: dict[str, Any]) -> Answer:
         if not self.may_propose:
@@ -150,11 +175,12 @@ class ForgeApi:
         return 200, {"sha": commit, "merge_commit_sha": commit}
 
     def _git(self, *words: str) -> str:
+        return self._git_bytes(*words).decode().strip()
+
+    def _git_bytes(self, *words: str) -> bytes:
         who = ("-c", "user.name=forge", "-c", "user.email=forge@example.org")
-        done = subprocess.run(
-            ("git", *who, *words), cwd=self.remote, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
+        command = ("git", *who, *words)
+        return subprocess.run(command, cwd=self.remote, capture_output=True, check=True).stdout
 
     def _comments(self, number: str) -> list[dict[str, Any]]:
         return self.comments.setdefault(int(number), [])
@@ -188,17 +214,21 @@ class ForgeApi:
 
 
 @contextmanager
-def served(api: ForgeApi) -> Iterator[ForgeApi]:
-    """Serve a forge on this machine for as long as it is used."""
+def served(api: ForgeApi, tls: ssl.SSLContext | None = None) -> Iterator[ForgeApi]:
+    """Serve a forge on this machine for as long as it is used; by HTTPS as `localhost`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             content = json.loads(self.rfile.read(size) or b"{}")
             token = self.headers.get("Authorization") or self.headers.get("PRIVATE-TOKEN") or ""
-            status, said = api.answer(self.command, self.path, content, token)
-            body = b"" if said is None else json.dumps(said).encode()
+            status, said = api.answer(
+                self.command, self.path.removeprefix("/api/v3"), content, token
+            )
+            body = said if isinstance(said, bytes) else json.dumps(said).encode()
+            body = b"" if said is None else body
             self.send_response(status)
+            self.send_header("Content-Type", "application/json; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -216,9 +246,12 @@ def served(api: ForgeApi) -> Iterator[ForgeApi]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    api.url = f"http://127.0.0.1:{server.server_port}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        api.url = f"https://localhost:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    api.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield api
     finally:

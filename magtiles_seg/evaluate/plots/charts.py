@@ -1,4 +1,4 @@
-"""Curves as small SVG pictures: text that any browser and forge draws, and no plotting package."""
+"""Curves as small PNG pictures, which every forge and mail program shows; no plotting package."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from PIL import Image, ImageDraw, ImageFont
 
 Points = Sequence[tuple[float, float]]
 
-_WIDTH_PX, _HEIGHT_PX = 360, 240
-_LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 48, 12, 40, 36
+WIDTH_PX, HEIGHT_PX = 360, 240
+"""Size at which a chart is meant to be shown; its file has twice as many pixels each way."""
+
+_DENSITY = 2  # of the file: sharp on a phone
+_SMOOTH = 2  # drawn so much larger, then reduced: lines without steps
+_LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 48, 12, 44, 36
 _COLORS = ("#8a8f98", "#0b6bcb", "#c2410c")
 """The older model's line is grey. All are readable on white and for the colour-blind."""
+_TEXT, _GRID, _FRAME = "#1f2328", "#e5e7eb", "#555555"
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,56 @@ class Axis:
         return [round(index * step, 10) for index in range(first, last + 1)]
 
 
+class _Canvas:
+    """A white picture that is drawn on in the px of its shown size."""
+
+    def __init__(self) -> None:
+        self._scale = _DENSITY * _SMOOTH
+        size = (WIDTH_PX * self._scale, HEIGHT_PX * self._scale)
+        self._image = Image.new("RGB", size, "white")
+        self._draw = ImageDraw.Draw(self._image)
+
+    def line(self, points: Points, color: str, width_px: float) -> None:
+        """Draw a line through points (x, y); a single one is a dot."""
+        scale, width = self._scale, max(1, round(width_px * self._scale))
+        scaled = [(x * scale, y * scale) for x, y in points]
+        if len(scaled) == 1:
+            self._draw.circle(scaled[0], 1.5 * width, fill=color)
+        elif scaled:
+            self._draw.line(scaled, fill=color, width=width, joint="curve")
+
+    def text(
+        self, at: tuple[float, float], text: str, *, anchor: str, size_px: float = 11, color: str
+    ) -> None:
+        """Write a text; `anchor` is Pillow's, as `ms`: middle of the base line."""
+        font = ImageFont.load_default(size_px * self._scale)
+        x, y = at
+        self._draw.text(
+            (x * self._scale, y * self._scale), text, fill=color, font=font, anchor=anchor
+        )
+
+    def upright_text(self, at: tuple[float, float], text: str) -> None:
+        """Write a text from bottom to top; `at` is its middle."""
+        font = ImageFont.load_default(11 * self._scale)
+        left, top, right, bottom = map(math.ceil, font.getbbox(text))
+        patch = Image.new("RGB", (right - left, bottom - top), "white")
+        ImageDraw.Draw(patch).text((-left, -top), text, fill=_TEXT, font=font)
+        turned = patch.rotate(90, expand=True)
+        x, y = (round(value * self._scale) for value in at)
+        self._image.paste(turned, (x - turned.width // 2, y - turned.height // 2))
+
+    def png(self) -> bytes:
+        """Return the picture as a PNG file."""
+        size = (WIDTH_PX * _DENSITY, HEIGHT_PX * _DENSITY)
+        buffer = io.BytesIO()
+        reduced = self._image.resize(size, Image.Resampling.LANCZOS)
+        reduced.quantize(64).save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+
 def line_chart(
     title: str, lines: Mapping[str, Points], *, x_label: str, y_label: str
-) -> str | None:
+) -> bytes | None:
     """Draw lines over one pair of axes.
 
     Args:
@@ -60,28 +113,21 @@ def line_chart(
         y_label: What y is.
 
     Returns:
-        An SVG document; None where there is no point.
+        A PNG file of twice `WIDTH_PX` by twice `HEIGHT_PX`; None where there is no point.
     """
     points = [point for line in lines.values() for point in line]
     if not points:
         return None
-    x_axis = _axis([x for x, _ in points], _LEFT_PX, _WIDTH_PX - _RIGHT_PX)
-    y_axis = _axis([y for _, y in points], _HEIGHT_PX - _BOTTOM_PX, _TOP_PX)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH_PX}" height="{_HEIGHT_PX}" '
-        f'viewBox="0 0 {_WIDTH_PX} {_HEIGHT_PX}" font-family="sans-serif" font-size="11">',
-        f'<rect width="{_WIDTH_PX}" height="{_HEIGHT_PX}" fill="white"/>',
-        f'<text x="{_LEFT_PX}" y="14" font-size="13">{escape(title)}</text>',
-        *_grid(x_axis, y_axis, x_label, y_label),
-    ]
+    x_axis = _axis([x for x, _ in points], _LEFT_PX, WIDTH_PX - _RIGHT_PX)
+    y_axis = _axis([y for _, y in points], HEIGHT_PX - _BOTTOM_PX, _TOP_PX)
+    canvas = _Canvas()
+    canvas.text((_LEFT_PX, 17), title, anchor="ls", size_px=13, color=_TEXT)
+    _draw_grid(canvas, x_axis, y_axis, x_label, y_label)
     for index, (name, line) in enumerate(lines.items()):
         color = _COLORS[index % len(_COLORS)]
-        path = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in line)
-        parts += [
-            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>',
-            f'<text x="{_LEFT_PX + 100 * index}" y="30" fill="{color}">{escape(name)}</text>',
-        ]
-    return "\n".join([*parts, "</svg>\n"])
+        canvas.line([(x_axis.place(x), y_axis.place(y)) for x, y in line], color, 2)
+        canvas.text((_LEFT_PX + 100 * index, 34), name, anchor="ls", color=color)
+    return canvas.png()
 
 
 def read_points(table: str | None, x: str, y: str) -> Points:
@@ -109,25 +155,15 @@ def _axis(values: Sequence[float], start_px: float, end_px: float) -> Axis:
     return Axis(low, high, start_px, end_px)
 
 
-def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> list[str]:
+def _draw_grid(canvas: _Canvas, x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> None:
     left, right = x_axis.start_px, x_axis.end_px
     bottom, top = y_axis.start_px, y_axis.end_px
-    parts = []
     for value in y_axis.ticks():
         y = y_axis.place(value)
-        parts += [
-            f'<path d="M{left} {y:.1f}H{right}" stroke="#e5e7eb"/>',
-            f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>',
-        ]
+        canvas.line([(left, y), (right, y)], _GRID, 1)
+        canvas.text((left - 5, y), f"{value:g}", anchor="rm", color=_TEXT)
     for value in x_axis.ticks():
-        x = x_axis.place(value)
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{value:g}</text>')
-    middle = (top + bottom) / 2
-    return [
-        *parts,
-        f'<path d="M{left} {top}V{bottom}H{right}" stroke="#555" fill="none"/>',
-        f'<text x="{(left + right) / 2:.0f}" y="{bottom + 30}" text-anchor="middle">'
-        f"{escape(x_label)}</text>",
-        f'<text transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>",
-    ]
+        canvas.text((x_axis.place(value), bottom + 5), f"{value:g}", anchor="ma", color=_TEXT)
+    canvas.line([(left, top), (left, bottom), (right, bottom)], _FRAME, 1)
+    canvas.text(((left + right) / 2, HEIGHT_PX - 6), x_label, anchor="ms", color=_TEXT)
+    canvas.upright_text((10, (top + bottom) / 2), y_label)

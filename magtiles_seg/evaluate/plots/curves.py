@@ -44,6 +44,8 @@ def metrics(result: EvaluationResult) -> dict[str, Any]:
     """
     return {
         "protocol": result.protocol.name,
+        "split_rule": result.protocol.split_rule,
+        "leaky_split": result.protocol.leaky,
         "pictures": len(result.records),
         "tiles": len(np.unique(result.records.group)),
         **_known(result.figures),

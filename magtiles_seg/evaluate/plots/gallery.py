@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -96,38 +96,39 @@ HIT_RGB, MISSED_RGB, FALSE_ALARM_RGB = (0, 158, 115), (230, 159, 0), (204, 60, 1
 LEGEND = "green: found, orange: missed, magenta: false alarm"
 
 _GAP_PX = 4
+_WIDE = 1.5  # three such pictures side by side would be too small on a page
 _TINT = 0.55
 
 
 def select_pictures(
-    records: Records, newly_wrong: Sequence[str], *, count: int = 20, seed: int = 0
+    records: Records, first: Mapping[str, Sequence[str]], *, count: int = 20, seed: int = 0
 ) -> dict[str, list[str]]:
-    """Choose pictures: up to a third newly wrong, a third random, the others the worst.
+    """Choose pictures: those that are named first, then the worst and random ones, half and half.
 
     Args:
         records: The scored pictures.
-        newly_wrong: Ids, the most important first.
+        first: Ids by the name of their group, the most important group and id first; a group gets
+            at most two fifths of what is left.
         count: How many in all.
         seed: Of the random ones.
 
     Returns:
-        Ids by `newly wrong`, `worst` and `random`; no id stands twice.
+        Ids by the groups of `first`, `worst` and `random`; no id stands twice.
     """
     ids = records.ids.tolist()
     wrong_px = records.counts[:, 1] + records.counts[:, 2]
     worst = [ids[row] for row in np.lexsort((-wrong_px, dice(records.counts)))]
     shuffled = np.random.default_rng(seed).permutation(sorted(ids)).tolist()
     groups: dict[str, list[str]] = {}
-    taken: set[str] = set()
-    share = count // 3
-    for name, candidates, quota in (
-        ("newly wrong", list(newly_wrong), share),
-        ("worst", worst, count - 2 * share),
-        ("random", shuffled, count),
+    left = count
+    for name, candidates, share in (
+        *((name, named, 0.4) for name, named in first.items()),
+        ("worst", worst, 0.5),
+        ("random", shuffled, 1.0),
     ):
-        room = min(quota, count - len(taken))
-        groups[name] = [one for one in candidates if one not in taken][:room]
-        taken.update(groups[name])
+        taken = {one for group in groups.values() for one in group}
+        groups[name] = [one for one in candidates if one not in taken][: round(share * left)]
+        left -= len(groups[name])
     return groups
 
 
@@ -139,7 +140,8 @@ def triptych(result: Segmentation, target: NDArray[np.uint8]) -> NDArray[np.uint
         target: (H, W) uint8 true class indices, 0 is sound.
 
     Returns:
-        (H, 3 W + 2 gaps, 3) uint8 RGB; the colours of the last part are those of `LEGEND`.
+        (H, 3 W + 2 gaps, 3) uint8 RGB; one below the other, (3 H + 2 gaps, W, 3), where W > 1.5 H.
+        The colours of the last part are those of `LEGEND`.
     """
     truth, found = target > 0, result.mask > 0
     grey = np.repeat(result.image[:, :, None], 3, axis=2)
@@ -147,8 +149,10 @@ def triptych(result: Segmentation, target: NDArray[np.uint8]) -> NDArray[np.uint
     answer = _tint(grey, truth & found, HIT_RGB)
     answer = _tint(answer, truth & ~found, MISSED_RGB)
     answer = _tint(answer, found & ~truth, FALSE_ALARM_RGB)
-    gap = np.full((len(grey), _GAP_PX, 3), 255, np.uint8)
-    return np.concatenate([grey, gap, marked, gap, answer], axis=1)
+    height, width = truth.shape
+    axis = 0 if width > _WIDE * height else 1
+    gap = np.full((_GAP_PX, width, 3) if axis == 0 else (height, _GAP_PX, 3), 255, np.uint8)
+    return np.concatenate([grey, gap, marked, gap, answer], axis=axis)
 
 
 def _tint(
