@@ -22,20 +22,20 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _digest(copy: Path, root: str = "magtiles_seg.regions") -> str:
-    code = f"from magtiles_seg.fingerprint import code_sha256; print(code_sha256([{root!r}]))"
+def _ask(copy: Path, question: str) -> str:
+    code = f"from magtiles_seg.fingerprint import code_sha256, import_closure; print({question})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
 
 
+def _digest(copy: Path, root: str = "magtiles_seg.regions") -> str:
+    return _ask(copy, f"code_sha256([{root!r}])")
+
+
 def _closure(copy: Path, root: str) -> list[str]:
-    code = f"from magtiles_seg.fingerprint import import_closure; print(*import_closure([{root!r}]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True
-    )
-    return done.stdout.split()
+    return _ask(copy, f"*import_closure([{root!r}])").split()
 
 
 @pytest.mark.parametrize(

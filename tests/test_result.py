@@ -180,14 +180,6 @@ def test_higher_threshold_never_adds_to_the_mask_nor_changes_the_score(
     assert high.score == low.score
 
 
-@pytest.mark.parametrize(
-    ("score", "verdict"), [(0.2, "accept"), (0.3, "review"), (0.59, "review"), (0.6, "reject")]
-)
-def test_verdict_follows_score_and_both_limits(score: float, verdict: str) -> None:
-    assert Decision(reject_score=0.6, review_score=0.3).verdict(score) == verdict
-    assert Decision(reject_score=0.6).verdict(score) == verdict.replace("review", "accept")
-
-
 @settings(deadline=None)
 @given(
     predictions(),
