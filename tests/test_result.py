@@ -69,11 +69,20 @@ def test_defects_of_any_prediction_are_those_of_a_flood_fill(
     assert np.array_equal(result.mask, mask)
     assert np.array_equal(result.classes, mask * classes)
     found = [{key: getattr(one, key) for key in expected[0]} for one in result.defects]
-    expected.sort(key=lambda one: (-one["area_px"], one["bbox_xyxy_px"][1], one["bbox_xyxy_px"][0]))
+    order = [(-one.area_px, one.bbox_xyxy_px[1], one.bbox_xyxy_px[0]) for one in result.defects]
+    assert order == sorted(order)
     assert len(found) == len(expected)
     for one in expected:
         assert one in found
     assert [one.area_px for one in result.defects] == [one["area_px"] for one in expected]
+
+
+def test_defects_of_equal_area_come_in_reading_order_behind_larger_ones() -> None:
+    probability = np.zeros((9, 9), np.float32)
+    probability[1, 7] = probability[5, 1] = probability[5, 5] = probability[8, 4:6] = 1
+    result = segment(probability, np.ones((9, 9), np.uint8))
+    corners = [one.bbox_xyxy_px[:2] for one in result.defects]
+    assert corners == [(4, 8), (7, 1), (1, 5), (5, 5)]
 
 
 @settings(deadline=None)
