@@ -216,6 +216,15 @@ def test_leaks_hand_made_manifest_counts_what_is_wrong() -> None:
     assert report.to_dict()["clean"] is False
 
 
+@pytest.mark.parametrize(
+    "fault", [{"torn_groups": (7,)}, {"duplicate_ids": ("a",)}, {"unknown_ids": ("ghost",)}]
+)
+def test_leak_report_each_fault_alone_is_not_clean(fault: dict[str, tuple[int | str, ...]]) -> None:
+    report = leaks(make_split(tiles(10)), tiles(10))
+    assert report.clean
+    assert not replace(report, **fault).clean  # type: ignore[arg-type]  # a field of its own type
+
+
 def test_leaks_changed_mask_no_longer_matches_the_manifest(tmp_path: Path) -> None:
     mask = tmp_path / "mask.png"
     mask.write_bytes(b"one")
