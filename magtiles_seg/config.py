@@ -9,13 +9,15 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.labels import LABELS, mistake_of_labels
+
+if TYPE_CHECKING:
+    import yaml
 
 
 def one_of(default: str, *choices: str) -> Any:  # noqa: ANN401  (stands for the field's own type)
@@ -410,27 +412,29 @@ def load_params(
     )
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (`1e-3` is a number), and no key twice in a mapping."""
+@cache
+def _loader() -> type[yaml.SafeLoader]:
+    """Return a loader of YAML 1.2 floats (`1e-3` is a number), and of no key twice in a mapping."""
+    import yaml
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {str(key) for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.YAMLError(f"key {', '.join(sorted(twice))} stands there twice")
-        return super().construct_mapping(node, deep)
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            twice = {str(key) for key in keys if keys.count(key) > 1}
+            if twice:
+                raise yaml.YAMLError(f"key {', '.join(sorted(twice))} stands there twice")
+            return super().construct_mapping(node, deep)
 
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+    number = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader
 
 
 def _parse(text: str, where: str) -> Any:  # noqa: ANN401  (any YAML value)
+    import yaml
+
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _loader())
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 

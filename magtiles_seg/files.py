@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +35,7 @@ def staged(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[P
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
+    part = path.with_name(f".{os.urandom(16).hex()}.part{path.suffix}")
     try:
         yield part
         if durable:
@@ -86,6 +84,8 @@ def sha256_of(content: bytes | Path) -> str:
     Raises:
         OSError: The file cannot be read.
     """
+    import hashlib
+
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     digest = hashlib.sha256()

@@ -10,10 +10,14 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # to import these costs more than all the rest of the package
+    Loader = MetaPathFinder = object
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -99,6 +103,9 @@ MOVED = {
 
 class _Alias(Loader):
     """Puts a module under its former name, too."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave the empty module to the import."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Replace the empty module that the import made by the one that moved."""

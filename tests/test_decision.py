@@ -1,4 +1,4 @@
-"""The picture's score: what calibration makes of the mean of the largest probabilities."""
+"""Score and verdict: what calibration makes of the largest probabilities, and both limits."""
 
 from __future__ import annotations
 
@@ -37,6 +37,24 @@ def test_score_any_calibration_keeps_the_order(
     decision = Decision(score_scale=scale, score_bias=bias)
     low, high = sorted((low, high))
     assert 0 <= decision.score(low) <= decision.score(high) <= 1
+
+
+def test_score_of_a_picture_leaves_its_margin_out_and_takes_the_largest_of_the_rest() -> None:
+    probability = np.zeros((8, 8), np.float32)
+    probability[0], probability[4, 3:5] = 0.9, 0.5
+    decision = Decision(score_top_k_px=4, score_margin_px=1)
+    assert decision.score_of(probability) == 0.25
+    assert dataclasses.replace(decision, score_margin_px=0).score_of(probability) == pytest.approx(
+        0.9
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"), [(0.2, "accept"), (0.3, "review"), (0.59, "review"), (0.6, "reject")]
+)
+def test_verdict_follows_score_and_both_limits(score: float, verdict: str) -> None:
+    assert Decision(reject_score=0.6, review_score=0.3).verdict(score) == verdict
+    assert Decision(reject_score=0.6).verdict(score) == verdict.replace("review", "accept")
 
 
 @pytest.mark.parametrize("values", [{"score_scale": 0}, {"score_bias": math.inf}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,31 @@ def test_staged_killed_half_way_leaves_the_old_file(tmp_path: Path) -> None:
 
     assert done.returncode == -9
     assert (tmp_path / "a.json").read_bytes() == b"old"
+
+
+def test_write_durable_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flushed = tmp_path / "model.onnx", []
+
+    def flush(descriptor: int) -> None:
+        flushed.append((os.fstat(descriptor).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write(path, b"whole", durable=True)
+    write(path, b"quick")
+
+    assert flushed == [(len(b"whole"), False)]
+
+
+def test_write_that_fails_names_the_file_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+
+    with pytest.raises(OSError, match="cannot write: ") as caught:
+        write(tmp_path / "folder", b"content")
+
+    assert caught.value.filename == str(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_two_writers_of_one_name_do_not_share_a_part(tmp_path: Path) -> None:

@@ -22,12 +22,46 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _digest(copy: Path, root: str = "magtiles_seg.regions") -> str:
-    code = f"from magtiles_seg.fingerprint import code_sha256; print(code_sha256([{root!r}]))"
+def _ask(copy: Path, question: str) -> str:
+    code = f"from magtiles_seg.fingerprint import code_sha256, import_closure; print({question})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
+
+
+def _digest(copy: Path, root: str = "magtiles_seg.regions") -> str:
+    return _ask(copy, f"code_sha256([{root!r}])")
+
+
+def _closure(copy: Path, root: str) -> list[str]:
+    return _ask(copy, f"*import_closure([{root!r}])").split()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import magtiles_seg.image",
+        "from magtiles_seg import image",
+        "from magtiles_seg.image import read_image",
+        "if TYPE_CHECKING:\n    image = None\nelse:\n    import magtiles_seg.image",
+        "import_module('magtiles_seg.image')",
+        "APP = 'magtiles_seg.image:app'",
+    ],
+)
+def test_import_closure_follows_every_way_to_import(copy: Path, line: str) -> None:
+    (copy / "magtiles_seg" / "probe.py").write_text(line)
+
+    assert "magtiles_seg.image" in _closure(copy, "magtiles_seg.probe")
+
+
+def test_import_closure_of_a_module_holds_what_its_package_imports(copy: Path) -> None:
+    package = copy / "magtiles_seg" / "probe"
+    package.mkdir()
+    (package / "__init__.py").write_text("import magtiles_seg.image")
+    (package / "inner.py").write_text("")
+
+    assert "magtiles_seg.image" in _closure(copy, "magtiles_seg.probe.inner")
 
 
 def test_import_closure_follows_imports_inside_functions() -> None:
@@ -69,6 +103,18 @@ def test_code_sha256_comment_and_docstring_are_the_same_code(copy: Path) -> None
     before = _digest(copy)
     file = copy / "magtiles_seg" / "regions.py"
     file.write_text('"""Another text."""\n# a remark\n' + file.read_text().partition('"""\n')[2])
+
+    assert _digest(copy) == before
+
+
+def test_code_sha256_docstrings_of_functions_and_classes_are_the_same_code(copy: Path) -> None:
+    before = _digest(copy)
+    file = copy / "magtiles_seg" / "regions.py"
+    text = file.read_text()
+    for words in ("Measure the connected regions", "One connected region"):
+        assert words in text
+        text = text.replace(words, "Another text")
+    file.write_text(text)
 
     assert _digest(copy) == before
 

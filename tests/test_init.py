@@ -30,6 +30,16 @@ def test_import_of_light_module_loads_no_heavy_package(module: str) -> None:
     assert run_fresh(code) == "[]"
 
 
+def test_import_of_the_command_line_loads_neither_numpy_nor_yaml() -> None:
+    code = "import sys, magtiles_seg.cli; print([n for n in ('numpy', 'yaml') if n in sys.modules])"
+    assert run_fresh(code) == "[]"
+
+
+def test_import_in_fresh_process_leaves_the_dear_importlib_abc_alone() -> None:
+    code = "import sys; sys.modules.pop('importlib.abc', None); import magtiles_seg;"
+    assert run_fresh(f"{code} print('importlib.abc' in sys.modules)") == "False"
+
+
 def test_import_in_fresh_process_costs_at_most_200_ms_over_numpy() -> None:
     code = (
         "import time, numpy; start = time.perf_counter(); import magtiles_seg, magtiles_seg.result;"

@@ -69,11 +69,19 @@ def test_defects_of_any_prediction_are_those_of_a_flood_fill(
     assert np.array_equal(result.mask, mask)
     assert np.array_equal(result.classes, mask * classes)
     found = [{key: getattr(one, key) for key in expected[0]} for one in result.defects]
-    expected.sort(key=lambda one: (-one["area_px"], one["bbox_xyxy_px"][1], one["bbox_xyxy_px"][0]))
+    order = [(-one.area_px, one.bbox_xyxy_px[1], one.bbox_xyxy_px[0]) for one in result.defects]
+    assert order == sorted(order)
     assert len(found) == len(expected)
     for one in expected:
         assert one in found
-    assert [one.area_px for one in result.defects] == [one["area_px"] for one in expected]
+
+
+def test_defects_of_equal_area_come_in_reading_order_behind_larger_ones() -> None:
+    probability = np.zeros((9, 9), np.float32)
+    probability[1, 7] = probability[5, 1] = probability[5, 5] = probability[8, 4:6] = 1
+    result = segment(probability, np.ones((9, 9), np.uint8))
+    corners = [one.bbox_xyxy_px[:2] for one in result.defects]
+    assert corners == [(4, 8), (7, 1), (1, 5), (5, 5)]
 
 
 @settings(deadline=None)
@@ -178,14 +186,6 @@ def test_higher_threshold_never_adds_to_the_mask_nor_changes_the_score(
     high = low.redecide(threshold=max(one, other))
     assert (high.mask <= low.mask).all()
     assert high.score == low.score
-
-
-@pytest.mark.parametrize(
-    ("score", "verdict"), [(0.2, "accept"), (0.3, "review"), (0.59, "review"), (0.6, "reject")]
-)
-def test_verdict_follows_score_and_both_limits(score: float, verdict: str) -> None:
-    assert Decision(reject_score=0.6, review_score=0.3).verdict(score) == verdict
-    assert Decision(reject_score=0.6).verdict(score) == verdict.replace("review", "accept")
 
 
 @settings(deadline=None)

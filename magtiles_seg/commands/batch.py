@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from magtiles_seg.commands import options
-from magtiles_seg.decision import OVERRIDES
 from magtiles_seg.progress import live, note
 
 _EXAMPLES = r"""
@@ -94,6 +93,8 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    from magtiles_seg.decision import OVERRIDES
+
     found = _present(vars(arguments), *OVERRIDES, "device", "mm_per_px", "threads")
     return found if arguments.model is None else {**found, "model": arguments.model.absolute()}
 

@@ -11,7 +11,6 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg import errors
-from magtiles_seg.decision import OVERRIDES
 from magtiles_seg.inputs import expand_home
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 ACCEPTED, REJECTED, ERROR, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
 
-_SEGMENTER_OPTIONS = (*OVERRIDES, "device", "backend", "mm_per_px", "threads", "rebuild")
-"""Options of the verbs that are arguments of `Segmenter` by the same name."""
+_SEGMENTER_OPTIONS = ("device", "backend", "mm_per_px", "threads", "rebuild")
+"""Options of the verbs that are arguments of `Segmenter` by the same name, beside `OVERRIDES`."""
 
 
 def add_verb(
@@ -167,9 +166,11 @@ def read_params(arguments: argparse.Namespace) -> Params:
 
 def open_segmenter(arguments: argparse.Namespace, **more: Any) -> Any:  # noqa: ANN401  (loaded only when used)
     """Return the `Segmenter` that the verb's options, and what else is given, describe."""
+    from magtiles_seg.decision import OVERRIDES
     from magtiles_seg.infer.segmenter import Segmenter
 
-    given = {name: getattr(arguments, name, None) for name in _SEGMENTER_OPTIONS}
+    names = (*OVERRIDES, *_SEGMENTER_OPTIONS)
+    given = {name: getattr(arguments, name, None) for name in names}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.pop("rebuild", None):
         options["rebuild"] = import_extra("magtiles_seg.export.rebuild", "export").rebuild_engine

@@ -13,11 +13,11 @@ from magtiles_seg import errors, inputs
 from magtiles_seg.commands import options
 from magtiles_seg.names import as_line, as_text, without_secrets
 from magtiles_seg.progress import bar, complain, note, print_above
-from magtiles_seg.tile import TileResult
 
 if TYPE_CHECKING:
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.result import Segmentation
+    from magtiles_seg.tile import TileResult
 
 _EXAMPLES = r"""
   magtiles-seg segment tile.png
@@ -118,6 +118,8 @@ class _Session:
         if len(exposures) < len(found):
             self._complain_of_tile(group, len(found) - len(exposures))
             return options.ERROR
+        from magtiles_seg.tile import TileResult
+
         tile = TileResult(exposures=exposures, name=as_text(group.name))
         if group.target is not None:
             tile.save(*group.target)

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from magtiles_seg.config import load_params
 from magtiles_seg.dataset.leakage import leaks
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import RULES, Split, committed_folds, fold_assignment, make_split
+from magtiles_seg.dataset.splits import (
+    RULES,
+    Split,
+    committed_folds,
+    even_out,
+    fold_assignment,
+    make_split,
+)
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.dataset.tiles import group_tiles
 from magtiles_seg.errors import ConfigError, DataError
@@ -209,6 +216,15 @@ def test_leaks_hand_made_manifest_counts_what_is_wrong() -> None:
     assert report.to_dict()["clean"] is False
 
 
+@pytest.mark.parametrize(
+    "fault", [{"torn_groups": (7,)}, {"duplicate_ids": ("a",)}, {"unknown_ids": ("ghost",)}]
+)
+def test_leak_report_each_fault_alone_is_not_clean(fault: dict[str, tuple[int | str, ...]]) -> None:
+    report = leaks(make_split(tiles(10)), tiles(10))
+    assert report.clean
+    assert not replace(report, **fault).clean  # type: ignore[arg-type]  # a field of its own type
+
+
 def test_leaks_changed_mask_no_longer_matches_the_manifest(tmp_path: Path) -> None:
     mask = tmp_path / "mask.png"
     mask.write_bytes(b"one")
@@ -357,3 +373,10 @@ def test_split_parts_of_pictures_that_are_not_there_names_one(tmp_path: Path) ->
     path.write_text(sealed(train=["exp1_num_7"], validation=[], test=[]))
     with pytest.raises(DataError, match="names 1 pictures that the data set lacks, exp1_num_7"):
         split_parts(path, params)
+
+
+def test_even_out_weighs_squared_shares_hand_worked() -> None:
+    """Single pictures cost (2 n + 1) / w: 1, 3, 5 over .85, then 1 over .15 is less than 7/.85."""
+    samples = tiles(8, pictures=1)[1::2]
+    bins = even_out(samples, [0.85, 0.15], seed=0, fixed={})
+    assert Counter(bins.values()) == {0: 3, 1: 1}

@@ -47,6 +47,15 @@ def test_gap_is_an_uninspected_interval_and_parts_the_defects() -> None:
     assert report.uninspected_mm == pytest.approx(3.0)
 
 
+def test_defect_behind_a_gap_is_incomplete_only_where_it_borders_it() -> None:
+    picture = np.zeros((60, 40), np.uint8)
+    picture[:3, 5:8] = picture[8:11, 5:8] = 255  # both within the first strip
+    web = stub_web(40)
+    web.push(np.zeros((20, 40), np.uint8), 0)
+    found = web.push(picture, 30) + web.close()
+    assert [(one.first_line, one.complete) for one in found] == [(30, False), (38, True)]
+
+
 def test_piece_behind_a_gap_is_inspected_as_a_picture_of_its_own() -> None:
     picture = random_web(8)
     web = stub_web(picture.shape[1])

@@ -125,6 +125,21 @@ def test_submit_lonely_picture_waits_no_longer_than_its_deadline_for_company() -
     assert run(scenario, max_batch=8, wait_s=0.3).batches == [[1, 2], [3]]
 
 
+def test_submit_waits_for_company_from_when_the_oldest_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(perf_counter=lambda: 0.0)
+    monkeypatch.setattr("magtiles_seg.serve.batching.time", clock)
+
+    async def scenario(batcher: Batcher, _: Recorder) -> None:
+        early = asyncio.create_task(batcher.submit(picture(1)))
+        await asyncio.sleep(0.05)
+        clock.perf_counter = lambda: 100.0
+        await asyncio.gather(early, batcher.submit(picture(2)))
+
+    assert run(scenario, max_batch=8, wait_s=60.0).batches == [[1, 2]]
+
+
 def test_streams_work_at_the_same_time() -> None:
     async def scenario(batcher: Batcher, recorder: Recorder) -> None:
         recorder.release.clear()

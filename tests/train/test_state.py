@@ -15,6 +15,7 @@ from magtiles_seg.train.state import (
     CHECKPOINT,
     STATE,
     Fingerprints,
+    RunState,
     fingerprints,
     forget_other_run,
     identity,
@@ -187,6 +188,23 @@ def test_run_whose_checkpoint_another_run_wrote_is_forgotten(
     (stopped / CHECKPOINT).write_bytes(checkpoint.read_bytes())
     assert forget_other_run(*parts, PARAMS, stopped)
     assert not (stopped / STATE).exists()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "patience", "finished"),
+    [(3, 2, False), (4, 2, True), (9, 0, False), (10, 0, True)],
+)
+def test_run_state_is_finished_by_its_last_epoch_or_after_patience_epochs_without_a_better(
+    epoch: int, patience: int, finished: bool
+) -> None:
+    state = RunState(identity={}, epoch=epoch, best_epoch=1)
+    assert state.finished(TrainParams(epochs=10, patience=patience)) == finished
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_identity_of_other_pictures_in_either_part_is_another(parts: Parts, part: int) -> None:
+    training, validation = (samples[index == part :] for index, samples in enumerate(parts))
+    assert identity(training, validation, PARAMS, LABELS) != identity(*parts, PARAMS, LABELS)
 
 
 def test_empty_folder_has_nothing_to_go_on(parts: Parts, tmp_path: Path) -> None:
