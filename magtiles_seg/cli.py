@@ -18,8 +18,9 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import magtiles_seg
@@ -48,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prepare_streams()
     try:
-        return _run(argv)
+        with _plain_warnings():
+            return _run(argv)
     except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
         _silence()
         return ERROR
@@ -60,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             _report(error)
         return INTERNAL
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print a warning as every other remark: its words alone, without a line of our code."""
+    former = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"magtiles-seg: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = former
 
 
 def _run(argv: Sequence[str] | None) -> int:

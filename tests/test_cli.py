@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -310,3 +312,17 @@ def test_help_of_a_verb_ends_in_examples_that_parse(
     with pytest.raises(SystemExit, match="0"):
         run(*verb.split(), "--help")
     assert f"magtiles-seg {verb}" in capsys.readouterr().out.split("examples:")[1]
+
+
+def test_warning_is_printed_in_its_words_alone(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train: {kind_weight: 0.1}\n", encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-m", "magtiles_seg", "data", "split"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first = ran.stderr.splitlines()[0]
+    assert first.startswith("magtiles-seg: train.kind_weight is now train.class_weight")
+    assert ".py" not in ran.stderr
