@@ -308,9 +308,9 @@ class PatchClassifier(nn.Module):
         self.hidden = nn.Conv2d(fine + sum(coarse), self._HIDDEN, 1)
         self.answer = nn.Conv2d(self._HIDDEN, 1, 1)
 
-    def train(self, mode: bool = True) -> PatchClassifier:
+    def train(self, mode: bool = True) -> PatchClassifier:  # noqa: ARG002 - torch's signature
         """Stay in evaluation mode: the features' statistics are ImageNet's."""
-        return super().train(mode and False)
+        return super().train(mode=False)
 
     def features(self, grey: Tensor) -> Tensor:
         """Return what is known of each patch.

@@ -112,8 +112,8 @@ def _choose(
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
     """Return the indices of up to `each` defective and `each` sound patches."""
-    kinds = (np.flatnonzero(defect > _LEAST_DEFECT), np.flatnonzero((defect == 0) & (known == 1)))
-    return np.concatenate([rng.permutation(kind)[:each] for kind in kinds])
+    defective, sound = defect > _LEAST_DEFECT, (defect == 0) & (known == 1)
+    return np.concatenate([rng.permutation(np.flatnonzero(m))[:each] for m in (defective, sound)])
 
 
 def _fit(patches: PatchClassifier, features: Tensor, defective: Tensor, seed: int) -> None:
