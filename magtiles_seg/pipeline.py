@@ -279,13 +279,18 @@ def export(
         ParityError: The model answers differently; nothing is written.
         FileNotFoundError, DataError, ModelError: An input is missing or damaged.
     """
+    from magtiles_seg.evaluate.decide import Choice
     from magtiles_seg.export.graph import export_onnx
     from magtiles_seg.export.parity import Tolerance
+    from magtiles_seg.model.checkpoint import calibrate_checkpoint
 
-    chosen = _read_choice(choice)
+    chosen = Choice.from_json(choice.read_text(encoding="utf-8")) if choice else None
     with tempfile.TemporaryDirectory() as folder:
         if chosen is not None:
-            checkpoint = _calibrated(checkpoint, chosen, Path(folder))
+            source, checkpoint = checkpoint, Path(folder) / "calibrated.safetensors"
+            calibrate_checkpoint(
+                source, checkpoint, scale=chosen.pixel.scale, bias=chosen.pixel.bias
+            )
         card = _card(params, checkpoint, manifest, chosen, name)
         report = export_onnx(
             checkpoint,
@@ -440,32 +445,6 @@ def evaluate_folds(
         progress=progress,
         watch=watch,
     )
-
-
-def with_figures(card: ModelCard, result: EvaluationResult) -> ModelCard:
-    """Return a card with an evaluation's figures, in place of older ones of the same protocol."""
-    known = {name: value for name, value in result.figures.items() if value == value}
-    name, pictures = result.protocol.name, len(result.records)
-    others = [entry for entry in card.metrics if entry["protocol"] != name]
-    entry = {"protocol": name, "pictures": pictures, "figures": known}
-    return replace(card, metrics=(*others, entry))
-
-
-def _read_choice(path: Path | None) -> Choice | None:
-    if path is None:
-        return None
-    from magtiles_seg.evaluate.decide import Choice
-
-    return Choice.from_json(path.read_text(encoding="utf-8"))
-
-
-def _calibrated(checkpoint: Path, choice: Choice, folder: Path) -> Path:
-    """Return a copy of a checkpoint with a choice's calibration in its last layer."""
-    from magtiles_seg.model.checkpoint import calibrate_checkpoint
-
-    copy = folder / "calibrated.safetensors"
-    calibrate_checkpoint(checkpoint, copy, scale=choice.pixel.scale, bias=choice.pixel.bias)
-    return copy
 
 
 def _card(

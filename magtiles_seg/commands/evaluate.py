@@ -108,7 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
         write(arguments.json, result.to_json())
     if arguments.write_card:
         rewrite = options.import_extra("magtiles_seg.export.graph", "export").rewrite_card
-        rewrite(segmenter.spec.path, pipeline.with_figures(segmenter.spec.card, result))
+        card = segmenter.spec.card.with_figures(
+            result.protocol.name, len(result.records), result.figures
+        )
+        rewrite(segmenter.spec.path, card)
     print(result.to_markdown())
     return options.ACCEPTED
 

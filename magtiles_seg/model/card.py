@@ -98,6 +98,19 @@ class ModelCard:
         _check_calibration(self.calibration)
         _check_statistics(self.input_statistics)
 
+    def with_figures(self, protocol: str, pictures: int, figures: Mapping[str, float]) -> ModelCard:
+        """Return a card with an evaluation's figures, in place of older ones of that protocol.
+
+        Args:
+            protocol: Its name.
+            pictures: How many were scored.
+            figures: By name; those that are NaN are left out.
+        """
+        others = [entry for entry in self.metrics if entry["protocol"] != protocol]
+        known = {name: value for name, value in figures.items() if not math.isnan(value)}
+        entry = {"protocol": protocol, "pictures": pictures, "figures": known}
+        return dataclasses.replace(self, metrics=(*others, entry))
+
     def to_json(self) -> str:
         """Return the card as one line of JSON with sorted keys.
 
