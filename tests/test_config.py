@@ -31,6 +31,23 @@ def test_params_file_of_the_project_names_every_train_key() -> None:
     assert set(document["train"]) == {item.name for item in fields(TrainParams)}
 
 
+@pytest.mark.parametrize(
+    ("overrides", "checksums"),
+    [
+        ([], "list"),
+        (["data_load.source=my/tiles"], None),
+        (["data_load.source=my/tiles", "data_load.checksums=mine"], "mine"),
+        (["data_load.source=Downloads/master.zip"], "list"),
+        (["data_load.source=https://example.com/master.ZIP"], "list"),
+    ],
+)
+def test_folder_of_one_s_own_is_not_held_against_the_file_s_checksums(
+    tmp_path: Path, overrides: list[str], checksums: str | None
+) -> None:
+    path = write(tmp_path, "data_load: {source: a.zip, checksums: list}")
+    assert load_params(path, overrides).data_load.checksums == checksums
+
+
 def test_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load_params(write(tmp_path, "")) == Params()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,8 @@ class BaslerSource:
         >>> camera = BaslerSource(features={"width": 2048, "height": 256, "trigger": "Line1"})
     """
 
+    _pixel_format = "Mono8"
+
     def __init__(
         self,
         serial: str | None = None,
@@ -157,7 +159,8 @@ class BaslerSource:
             apply(nodes, None if settings is None else Path(settings), features or {})
             self._silence_s = _silence_s(timeout_s, nodes)
             self._width_px, self._rows = int(nodes.get("Width")), int(nodes.get("Height"))
-            self._levels = Levels(nodes.get("PixelFormat"), self._width_px)
+            self._pixel_format = nodes.get("PixelFormat")
+            _ = self._levels  # an error of the format is one of setting up
         except (ConfigError, FileNotFoundError):
             self.close()
             raise
@@ -176,6 +179,10 @@ class BaslerSource:
         camera = self._pylon.InstantCamera(device)
         camera.Open()
         return camera
+
+    @cached_property
+    def _levels(self) -> Levels:
+        return Levels(self._pixel_format, self._width_px)
 
     @property
     def width_px(self) -> int:
@@ -270,6 +277,8 @@ class BaslerSource:
 class GenicamSource:
     """Any camera with a GenTL producer (a `.cti` file), through harvesters."""
 
+    _pixel_format = "Mono8"
+
     def __init__(
         self,
         producer: str,
@@ -307,7 +316,8 @@ class GenicamSource:
             self._silence_s = _silence_s(timeout_s, self._nodes)
             get = self._nodes.get
             self._width_px, self._rows = int(get("Width")), int(get("Height"))
-            self._levels = Levels(get("PixelFormat"), self._width_px)
+            self._pixel_format = get("PixelFormat")
+            _ = self._levels  # an error of the format is one of setting up
         except (ConfigError, FileNotFoundError):
             self.close()
             raise
@@ -338,6 +348,10 @@ class GenicamSource:
                 "power and network, and that no other program holds the camera"
             )
         return self._harvester.create(device)
+
+    @cached_property
+    def _levels(self) -> Levels:
+        return Levels(self._pixel_format, self._width_px)
 
     @property
     def width_px(self) -> int:
