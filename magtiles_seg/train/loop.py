@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol as TypingProtocol
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from magtiles_seg.config import TrainParams
-from magtiles_seg.dataset.augment import Augmentation, CopyPaste
+from magtiles_seg.dataset.augment import Augmentation, CopyPaste, View
 from magtiles_seg.dataset.samples import Sample, load_image
 from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError
@@ -205,14 +206,22 @@ class _Run:
         network, _ = load_checkpoint(Path(self.params.teacher))
         return _placed(network.eval().requires_grad_(False), self.devices.device)
 
+    @cached_property
+    def pictures(self) -> list[View]:
+        """The training pictures, read once.
+
+        Raises:
+            DataError: One is damaged.
+        """
+        return training_pictures(self.training, self.protocol, self.labels)
+
     def read_pictures(self) -> None:
         """Bring the pictures into memory, and onto the device where that draws them itself.
 
         Raises:
             DataError: One is damaged.
         """
-        params, device = self.params, self.devices.device
-        pictures = training_pictures(self.training, self.protocol, self.labels)
+        params, device, pictures = self.params, self.devices.device, self.pictures
         copy_paste = CopyPaste(pictures, self.labels) if params.copy_paste_fraction else None
         self.shown = TrainingSet(pictures, self.sampler, copy_paste)
         self.device_views = DeviceViews(self.shown, device) if fits_on(device, pictures) else None
@@ -307,13 +316,14 @@ class _Run:
             DataError: A picture is damaged.
             BackendUnavailableError: The package with the encoder's weights is not installed.
         """
-        network, meta = load_checkpoint(self.out_dir / CHECKPOINT)
         share = self.params.effective_patch_share
-        if not share or network.patches is not None:
+        if not share:
+            return
+        network, meta = load_checkpoint(self.out_dir / CHECKPOINT)
+        if network.patches is not None:
             return
         _placed(network, self.devices.device)
-        pictures = training_pictures(self.training, self.protocol, self.labels)
-        add_patches(network, pictures, share=share, seed=self.params.seed)
+        add_patches(network, self.pictures, share=share, seed=self.params.seed)
         held_out = ValidationPart(
             self.validation, self.protocol, labels=self.labels, stride=network.stride
         )
