@@ -204,9 +204,9 @@ class TrainParams(_Section):
         teacher: Checkpoint whose probabilities are learnt beside the masks (distillation).
         teacher_weight: Their share of the target; the mask has the rest.
         patch_share: Share of the defect logit that a classifier of patches by frozen ImageNet
-            features gets, once the network is trained: a second opinion; 0 for none. None: a
-            quarter beside a pretrained `lite0` or larger, else none, for it would cost more time
-            than the network.
+            features gets, once the network is trained: a second opinion, which keeps the encoder
+            up to stride 8 as it was; 0 for none. None: a quarter in a pretrained `lite0` or larger,
+            and in what starts from a model that has one; else none.
         ema_decay: Of the averaged weights that are kept.
         keep: The epoch whose weights are kept: the `best` on the validation part, or the `last`,
             which no few validation tiles lead astray.

@@ -17,7 +17,7 @@ from torch import Tensor
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.files import write
 from magtiles_seg.jsontext import parse_json
-from magtiles_seg.model.network import PatchClassifier, SegmentationNetwork, build_network
+from magtiles_seg.model.network import SegmentationNetwork, build_network
 
 _META_KEY = "magtiles_seg"
 _PATCH_SHARE = "patch_share"
@@ -91,7 +91,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[SegmentationNetwork, 
     try:
         network = build_network(_text(meta["architecture"]), labels=_labels(meta["labels"]))
         if _PATCH_SHARE in tensors:
-            network.add_patches(PatchClassifier(), 0.0)
+            network.add_patches()
         network.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(

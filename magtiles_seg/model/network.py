@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -284,72 +285,76 @@ class Decoder(nn.Module):
 PATCH_PX = 8
 """Side of the squares that a `PatchClassifier` judges, in px."""
 
+_TRUNK_STAGES = 3
+"""Features of the strides 2, 4 and 8 come from the trunk, the part of an encoder that is shared."""
+
 
 class PatchClassifier(nn.Module):
     """A second opinion from frozen features: how defective each patch of 8 x 8 px looks.
 
-    Its encoder keeps its ImageNet weights, so it cannot learn the training tiles by heart. What it
-    misses is hardly what a fitted network misses, and the two together answer better than either.
+    It shares the encoder's trunk, up to stride 8, and has its own stage of stride 16; both keep
+    their ImageNet weights, so they cannot learn the training tiles by heart. What it misses is
+    hardly what a fitted network misses, and the two together answer better than either.
 
     Attributes:
-        stride: Height and width of the input must be multiples of this.
-        encoder: Of `lite0`, its weights and statistics fixed.
-        hidden: 1 x 1 convolution over the features of a patch.
+        tail: The encoder's blocks of stride 16, as they were before any training.
+        hidden_fine: 1 x 1 convolution over a patch's features of the strides 4 and 8.
+        hidden_coarse: The same over those of stride 16, at their own size; the two are added.
         answer: 1 x 1 convolution to the logit of P(the patch is defective).
     """
 
     _HIDDEN = 64
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: LiteEncoder) -> None:
         super().__init__()
-        self.stride = 32
-        self.encoder = LiteEncoder(LITE_STAGES["lite0"]).requires_grad_(False)
-        _, fine, *coarse = self.encoder.channels
-        self.hidden = nn.Conv2d(fine + sum(coarse), self._HIDDEN, 1)
+        _, _, trunk_end, tail_end = encoder.taps[:4]
+        self.tail = deepcopy(encoder.blocks[trunk_end + 1 : tail_end + 1])
+        _, fine, same, coarse = encoder.channels[:4]
+        self.hidden_fine = nn.Conv2d(fine + same, self._HIDDEN, 1)
+        self.hidden_coarse = nn.Conv2d(coarse, self._HIDDEN, 1, bias=False)
         self.answer = nn.Conv2d(self._HIDDEN, 1, 1)
+        self.requires_grad_(False)
 
     def train(self, mode: bool = True) -> PatchClassifier:  # noqa: ARG002 - torch's signature
         """Stay in evaluation mode: the features' statistics are ImageNet's."""
         return super().train(mode=False)
 
-    def features(self, grey: Tensor) -> Tensor:
+    def features(self, encoded: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return what is known of each patch.
 
         Args:
-            grey: (N, 1, H, W) float, about -1..1; H and W multiples of 32.
+            encoded: The encoder's features, finest first, of which those of the strides 4 and 8
+                are used.
 
         Returns:
-            (N, C, H / 8, W / 8): the encoder's features of strides 4 to 32, those of 8 and 16 as
-            means over 3 x 3 neighbours.
+            fine: (N, C, H / 8, W / 8), the strides 4 and 8.
+            coarse: (N, C', H / 16, W / 16). Those of 8 and 16 are means over 3 x 3 neighbours.
         """
-        _, *features = self.encoder(grey)
-        fine, same, *coarse = features
-        coarse[0] = _neighbourhood_mean(coarse[0])
-        return torch.cat(
-            [
-                nn.functional.avg_pool2d(fine, 2),
-                _neighbourhood_mean(same),
-                *(
-                    nn.functional.interpolate(feature, scale_factor=scale, mode="bilinear")
-                    for feature, scale in zip(coarse, (2.0, 4.0), strict=True)
-                ),
-            ],
-            dim=1,
-        )
+        _, fine, same = encoded[:_TRUNK_STAGES]
+        coarse = same
+        for block in self.tail:
+            coarse = block(coarse)
+        pooled = nn.functional.avg_pool2d(fine, 2)
+        return torch.cat([pooled, _neighbourhood_mean(same)], dim=1), _neighbourhood_mean(coarse)
 
-    def judge(self, features: Tensor) -> Tensor:
-        """Return the patches' logits, (N, 1, h, w), from their features, (N, C, h, w)."""
-        logit: Tensor = self.answer(nn.functional.relu(self.hidden(features)))
+    def judge(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Return the patches' logits, (N, 1, H / 8, W / 8), from their `features`."""
+        hidden = self.hidden_fine(fine) + enlarged(self.hidden_coarse(coarse), 2)
+        logit: Tensor = self.answer(nn.functional.relu(hidden))
         return logit
 
-    def forward(self, grey: Tensor) -> Tensor:
-        """Return the patches' logits at every pixel, (N, 1, H, W), as `features` takes pictures."""
-        logit = self.judge(self.features(grey))
-        return nn.functional.interpolate(logit, scale_factor=float(PATCH_PX), mode="bilinear")
+    def forward(self, encoded: Sequence[Tensor]) -> Tensor:
+        """Return the patches' logits at half the picture's size, (N, 1, H / 2, W / 2)."""
+        return enlarged(self.judge(*self.features(encoded)), PATCH_PX // 2)
 
 
 def _neighbourhood_mean(feature: Tensor) -> Tensor:
     return nn.functional.avg_pool2d(feature, 3, 1, 1, count_include_pad=False)
+
+
+def enlarged(feature: Tensor, factor: int) -> Tensor:
+    """Return a feature bilinearly enlarged, (N, C, H * factor, W * factor)."""
+    return nn.functional.interpolate(feature, scale_factor=float(factor), mode="bilinear")
 
 
 class SegmentationNetwork(nn.Module):
@@ -357,8 +362,9 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         architecture: One of `ARCHITECTURES`.
-        patches: The second opinion, or None.
+        patches: The second opinion, or None. Beside it the encoder's trunk stays as it is.
         patch_share: Its share of the defect logit, () float32 in [0, 1]; the decoder has the rest.
+            0 until it is fitted.
         labels: Class names by index, background first.
         stride: Height and width of the input must be multiples of this.
         class_stride: The input's size over that of `class_logits`.
@@ -403,25 +409,50 @@ class SegmentationNetwork(nn.Module):
             class_logits: (N, K-1, H / class_stride, W / class_stride), of P(class | defect), in the
                 order of `labels[1:]`.
         """
-        grey = (image - GREY_CENTRE) / GREY_SCALE
-        x = self.decoder(self.encoder(grey))
-        defect_logit = self.shuffle(self.defect_head(x))
-        if self.patches is not None:
-            defect_logit = torch.lerp(defect_logit, self.patches(grey), self.patch_share)
-        return defect_logit, self.class_head(x)
+        encoded = self.encoder((image - GREY_CENTRE) / GREY_SCALE)
+        x = self.decoder(encoded)
+        defect_logit = self.defect_head(x)
+        if self.patches is not None and not self.training:
+            defect_logit = torch.lerp(defect_logit, self.patches(encoded), self.patch_share)
+        return self.shuffle(defect_logit), self.class_head(x)
 
-    def add_patches(self, patches: PatchClassifier, share: float) -> None:
-        """Give a patch classifier its share of the defect logit."""
-        self.patches = patches
-        self.stride = max(self.stride, patches.stride)
-        self.register_buffer("patch_share", torch.tensor(share))
+    def add_patches(self) -> None:
+        """Add a second opinion that is still to be fitted, and freeze what it shares.
+
+        Raises:
+            ConfigError: The encoder has no features of the strides 4 to 16 in three stages.
+        """
+        if not isinstance(self.encoder, LiteEncoder):
+            raise ConfigError(
+                f"a {self.architecture!r} network has no frozen features to judge patches by: set "
+                "train.patch_share to 0, or take another train.architecture"
+            )
+        self.patches = PatchClassifier(self.encoder)
+        self.register_buffer("patch_share", torch.tensor(0.0))
+        for part in self._trunk():
+            part.requires_grad_(False).eval()
+
+    def _trunk(self) -> tuple[nn.Module, ...]:
+        """Return the encoder's parts up to stride 8."""
+        encoder = self.encoder
+        if not isinstance(encoder, LiteEncoder):
+            return ()
+        return (encoder.stem, *encoder.blocks[: encoder.taps[_TRUNK_STAGES - 1] + 1])
+
+    def train(self, mode: bool = True) -> SegmentationNetwork:
+        """Set the mode; a trunk that a second opinion shares stays in evaluation mode."""
+        super().train(mode)
+        if self.patches is not None:
+            for part in self._trunk():
+                part.eval()
+        return self
 
     @property
     def receptive_field_px(self) -> int:
         """Side of the square of input pixels that one output pixel can depend on, in px."""
         reach = _reach_px(self.encoder, self.decoder)
         if self.patches is not None:
-            reach = max(reach, _patch_reach_px(self.patches.encoder))
+            reach = max(reach, _patch_reach_px(self._trunk(), self.patches))
         return 2 * reach + 1
 
 
@@ -451,9 +482,13 @@ def _reach_down(modules: Iterable[nn.Module]) -> tuple[int, int]:
     return reach, jump
 
 
-def _patch_reach_px(encoder: LiteEncoder) -> int:
-    """Return how far a patch classifier can see: two linear doublings reach a coarse pixel each."""
-    reach, jump = _reach_down(encoder.modules())
+def _patch_reach_px(trunk: Iterable[nn.Module], patches: PatchClassifier) -> int:
+    """Return how far a patch classifier can see.
+
+    The coarsest feature's neighbours and two linear enlargements reach a coarse pixel each.
+    """
+    modules = itertools.chain.from_iterable(part.modules() for part in (*trunk, patches.tail))
+    reach, jump = _reach_down(modules)
     return reach + 2 * jump + 2 * PATCH_PX
 
 

@@ -23,7 +23,8 @@ from magtiles_seg.model.checkpoint import present_name, read_tensors
 from magtiles_seg.model.network import SegmentationNetwork
 
 _SIDE_PX = 224
-_ENCODER, _CLASS_HEAD = "encoder.", "class_head."
+_ENCODER, _CLASS_HEAD = ("encoder.", "patches.tail."), "class_head."
+_PATCHES, _PATCH_SHARE = "patches.", "patch_share"
 _STORED_AS_FP16 = "_fp16"
 
 
@@ -36,7 +37,8 @@ def start_from(
 
     Where the labels differ, the head that names the class of a defect keeps its fresh weights;
     where a checkpoint's encoder begins with the whole of this one, as that of `lite0` begins with
-    `small`'s, the decoder and both heads do.
+    `small`'s, the decoder and both heads do. A patch classifier is to be fitted anew: its features
+    are taken over, its share is 0.
 
     Args:
         network: Is changed in place.
@@ -58,6 +60,7 @@ def start_from(
         if any(not isinstance(_owner(network, name), nn.BatchNorm2d) for name in missing):
             raise _misfit(path, network, missing)
         _unfold(network, folded, pictures)
+        _forget_share(network)
         return
     tensors, meta = read_tensors(path)
     same = meta.get("architecture") == network.architecture
@@ -66,6 +69,24 @@ def start_from(
     missing = _take_over(network, tensors, tuple(meta.get("labels", ())))
     if any(same or name.startswith(_ENCODER) for name in missing):
         raise _misfit(path, network, missing)
+    _forget_share(network)
+
+
+def has_patches(path: str | os.PathLike[str]) -> bool:
+    """Return whether a trained model has a patch classifier, whose features are frozen.
+
+    Raises:
+        FileNotFoundError, ModelError, BackendUnavailableError: As `start_from`.
+    """
+    path = Path(path)
+    is_onnx = path.suffix.lower() == ".onnx"
+    weights = _onnx_weights(path)[0] if is_onnx else read_tensors(path)[0]
+    return any(name.startswith(_PATCHES) for name in weights)
+
+
+def _forget_share(network: SegmentationNetwork) -> None:
+    if network.patches is not None:
+        network.patch_share.zero_()
 
 
 def _take_over(
@@ -74,7 +95,7 @@ def _take_over(
     """Copy what fits, and return the names of what the weights lack."""
     missing = []
     for name, tensor in network.state_dict().items():
-        if name.startswith(_CLASS_HEAD) and labels != network.labels:
+        if name == _PATCH_SHARE or (name.startswith(_CLASS_HEAD) and labels != network.labels):
             continue
         if name in weights and weights[name].shape == tensor.shape:
             tensor.copy_(weights[name])

