@@ -317,7 +317,7 @@ def export_artefact(
 
     Args:
         params: How many pictures are compared, and how many int8 takes its ranges from.
-        model: A checkpoint or an fp32 `.onnx` file; None: the bundled model.
+        model: A checkpoint, an fp32 `.onnx` file, or a bundled model by name; None: `lite0`.
         out: Folder for the artefact and its manifest.
         order: What is to be made.
         manifest: A split: int8 takes its ranges from the training part; the others are compared.
@@ -332,9 +332,9 @@ def export_artefact(
         BackendUnavailableError: What builds it is not installed.
     """
     from magtiles_seg.export.artefacts import export_artefact as make
-    from magtiles_seg.model.bundled import BUNDLED_MODEL
+    from magtiles_seg.model.bundled import model_path
 
-    model = model or BUNDLED_MODEL
+    model = model_path(model)
     is_checkpoint = model.suffix.lower() == ".safetensors"
     card = _card(params, model, manifest, None, name) if is_checkpoint else None
     proof, int8_tiles = _tiles(params, manifest, data, order.precision)

@@ -30,7 +30,7 @@ from magtiles_seg.bench.entries import (
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, InferenceError
 from magtiles_seg.infer.backends.base import file_sha256
 from magtiles_seg.infer.selection import machine
-from magtiles_seg.model.bundled import BUNDLED_MODEL
+from magtiles_seg.model.bundled import model_path
 
 _STATUS = Path("/proc/self/status")
 
@@ -161,7 +161,7 @@ def measure(
     With torch installed, eager torch fp32 of the same network and a large matrix product take part.
 
     Args:
-        model: An `.onnx` file; None: the bundled model.
+        model: An `.onnx` file, or a bundled model by name; None: `lite0`.
         cases: What is segmented in a call.
         also: Other ONNX files of the same model, such as its int8 version.
         backends: Only these; none: all that are installed.
@@ -181,7 +181,7 @@ def measure(
         raise ConfigError(
             f"rounds, burst and cases must be at least 1, got {rounds}, {burst} and {len(cases)}"
         )
-    path = BUNDLED_MODEL if model is None else Path(model)
+    path = model_path(model)
     sha256 = file_sha256(path)
     candidates = find_candidates(path, also=also, backends=backends, threads=threads)
     counts = sorted({candidate.threads or 1 for candidate in candidates})

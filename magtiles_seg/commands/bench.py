@@ -111,13 +111,13 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
 def _select(arguments: argparse.Namespace, report: BenchReport) -> None:
     from magtiles_seg.bench.select import select_fastest
     from magtiles_seg.infer.selection import save_selection
-    from magtiles_seg.model.bundled import BUNDLED_MODEL
+    from magtiles_seg.model.bundled import model_path
     from magtiles_seg.progress import complain
 
     params = options.read_params(arguments).export
     selection = select_fastest(
         report,
-        arguments.model or BUNDLED_MODEL,
+        model_path(arguments.model),
         tolerance=lambda candidate: _tolerance(candidate, params),
         refused=lambda _, error: complain(error),
     )

@@ -109,6 +109,6 @@ def _local(arguments: argparse.Namespace) -> LocalTarget:
 
 
 def _model(arguments: argparse.Namespace) -> Path:
-    from magtiles_seg.model.bundled import BUNDLED_MODEL
+    from magtiles_seg.model.bundled import model_path
 
-    return arguments.model or BUNDLED_MODEL
+    return model_path(arguments.model)

@@ -32,7 +32,10 @@ def add(verbs: options.Verbs) -> None:
     )
     options.add_params(verb)
     verb.add_argument(
-        "--model", type=Path, metavar="FILE", help="checkpoint or fp32 .onnx (default: bundled)"
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint, fp32 .onnx, or bundled model by name (default: lite0)",
     )
     verb.add_argument(
         "--out",

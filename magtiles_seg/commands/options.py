@@ -95,7 +95,12 @@ def as_epilog(examples: str) -> str:
 
 def add_model(verb: argparse.ArgumentParser) -> None:
     """Add `--model`."""
-    verb.add_argument("--model", type=Path, metavar="FILE", help="default: the bundled model")
+    verb.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a model file, or a bundled model: lite0 (default), small, nano",
+    )
 
 
 def add_device(verb: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from magtiles_seg.image import ImageSource, pad_to_min_side, read_image
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import FlippedBackend
 from magtiles_seg.infer.selection import open_selected, selection_path
-from magtiles_seg.model.bundled import BUNDLED_MODEL
+from magtiles_seg.model.bundled import BUNDLED_MODELS, model_path
 from magtiles_seg.result import Decision, Segmentation
 from magtiles_seg.tile import TileResult
 
@@ -109,8 +109,8 @@ class Segmenter:
         says so; without one, onnxruntime on the CPU.
 
         Args:
-            model: An `.onnx` file, an `.engine` or a `.safetensors` checkpoint; None: the bundled
-                model.
+            model: An `.onnx` file, an `.engine` or a `.safetensors` checkpoint, or a bundled model
+                by name: `"lite0"`, `"small"` or `"nano"`; None: `"lite0"`.
             device: `"cpu"`, `"cuda"`, `"cuda:N"`, or `"tensorrt"` for onnxruntime's TensorRT
                 execution provider; None: as selected, or the CPU.
             backend: `"onnxruntime"`, `"openvino"` or `"eager"`; None: as selected, or by the file's
@@ -139,14 +139,9 @@ class Segmenter:
         Warns:
             SelectionWarning: What was selected for this machine cannot be used; the default runs.
         """
-        if model is None and not BUNDLED_MODEL.exists():
-            raise FileNotFoundError(
-                f"this installation carries no model (expected {BUNDLED_MODEL}): "
-                "reinstall magtiles-seg, or name a model file that `magtiles-seg export` wrote"
-            )
-        path = BUNDLED_MODEL if model is None else Path(model)
+        path = model_path(model)
         asked = {"device": device, "backend": backend, "precision": precision, "threads": threads}
-        self._origin = _Origin(None if model is None else path.absolute(), asked, flips, rebuild)
+        self._origin = _Origin(_portable(model, path), asked, flips, rebuild)
         self._backend, self._spec = self._origin.open(path)
         self._mm_per_px = mm_per_px
         self._decision = self.spec.card.decision.overridden(
@@ -244,7 +239,7 @@ class Segmenter:
         """
         self.__dict__.update(state)
         known = self._spec.sha256
-        self._backend, self._spec = self._origin.open(self._origin.path or BUNDLED_MODEL)
+        self._backend, self._spec = self._origin.open(model_path(self._origin.model))
         if self._spec.sha256 != known:
             self.close()
             raise ModelError(
@@ -336,9 +331,9 @@ def segment(
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a Segmenter was asked for; `path` is None for the bundled model."""
+    """What a Segmenter was asked for; `model` as `model_path` takes it in any folder."""
 
-    path: Path | None
+    model: str | Path | None
     asked: dict[str, Any]
     flips: bool
     rebuild: Rebuild | None
@@ -347,6 +342,14 @@ class _Origin:
         """Load the model."""
         backend, spec = _open(path, self.asked, self.rebuild)
         return (FlippedBackend(backend) if self.flips else backend), spec
+
+
+def _portable(model: str | os.PathLike[str] | None, path: Path) -> str | Path | None:
+    """Return a bundled model by its name, which holds on any machine, and others by full path."""
+    if model is None:
+        return None
+    name = os.fspath(model)
+    return name if BUNDLED_MODELS.get(name) == path else path.absolute()
 
 
 def _open(

@@ -1,8 +1,40 @@
-"""The model that the package carries."""
+"""The models that the package carries."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-BUNDLED_MODEL = Path(__file__).parent.parent / "infer" / "weights" / "magnetic-tile.onnx"
+_WEIGHTS = Path(__file__).parent.parent / "infer" / "weights"
+
+BUNDLED_MODEL = _WEIGHTS / "magnetic-tile.onnx"
 """The model file that is used where none is named."""
+
+_FILES = {
+    "lite0": BUNDLED_MODEL,
+    "small": _WEIGHTS / "magnetic-tile-small.onnx",
+    "nano": _WEIGHTS / "magnetic-tile-nano.onnx",
+}
+
+BUNDLED_MODELS: dict[str, Path] = {name: path for name, path in _FILES.items() if path.exists()}
+"""The model files by name, the most accurate and slowest first."""
+
+
+def model_path(model: str | os.PathLike[str] | None) -> Path:
+    """Return the file of a model: of a bundled one by its name, unless a file is called that.
+
+    Args:
+        model: A name from `BUNDLED_MODELS`, or a path; None: the default model.
+
+    Raises:
+        FileNotFoundError: The installation carries no default model.
+    """
+    if model is None:
+        if not BUNDLED_MODEL.exists():
+            raise FileNotFoundError(
+                f"this installation carries no model (expected {BUNDLED_MODEL}): "
+                "reinstall magtiles-seg, or name a model file that `magtiles-seg export` wrote"
+            )
+        return BUNDLED_MODEL
+    path = Path(model)
+    return path if path.exists() else BUNDLED_MODELS.get(os.fspath(model), path)

@@ -22,7 +22,7 @@ from magtiles_seg.errors import DataError, ModelError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.fingerprint import code_sha256
 from magtiles_seg.labels import LABELS
-from magtiles_seg.model.bundled import BUNDLED_MODEL
+from magtiles_seg.model.bundled import BUNDLED_MODEL, model_path
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
@@ -122,7 +122,7 @@ def start_path(start: str) -> Path:
     Raises:
         FileNotFoundError: There is no such file.
     """
-    path = BUNDLED_MODEL if start == "bundled" else Path(start)
+    path = BUNDLED_MODEL if start == "bundled" else model_path(start)
     if not path.is_file():
         raise FileNotFoundError(f"train.start: no model file at {path}")
     return path

@@ -19,6 +19,8 @@ from magtiles_seg.infer import segmenter as module
 from magtiles_seg.infer import segmenter as pictures_module
 from magtiles_seg.infer.segmenter import Segmenter, segment
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
+from magtiles_seg.model import bundled as bundled_module
+from magtiles_seg.model.bundled import BUNDLED_MODEL, BUNDLED_MODELS, model_path
 
 
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -147,9 +149,31 @@ def test_missing_model_is_file_not_found(tmp_path: Path) -> None:
 def test_installation_without_model_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BUNDLED_MODEL", tmp_path / "absent.onnx")
+    monkeypatch.setattr(bundled_module, "BUNDLED_MODEL", tmp_path / "absent.onnx")
     with pytest.raises(FileNotFoundError, match="this installation carries no model"):
         Segmenter()
+
+
+def test_bundled_models_segment_by_their_names_and_travel_by_them() -> None:
+    image = np.random.default_rng(0).integers(90, 160, (64, 64), np.uint8)
+    assert BUNDLED_MODELS["lite0"] == BUNDLED_MODEL
+    for name, path in BUNDLED_MODELS.items():
+        with Segmenter(name, threads=1) as segmenter:
+            copied = pickle.loads(pickle.dumps(segmenter))
+            assert (segmenter.spec.path, copied.spec.path) == (path, path)
+            assert name in str(segmenter.spec.card.architecture)
+            assert segmenter(image).score == copied(image).score
+            copied.close()
+
+
+def test_model_path_prefers_a_file_of_a_bundled_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert model_path("lite0") == BUNDLED_MODEL
+    Path("lite0").touch()
+    assert model_path("lite0") == Path("lite0")
+    assert model_path(Path("gone.onnx")) == Path("gone.onnx")
 
 
 @pytest.fixture
@@ -162,7 +186,7 @@ def bundled(model: Path, monkeypatch: pytest.MonkeyPatch) -> list[Segmenter]:
             super().__init__(threads=1)
             made.append(self)
 
-    monkeypatch.setattr(module, "BUNDLED_MODEL", model)
+    monkeypatch.setattr(bundled_module, "BUNDLED_MODEL", model)
     monkeypatch.setattr(module, "Segmenter", Counted)
     monkeypatch.setattr(module, "_default", None)
     return made

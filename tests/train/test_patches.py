@@ -13,6 +13,7 @@ from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.augment import View
 from magtiles_seg.dataset.samples import find_samples
 from magtiles_seg.dataset.synthetic import write_dataset
+from magtiles_seg.errors import ConfigError
 from magtiles_seg.export.graph import build_onnx
 from magtiles_seg.infer.backends.eager import EagerBackend
 from magtiles_seg.infer.backends.ort import OrtBackend
@@ -23,6 +24,7 @@ from magtiles_seg.model.checkpoint import (
     save_checkpoint,
 )
 from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train import loop
 from magtiles_seg.train.patches import fit_patches
 from magtiles_seg.train.state import CHECKPOINT
@@ -159,6 +161,65 @@ def test_train_adds_patches_once_and_after_a_stop_before_them(
     assert (whole / CHECKPOINT).read_bytes() == (stopped / CHECKPOINT).read_bytes()
     monkeypatch.setattr(loop, "fit_patches", _interrupted)
     loop.train(samples[::2], samples[1::2], params, whole)  # finished: nothing is fitted again
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+def test_start_from_a_model_with_patches_takes_their_features_and_fits_them_anew(
+    checkpoint: Path, network: SegmentationNetwork, tmp_path: Path, suffix: str
+) -> None:
+    path = checkpoint
+    if suffix == "onnx":
+        path = tmp_path / "a.onnx"
+        path.write_bytes(build_onnx(network, EagerBackend(checkpoint).spec.card))
+    fresh = build_network("small").eval()
+    fresh.add_patches()
+    start_from(fresh, path, [tile(seed, defective=False).image for seed in range(3)])
+    assert has_patches(path)
+    assert fresh.patch_share == 0
+    image = torch.rand(1, 1, 224, 224) * 255
+    assert network.patches is not None
+    assert fresh.patches is not None
+    with torch.inference_mode():
+        grey = (image - 127.5) / 127.5
+        theirs, ours = (n.patches.features(n.encoder(grey))[1] for n in (network, fresh))  # type: ignore[union-attr]
+        assert torch.allclose(ours, theirs, atol=1e-3)
+        network_share, network.patch_share = network.patch_share, torch.tensor(0.0)
+        try:
+            assert torch.allclose(fresh(image)[0], network(image)[0], atol=1e-3)
+        finally:
+            network.patch_share = network_share
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "small", "pretrained": False, "patch_share": 0.5},
+        {"architecture": "nano", "pretrained": False, "patch_share": 0.5},
+    ],
+)
+def test_train_without_frozen_features_refuses_a_patch_share(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    samples = find_samples(write_dataset(tmp_path / "tiles", tiles=4, seed=1))
+    params = replace(TrainParams(), **changes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no frozen features"):
+        loop.train(samples[::2], samples[1::2], params, tmp_path / "run")
+
+
+def test_train_from_a_model_without_patches_has_none_unless_asked(tmp_path: Path) -> None:
+    samples = find_samples(write_dataset(tmp_path / "tiles", tiles=6, seed=1))
+    start = tmp_path / "start.safetensors"
+    save_checkpoint(start, build_network("small"), {})
+    params = TrainParams(
+        architecture="small", start=str(start), epochs=1, pictures_per_epoch=4,
+        batch_size=4, crop_px=64, threads=1, precision="fp32",
+    )  # fmt: skip
+    path = loop.train(samples[::2], samples[1::2], params, tmp_path / "run")
+    assert load_checkpoint(path)[0].patches is None
+    with pytest.raises(ConfigError, match=r"start\.safetensors has no patch classifier"):
+        loop.train(
+            samples[::2], samples[1::2], replace(params, patch_share=0.5), tmp_path / "other"
+        )
 
 
 def _interrupted(*_: object, **__: object) -> None:
