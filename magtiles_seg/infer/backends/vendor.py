@@ -156,7 +156,7 @@ class Cuda:
         self._api = import_vendor("cuda.bindings.runtime", _FIX)
         try:
             code, count = self._api.cudaGetDeviceCount()
-            failed = self._describe(code) if int(code) else ""
+            failed = self._refusal(code) if int(code) else ""
         except Exception as error:  # bindings without a driver raise instead of answering
             failed, count = f"{type(error).__name__}: {first_line(error)}", 0
         if failed or number >= count:
@@ -190,6 +190,13 @@ class Cuda:
             driver=f"{driver // 1000}.{driver % 1000 // 10}",
             cuda=str(runtime // 1000),
         )
+
+    def _refusal(self, code: Any) -> str:  # noqa: ANN401
+        """Return why no device answers: without a driver, CUDA calls the driver too old."""
+        failed, newest = self._api.cudaDriverGetVersion()
+        if not int(failed) and newest == 0:
+            return "no NVIDIA driver is loaded"
+        return self._describe(code)
 
     def call(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:  # noqa: ANN401
         """Return what a function of the runtime returns behind its error code.
@@ -259,6 +266,7 @@ class Cuda:
             work()
         except BaseException:
             self._api.cudaStreamEndCapture(stream)  # Else the stream stays unusable.
+            self._api.cudaGetLastError()  # Else the next call of the library takes it for its own.
             raise
         graph = self.call(self._api.cudaStreamEndCapture, stream)
         try:
