@@ -21,7 +21,7 @@ ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)
 
 _ORIGIN = re.compile(r"\*|null|https?://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
 _SECRET = ("api_keys",)
-_FOREIGN = {"MAGTILES_DATA"}  # read by other parts of the project
+_FOREIGN = {"MAGTILES_CONFIG", "MAGTILES_DATA"}  # read by other parts of the project
 _CORES_PER_WORKER = 8
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}
 _WORDS |= {"0": False, "false": False, "no": False, "off": False}

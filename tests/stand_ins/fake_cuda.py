@@ -52,6 +52,8 @@ class FakeCuda:
         self.name = "NVIDIA L4"
         self.capability = (8, 9)
         self.driver = 13000
+        self.captures = True
+        self.last_error = Error.cudaSuccess
         self.counts: Counter[str] = Counter()
         self.device_blocks: dict[int, Any] = {}
         self.host_blocks: dict[int, Any] = {}
@@ -140,8 +142,15 @@ class FakeCuda:
         graph, stream.captured = stream.captured, None
         if graph is None:
             return Error.cudaErrorInvalidValue, None
+        if not self.captures:
+            self.last_error = Error.cudaErrorStreamCaptureUnsupported
+            return self.last_error, None
         self.graphs.append(graph)
         return Error.cudaSuccess, graph
+
+    def cudaGetLastError(self) -> tuple[Error]:  # noqa: N802
+        error, self.last_error = self.last_error, Error.cudaSuccess
+        return (error,)
 
     def cudaGraphInstantiate(  # noqa: N802
         self, graph: list[Work], flags: int

@@ -221,6 +221,7 @@ class Runner:
                 self._capture(bucket, shape)
             except InferenceError as error:
                 self._capturing = False
+                self._cuda.forget_error()
                 _log.warning(
                     "no CUDA graph of pictures %s: %s; the engine runs without graphs", shape, error
                 )

@@ -266,13 +266,16 @@ class Cuda:
             work()
         except BaseException:
             self._api.cudaStreamEndCapture(stream)  # Else the stream stays unusable.
-            self._api.cudaGetLastError()  # Else the next call of the library takes it for its own.
             raise
         graph = self.call(self._api.cudaStreamEndCapture, stream)
         try:
             return self.call(self._api.cudaGraphInstantiate, graph, 0)
         finally:
             self.call(self._api.cudaGraphDestroy, graph)
+
+    def forget_error(self) -> None:
+        """Take back the error of a call that failed: a library's next call would see it."""
+        self._api.cudaGetLastError()
 
     def launch(self, graph: Any, stream: Any) -> None:  # noqa: ANN401
         """Queue a captured graph."""
