@@ -53,6 +53,7 @@ class FakeCuda:
         self.capability = (8, 9)
         self.driver = 13000
         self.captures = True
+        self.chosen: list[int] = []
         self.last_error = Error.cudaSuccess
         self.counts: Counter[str] = Counter()
         self.device_blocks: dict[int, Any] = {}
@@ -74,6 +75,7 @@ class FakeCuda:
         return (Error.cudaSuccess, self.gpus) if self.gpus else (Error.cudaErrorNoDevice, None)
 
     def cudaSetDevice(self, device: int) -> tuple[Error]:  # noqa: N802
+        self.chosen.append(device)
         return (Error.cudaSuccess if device < self.gpus else Error.cudaErrorInvalidValue,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Error, Any]:  # noqa: N802
