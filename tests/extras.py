@@ -1,8 +1,8 @@
 """Every extra in a fresh environment: does it install, and does its verb do its first job?
 
-Not part of pytest: it takes an hour and gigabytes. `python tests/extras.py WHEEL --out table.json` goes on
-where it stopped, and prints the table of docs/runtime.md. Without a GPU, a camera or a PLC a verb may
-refuse: then by an error of ours (exit code 2, one line), never by a traceback.
+Not part of pytest: it takes hours and gigabytes. `python tests/extras.py WHEEL --out table.json`
+goes on where it stopped, and prints the table of docs/runtime.md. Without a GPU, a camera or a PLC
+a verb may refuse: then by an error of ours (exit code 2), never by a traceback.
 """
 
 from __future__ import annotations
@@ -152,8 +152,7 @@ Manifest(sha256="", onnx_sha256="", precision="fp16", card=card,
 
 def answer(folder: Path, words: str) -> str:
     """Return `done`, the error of ours, or what went wrong."""
-    serves, _, command = words.rpartition("serve: ")
-    parts = [part.replace("\t", " ") for part in command.split(" ")]
+    parts = [part.replace("\t", " ") for part in words.removeprefix("serve: ").split(" ")]
     environment = {**os.environ, "PATH": f"{folder}/venv/bin:{os.environ['PATH']}"}
     environment["MAGTILES_CONFIG"] = str(folder / "none.json")
     if words.startswith("serve: "):
@@ -197,10 +196,9 @@ def served(folder: Path, parts: list[str], environment: dict[str, str]) -> str:
 def reason(text: str) -> str:
     """Return the line of an error that says what it is."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [
-        line for line in lines if "Error" in line or line.startswith(("ERROR", "magtiles-seg"))
-    ]
-    return (named or lines or [""])[-1][:300]
+    ours = [line for line in lines if line.startswith("magtiles-seg: ")]
+    named = [line for line in lines if "Error" in line or line.startswith("ERROR")]
+    return (ours or named or lines or [""])[-1][:300]
 
 
 def output(*command: str) -> str:
@@ -209,17 +207,17 @@ def output(*command: str) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as Markdown."""
-    lines = [
-        "| extra | Python | constraints | installs | first job | MB |",
-        "|---|---|---|---|---|---:|",
-    ]
+    """Return the rows as Markdown, those with and without constraints as one where they agree."""
+    head = ("extra", "Python", "constraints", "installs", "first job", "MB")
+    merged: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
-        bound = "with" if row.constraints else "without"
-        name = f"`{row.extra}`" if row.extra else "none"
-        lines.append(
-            f"| {name} | {row.python} | {bound} | {row.installed} | {row.job} | {row.megabytes} |"
-        )
+        merged.setdefault((row.extra, row.python, row.installed, row.job), []).append(row)
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|---|---:|"]
+    for (extra, python, installed, job), alike in merged.items():
+        name = f"`{extra}`" if extra else "none"
+        bound = " and ".join("with" if row.constraints else "without" for row in alike)
+        most = max(row.megabytes for row in alike)
+        lines.append(f"| {name} | {python} | {bound} | {installed} | {job} | {most} |")
     return "\n".join(lines)
 
 
