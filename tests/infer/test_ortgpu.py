@@ -61,10 +61,10 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def build_library(folder: Path, name: str, *needed: str) -> None:
     """Build a provider's library that needs others, which are then gone."""
     for library in needed:
-        made = ["gcc", "-shared", "-o", folder / library, f"-Wl,-soname,{library}", "-xc", "-"]
-        subprocess.run(made, input=b"", check=True)
-    linked = ["gcc", "-shared", "-Wl,--no-as-needed", "-o", folder / name]
-    subprocess.run([*linked, *(folder / library for library in needed)], check=True)
+        made = ["-o", str(folder / library), f"-Wl,-soname,{library}", "-xc", "-"]
+        subprocess.run(["gcc", "-shared", *made], input=b"", check=True)
+    linked = ["-o", str(folder / name), *(str(folder / library) for library in needed)]
+    subprocess.run(["gcc", "-shared", "-Wl,--no-as-needed", *linked], check=True)
     for library in needed:
         (folder / library).unlink()
 
@@ -235,7 +235,8 @@ def test_gpu_runs_with_bound_input_and_outputs(
 
 
 def test_cuda_is_told_what_parity_and_a_line_need() -> None:
-    (name, options), last = ortgpu.providers("cuda", 3, model_sha256="ab", profile=None)
+    found: list[Any] = ortgpu.providers("cuda", 3, model_sha256="ab", profile=None)
+    (name, options), last = found
     assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options == {
         "device_id": 3,
@@ -247,8 +248,8 @@ def test_cuda_is_told_what_parity_and_a_line_need() -> None:
 
 
 def test_tensorrt_keeps_its_engines_and_takes_a_profile(tmp_path: Path) -> None:
-    found = ortgpu.providers("tensorrt", 0, model_sha256="ab" * 32, profile=PROFILE)
-    options = dict(found[0][1])
+    found: list[Any] = ortgpu.providers("tensorrt", 0, model_sha256="ab" * 32, profile=PROFILE)
+    options = found[0][1]
     folder = Path(options["trt_engine_cache_path"])
     assert folder.is_dir()
     assert folder.is_relative_to(tmp_path / "cache" / "magtiles-seg")
