@@ -86,9 +86,10 @@ def _facts(card: ModelCard, *, decides: bool) -> dict[str, str]:
         "labels": ",".join(card.labels),
         "threshold": f"{decision.threshold:.9g}",
         "reject_score": f"{decision.reject_score:.9g}",
-        "review_score": "" if decision.review_score is None else f"{decision.review_score:.9g}",
         "licence": card.licence,
     }
+    if decision.review_score is not None:
+        facts["review_score"] = f"{decision.review_score:.9g}"
     if decides:
         facts["verdicts"] = ",".join(VERDICTS)
         facts["left_out_of_decision"] = json.dumps(left_out(decision))
