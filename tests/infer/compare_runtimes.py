@@ -35,25 +35,29 @@ def runtimes(model: str) -> Iterator[tuple[str, Answer]]:
         try:
             yield load(model)
         except ImportError as error:
-            print(error)
+            print(error)  # noqa: T201
         except Exception as error:
-            print(f"{load.__name__[1:]} cannot load it: {str(error).strip().splitlines()[-1]}")
+            print(f"{load.__name__[1:]} cannot load it: {str(error).strip().splitlines()[-1]}")  # noqa: T201
 
 
 def _onnxruntime(model: str) -> tuple[str, Answer]:
     ort = importlib.import_module("onnxruntime")
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_outputs()]
-    run: Answer = lambda images: dict(
-        zip(names, session.run(names, {"image": images}), strict=True)
-    )
+
+    def run(images: Any) -> dict[str, Any]:  # noqa: ANN401
+        return dict(zip(names, session.run(names, {"image": images}), strict=True))
+
     return f"onnxruntime {ort.__version__}", run
 
 
 def _openvino(model: str) -> tuple[str, Answer]:
     vino = importlib.import_module("openvino")
     compiled = vino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    run: Answer = lambda images: {key.any_name: value for key, value in compiled(images).items()}
+
+    def run(images: Any) -> dict[str, Any]:  # noqa: ANN401
+        return {key.any_name: value for key, value in compiled(images).items()}
+
     return f"OpenVINO {vino.__version__}", run
 
 
@@ -63,13 +67,13 @@ def read_cases(model: str, cases: str) -> None:
     count = sum(name.startswith("image_") for name in known.files)
     for runtime, answer in runtimes(model):
         answers = [answer(known[f"image_{index}"][None]) for index in range(count)]
-        print(runtime)
+        print(runtime)  # noqa: T201
         for name in answers[0]:
             pairs = [(one[name], known[f"{name}_{index}"]) for index, one in enumerate(answers)]
             greatest = max(np.abs(a.astype(float) - b.astype(float)).max() for a, b in pairs)
             differ = sum(int((a != b).sum()) for a, b in pairs)
             total = sum(b.size for _, b in pairs)
-            print(f"  {name}: greatest difference {greatest:.3g}, {differ} of {total} differ")
+            print(f"  {name}: greatest difference {greatest:.3g}, {differ} of {total} differ")  # noqa: T201
 
 
 if __name__ == "__main__":

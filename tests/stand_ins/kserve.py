@@ -23,7 +23,7 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
-_DTYPES = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype(np.float32)}
+_DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype(np.float32)}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/1)?/infer")
 _OVMS_KEYS = {"name", "base_path", "target_device", "plugin_config", "shape", "batch_size", "nireq"}
