@@ -262,6 +262,7 @@ def export(
     manifest: Path | None = None,
     choice: Path | None = None,
     name: str | None = None,
+    with_decision: bool = False,
 ) -> ModelFile:
     """Write a checkpoint as the one model file, if it answers as the checkpoint does.
 
@@ -274,6 +275,7 @@ def export(
         choice: Thresholds and calibration that `evaluate_folds` chose (`choice.json`), in place of
             those of the validation part.
         name: What people call the model; None: as the checkpoint says.
+        with_decision: Whether its graph gives mask, score and verdict as well.
 
     Raises:
         ParityError: The model answers differently; nothing is written.
@@ -302,6 +304,7 @@ def export(
             out,
             card=card,
             precision=params.export.precision,
+            with_decision=with_decision,
             tolerance=Tolerance.of(params.export, "fp32"),
         )
     return ModelFile(out, card, report)

@@ -17,6 +17,7 @@ _EXAMPLES = """
   magtiles-seg export --model runs/train/model.safetensors --split data/split.json \\
       --out runs/model.onnx                     the one model file, from a checkpoint
   magtiles-seg export --to onnx --precision int8 --data my-tiles/ --out artefacts/
+  magtiles-seg export --to triton --with-decision --out repository/
   magtiles-seg export --to rtx --recipe export/rtx-ada.yaml --out artefacts/
 """
 
@@ -45,10 +46,19 @@ def add(verbs: options.Verbs) -> None:
         help="folder for the artefact and its manifest; NAME.onnx: the one model file",
     )
     verb.add_argument(
-        "--to", metavar="TARGET", help="onnx (default), openvino, tensorrt or rtx (engines)"
+        "--to",
+        metavar="TARGET",
+        help="onnx (default), openvino, tensorrt or rtx (engines), triton or ovms (a folder for "
+        "NVIDIA Triton or OpenVINO Model Server)",
     )
     verb.add_argument(
         "--precision", help="fp32, fp16 or int8, of the arithmetic (default: the recipe's, or fp32)"
+    )
+    verb.add_argument(
+        "--with-decision",
+        action="store_true",
+        help="let the graph give mask, score and verdict as well, for programs without this "
+        "library (smallest area left out)",
     )
     verb.add_argument("--recipe", type=Path, metavar="FILE", help="the device an engine is for")
     verb.add_argument(
@@ -135,6 +145,7 @@ def _order(arguments: argparse.Namespace, params: Params, module: Any) -> Any:  
         target=arguments.to or "onnx",
         precision=precision,
         recipe=recipe,
+        with_decision=arguments.with_decision,
         compute_capabilities=tuple(wanted.split(",")) if wanted else (),
         tolerance=parity.Tolerance.of(params.export, precision),
         **({} if arguments.device is None else {"device": arguments.device}),
@@ -161,6 +172,7 @@ def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
         manifest=arguments.split,
         choice=arguments.choice,
         name=arguments.name,
+        with_decision=arguments.with_decision,
     )
     print(f"{made.path}: {_figures(made.parity.to_dict())}\n{made.card.decision}")
     return options.ACCEPTED

@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError, StaleEngineError
+from magtiles_seg.export.decision_graph import check_decision, with_decision, without_decision
 from magtiles_seg.export.engine import Recipe
 from magtiles_seg.export.parity import ParityReport, TileSet, Tolerance, check, compare
 from magtiles_seg.export.precision import convert, rehearse_fp16
+from magtiles_seg.export.repositories import (
+    check_repository,
+    repository_path,
+    write_ovms_config,
+    write_triton_config,
+)
 from magtiles_seg.export.sealed import parse_sealed
 from magtiles_seg.files import sha256_of, staged, write
 from magtiles_seg.infer.backends import open_backend
@@ -32,10 +39,15 @@ TARGETS = {
     "openvino": "openvino",
     "tensorrt": "tensorrt",
     "rtx": "tensorrt-rtx",
+    "triton": "onnxruntime",
+    "ovms": "openvino",
 }
 """What an artefact can be made for, and the package that runs it."""
 
 ENGINES = ("tensorrt", "rtx")
+
+SERVERS = {"triton": write_triton_config, "ovms": write_ovms_config}
+"""Targets that are a folder which an inference server loads, and what describes a model to it."""
 
 StageProgress = Callable[[str, int, int], None]
 """Called with what goes on (`"quantize"`, `"build"` or `"compare"`), how much is done, and of how
@@ -50,6 +62,7 @@ class Order:
         target: One of `TARGETS`.
         precision: `"fp32"`, `"fp16"` or `"int8"`, of the arithmetic.
         recipe: Shapes and options of an engine; the other targets take none.
+        with_decision: Whether the graph gives mask, score and verdict as well; not of an engine.
         compute_capabilities: Of an engine of `"rtx"`, as `("SM86", "SM120")`; empty: the recipe's.
         tolerance: How far the artefact may stray from the fp32 model.
         device: The GPU that an engine is built and compared on, `"cuda"` or `"cuda:N"`.
@@ -61,6 +74,7 @@ class Order:
     target: str
     precision: str
     recipe: Recipe | None = None
+    with_decision: bool = False
     compute_capabilities: tuple[str, ...] = ()
     tolerance: Tolerance = field(default_factory=Tolerance)
     device: str = "cuda"
@@ -80,6 +94,11 @@ class Order:
             raise ConfigError(
                 f"an engine is built and compared on a GPU, got device {self.device!r}: expected "
                 "'cuda' or 'cuda:N'"
+            )
+        if self.target in ENGINES and self.with_decision:
+            raise ConfigError(
+                "an engine is run by this library, which decides itself: leave the decision out of "
+                "it, or export to onnx, which TensorRT reads as well"
             )
 
 
@@ -106,28 +125,34 @@ def export_artefact(
         progress: See `StageProgress`.
 
     Returns:
-        The artefact's path and its manifest. Beside an engine stands the ONNX file it was built
-        from. An engine for a GPU that is not here cannot run: its manifest then says that the ONNX
-        graph was compared in its place.
+        The path of the engine or the ONNX file, and its manifest. Beside an engine stands the ONNX
+        file it was built from. An engine for a GPU that is not here cannot run: its manifest then
+        says that the ONNX graph was compared in its place.
 
     Raises:
         FileNotFoundError: There is no such model.
         ModelError: It is damaged, no fp32 model, or the runtime cannot compile it.
         ParityError: The artefact answers differently; nothing is written.
-        ConfigError: The order is invalid, or int8 lacks its tiles.
+        ConfigError: The order is invalid, int8 lacks its tiles, or a server takes no such name.
+        DataError: The folder has a `config.json` that is no list of models for the server.
         BackendUnavailableError: The runtime is not installed.
     """
     progress = progress or (lambda _stage, _done, _total: None)
+    stem = f"{model.stem}-{order.precision}"
+    if order.target in SERVERS:
+        check_repository(folder, stem, order.target)
     source = _fp32_onnx(model, card)
     pictures = int8_tiles.pictures if int8_tiles else ()
     data = convert(
         source,
         order.precision,
         pictures=pictures,
-        unsigned=order.target == "openvino",
+        unsigned=TARGETS[order.target] == "openvino",
         progress=_part(progress, "quantize"),
     )
-    stem = f"{model.stem}-{order.precision}"
+    if order.with_decision:
+        data = with_decision(data)
+        check_decision(data, proof.pictures)
     with tempfile.TemporaryDirectory() as scratch, _reference(model, source, scratch) as reference:
         gate = _Gate(reference, order.tolerance, proof, Path(scratch), _part(progress, "compare"))
         manifest = _draft(data, order)
@@ -142,11 +167,13 @@ def export_artefact(
             manifest = replace(manifest, **{**facts, "precision": order.precision})
             gate.fit(manifest.profile)
         else:
-            path, content = folder / f"{stem}.onnx", data
+            path, content = _onnx_path(folder, stem, order), data
         manifest = replace(manifest, sha256=sha256_of(content))
         written = _write(path, content, manifest, gate, order)
     if order.target in ENGINES:  # a stale engine is built again from it
         write(folder / f"{stem}.onnx", data, durable=True)
+    if order.target in SERVERS:
+        SERVERS[order.target](folder, stem)
     return path, written
 
 
@@ -160,6 +187,10 @@ def _draft(data: bytes, order: Order) -> Manifest:
         environment=local_environment(TARGETS[order.target]),
         card=card,
     )
+
+
+def _onnx_path(folder: Path, stem: str, order: Order) -> Path:
+    return repository_path(folder, stem) if order.target in SERVERS else folder / f"{stem}.onnx"
 
 
 def _engine_path(folder: Path, stem: str, order: Order) -> Path:
@@ -214,7 +245,7 @@ def _open(path: Path, order: Order) -> Backend:
 
 
 def _fp32_onnx(model: Path, card: ModelCard | None) -> bytes:
-    """Return a model as an fp32 ONNX file."""
+    """Return a model as an fp32 ONNX file that does not decide."""
     if model.suffix.lower() == ".engine":
         raise ModelError(
             f"{model} is an engine, from which nothing is exported: name the .onnx file beside it, "
@@ -226,7 +257,7 @@ def _fp32_onnx(model: Path, card: ModelCard | None) -> bytes:
         return checkpoint_onnx(model, card)
     data = read_model(model)
     check_seal(data, str(model))
-    return data
+    return without_decision(data)
 
 
 def _part(progress: StageProgress, stage: str) -> Callable[[int, int], None]:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 import onnx
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
+from magtiles_seg.export import decision_graph
 from magtiles_seg.export.parity import ParityReport, Tolerance, check, compare, frozen_pictures
-from magtiles_seg.export.sealed import parse_sealed, sealed
+from magtiles_seg.export.sealed import has_decision, parse_sealed, sealed
 from magtiles_seg.files import staged, write
 from magtiles_seg.infer.backends.base import read_model
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
@@ -102,6 +103,7 @@ def export_onnx(
     *,
     card: ModelCard | None = None,
     precision: str = "fp16",
+    with_decision: bool = False,
     tolerance: Tolerance | None = None,
     pictures: Sequence[npt.NDArray[np.uint8]] | None = None,
 ) -> ParityReport:
@@ -113,6 +115,7 @@ def export_onnx(
         card: What the file is to say about itself; None: what the checkpoint tells. Architecture,
             labels, stride, receptive field and the weights' hash always come from the checkpoint.
         precision: One of `PRECISIONS`, of the stored weights.
+        with_decision: Whether the graph gives mask, score and verdict as well.
         tolerance: How far the file may stray from eager fp32; None: the defaults.
         pictures: (H, W) uint8 each, on which both are compared; None: `parity.frozen_pictures()`.
 
@@ -129,6 +132,9 @@ def export_onnx(
     card = _with_facts(card or reference.spec.card, reference.spec.card)
     images = frozen_pictures() if pictures is None else pictures
     data = build_onnx(load_checkpoint(checkpoint)[0], card, precision=precision)
+    if with_decision:
+        data = decision_graph.with_decision(data)
+        decision_graph.check_decision(data, images)
     with staged(path, durable=True) as part:
         part.write_bytes(data)
         candidate = OrtBackend(part)
@@ -185,6 +191,8 @@ def build_onnx(network: SegmentationNetwork, card: ModelCard, *, precision: str 
 def rewrite_card(path: str | os.PathLike[str], card: ModelCard) -> None:
     """Give an exported file other thresholds, metrics or remarks, without exporting it again.
 
+    A decision in its graph follows.
+
     Args:
         path: A file that `export_onnx` wrote.
         card: The new card. What it says of the network itself stays as the file has it.
@@ -195,6 +203,9 @@ def rewrite_card(path: str | os.PathLike[str], card: ModelCard) -> None:
     """
     path = Path(path)
     model, facts = parse_sealed(read_model(path), str(path))
+    if has_decision(model):
+        decision_graph.remove_decision(model)
+        decision_graph.add_decision(model, card.decision)
     write(path, sealed(model, _with_facts(card, facts)), durable=True)
 
 

@@ -15,6 +15,7 @@ from magtiles_seg.export import graph
 from magtiles_seg.export.parity import Tolerance
 from magtiles_seg.infer.backends.eager import EagerBackend
 from magtiles_seg.infer.backends.ort import OrtBackend
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.model.card import CARD_KEY, ModelCard
 from magtiles_seg.model.checkpoint import load_checkpoint
 from magtiles_seg.result import Decision
@@ -97,6 +98,13 @@ def test_file_is_standard_onnx_with_named_dynamic_axes(model: Path) -> None:
     for value in (*content.graph.input, *content.graph.output):
         axes = [axis.dim_param for axis in value.type.tensor_type.shape.dim]
         assert axes == ["batch", "height", "width"]
+
+
+@pytest.mark.parametrize("name", ["exported", "bundled"])
+def test_file_is_one_that_the_oldest_runtimes_of_the_docs_read(name: str, model: Path) -> None:
+    content = onnx.load(BUNDLED_MODEL if name == "bundled" else model)
+    assert content.ir_version <= 10  # onnxruntime 1.18 reads no newer one
+    assert max(entry.version for entry in content.opset_import) <= 18
 
 
 def test_file_tells_nothing_of_the_machine_that_made_it(model: Path) -> None:

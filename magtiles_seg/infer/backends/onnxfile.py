@@ -15,6 +15,10 @@ from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import read_model
 from magtiles_seg.model.card import check_seal
 
+DECISION_OUTPUTS = ("mask", "score", "verdict")
+"""What a file whose graph decides gives beside `probability` and `classes`, for programs without
+this library; the library takes the first two and decides itself."""
+
 _MESSAGES = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},

@@ -28,7 +28,7 @@ from magtiles_seg.infer.backends.base import (
     parse_device,
 )
 from magtiles_seg.infer.backends.held import Held
-from magtiles_seg.infer.backends.onnxfile import read_onnx
+from magtiles_seg.infer.backends.onnxfile import DECISION_OUTPUTS, read_onnx
 from magtiles_seg.infer.backends.vendor import import_vendor
 from magtiles_seg.model.card import CARD_KEY, ModelCard
 
@@ -210,7 +210,8 @@ def _read_card(model: openvino.Model, path: Path) -> ModelCard:
     outputs = [entry.any_name for entry in model.outputs]
     where: list[Any] = ["framework", CARD_KEY]
     fixed = any(side.is_static for entry in model.inputs for side in entry.partial_shape)
-    ours = (inputs, outputs) == (_INPUTS, _OUTPUTS) and model.has_rt_info(where)
+    known = outputs in (_OUTPUTS, [*_OUTPUTS, *DECISION_OUTPUTS])
+    ours = inputs == _INPUTS and known and model.has_rt_info(where)
     if fixed or not ours:
         raise ModelError(
             f"{path} is not a magtiles-seg model: expected one input 'image' u8 (N, H, W), "

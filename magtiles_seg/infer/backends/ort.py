@@ -20,6 +20,7 @@ from magtiles_seg.infer.backends.base import (
     parse_device,
 )
 from magtiles_seg.infer.backends.held import Held, gpu_after_fork
+<<<<<<< HEAD
 from magtiles_seg.infer.backends.onnxfile import read_again, read_onnx
 from magtiles_seg.infer.backends.ortgpu import (
     GPU_FIX,
@@ -31,6 +32,9 @@ from magtiles_seg.infer.backends.ortgpu import (
     quiet,
     why_not,
 )
+=======
+from magtiles_seg.infer.backends.onnxfile import DECISION_OUTPUTS, read_again, read_onnx
+>>>>>>> runtimes
 from magtiles_seg.infer.backends.vendor import first_line, import_onnxruntime
 from magtiles_seg.model.card import CARD_KEY, ModelCard
 
@@ -42,6 +46,10 @@ _TENSORS = [
     ("image", "tensor(uint8)", 3),
     ("probability", "tensor(float)", 3),
     ("classes", "tensor(uint8)", 3),
+]
+_DECISION_TENSORS = [
+    (name, "tensor(float)" if name == "score" else "tensor(uint8)", 3 if name == "mask" else 1)
+    for name in DECISION_OUTPUTS
 ]
 _FATAL_ONLY = 4  # What fails is raised as an exception; the runtime need not print it as well.
 
@@ -216,7 +224,7 @@ def _read_card(session: onnxruntime.InferenceSession, path: Path) -> ModelCard:
     inputs = [(entry.name, entry.type, entry.shape) for entry in session.get_inputs()]
     outputs = [(entry.name, entry.type, entry.shape) for entry in session.get_outputs()]
     found = [(name, kind, len(shape)) for name, kind, shape in (*inputs, *outputs)]
-    if text is None or found != _TENSORS:
+    if text is None or found not in (_TENSORS, _TENSORS + _DECISION_TENSORS):
         raise ModelError(
             f"{path} is not a magtiles-seg model: expected {_TENSORS} and the metadata "
             f"{CARD_KEY!r}, got {found}; make the file with `magtiles-seg export`"
