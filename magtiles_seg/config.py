@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from magtiles_seg.dataset.layouts import FORMAT_NAMES, LAYOUTS
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.labels import IGNORE, LABELS, mistake_of_labels
 
@@ -139,6 +138,10 @@ def _mistake_of_map(entries: Sequence[str] | None) -> str | None:
     return f"{twice[0]!r} is mapped twice; expected once" if twice else None
 
 
+_LAYOUTS = (
+    *("auto", "magnetic-tile", "folder", "labelme", "coco", "yolo", "voc", "cvat"),
+    *("label-studio", "masks", "mvtec", "huggingface"),
+)
 _PROTOCOLS = ("T", "native", "P1", "P1b", "P2")
 
 
@@ -177,7 +180,7 @@ class DataLoadParams(_Section):
     source: str = PUBLIC_ARCHIVE_URL
     sha256: str | None = None
     checksums: str | None = None
-    layout: str = one_of(LAYOUTS[0], *LAYOUTS, *FORMAT_NAMES)
+    layout: str = one_of("auto", *_LAYOUTS)
     labels: tuple[str, ...] = field(default=LABELS, metadata={"check": mistake_of_labels})
     class_map: tuple[str, ...] | None = field(default=None, metadata={"check": _mistake_of_map})
     unlabelled: str | None = one_of_or_none("sound", "skip")

@@ -161,7 +161,8 @@ def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted
     said = f"the classes {listed} are" if len(lost) > 1 else f"the class {listed} is"
     yield (
         f"{where}: {said} none of {list(wanted.labels)}; set data_load.labels: "
-        f"[{BACKGROUND}, {names}], or what each becomes: data_load.class_map: [{lost[0]}=…] (a label, {BACKGROUND} or {IGNORE})"
+        f"[{BACKGROUND}, {names}], or what each becomes: data_load.class_map: [{lost[0]}=…] (a "
+        f"label, {BACKGROUND} or {IGNORE})"
     )
 
 

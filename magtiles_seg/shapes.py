@@ -20,6 +20,7 @@ Points = npt.NDArray[np.float64]
 __all__ = [
     "area_of",
     "clip",
+    "crop",
     "decode_rle",
     "encode_rle",
     "fill",
@@ -187,6 +188,15 @@ def _joined(outer: Points, hole: Points) -> Points:
     around = np.roll(hole, -int(to), axis=0)
     back = [outer[at : at + 1], outer[at + 1 :]]
     return np.concatenate([outer[: at + 1], around, around[:1], *back])
+
+
+def crop(mask: Mask) -> tuple[Mask, int, int]:
+    """Return the smallest box of a mask that holds all of it, its left and its top."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return mask[:1, :1], 0, 0
+    top, left = int(rows[0]), int(columns[0])
+    return mask[top : rows[-1] + 1, left : columns[-1] + 1], left, top
 
 
 def encode_rle(mask: Mask) -> npt.NDArray[np.int64]:
