@@ -96,7 +96,7 @@ def clip(points: Points, height: int, width: int) -> Points:
             if inside[index]:
                 kept.append(here)
         points = np.array(kept, np.float64).reshape(-1, 2)
-    return np.asarray(points)
+    return np.clip(points, 0, (width, height))  # a cut may be off by a rounding
 
 
 def outlines(mask: Mask, *, tolerance_px: float = 0.0) -> list[Points]:
