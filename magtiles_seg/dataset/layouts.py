@@ -11,6 +11,18 @@ from pathlib import Path
 from magtiles_seg.errors import ConfigError, DataError
 
 LAYOUTS = ("auto", "magnetic-tile", "folder")
+FORMAT_NAMES = (
+    "labelme",
+    "coco",
+    "yolo",
+    "voc",
+    "cvat",
+    "label-studio",
+    "masks",
+    "mvtec",
+    "huggingface",
+)
+"""What `data load` converts to the layout `folder`."""
 CLASS_PREFIX = "MT_"
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MASK_SUFFIXES = PICTURE_SUFFIXES - {".jpeg", ".jpg"}  # lossy formats change the values
@@ -86,7 +98,7 @@ def list_files(directory: Path, suffixes: Iterable[str]) -> Listing:
     """
     listing = Listing(directory, {}, [], [])
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-        if _is_junk(path):
+        if is_junk(path):
             continue
         if path.is_dir():
             listing.problems.extend(_nested(path))
@@ -142,7 +154,8 @@ def _nested(folder: Path) -> Iterator[str]:
             return
 
 
-def _is_junk(path: Path) -> bool:
+def is_junk(path: Path) -> bool:
+    """Return whether systems left a file or folder here: hidden, or of a name that they use."""
     return path.name.startswith(".") or path.name.lower() in _JUNK
 
 
@@ -155,7 +168,7 @@ def _children(level: list[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for parent in level:
         for child in sorted(_entries(parent)):
-            if child.is_dir() and not _is_junk(child):
+            if child.is_dir() and not is_junk(child):
                 found.setdefault(child.resolve(), child)
     return list(found.values())
 

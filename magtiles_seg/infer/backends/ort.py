@@ -20,8 +20,7 @@ from magtiles_seg.infer.backends.base import (
     parse_device,
 )
 from magtiles_seg.infer.backends.held import Held, gpu_after_fork
-<<<<<<< HEAD
-from magtiles_seg.infer.backends.onnxfile import read_again, read_onnx
+from magtiles_seg.infer.backends.onnxfile import DECISION_OUTPUTS, read_again, read_onnx
 from magtiles_seg.infer.backends.ortgpu import (
     GPU_FIX,
     PROVIDERS,
@@ -32,9 +31,6 @@ from magtiles_seg.infer.backends.ortgpu import (
     quiet,
     why_not,
 )
-=======
-from magtiles_seg.infer.backends.onnxfile import DECISION_OUTPUTS, read_again, read_onnx
->>>>>>> runtimes
 from magtiles_seg.infer.backends.vendor import first_line, import_onnxruntime
 from magtiles_seg.model.card import CARD_KEY, ModelCard
 
