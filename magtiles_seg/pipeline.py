@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from magtiles_seg.dataset.archive import source_folder
+from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import DataError
@@ -150,19 +151,27 @@ def load(
     )
     if source_folder(wanted.source) is not None:
         note_folder(directory, samples)
-    return DataSet(root, tuple(samples))
+    verify_parts(directory)
+    return DataSet(root, (*samples, *reviewed_samples(directory, wanted.labels, samples)))
 
 
 def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     """Return the samples of a folder, or of the data set that `load` brings.
 
+    The latter with its reviewed parts, which `loop import` writes.
+
     Raises:
         FileNotFoundError, DataError: There is no such data set, or it is not whole.
     """
-    if root is None:  # a folder is used where it lies
-        folder = source_folder(params.data_load.source)
-        root = Path(params.data_load.directory) if folder is None else folder
-    return find_samples(root, layout=params.data_load.layout, labels=params.data_load.labels)
+    wanted, directory = params.data_load, Path(params.data_load.directory)
+    if root is not None:
+        return find_samples(root, layout=wanted.layout, labels=wanted.labels)
+    folder = source_folder(wanted.source)  # it is used where it lies
+    samples = find_samples(
+        directory if folder is None else folder, layout=wanted.layout, labels=wanted.labels
+    )
+    reviewed = reviewed_samples(directory, wanted.labels, samples)
+    return tuple(sorted((*samples, *reviewed), key=lambda sample: sample.id))
 
 
 def split(params: Params, out: Path | None = None) -> Split:
