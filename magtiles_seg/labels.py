@@ -12,6 +12,12 @@ LABELS: tuple[str, ...] = (BACKGROUND, "blowhole", "break", "crack", "fray", "un
 FREE = "free"
 """What a picture without any defect is filed under in the public data set (no class of its own)."""
 
+IGNORE = "ignore"
+"""What a region is called that is neither trained on nor scored (no class of its own)."""
+
+IGNORED = 255
+"""Value of its pixels among class indices."""
+
 _PALETTE_RGB: tuple[tuple[int, int, int], ...] = (
     (0, 0, 0),
     (230, 25, 75),
@@ -26,8 +32,8 @@ _PALETTE_RGB: tuple[tuple[int, int, int], ...] = (
 )
 
 
-MAX_LABELS = 256
-"""Class indices are uint8."""
+MAX_LABELS = IGNORED
+"""Class indices are uint8, and the last value is no class."""
 
 
 def mistake_of_labels(labels: Sequence[str]) -> str | None:
@@ -46,6 +52,8 @@ def mistake_of_labels(labels: Sequence[str]) -> str | None:
         return f"expected names that differ by more than case, {got}"
     if FREE in folded:
         return f"{FREE!r} is what pictures without a defect are filed under; name the class else"
+    if IGNORE in folded:
+        return f"{IGNORE!r} is what is neither trained on nor scored; name the class else"
     return None
 
 

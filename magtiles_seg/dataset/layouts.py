@@ -89,7 +89,7 @@ def list_files(directory: Path, suffixes: Iterable[str]) -> Listing:
     """
     listing = Listing(directory, {}, [], [])
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-        if _is_junk(path):
+        if is_junk(path):
             continue
         if path.is_dir():
             listing.problems.extend(_nested(path))
@@ -145,7 +145,8 @@ def _nested(folder: Path) -> Iterator[str]:
             return
 
 
-def _is_junk(path: Path) -> bool:
+def is_junk(path: Path) -> bool:
+    """Return whether systems left a file or folder here: hidden, or of a name that they use."""
     return path.name.startswith(".") or path.name.lower() in _JUNK
 
 
@@ -158,7 +159,7 @@ def _children(level: list[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for parent in level:
         for child in sorted(_entries(parent)):
-            if child.is_dir() and not _is_junk(child) and not _is_reviewed(child):
+            if child.is_dir() and not is_junk(child) and not _is_reviewed(child):
                 found.setdefault(child.resolve(), child)
     return list(found.values())
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from magtiles_seg.errors import DataError, ImageError
 from magtiles_seg.image import read_levels
+from magtiles_seg.labels import IGNORED
 
 UInt8Array = npt.NDArray[np.uint8]
 Meaning = Literal["empty", "indices", "grey"]
@@ -31,7 +32,9 @@ Meaning = Literal["empty", "indices", "grey"]
 DEFECT_LEVEL = 128
 """The grey level from which on a pixel is a defect."""
 
-_IGNORE = 255
+DESCRIPTION = "dataset.json"
+"""In a data set that was written here: names its classes, and lets masks hold `IGNORED`."""
+
 _FEW_CLASSES = 20
 
 
@@ -68,7 +71,7 @@ def meaning_of(values: Sequence[int], labels: Sequence[str]) -> Meaning:
         return "indices"
     check_grey(values)
     few = [value for value in values if value <= _FEW_CLASSES]
-    if few and few == list(range(1, len(few) + 1)) and {*values[len(few) :]} <= {254, _IGNORE}:
+    if few and few == list(range(1, len(few) + 1)) and {*values[len(few) :]} <= {254, IGNORED}:
         raise DataError(
             f"values {_listed(values)}: {few[-1]} may be a class beside {values[-1]} for 'ignore', "
             "or sound beside a defect; expected 0 and 1, or grey levels; save sound as 0 and "
@@ -116,7 +119,7 @@ def values_in(levels: UInt8Array) -> list[int]:
 def _check_indices(values: Sequence[int], labels: Sequence[str]) -> None:
     beyond = [value for value in values if value >= len(labels)]
     if beyond:
-        ignore = beyond == [_IGNORE] and len(values) > 1
+        ignore = beyond == [IGNORED] and len(values) > 1
         hint = "; 255 looks like 'ignore': give these pixels a class, or 0" if ignore else ""
         raise DataError(
             f"value {beyond[-1]}; expected class indices 0..{len(labels) - 1} "

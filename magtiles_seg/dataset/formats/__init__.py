@@ -1,0 +1,140 @@
+"""Formats: data sets as other tools write them, in and out, over one form of labelled pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from magtiles_seg.dataset.formats import (
+    coco,
+    cvat,
+    huggingface,
+    labelme,
+    labelstudio,
+    masks,
+    mvtec,
+    voc,
+    yolo,
+)
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Progress,
+    Reading,
+    Region,
+    from_samples,
+    from_target,
+    read_json,
+)
+from magtiles_seg.errors import ConfigError, DataError
+
+__all__ = [
+    "FORMATS",
+    "LabelledPicture",
+    "Reading",
+    "Region",
+    "detect",
+    "from_samples",
+    "from_target",
+    "read",
+    "write",
+]
+
+FORMATS: dict[str, ModuleType] = {
+    "labelme": labelme,
+    "coco": coco,
+    "yolo": yolo,
+    "voc": voc,
+    "cvat": cvat,
+    "label-studio": labelstudio,
+    "masks": masks,
+    "mvtec": mvtec,
+    "huggingface": huggingface,
+}
+"""Each by its name, as a module with `read` and `write`."""
+
+_LOOKED_AT = 20
+"""JSON and XML files of a folder that are opened to tell its format."""
+
+
+def read(name: str, root: Path, *, progress: Progress | None = None) -> Reading:
+    """Read a data set of a format.
+
+    Args:
+        name: One of `FORMATS`.
+        root: Its folder.
+        progress: Told files or pictures.
+
+    Raises:
+        ConfigError: The format is unknown.
+    """
+    return _module(name).read(root, progress=progress)  # type: ignore[no-any-return]  # as every one
+
+
+def write(
+    name: str,
+    pictures: Iterable[LabelledPicture],
+    out: Path,
+    labels: Sequence[str],
+    *,
+    as_polygons: bool | None = None,
+    tolerance_px: float = 0.0,
+) -> Path:
+    """Write a data set in a format.
+
+    Args:
+        name: One of `FORMATS`.
+        pictures: What is written.
+        out: A folder, which is empty or not there yet.
+        labels: Class names by index, background first.
+        as_polygons: Whether masks become polygons where the format has both; None: as the format's
+            own tool expects.
+        tolerance_px: How far such a polygon may stray from the mask's pixels.
+
+    Returns:
+        The file or folder that the format is opened by.
+
+    Raises:
+        ConfigError: The format is unknown.
+        DataError: The folder holds something, or the format cannot say what a picture holds.
+    """
+    module = _module(name)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is not empty; expected a new folder, that nothing is written over")
+    how = {} if as_polygons is None else {"as_polygons": as_polygons}
+    write_: Callable[..., Path] = module.write
+    return write_(pictures, out, labels, tolerance_px=tolerance_px, **how)
+
+
+def detect(root: Path) -> list[str]:
+    """Return the formats that a folder looks like, the most telling files first."""
+    files, found = Files(root), list[str]()
+    for path in _first_of_each_folder(files.of(".json")):
+        try:
+            content = read_json(path)
+        except DataError:
+            continue
+        for name in ("labelme", "coco", "label-studio"):
+            if FORMATS[name].recognises(content):
+                found.append(name)
+    if any(cvat.recognises(path) for path in _first_of_each_folder(files.of(".xml"))):
+        found.append("cvat")
+    for name in ("huggingface", "voc", "mvtec", "yolo", "masks"):
+        if not found and FORMATS[name].recognises(files):
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def _first_of_each_folder(paths: Iterable[Path]) -> list[Path]:
+    """Return a few files of each folder: those of a set are alike."""
+    seen: dict[Path, list[Path]] = {}
+    for path in paths:
+        seen.setdefault(path.parent, []).append(path)
+    return [path for inside in seen.values() for path in inside[:3]][:_LOOKED_AT]
+
+
+def _module(name: str) -> ModuleType:
+    if name not in FORMATS:
+        raise ConfigError(f"unknown format {name!r}; expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]

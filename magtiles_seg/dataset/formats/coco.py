@@ -1,0 +1,233 @@
+"""COCO: one JSON file of pictures, categories and regions; https://cocodataset.org/#format-data.
+
+A region is polygons or run lengths, as text or as numbers. `iscrowd` says no more of it here than
+that it is a mask: tools set it for every region with holes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Notes,
+    Progress,
+    Reading,
+    Region,
+    check_size,
+    crop,
+    expect,
+    polygon,
+    read_json,
+    size_of,
+)
+from magtiles_seg.dataset.formats.shapes import decode_rle, encode_rle, rle_from_text, rle_to_text
+from magtiles_seg.errors import DataError
+from magtiles_seg.files import write_json
+
+NAME = "annotations.json"
+
+
+def recognises(content: object) -> bool:
+    """Return whether a JSON value is that of a COCO file of regions."""
+    wanted = ("images", "annotations", "categories")
+    return isinstance(content, dict) and all(isinstance(content.get(k), list) for k in wanted)
+
+
+def read(root: Path, *, progress: Progress | None = None) -> Reading:
+    """Read every COCO file under a folder, and the pictures that none names.
+
+    Args:
+        root: The data set.
+        progress: Told pictures.
+    """
+    files, found = Files(root), Reading()
+    owner: dict[Path, Path] = {}
+    for path in files.of(".json"):
+        try:
+            content = read_json(path)
+            if recognises(content):
+                _read_file(path, content, files, found, owner, progress)
+        except DataError as error:
+            found.problems.append(str(error))
+    found.add(files.unlabelled(owner))
+    return found
+
+
+def _read_file(
+    path: Path,
+    content: dict[str, Any],
+    files: Files,
+    found: Reading,
+    owner: dict[Path, Path],
+    progress: Progress | None,
+) -> None:
+    names = _by_id(content["categories"], f"{path}: category")
+    labels = {key: str(category.get("name", key)) for key, category in names.items()}
+    found.labels = tuple(dict.fromkeys([*found.labels, *labels.values()]))
+    images = _by_id(content["images"], f"{path}: image")
+    drawn: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        drawn[expect(annotation, dict, f"{path}: annotation").get("image_id")].append(annotation)
+    for key in drawn.keys() - images.keys():
+        found.problems.append(
+            f"{path}: annotation {drawn[key][0].get('id')} is of the image {key!r}, which is not "
+            "listed"
+        )
+    for index, (key, image) in enumerate(images.items(), start=1):
+        try:
+            picture = _picture(path, image, drawn.get(key, []), labels, files, found.notes)
+            first = owner.setdefault(picture.path, path)
+            if any(picture.path == other.path for other in found.pictures[-1:]) or first != path:
+                raise DataError(f"{path}: names the picture {picture.path}, as {first} does")
+            found.pictures.append(picture)
+        except DataError as error:
+            found.problems.append(str(error))
+        if progress is not None:
+            progress(index, len(images))
+
+
+def _by_id(entries: list[Any], where: str) -> dict[Any, dict[str, Any]]:
+    found: dict[Any, dict[str, Any]] = {}
+    for entry in entries:
+        key = expect(entry, dict, where).get("id")
+        if not isinstance(key, int | str) or key in found:
+            raise DataError(f"{where} has the id {key!r}; expected a number that no other has")
+        found[key] = entry
+    return found
+
+
+def _picture(
+    path: Path,
+    image: dict[str, Any],
+    drawn: list[dict[str, Any]],
+    labels: dict[Any, str],
+    files: Files,
+    notes: Notes,
+) -> LabelledPicture:
+    source = files.find(image.get("file_name"), path)
+    size = size_of(source)
+    check_size(f"{path}: image {source.name}", (image.get("height"), image.get("width")), size)
+    regions = list[Region]()
+    for annotation in drawn:
+        where = f"{path}: annotation {annotation.get('id')} of {source.name}"
+        if annotation.get("category_id") not in labels:
+            raise DataError(f"{where}: category {annotation.get('category_id')!r} is not listed")
+        label = labels[annotation["category_id"]]
+        region = _region(label, annotation.get("segmentation"), where, size, notes)
+        if region is not None:
+            regions.append(region)
+    return LabelledPicture(files.id_of(source), source, *size, tuple(regions))
+
+
+def _region(
+    label: str, drawn: object, where: str, size: tuple[int, int], notes: Notes
+) -> Region | None:
+    if isinstance(drawn, dict):
+        counts = drawn.get("counts")
+        check_size(where, tuple(drawn.get("size") or (None, None)), size)
+        if isinstance(counts, str):
+            runs = rle_from_text(counts)
+        else:
+            runs = np.asarray(expect(counts, list, f"{where}: counts"), np.int64)
+        try:
+            decode_rle(runs, *size)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        return Region(label, runs=runs)
+    if not drawn:
+        raise DataError(
+            f"{where}: no segmentation; a box alone says not which pixels are defect: draw regions"
+        )
+    outlines = [
+        polygon(points, where, size, notes)
+        for points in expect(drawn, list, f"{where}: segmentation")
+    ]
+    kept = tuple(points for points in outlines if points is not None)
+    return Region(label, kept) if kept else None
+
+
+def write(
+    pictures: Iterable[LabelledPicture],
+    out: Path,
+    labels: Sequence[str],
+    *,
+    as_polygons: bool = False,
+    tolerance_px: float = 0.0,
+) -> Path:
+    """Write pictures into `images/`, and beside it `annotations.json`.
+
+    Args:
+        pictures: What is written.
+        out: An empty folder.
+        labels: Class names by index, background first; a category's id is its index.
+        as_polygons: Masks become polygons; else run lengths, which are the same pixels always.
+        tolerance_px: How far such a polygon may stray from the mask's pixels.
+
+    Returns:
+        The path of annotations.json.
+    """
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+    names = list(labels[1:])
+    for number, picture in enumerate(pictures, start=1):
+        name = picture.copy_to(out / "images")
+        size = {"height": picture.height, "width": picture.width}
+        images.append({"id": number, "file_name": f"images/{name}", **size})
+        for region in picture.regions:
+            if region.label not in names:
+                names.append(region.label)
+            entry = annotation_of(
+                region, picture, as_polygons=as_polygons, tolerance_px=tolerance_px
+            )
+            category = names.index(region.label) + 1
+            head = {"id": len(annotations) + 1, "image_id": number, "category_id": category}
+            annotations.append({**head, **entry})
+    categories = [{"id": index, "name": name} for index, name in enumerate(names, start=1)]
+    content = {
+        "info": {"description": "written by magtiles-seg"},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+    write_json(out / NAME, content)
+    return out / NAME
+
+
+def annotation_of(
+    region: Region,
+    picture: LabelledPicture,
+    *,
+    as_polygons: bool = False,
+    tolerance_px: float = 0.0,
+) -> dict[str, Any]:
+    """Return segmentation, area and box of a region.
+
+    Args:
+        region: Which.
+        picture: Whose.
+        as_polygons: As of `write`.
+        tolerance_px: As of `write`.
+    """
+    height, width = picture.height, picture.width
+    mask = region.mask(height, width)
+    if region.runs is None or as_polygons:
+        drawn: Any = [
+            points.ravel().tolist()
+            for points in region.outlines(height, width, tolerance_px=tolerance_px)
+        ]
+    else:
+        drawn = {"size": [height, width], "counts": rle_to_text(encode_rle(mask))}
+    part, left, top = crop(mask)
+    return {
+        "segmentation": drawn,
+        "area": int(mask.sum()),
+        "bbox": [left, top, part.shape[1], part.shape[0]],
+        "iscrowd": 0,
+    }

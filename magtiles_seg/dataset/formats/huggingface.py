@@ -1,0 +1,134 @@
+"""Image folders of Hugging Face `datasets`: metadata.jsonl or .csv, a line a picture.
+
+https://huggingface.co/docs/datasets/image_dataset. Besides `file_name` a line names the mask, in
+`mask_file_name` or another column that ends so; its values are classes, as of plain masks.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from magtiles_seg.dataset.formats.masks import read_masks
+from magtiles_seg.dataset.formats.masks import write as write_masks
+from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading, expect
+from magtiles_seg.errors import DataError
+from magtiles_seg.files import write as write_file
+
+NAME, MASK = "metadata.jsonl", "mask_file_name"
+_NAMES = (NAME, "metadata.csv")
+_COLUMNS = (MASK, "label_file_name", "annotation_file_name", "segmentation_file_name", "mask")
+
+
+def recognises(files: Files) -> bool:
+    """Return whether a folder holds such a list."""
+    return any(path.name in _NAMES for path in files.all)
+
+
+def read(root: Path, *, progress: Progress | None = None) -> Reading:
+    """Read every picture of the lists with its mask, and those that none names.
+
+    Args:
+        root: The data set.
+        progress: Told pictures.
+    """
+    files, found = Files(root), Reading()
+    masks, pictures = dict[Path, Path | None](), dict[Path, Path]()
+    for path in files.all:
+        if path.name in _NAMES:
+            _read_list(path, files, masks, pictures, found)
+    files.set_aside(mask for mask in masks.values() if mask)
+    read_masks(files, found, list(pictures), masks.get, progress)
+    found.add(files.unlabelled(pictures))
+    return found
+
+
+def _read_list(
+    path: Path,
+    files: Files,
+    masks: dict[Path, Path | None],
+    pictures: dict[Path, Path],
+    found: Reading,
+) -> None:
+    """Enter the pictures and masks of a list."""
+    try:
+        rows = _rows(path)
+        column = _column(path, rows)
+    except DataError as error:
+        found.problems.append(str(error))
+        return
+    for number, row in enumerate(rows, start=1):
+        try:
+            where = f"{path}: row {number}"
+            picture = files.find(expect(row, dict, where).get("file_name"), path)
+            if picture in pictures:
+                raise DataError(f"{where}: names {picture}, as a row before it does")
+            named = row.get(column)
+            if isinstance(named, dict):
+                named = named.get("file_name") or named.get("path")
+            pictures[picture] = path
+            masks[picture] = files.find(named, path) if named else None
+        except DataError as error:
+            found.problems.append(str(error))
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            return list(csv.DictReader(text.splitlines()))
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _column(path: Path, rows: Sequence[Any]) -> str:
+    """Return the column that names masks."""
+    names = {key for row in rows if isinstance(row, dict) for key in row}
+    for column in (*_COLUMNS, *sorted(names)):
+        if column in names and (column == "mask" or column.endswith("_file_name")):
+            return str(column)
+    raise DataError(
+        f"{path}: no column of masks among {', '.join(sorted(names)) or 'none'}; expected {MASK}: "
+        "boxes or classes alone say not which pixels are defect"
+    )
+
+
+def write(
+    pictures: Iterable[LabelledPicture],
+    out: Path,
+    labels: Sequence[str],
+    *,
+    as_polygons: bool = False,
+    tolerance_px: float = 0.0,
+) -> Path:
+    """Write pictures, masks of class indices, metadata.jsonl and the classes' names.
+
+    Args:
+        pictures: What is written; every class is among the labels.
+        out: An empty folder.
+        labels: Class names by index, background first.
+        as_polygons: Without effect.
+        tolerance_px: Without effect.
+
+    Returns:
+        The path of metadata.jsonl.
+    """
+    pictures = list(pictures)
+    write_masks(pictures, out, labels, as_polygons=as_polygons, tolerance_px=tolerance_px)
+    names = {path.stem: path.name for path in (out / "images").iterdir()}
+    lines = [
+        json.dumps(
+            {
+                "file_name": f"images/{names[picture.id]}",
+                MASK: f"masks/{picture.id}.png",
+                "labels": sorted({region.label for region in picture.regions}),
+            }
+        )
+        for picture in pictures
+    ]
+    write_file(out / NAME, "\n".join(lines) + "\n")
+    return out / NAME

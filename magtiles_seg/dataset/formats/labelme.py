@@ -1,0 +1,210 @@
+"""LabelMe: a JSON file beside each picture, which it may hold.
+
+https://github.com/wkentaro/labelme. Read are polygons, rectangles, circles, ellipses' masks and
+masks; points and lines have no area and are left out, with a note.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Notes,
+    Progress,
+    Reading,
+    Region,
+    check_size,
+    crop,
+    decode_png_mask,
+    ellipse,
+    expect,
+    placed,
+    polygon,
+    read_json,
+    size_of,
+)
+from magtiles_seg.dataset.formats.shapes import Mask
+from magtiles_seg.errors import DataError
+from magtiles_seg.files import encode_png, write_json
+
+_VERSION = "5.5.0"
+
+
+def recognises(content: object) -> bool:
+    """Return whether a JSON value is a LabelMe file's."""
+    return isinstance(content, dict) and "shapes" in content and "imagePath" in content
+
+
+def read(root: Path, *, progress: Progress | None = None) -> Reading:
+    """Read every LabelMe file under a folder, and the pictures that none is of.
+
+    Args:
+        root: The data set.
+        progress: Told files.
+    """
+    files, found = Files(root), Reading()
+    labels = files.of(".json")
+    owner: dict[Path, Path] = {}
+    for index, path in enumerate(labels, start=1):
+        try:
+            content = read_json(path)
+            if recognises(content):
+                picture = _picture(path, content, files, found.notes)
+                first = owner.setdefault(picture.path, path)
+                if first != path:
+                    raise DataError(f"{path}: of the picture {picture.path}, as {first} is")
+                found.pictures.append(picture)
+        except DataError as error:
+            found.problems.append(str(error))
+        if progress is not None:
+            progress(index, len(labels))
+    found.add(files.unlabelled(owner))
+    return found
+
+
+def _picture(path: Path, content: dict[str, Any], files: Files, notes: Notes) -> LabelledPicture:
+    embedded = content.get("imageData")
+    try:
+        source, where = files.find(content["imagePath"], path), "file"
+        size = size_of(source)
+    except DataError:
+        if not embedded:
+            raise
+        source, where = path, "embedded"
+        try:
+            size = size_of(base64.b64decode(embedded, validate=True))
+        except (ValueError, TypeError, DataError) as error:
+            raise DataError(f"{path}: imageData is no picture: {error}") from error
+    check_size(str(path), (content.get("imageHeight"), content.get("imageWidth")), size)
+    shapes = expect(content["shapes"], list, f"{path}: shapes")
+    regions = [
+        region
+        for number, shape in enumerate(shapes)
+        if (region := _region(shape, f"{path}: shape {number}", size, notes))
+    ]
+    name = path.stem if where == "embedded" else files.id_of(source)
+    return LabelledPicture(name, source, *size, tuple(regions), embedded=where == "embedded")
+
+
+def _region(shape: object, where: str, size: tuple[int, int], notes: Notes) -> Region | None:
+    given = expect(shape, dict, where)
+    label = expect(given.get("label"), str, f"{where}: label")
+    kind = given.get("shape_type") or "polygon"
+    if kind == "mask":
+        return Region.of_mask(label, _mask(given, where, size))
+    points = given.get("points")
+    if kind in ("rectangle", "circle"):
+        points = _outline(kind, points, where)
+    elif kind != "polygon":
+        notes.add(where, f"left out, for a {kind} has no area")
+        return None
+    outline = polygon(points, where, size, notes)
+    return None if outline is None else Region(label, (outline,))
+
+
+def _outline(kind: str, points: object, where: str) -> object:
+    """Return the polygon of a rectangle's corners, or of a circle's centre and a point on it."""
+    try:
+        (x0, y0), (x1, y1), *_ = [[float(value) for value in point] for point in points]  # type: ignore[attr-defined]  # what it is not is told
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: a {kind} of two points was expected: {points!r:.80}") from None
+    if kind == "rectangle":
+        return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+    radius = float(np.hypot(x1 - x0, y1 - y0))
+    return ellipse(x0, y0, radius, radius, 0)
+
+
+def _mask(given: dict[str, Any], where: str, size: tuple[int, int]) -> Mask:
+    part = decode_png_mask(given.get("mask") or "", where)
+    try:
+        left, top = (round(float(value)) for value in given["points"][0])
+    except (TypeError, ValueError, KeyError, IndexError):
+        raise DataError(f"{where}: no corner of the mask; expected two points") from None
+    return placed(part, left, top, *size)
+
+
+def write(
+    pictures: Iterable[LabelledPicture],
+    out: Path,
+    labels: Sequence[str],  # noqa: ARG001 - as every format's
+    *,
+    as_polygons: bool = True,
+    tolerance_px: float = 0.0,
+) -> Path:
+    """Write each picture and its LabelMe file side by side.
+
+    Args:
+        pictures: What is written.
+        out: An empty folder.
+        labels: Class names by index, background first.
+        as_polygons: Masks become polygons, whose points a person can pull; else LabelMe's masks.
+        tolerance_px: How far such a polygon may stray from the mask's pixels.
+
+    Returns:
+        `out`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        name = picture.copy_to(out)
+        write_json(
+            out / f"{picture.id}.json",
+            content_of(picture, name, as_polygons=as_polygons, tolerance_px=tolerance_px),
+        )
+    return out
+
+
+def content_of(
+    picture: LabelledPicture, name: str, *, as_polygons: bool = True, tolerance_px: float = 0.0
+) -> dict[str, Any]:
+    """Return the content of a picture's LabelMe file.
+
+    Args:
+        picture: Which.
+        name: Path of its file from the LabelMe file.
+        as_polygons: As of `write`.
+        tolerance_px: As of `write`.
+    """
+    shapes = []
+    for region in picture.regions:
+        if region.runs is not None and not as_polygons:
+            shapes.append(_mask_shape(region, picture))
+            continue
+        for points in region.outlines(picture.height, picture.width, tolerance_px=tolerance_px):
+            shapes.append(_shape(region.label, "polygon", points.tolist()))
+    return {
+        "version": _VERSION,
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": name,
+        "imageData": None,
+        "imageHeight": picture.height,
+        "imageWidth": picture.width,
+    }
+
+
+def _mask_shape(region: Region, picture: LabelledPicture) -> dict[str, Any]:
+    mask = region.mask(picture.height, picture.width)
+    part, left, top = crop(mask)
+    corner = [left + part.shape[1] - 1, top + part.shape[0] - 1]
+    shape = _shape(region.label, "mask", [[left, top], corner])
+    png = encode_png(part.astype(np.uint8) * np.uint8(255))
+    return {**shape, "mask": base64.b64encode(png).decode("ascii")}
+
+
+def _shape(label: str, kind: str, points: list[list[float]]) -> dict[str, Any]:
+    return {
+        "label": label,
+        "points": points,
+        "group_id": None,
+        "description": "",
+        "shape_type": kind,
+        "flags": {},
+        "mask": None,
+    }

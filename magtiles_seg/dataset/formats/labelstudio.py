@@ -1,0 +1,313 @@
+"""Label Studio: one JSON file of tasks, as its export "JSON" gives; brush masks and polygons.
+
+https://labelstud.io/guide/export. Where a task has several annotations, the one that is marked as
+ground truth counts, else the one that was changed last.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Notes,
+    Progress,
+    Reading,
+    Region,
+    check_size,
+    ellipse,
+    expect,
+    polygon,
+    read_json,
+    size_of,
+)
+from magtiles_seg.dataset.formats.shapes import Mask
+from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES
+from magtiles_seg.errors import DataError
+from magtiles_seg.files import write as write_file
+from magtiles_seg.files import write_json
+
+_MAX_BRUSH_PX = 64_000_000
+NAME, CONFIG = "tasks.json", "label_config.xml"
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")
+"""What Label Studio puts before the name of an uploaded file."""
+
+
+def recognises(content: object) -> bool:
+    """Return whether a JSON value is an export of tasks."""
+    return isinstance(content, list) and bool(content) and all(
+        isinstance(task, dict) and isinstance(task.get("data"), dict) for task in content[:10]
+    )  # fmt: skip
+
+
+def read(root: Path, *, progress: Progress | None = None) -> Reading:
+    """Read every export under a folder, and the pictures that none names.
+
+    Args:
+        root: The data set: the export, and the pictures.
+        progress: Told pictures.
+    """
+    files, found = Files(root), Reading()
+    owner: dict[Path, Path] = {}
+    for path in files.of(".json"):
+        try:
+            tasks = read_json(path)
+        except DataError as error:
+            found.problems.append(str(error))
+            continue
+        for index, task in enumerate(tasks if recognises(tasks) else [], start=1):
+            try:
+                where = f"{path}: task {expect(task, dict, str(path)).get('id', index)}"
+                picture = _picture(path, task, where, files, found.notes)
+                if picture.path in owner:
+                    raise DataError(f"{where}: a second task of the picture {picture.path}")
+                owner[picture.path] = path
+                found.pictures.append(picture)
+            except DataError as error:
+                found.problems.append(str(error))
+            if progress is not None:
+                progress(index, len(tasks))
+    found.add(files.unlabelled(owner))
+    return found
+
+
+def _picture(
+    path: Path, task: dict[str, Any], where: str, files: Files, notes: Notes
+) -> LabelledPicture:
+    source = _source(path, expect(task.get("data"), dict, f"{where}: data"), where, files)
+    size = size_of(source)
+    chosen = _chosen(
+        expect(task.get("annotations") or [], list, f"{where}: annotations"), where, notes
+    )
+    regions = list[Region]()
+    for number, item in enumerate(chosen.get("result") or [] if chosen else []):
+        at = f"{where}: result {number}"
+        region = _region(expect(item, dict, at), at, size, notes)
+        if region is not None:
+            regions.append(region)
+    return LabelledPicture(
+        files.id_of(source), source, *size, tuple(regions), labelled=chosen is not None
+    )
+
+
+def _source(path: Path, data: dict[str, Any], where: str, files: Files) -> Path:
+    """Return the picture of a task; an uploaded one may lie here by its name before that."""
+    for value in data.values():
+        name = (
+            unquote(value.rpartition("?d=")[2].partition("?")[0]) if isinstance(value, str) else ""
+        )
+        if Path(name).suffix.lower() not in PICTURE_SUFFIXES:
+            continue
+        try:
+            return files.find(name, path)
+        except DataError:
+            bare = _UPLOADED.sub("", name.rsplit("/", 1)[-1])
+            return files.find(bare, path)
+    raise DataError(f"{where}: data names no picture, {data!r:.80}")
+
+
+def _chosen(annotations: list[Any], where: str, notes: Notes) -> dict[str, Any] | None:
+    """Return the annotation that counts; a task that was skipped has none."""
+    done = [a for a in annotations if isinstance(a, dict) and not a.get("was_cancelled")]
+    if len(done) > 1:
+        notes.add(where, "several annotations; the ground truth counts, else the last changed one")
+    order = [(bool(a.get("ground_truth")), str(a.get("updated_at") or "")) for a in done]
+    return done[max(range(len(done)), key=order.__getitem__)] if done else None
+
+
+def _region(item: dict[str, Any], where: str, size: tuple[int, int], notes: Notes) -> Region | None:
+    kind, value = str(item.get("type")), item.get("value")
+    if not kind.endswith("labels"):
+        return None  # a choice, a text or a rating says nothing of pixels
+    value = expect(value, dict, f"{where}: value")
+    names = expect(value.get(kind), list, f"{where}: {kind}")
+    if len(names) != 1:
+        raise DataError(f"{where}: {len(names)} classes for one region; expected one")
+    if item.get("image_rotation"):
+        raise DataError(f"{where}: drawn on a picture turned by hand; save it upright, and relabel")
+    declared = (item.get("original_height"), item.get("original_width"))
+    check_size(where, declared, size)
+    if kind == "brushlabels":
+        return Region.of_mask(str(names[0]), _brush(value.get("rle"), where, size))
+    shares = _outline(kind, value, where)
+    if shares is None:
+        notes.add(where, f"left out, for {kind} have no area")
+        return None
+    outline = polygon(shares * size[::-1] / 100, where, size, notes)
+    return None if outline is None else Region(str(names[0]), (outline,))
+
+
+def _outline(kind: str, value: dict[str, Any], where: str) -> npt.NDArray[np.float64] | None:
+    """Return a region's outline, (P, 2) in hundredths of the picture's size."""
+    try:
+        if kind == "polygonlabels":
+            return np.array(value["points"], np.float64).reshape(-1, 2)
+        x, y = float(value["x"]), float(value["y"])
+        if kind == "rectanglelabels" and not value.get("rotation"):
+            w, h = float(value["width"]), float(value["height"])
+            return np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
+        if kind == "ellipselabels" and not value.get("rotation"):
+            return ellipse(x, y, float(value["radiusX"]), float(value["radiusY"]), 0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: no {kind}: {error!r:.80}") from error
+    if value.get("rotation"):
+        raise DataError(f"{where}: a turned {kind}; expected polygons or brush masks")
+    return None
+
+
+def _brush(rle: object, where: str, size: tuple[int, int]) -> Mask:
+    try:
+        levels = decode_brush(expect(rle, list, f"{where}: rle"))
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise DataError(f"{where}: no brush mask: {error}") from error
+    if levels.size != 4 * size[0] * size[1]:
+        raise DataError(
+            f"{where}: a brush mask of {levels.size // 4} px; expected {size[0] * size[1]}"
+        )
+    return np.asarray(levels.reshape(*size, 4)[..., 3] > 0)
+
+
+def decode_brush(rle: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Return the values of a brush's run lengths, (4 H W,) uint8: red, green, blue, alpha.
+
+    Source: https://github.com/thi-ng/umbrella, packages/rle-pack.
+
+    Raises:
+        ValueError: They are no such run lengths.
+    """
+    data = bytes(rle)
+    position, total = 0, len(data) * 8
+
+    def take(count: int) -> int:
+        nonlocal position
+        position += count
+        if position > total:
+            raise ValueError("it ends too early")
+        start, end = (position - count) // 8, -(-position // 8)
+        return int.from_bytes(data[start:end], "big") >> (end * 8 - position) & ((1 << count) - 1)
+
+    count, word = take(32), take(5) + 1
+    sizes = [take(4) + 1 for _ in range(4)]
+    if count > 4 * _MAX_BRUSH_PX:
+        raise ValueError(f"it is of {count // 4} px; expected at most {_MAX_BRUSH_PX}")
+    values, filled = np.zeros(count, np.uint8), 0
+    while filled < count:
+        repeated = take(1)
+        length = take(sizes[take(2)]) + 1
+        if repeated:
+            values[filled : filled + length] = take(word)
+        else:
+            words = [take(word) for _ in range(length)]
+            room = values[filled : filled + length]
+            room[:] = words[: len(room)]
+        filled += length
+    return values
+
+
+def encode_brush(mask: Mask) -> list[int]:
+    """Return the run lengths of a mask, (H, W) bool, as Label Studio's brush stores them."""
+    flat = np.repeat(mask.ravel(), 4)
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    sizes, bits = (3, 4, 8, 16), list[str]()
+    bits.append(f"{flat.size:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes))
+    value = bool(flat[0])
+    for length in lengths:
+        while length:
+            now = min(length, 1 << 16)
+            index = next(i for i, size in enumerate(sizes) if now <= 1 << size)
+            bits.append(f"1{index:02b}{now - 1:0{sizes[index]}b}{255 * value:08b}")
+            length -= now
+        value = not value
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return list(int(text, 2).to_bytes(len(text) // 8, "big"))
+
+
+def write(
+    pictures: Iterable[LabelledPicture],
+    out: Path,
+    labels: Sequence[str],
+    *,
+    as_polygons: bool = False,
+    tolerance_px: float = 0.0,
+    as_predictions: bool = False,
+    prefix: str = "/data/local-files/?d=images/",
+) -> Path:
+    """Write pictures into `images/`, and beside it tasks.json and the labelling configuration.
+
+    Args:
+        pictures: What is written.
+        out: An empty folder.
+        labels: Class names by index, background first.
+        as_polygons: Masks become polygons, whose points a person can pull; else brush masks.
+        tolerance_px: How far such a polygon may stray from the mask's pixels.
+        as_predictions: As a draft of a model, which a person accepts or corrects; else as labels.
+        prefix: Put before a picture's name where Label Studio looks for it.
+
+    Returns:
+        The path of tasks.json.
+    """
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    tasks, names = list[dict[str, Any]](), list(labels[1:])
+    for number, picture in enumerate(pictures, start=1):
+        name = picture.copy_to(out / "images")
+        names += [r.label for r in picture.regions if r.label not in names]
+        result = [
+            item
+            for region in picture.regions
+            for item in _items(region, picture, as_polygons=as_polygons, tolerance_px=tolerance_px)
+        ]
+        for index, item in enumerate(result):
+            item["id"] = f"{number}-{index}"
+        kind = "predictions" if as_predictions else "annotations"
+        task = {"id": number, "data": {"image": f"{prefix}{name}"}, kind: [{"result": result}]}
+        tasks.append(task)
+    write_json(out / NAME, tasks)
+    write_file(out / CONFIG, label_config(list(dict.fromkeys(names))))
+    return out / NAME
+
+
+def label_config(names: Sequence[str]) -> str:
+    """Return Label Studio's configuration for some classes: brushes and polygons."""
+    entries = "\n".join(f"    <Label value={quoteattr(name)}/>" for name in names)
+    return (
+        '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+        f'  <BrushLabels name="brush" toName="image">\n{entries}\n  </BrushLabels>\n'
+        f'  <PolygonLabels name="polygon" toName="image">\n{entries}\n  </PolygonLabels>\n</View>\n'
+    )
+
+
+def _items(
+    region: Region, picture: LabelledPicture, *, as_polygons: bool, tolerance_px: float
+) -> list[dict[str, Any]]:
+    """Return a region as results of Label Studio."""
+    height, width = picture.height, picture.width
+    head = {"to_name": "image", "original_width": width, "original_height": height,
+            "image_rotation": 0}  # fmt: skip
+    if region.runs is not None and not as_polygons:
+        rle = encode_brush(region.mask(height, width))
+        value = {"format": "rle", "rle": rle, "brushlabels": [region.label]}
+        return [{**head, "from_name": "brush", "type": "brushlabels", "value": value}]
+    return [
+        {
+            **head,
+            "from_name": "polygon",
+            "type": "polygonlabels",
+            "value": {
+                "points": (points * 100 / (width, height)).tolist(),
+                "closed": True,
+                "polygonlabels": [region.label],
+            },
+        }
+        for points in region.outlines(height, width, tolerance_px=tolerance_px)
+    ]

@@ -1,0 +1,251 @@
+"""Plain masks: a picture of the same name in a folder beside, of 0 and 255, indices or colours.
+
+A value is a class by its number, a colour by `#rrggbb`; `data_load.class_map` gives them names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Progress,
+    Reading,
+    Region,
+    check_size,
+    mask_regions,
+    read_json,
+    size_of,
+)
+from magtiles_seg.dataset.formats.shapes import Mask
+from magtiles_seg.dataset.layouts import MASK_SUFFIXES, name_key
+from magtiles_seg.dataset.masks import DEFECT_LEVEL, DESCRIPTION
+from magtiles_seg.decoding import read_header
+from magtiles_seg.errors import DataError, ImageError
+from magtiles_seg.files import encode_png, write_json
+from magtiles_seg.files import write as write_file
+from magtiles_seg.image import read_levels
+from magtiles_seg.labels import IGNORE, IGNORED
+
+PICTURES = ("images", "image", "imgs", "img", "pictures", "jpegimages", "data", "input", "inputs")
+MASKS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "gt",
+    "ground_truth",
+    "groundtruth",
+    "annotations",
+    "annotation",
+    "segmentation",
+    "segmentations",
+    "targets",
+    "target",
+)
+_MARKS = ("", "_mask", "-mask", "_label", "_gt", "_seg", "_segmentation")
+_FEW = 32
+"""A mask of more values than these is grey: edges are smooth, and a defect is bright."""
+
+
+def recognises(files: Files) -> bool:
+    """Return whether two folders side by side hold pictures and masks by their names."""
+    return bool(_pairs(files))
+
+
+def read(root: Path, *, progress: Progress | None = None) -> Reading:
+    """Read every picture with the mask of its name, and those that have none.
+
+    Args:
+        root: The data set.
+        progress: Told pictures.
+    """
+    files, found = Files(root), Reading()
+    masks = {folder: by_stem(files, other) for folder, other in _pairs(files).items()}
+    pictures = [path for path in files.pictures if path.parent in masks]
+    files.set_aside(path for beside in masks.values() for path in beside.values())
+    read_masks(files, found, pictures, lambda path: _mask_of(path, masks[path.parent]), progress)
+    return found
+
+
+def read_masks(
+    files: Files,
+    found: Reading,
+    pictures: Sequence[Path],
+    mask_of: Callable[[Path], Path | None],
+    progress: Progress | None = None,
+    names: Callable[[Path], Iterator[tuple[str, Mask]]] | None = None,
+) -> None:
+    """Add pictures with the masks that a function finds to a reading.
+
+    Args:
+        files: Of the data set.
+        found: What is added to.
+        pictures: Which.
+        mask_of: Returns the mask of a picture, or None where it has none.
+        progress: Told pictures.
+        names: Yields what a mask holds; None: `classes_in`.
+    """
+    described = read_description(files.root)
+    found.labels = found.labels or described[1:]
+    for index, path in enumerate(pictures, start=1):
+        try:
+            size, mask = size_of(path), mask_of(path)
+            regions = list[Region]()
+            for label, part in (names or classes_in)(mask) if mask else ():
+                check_size(f"{mask}", part.shape, size)
+                regions += mask_regions(_named(label, described), part)
+            found.pictures.append(
+                LabelledPicture(
+                    files.id_of(path), path, *size, tuple(regions), labelled=mask is not None
+                )
+            )
+        except DataError as error:
+            found.problems.append(str(error))
+        if progress is not None:
+            progress(index, len(pictures))
+
+
+def read_description(root: Path) -> tuple[str, ...]:
+    """Return the class names, background first, that a data set written here says of itself.
+
+    Raises:
+        DataError: The file is no such description.
+    """
+    path = root / DESCRIPTION
+    content = read_json(path) if path.is_file() else {}
+    labels = content.get("labels", []) if isinstance(content, dict) else None
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise DataError(f"{path}: names no labels; expected a list of class names")
+    return tuple(labels)
+
+
+def _named(value: str, labels: Sequence[str]) -> str:
+    """Return the class of a mask's value in a data set that says its classes."""
+    if not labels or not value.isdecimal():
+        return value
+    index = int(value)
+    return labels[index] if index < len(labels) else IGNORE if index == IGNORED else value
+
+
+def _pairs(files: Files) -> dict[Path, Path]:
+    """Return the folders of pictures, each with that of its masks."""
+    found: dict[Path, Path] = {}
+    with_masks = {path.parent.relative_to(files.root).parts for path in files.of(*MASK_SUFFIXES)}
+    for folder in {path.parent for path in files.pictures}:
+        parts = folder.relative_to(files.root).parts
+        places = [index for index, part in enumerate(parts) if part.lower() in PICTURES]
+        for at in places[-1:]:
+            others = [
+                other
+                for other in with_masks
+                if len(other) == len(parts)
+                and other[at].lower() in MASKS
+                and (*other[:at], *other[at + 1 :]) == (*parts[:at], *parts[at + 1 :])
+            ]
+            if len(others) == 1:
+                found[folder] = files.root.joinpath(*others[0])
+    return found
+
+
+def by_stem(files: Files, folder: Path) -> dict[str, Path]:
+    """Return the masks of a folder by the keys of their stems."""
+    return {name_key(p.stem): p for p in files.of(*MASK_SUFFIXES) if p.parent == folder}
+
+
+def _mask_of(picture: Path, masks: dict[str, Path]) -> Path | None:
+    """Return the mask of a picture: of its name, which some mark may follow."""
+    found = (masks.get(name_key(picture.stem + mark)) for mark in _MARKS)
+    return next((mask for mask in found if mask is not None), None)
+
+
+def classes_in(path: Path) -> Iterator[tuple[str, Mask]]:
+    """Yield the values of a mask but 0, or its colours but black, each with its pixels.
+
+    A mask of many values is grey: what is at least 128 is its 255.
+
+    Raises:
+        DataError: It is damaged, or of many colours.
+    """
+    try:
+        levels: npt.NDArray[np.integer] = read_levels(path)
+    except ImageError as error:
+        if error.reason != "unsupported":
+            raise ImageError(f"mask {error}", reason=error.reason) from error
+        yield from _colours_in(path)
+        return
+    values = np.flatnonzero(np.bincount(levels.ravel()))
+    if len(values) > _FEW:
+        levels = np.where(levels >= DEFECT_LEVEL, 255, 0)
+        values = np.array([0, 255])
+    for value in values:
+        if value:
+            yield str(value), levels == value
+
+
+def _colours_in(path: Path) -> Iterator[tuple[str, Mask]]:
+    packed = read_colours(path)
+    for value in (values := np.unique(packed)):
+        if len(values) > _FEW:
+            raise DataError(
+                f"mask {path} holds {len(values)} colours; expected one for each class: it may be "
+                "a picture, or saved by a lossy format"
+            )
+        if value:
+            yield f"#{value:06x}", packed == value
+
+
+def read_colours(path: Path) -> npt.NDArray[np.int64]:
+    """Return the colours of a mask, (H, W) int64: red, green and blue in one number of 24 bits.
+
+    Raises:
+        DataError: It is damaged, or of a lossy format.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    header = read_header(path.read_bytes())
+    if header.format == "JPEG" or header.lossy:
+        raise DataError(f"mask {path} is of a lossy format, which changes colours; save it as PNG")
+    try:
+        with Image.open(path) as opened:
+            rgb = np.asarray(opened.convert("RGB"), np.int64)
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise DataError(f"mask {path} is damaged: {error}") from error
+    return (rgb[..., 0] << 16) + (rgb[..., 1] << 8) + rgb[..., 2]
+
+
+def write(
+    pictures: Iterable[LabelledPicture],
+    out: Path,
+    labels: Sequence[str],
+    *,
+    as_polygons: bool = False,  # noqa: ARG001 - as every format's; it knows masks alone
+    tolerance_px: float = 0.0,  # noqa: ARG001
+) -> Path:
+    """Write pictures into `images/` and masks of class indices into `masks/`: the layout `folder`.
+
+    What is ignored has the value 255 there. `dataset.json` beside them names the classes.
+
+    Args:
+        pictures: What is written; every class is among the labels.
+        out: An empty folder.
+        labels: Class names by index, background first.
+        as_polygons: Without effect.
+        tolerance_px: Without effect.
+
+    Returns:
+        `out`.
+    """
+    for folder in ("images", "masks"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        picture.copy_to(out / "images")
+        mask = encode_png(picture.target(labels))
+        write_file(out / "masks" / f"{picture.id}.png", mask)
+    write_json(out / DESCRIPTION, {"labels": list(labels), "ignore": IGNORED})
+    return out

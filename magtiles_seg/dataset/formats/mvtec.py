@@ -1,0 +1,148 @@
+"""Folders as of MVTec AD: train/good, test/<class>, ground_truth/<class>/<name>_mask.png.
+
+https://www.mvtec.com/company/research/datasets/mvtec-ad. Every picture is labelled: sound in
+`good`, else of the one class of its folder.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from magtiles_seg.dataset.formats.masks import read_masks
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Progress,
+    Reading,
+    size_of,
+)
+from magtiles_seg.dataset.formats.shapes import Mask
+from magtiles_seg.dataset.layouts import name_key
+from magtiles_seg.dataset.masks import DEFECT_LEVEL, read_mask
+from magtiles_seg.errors import DataError
+from magtiles_seg.files import encode_png
+
+GOOD = frozenset({"good", "ok", "normal"})
+_MASKS = "ground_truth"
+
+
+def recognises(files: Files) -> bool:
+    """Return whether a folder holds MVTec's masks beside its tests."""
+    return bool(_categories(files))
+
+
+def read(root: Path, *, progress: Progress | None = None) -> Reading:
+    """Read every picture of train and test, with its mask.
+
+    Args:
+        root: The data set; with several categories in it, all of them.
+        progress: Told pictures.
+    """
+    files, found = Files(root), Reading()
+    for category in _categories(files):
+        masks = {
+            (path.parent.name, name_key(path.stem.removesuffix("_mask"))): path
+            for path in files.pictures
+            if path.parent.parent == category / _MASKS
+        }
+        files.set_aside(masks.values())
+        there, bare = list[Path](), list[Path]()
+        for path in files.pictures:
+            if path.parent.parent.parent != category:
+                continue
+            if path.parent.name.lower() in GOOD:
+                bare.append(path)
+            elif _key(path) in masks:
+                there.append(path)
+            else:
+                place = category / _MASKS / path.parent.name
+                found.problems.append(f"{place / path.stem}_mask.png: mask is missing")
+        found.problems += [
+            f"{masks[key]}: its picture is missing" for key in masks.keys() - set(map(_key, there))
+        ]
+        found.add(_sound(files, bare))
+        read_masks(files, found, there, partial(_mask_of, masks), progress, _defect)
+    return found
+
+
+def _key(path: Path) -> tuple[str, str]:
+    """Return what a picture and its mask share: the class's folder, and the name."""
+    return path.parent.name, name_key(path.stem)
+
+
+def _mask_of(masks: Mapping[tuple[str, str], Path], picture: Path) -> Path:
+    return masks[_key(picture)]
+
+
+def _categories(files: Files) -> list[Path]:
+    return sorted(
+        {
+            path.parent.parent.parent
+            for path in files.pictures
+            if path.parent.parent.name == _MASKS and path.parent.parent.parent != path.parent.parent
+        }
+    )
+
+
+def _sound(files: Files, pictures: Sequence[Path]) -> Iterator[LabelledPicture | DataError]:
+    for path in pictures:
+        try:
+            yield LabelledPicture(files.id_of(path), path, *size_of(path))
+        except DataError as error:
+            yield error
+
+
+def _defect(path: Path) -> Iterator[tuple[str, Mask]]:
+    """Yield a mask's defect; its values are 0 and 255, or 0 and 1."""
+    levels = read_mask(path)
+    yield path.parent.name, levels >= (1 if levels.max() == 1 else DEFECT_LEVEL)
+
+
+def write(
+    pictures: Iterable[LabelledPicture],
+    out: Path,
+    labels: Sequence[str],
+    *,
+    as_polygons: bool = False,  # noqa: ARG001 - as every format's; it knows masks alone
+    tolerance_px: float = 0.0,  # noqa: ARG001
+) -> Path:
+    """Write sound pictures into train/good, and others, with masks, into the folders of a class.
+
+    Args:
+        pictures: What is written. A picture has one class there: that of most of its pixels.
+        out: An empty folder.
+        labels: Class names by index, background first; none that is no name of a folder.
+        as_polygons: Without effect.
+        tolerance_px: Without effect.
+
+    Returns:
+        `out`.
+
+    Raises:
+        DataError: A picture has several classes or an ignored region, which the format cannot say.
+    """
+    for picture in pictures:
+        target = picture.target(labels)
+        there = Counter(target[target > 0].tolist())
+        if not there:
+            folder = out / "train" / "good"
+        elif len(there) > 1 or max(there) >= len(labels):
+            names = ", ".join(sorted({region.label for region in picture.regions}))
+            raise DataError(
+                f"{picture.path} holds {names}; MVTec's folders say one class a picture: merge "
+                "the classes by data_load.class_map, or write another format"
+            )
+        else:
+            label = labels[next(iter(there))]
+            folder = out / "test" / label
+            place = out / _MASKS / label / f"{picture.id}_mask.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(encode_png(np.where(target > 0, 255, 0).astype(np.uint8)))
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.copy_to(folder)
+    return out

@@ -1,0 +1,182 @@
+"""YOLO's segmentation: a text file for each picture, a polygon a line in shares of its size.
+
+https://docs.ultralytics.com/datasets/segment/. The text lies where the last folder `images` of the
+picture's path is called `labels`, or beside the picture; the names of the classes in data.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Notes,
+    Progress,
+    Reading,
+    Region,
+    polygon,
+    size_of,
+)
+from magtiles_seg.errors import DataError
+from magtiles_seg.files import write as write_file
+
+NAME = "data.yaml"
+_NO_LABELS = frozenset({"classes.txt", "labels.txt", "readme.txt", "notes.txt", "obj.names"})
+
+
+def recognises(files: Files) -> bool:
+    """Return whether a folder holds texts of labels beside or below pictures."""
+    return any(_text_of(path) in files.known for path in files.pictures[:200]) or (
+        any(path.parent.name == "labels" or "labels" in path.parts for path in files.of(".txt"))
+        and bool(_names(files))
+    )
+
+
+def read(root: Path, *, progress: Progress | None = None) -> Reading:
+    """Read the text of every picture under a folder, and the pictures that have none.
+
+    Args:
+        root: The data set.
+        progress: Told pictures.
+    """
+    files, found = Files(root), Reading()
+    try:
+        found.labels = _names(files)
+    except DataError as error:
+        found.problems.append(str(error))
+    used, bare = set[Path](), list[Path]()
+    for index, path in enumerate(files.pictures, start=1):
+        text = _text_of(path)
+        if text not in files.known:
+            text = path.with_suffix(".txt")
+        if text not in files.known:
+            bare.append(path)
+            continue
+        used.add(text)
+        try:
+            found.pictures.append(_picture(path, text, found.labels, files, found.notes))
+        except DataError as error:
+            found.problems.append(str(error))
+        if progress is not None:
+            progress(index, len(files.pictures))
+    lists = {path for path in files.of(".txt") if path.name.lower() in _NO_LABELS}
+    for path in files.of(".txt"):
+        if path not in used | lists and ("labels" in path.parts or path.parent.name == "labels"):
+            found.problems.append(f"{path}: its picture is missing")
+    found.add(files.unlabelled(used, among=bare))
+    return found
+
+
+def _text_of(picture: Path) -> Path:
+    parts = list(picture.with_suffix(".txt").parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts)
+
+
+def _names(files: Files) -> tuple[str, ...]:
+    """Return the names of data.yaml, or of classes.txt; none where there is neither.
+
+    Raises:
+        DataError: The list cannot be read.
+    """
+    for path in sorted(files.of(".yaml", ".yml"), key=lambda path: len(path.parts)):
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        except (yaml.YAMLError, ValueError, OSError) as error:
+            raise DataError(f"{path}: no YAML: {error}") from error
+        names = content.get("names") if isinstance(content, dict) else None
+        if isinstance(names, dict) and all(isinstance(key, int) and key >= 0 for key in names):
+            return tuple(str(names.get(index, index)) for index in range(max(names) + 1))
+        if isinstance(names, list):
+            return tuple(map(str, names))
+    for path in files.of(".txt"):
+        if path.name.lower() == "classes.txt":
+            return tuple(path.read_text(encoding="utf-8-sig").split("\n"))
+    return ()
+
+
+def _picture(
+    path: Path, text: Path, names: Sequence[str], files: Files, notes: Notes
+) -> LabelledPicture:
+    height, width = size_of(path)
+    try:
+        lines = text.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{text}: no text: {error}") from error
+    regions = list[Region]()
+    for number, line in enumerate(lines, start=1):
+        where = f"{text}: line {number}"
+        if words := line.split():
+            label, shares = _row(words, names, where)
+            outline = polygon(shares * (width, height), where, (height, width), notes)
+            if outline is not None:
+                regions.append(Region(label, (outline,)))
+    return LabelledPicture(files.id_of(path), path, height, width, tuple(regions))
+
+
+def _row(words: list[str], names: Sequence[str], where: str) -> tuple[str, np.ndarray]:
+    """Return the label of a line, and its points (P, 2) in shares of the picture's size."""
+    if len(words) == 5:
+        raise DataError(f"{where}: a box alone says not which pixels are defect; draw polygons")
+    try:
+        index, values = int(words[0]), np.array(words[1:], np.float64)
+    except ValueError:
+        raise DataError(
+            f"{where}: expected a class and numbers, got {' '.join(words):.60}"
+        ) from None
+    if len(values) % 2:
+        raise DataError(f"{where}: {len(values)} numbers; expected pairs of x and y")
+    if names and not 0 <= index < len(names):
+        raise DataError(
+            f"{where}: class {index}; expected 0 to {len(names) - 1}: {', '.join(names)}"
+        )
+    if len(values) and np.abs(values).max() > 2:
+        raise DataError(f"{where}: {np.abs(values).max():g}; expected shares of the size, 0 to 1")
+    return names[index] if names else str(index), values.reshape(-1, 2)
+
+
+def write(
+    pictures: Iterable[LabelledPicture],
+    out: Path,
+    labels: Sequence[str],
+    *,
+    as_polygons: bool = True,  # noqa: ARG001 - as every format's; it knows nothing else
+    tolerance_px: float = 0.0,
+) -> Path:
+    """Write pictures into `images/`, polygons into `labels/`, and beside them data.yaml.
+
+    Args:
+        pictures: What is written.
+        out: An empty folder.
+        labels: Class names by index, background first; the first class has the index 0 there.
+        as_polygons: Masks become polygons in any case.
+        tolerance_px: How far such a polygon may stray from the mask's pixels.
+
+    Returns:
+        The path of data.yaml.
+    """
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    (out / "labels").mkdir(exist_ok=True)
+    names = list(labels[1:])
+    for picture in pictures:
+        picture.copy_to(out / "images")
+        lines = []
+        for region in picture.regions:
+            if region.label not in names:
+                names.append(region.label)
+            index, size = names.index(region.label), (picture.width, picture.height)
+            for points in region.outlines(*size[::-1], tolerance_px=tolerance_px):
+                shares = " ".join(f"{value:.8g}" for value in (points / size).ravel())
+                lines.append(f"{index} {shares}\n")
+        write_file(out / "labels" / f"{picture.id}.txt", "".join(lines))
+    content = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}
+    write_file(out / NAME, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    return out / NAME
