@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from magtiles_seg.infer.manifest import Manifest
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.model.card import ModelCard
+    from magtiles_seg.review.handoff import Imported
 
 __all__ = [
     "Artefact",
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate_folds",
     "export",
     "export_artefact",
+    "import_reviewed",
     "load",
     "read_split",
     "samples_of",
@@ -172,6 +174,54 @@ def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     )
     reviewed = reviewed_samples(directory, wanted.labels, samples)
     return tuple(sorted((*samples, *reviewed), key=lambda sample: sample.id))
+
+
+def import_reviewed(
+    params: Params,
+    export: Path,
+    *,
+    manifest: Path | None = None,
+    tool: str | None = None,
+    index: Path | None = None,
+    group_by: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Imported:
+    """Take corrected labels into `params.data_load.directory`, as pictures to train on.
+
+    Args:
+        params: Where the data set lies, and its labels.
+        export: What the labelling tool wrote.
+        manifest: The split whose validation and test parts stay untouched; None: as `split` draws.
+        tool: What wrote it; None: that which the pictures were exported for.
+        index: The export's review.json; None: in `export`.
+        group_by: Which pictures show the same part, by their sources; None: those of one web or
+            request.
+        progress: Told pictures that were compared with the data set.
+
+    Raises:
+        FileNotFoundError, DataError: The data set or the export is missing, or not whole; a label
+            is of an unknown picture or class.
+        ConfigError: `group_by` is invalid.
+    """
+    from magtiles_seg.dataset.splits import make_split
+    from magtiles_seg.review.handoff import import_labels
+
+    samples = [sample for sample in samples_of(params) if not sample.train_only]
+    if manifest is None:
+        fixed = make_split(samples, **asdict(params.data_split))
+    else:
+        fixed = read_split(manifest)
+    return import_labels(
+        export,
+        Path(params.data_load.directory),
+        labels=params.data_load.labels,
+        samples=samples,
+        split=fixed,
+        tool=tool,
+        index=index,
+        group_by=group_by,
+        progress=progress,
+    )
 
 
 def split(params: Params, out: Path | None = None) -> Split:

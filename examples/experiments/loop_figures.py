@@ -28,7 +28,7 @@ from magtiles_seg.evaluate import compare, metrics
 from magtiles_seg.evaluate.report import evaluate
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.infer import Segmenter
-from magtiles_seg.labels import FREE
+from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.train.loop import train
 
 
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--tune", nargs="*", default=[], metavar="train.KEY=VALUE")
     parser.add_argument("--test", type=int, default=150, help="pictures to score, at most")
     arguments = parser.parse_args()
-    labels = tuple(arguments.labels.split(",")) if arguments.labels else None
-    samples = find_samples(arguments.data, **({"labels": labels} if labels else {}))
+    labels = tuple(arguments.labels.split(",")) if arguments.labels else LABELS
+    samples = find_samples(arguments.data, labels=labels)
     run = new_class if arguments.experiment == "new-class" else few
     figures = run(arguments, list(samples), labels)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -55,10 +55,9 @@ def main() -> None:
 
 
 def new_class(
-    arguments: argparse.Namespace, samples: list[Sample], labels: tuple[str, ...] | None
+    arguments: argparse.Namespace, samples: list[Sample], labels: tuple[str, ...]
 ) -> dict[str, Any]:
     """Train without a class, then with N pictures of it."""
-    del labels
     split = make_split(samples, rule="grouped", fold=0)
     by_id = {sample.id: sample for sample in samples}
     train_part, validation, test = (
@@ -71,18 +70,22 @@ def new_class(
     old_validation = [sample for sample in validation if sample.label != new]
     params = load_params(None, arguments.train).train
     began = time.monotonic()
-    before = train(old, old_validation, params, arguments.out / "before")
+    before = train(old, old_validation, params, arguments.out / "before", labels=labels)
     figures: dict[str, Any] = {"base_training_s": round(time.monotonic() - began)}
-    scored = {"before": _score(before, [*old_test, *held_out], old_validation)}
+    chosen = [*old_test, *held_out]
+    scored = {"before": _score(before, chosen, old_validation, labels)}
     for count in arguments.count:
         reviewed = _whole_groups([s for s in train_part if s.label == new], count)
         tuned = replace(load_params(None, arguments.tune).train, start=str(before))
         began = time.monotonic()
-        after = train([*old, *reviewed], old_validation, tuned, arguments.out / f"after-{count}")
+        out = arguments.out / f"after-{count}"
+        after = train([*old, *reviewed], old_validation, tuned, out, labels=labels)
         figures[f"tuning_{count}_s"] = round(time.monotonic() - began)
         figures[f"reviewed_{count}"] = [len(reviewed), len({s.group for s in reviewed})]
-        scored[f"after {count}"] = _score(after, [*old_test, *held_out], old_validation)
-    figures |= {name: _new_and_old(records, new, limit) for name, (records, limit) in scored.items()}
+        scored[f"after {count}"] = _score(after, chosen, old_validation, labels)
+    figures |= {
+        name: _new_and_old(records, new, limit) for name, (records, limit) in scored.items()
+    }
     base = scored["before"][0]
     for name, (records, _) in scored.items():
         if name != "before":
@@ -94,10 +97,9 @@ def new_class(
 
 
 def few(
-    arguments: argparse.Namespace, samples: list[Sample], labels: tuple[str, ...] | None
+    arguments: argparse.Namespace, samples: list[Sample], labels: tuple[str, ...]
 ) -> dict[str, Any]:
     """Train the bundled model on with N labelled pictures, half of them sound."""
-    assert labels is not None
     split = make_split(samples, rule="grouped", fold=0, folds=2)
     by_id = {sample.id: sample for sample in samples}
     test = _some([by_id[name] for name in split.test], arguments.test)
@@ -118,13 +120,13 @@ def few(
 
 
 def _score(
-    model: Path, samples: Sequence[Sample], validation: Sequence[Sample]
+    model: Path, samples: Sequence[Sample], validation: Sequence[Sample], labels: Sequence[str]
 ) -> tuple[Records, float]:
     """Return a model's records, and the score that a tenth of the sound validation part reaches."""
     with Segmenter(model, threads=1) as segmenter:
         sound = [s for s in validation if s.label == FREE and not s.label_issue]
         limit = float(np.quantile([segmenter(s.image_path).score for s in sound], 0.9))
-        return evaluate(segmenter, samples, protocol="native").records, limit
+        return evaluate(segmenter, samples, labels=labels).records, limit
 
 
 def _new_and_old(records: Records, new: str, limit: float) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""`magtiles-seg loop`: what a line kept for review, out to be labelled and back as training data."""
+"""`magtiles-seg loop`: what a line kept for review, out to be labelled, and back to train on."""
 
 from __future__ import annotations
 
@@ -29,17 +29,21 @@ _IMPORT = r"""
 
 def add(verbs: options.Verbs) -> None:
     """Add the verb."""
-    verb = options.add_verb(
-        verbs, "loop", "label what a line kept for review, and train on it", _help, examples=_EXAMPLES
+    loop = verbs.add_parser(
+        "loop",
+        help="label what a line kept for review, and train on it",
+        epilog=options.as_epilog(_EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verb.set_defaults(run=lambda _: _help(verb))
-    parts = verb.add_subparsers(metavar="PART")
+    parts = loop.add_subparsers(metavar="VERB", required=True)
     out = options.add_verb(
         parts, "export", "hand pictures to a labelling tool", run_export, examples=_EXPORT
     )
     out.add_argument("folder", type=options.folder, metavar="DIR", help="the review folder")
     out.add_argument("out", type=options.folder, metavar="OUT", help="a new folder")
-    out.add_argument("--to", required=True, metavar="TOOL", help="label-studio, cvat, labelme, coco")
+    out.add_argument(
+        "--to", required=True, metavar="TOOL", help="label-studio, cvat, labelme, coco"
+    )
     out.add_argument("--reasons", default="", metavar="WORDS", help="only those, a comma between")
     out.add_argument("--most", type=int, metavar="N", help="the N most interesting (default: all)")
     out.add_argument(
@@ -58,10 +62,6 @@ def add(verbs: options.Verbs) -> None:
     back.add_argument(
         "--split", type=Path, metavar="FILE", help="the manifest (default: drawn by params.yaml)"
     )
-
-
-def _help(verb: argparse.ArgumentParser) -> int:
-    verb.error("expected export or import")
 
 
 def run_export(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Reviewed parts: labelled pictures that came from a line, as additions to a data set.
 
-They lie in `reviewed/` of the data directory, a folder for each import, which nothing changes later:
+They lie in `reviewed/` of the data directory, a folder for each import; nothing changes it later:
 
 | file | |
 |---|---|

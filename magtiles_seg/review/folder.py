@@ -14,6 +14,7 @@ all the time since the folder was begun.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -155,8 +156,12 @@ class ReviewFolder:
         with self._alone():
             if not self._make_room(Entry(interest, name, reason, size)):
                 return None
-            for suffix, content in ((".png", picture), (".draft.png", mask), (".json", text)):
-                write(self.path / f"{name}{suffix}", content, durable=True)
+            try:
+                for suffix, content in ((".png", picture), (".draft.png", mask), (".json", text)):
+                    write(self.path / f"{name}{suffix}", content, durable=True)
+            except BaseException:
+                self._remove([name])
+                raise
         return name
 
     def entries(self) -> list[Entry]:
@@ -219,8 +224,6 @@ class ReviewFolder:
             return False
         free = shutil.disk_usage(self.path).free
         if free < self._spare_bytes + new.size_bytes:
-            import errno
-
             raise OSError(
                 errno.ENOSPC,
                 f"the disk has {free / 1e6:.0f} MB left; nothing is kept for review until there "

@@ -89,9 +89,7 @@ def export_review(
     labels = tuple(dict.fromkeys(name for one in records.values() for name in one["labels"]))
     more: dict[str, Any] = {"as_predictions": True} if to == "label-studio" else {}
     try:
-        opened = formats.FORMATS[to].write(
-            drafts, stage, labels, tolerance_px=tolerance_px, **more
-        )
+        opened = formats.FORMATS[to].write(drafts, stage, labels, tolerance_px=tolerance_px, **more)
         index = {"schema_version": _SCHEMA_VERSION, "tool": to, "pictures": records}
         write_json(stage / INDEX, index)
         if out.is_dir():

@@ -7,6 +7,7 @@ a fifth of one core.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
@@ -35,6 +36,7 @@ _WAITING, _WAITING_BYTES = 32, 64_000_000
 _REST = 4.0  # times as long as the last write took
 _LONGEST_REST_S = 5.0
 _PSI = 0.2  # by the usual rule a large change
+_SURPRISE = math.log(2)  # its like has become at least twice as frequent
 _WINDOW, _LOOK_EVERY = 500, 20  # pictures
 
 
@@ -164,7 +166,7 @@ class Selector:
         if "review" in self._reasons and decision.verdict(score) == "review":
             low = decision.review_score or 0.0
             return "review", (score - low) / max(decision.reject_score - low, 1e-9)
-        if surprise > 0:
+        if surprise >= _SURPRISE:
             return "drift", surprise / (1 + surprise)
         if "random" in self._reasons and self._random.random() < self._share:
             return "random", self._random.random()
