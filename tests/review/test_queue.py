@@ -76,7 +76,7 @@ def test_pictures_of_the_kind_that_became_frequent_are_drift(has_card: bool) -> 
     later = [selector.choose(0, UNSURE, values(130 if n % 2 else 100)) for n in range(500)]
     bright, normal = later[201::2], later[200::2]
     assert all(one is not None and one[0] == "drift" for one in bright)
-    assert sum(one is not None for one in normal) < 20
+    assert sum(one is not None for one in normal) < 40  # the brightest tenth shares their bin
 
 
 def test_full_queue_drops_counts_and_never_waits(
