@@ -150,7 +150,7 @@ class DriftMonitor:
         edges, shares = self._reference[name]
         values = np.array(self._late[name])
         counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(shares))
-        late: Numbers = (counts + 0.5) / (values.size + 0.5 * len(shares))
+        late = (counts.astype(np.float64) + 0.5) / (values.size + 0.5 * len(shares))
         return late, (shares * self._pictures + 0.5) / (self._pictures + 0.5 * len(shares))
 
 

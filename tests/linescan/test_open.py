@@ -12,6 +12,7 @@ from bright_web import bright_segmenter
 from magtiles_seg.cli import build_parser, main
 from magtiles_seg.commands.stream import add
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.image import read_levels
 from magtiles_seg.linescan.open import CameraOptions, _source, open_source, stream
 from magtiles_seg.linescan.sources import ArraySource
 from magtiles_seg.review.folder import ReviewFolder
@@ -160,14 +161,13 @@ def test_stream_keeps_crops_for_review_with_their_place_and_run(
     *_, report = capsys.readouterr().out.splitlines()
     run = json.loads(report)["run"]
     kept = ReviewFolder(review)
-    web = np.vstack([cv2.imread(str(folder / f"{n}.png"), cv2.IMREAD_UNCHANGED) for n in range(3)])
+    web = np.vstack([read_levels(folder / f"{n}.png") for n in range(3)])
     assert len(kept.entries()) == 5
     for entry in kept.entries():
         record, draft = kept.read(entry.name)
         assert (record["run"], record["group"], record["verdict"]) == (run, run, "review")
         y, x = record["position"]["first_line"], record["position"]["x0_px"]
-        crop = cv2.imread(str(review / f"{entry.name}.png"), cv2.IMREAD_UNCHANGED)
-        assert crop is not None
+        crop = read_levels(review / f"{entry.name}.png")
         assert np.array_equal(crop, web[y : y + crop.shape[0], x : x + crop.shape[1]])
         assert draft.shape == crop.shape
         assert len(record["model"]["sha256"]) == 64

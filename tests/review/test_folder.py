@@ -6,13 +6,14 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.files import write
+from magtiles_seg.image import read_levels
 from magtiles_seg.review import folder as module
 from magtiles_seg.review.folder import REASONS, Entry, ReviewFolder
 
@@ -36,7 +37,7 @@ def test_kept_picture_comes_back_lossless_with_its_lineage(tmp_path: Path) -> No
     name = add(kept, score=0.4)
     assert name is not None
     record, draft = kept.read(name)
-    assert np.array_equal(cv2.imread(str(kept.path / f"{name}.png"), cv2.IMREAD_UNCHANGED), IMAGE)
+    assert np.array_equal(read_levels(kept.path / f"{name}.png"), IMAGE)
     assert np.array_equal(draft, DRAFT)
     assert (record["reason"], record["source"], record["score"]) == ("review", "a.png", 0.4)
     assert (record["height_px"], record["width_px"]) == IMAGE.shape
@@ -97,12 +98,10 @@ def test_torn_pictures_of_a_killed_process_are_swept_at_the_next_start(tmp_path:
 
 
 def test_failed_write_leaves_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module.write
-
     def fail(path: Path, content: bytes | str, *, durable: bool = False) -> None:
         if path.suffix == ".json":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, content, durable=durable)
+        write(path, content, durable=durable)
 
     monkeypatch.setattr(module, "write", fail)
     with pytest.raises(OSError, match="No space"):
