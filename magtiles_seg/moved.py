@@ -86,6 +86,7 @@ MOVED = {
     "serve.demo_pictures": "demo.pictures",
     "serve.demo_tile": "demo.tile",
     "serve.demo_web": "demo.web",
+    "serve.drift": "drift",
     "serve.heads": "serve.limits",
     "serve.pages": "serve.openapi",
     "serve.uploads": "serve.analyze",

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from magtiles_seg.dataset.archive import converted_from, source_folder
 from magtiles_seg.dataset.layouts import FORMAT_NAMES
+from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
 from magtiles_seg.dataset.samples import Sample, find_samples, raise_problems
 from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import DataError, ModelError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from magtiles_seg.infer.manifest import Manifest
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.model.card import ModelCard
+    from magtiles_seg.review.handoff import Imported
 
 __all__ = [
     "Artefact",
@@ -57,6 +59,7 @@ __all__ = [
     "evaluate_folds",
     "export",
     "export_artefact",
+    "import_reviewed",
     "load",
     "read_split",
     "samples_of",
@@ -158,7 +161,9 @@ def load(
     folder = source_folder(wanted.source)
     if folder is not None and not converted_from(folder, directory):
         note_folder(directory, samples)
-    return DataSet(root, tuple(samples), read_summary(root))
+    verify_parts(directory)
+    reviewed = reviewed_samples(directory, wanted.labels, samples)
+    return DataSet(root, (*samples, *reviewed), read_summary(root))
 
 
 def _layout_of(params: Params) -> str:
@@ -222,15 +227,70 @@ def convert(
 def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     """Return the samples of a folder, or of the data set that `load` brings.
 
+    The latter with its reviewed parts, which `loop import` writes.
+
     Raises:
         FileNotFoundError, DataError: There is no such data set, or it is not whole.
     """
-    if root is None:  # a folder is used where it lies
-        folder = source_folder(params.data_load.source)
-        directory = Path(params.data_load.directory)
-        used = folder is not None and not converted_from(folder, directory)
-        root = folder if folder is not None and used else directory
-    return find_samples(root, layout=_layout_of(params), labels=params.data_load.labels)
+    wanted, directory = params.data_load, Path(params.data_load.directory)
+    if root is not None:
+        return find_samples(root, layout=_layout_of(params), labels=wanted.labels)
+    folder = source_folder(wanted.source)
+    if folder is not None and converted_from(folder, directory):
+        folder = None  # others are used where they lie
+    samples = find_samples(
+        directory if folder is None else folder, layout=_layout_of(params), labels=wanted.labels
+    )
+    reviewed = reviewed_samples(directory, wanted.labels, samples)
+    return tuple(sorted((*samples, *reviewed), key=lambda sample: sample.id))
+
+
+def import_reviewed(
+    params: Params,
+    export: Path,
+    *,
+    manifest: Path | None = None,
+    tool: str | None = None,
+    index: Path | None = None,
+    group_by: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Imported:
+    """Take corrected labels into `params.data_load.directory`, as pictures to train on.
+
+    Args:
+        params: Where the data set lies, and its labels.
+        export: What the labelling tool wrote.
+        manifest: The split whose validation and test parts stay untouched; None: as `split` draws.
+        tool: What wrote it; None: that which the pictures were exported for.
+        index: The export's review.json; None: in `export`.
+        group_by: Which pictures show the same part, by their sources; None: those of one web or
+            request.
+        progress: Told pictures that were compared with the data set.
+
+    Raises:
+        FileNotFoundError, DataError: The data set or the export is missing, or not whole; a label
+            is of an unknown picture or class.
+        ConfigError: `group_by` is invalid.
+    """
+    from magtiles_seg.dataset.splits import make_split
+    from magtiles_seg.review.handoff import import_labels
+
+    samples = [sample for sample in samples_of(params) if not sample.train_only]
+    if manifest is None:
+        fixed = make_split(samples, **asdict(params.data_split))
+    else:
+        fixed = read_split(manifest)
+    return import_labels(
+        export,
+        Path(params.data_load.directory),
+        labels=params.data_load.labels,
+        samples=samples,
+        split=fixed,
+        tool=tool,
+        index=index,
+        group_by=group_by,
+        progress=progress,
+    )
 
 
 def split(params: Params, out: Path | None = None) -> Split:

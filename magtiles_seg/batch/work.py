@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.result import Segmentation
+    from magtiles_seg.review.queue import ReviewQueue, ReviewSettings
 
 LOCAL_READERS, REMOTE_READERS = 2, 16
 """Threads that read and decode ahead of the model, by where the pictures lie."""
@@ -46,6 +47,7 @@ class Job:
         part_rows: Pictures of a part.
         patience_s: How long an outage of the source or a full disk is waited out.
         readers: Threads of a worker that read and decode; None: by where the pictures lie.
+        review: What is kept for a person to look at; None: nothing.
     """
 
     source: str
@@ -55,6 +57,7 @@ class Job:
     part_rows: int = 1000
     patience_s: float = 300.0
     readers: int | None = None
+    review: ReviewSettings | None = None
 
     @property
     def listing(self) -> Path:
@@ -113,6 +116,7 @@ class PartWorker:
         self._segmenter = job.open_segmenter(threads)
         self._identity = job.identity(self._segmenter)
         self._reader = Reader(job.source, patience_s=job.patience_s)
+        self._review = None if job.review is None else _review_queue(job.review, self._segmenter)
 
     def run(
         self,
@@ -143,6 +147,8 @@ class PartWorker:
                 announce(place)
             rows.append(self._row(fetch(), part, place))
         self._write(part, rows)
+        if self._review is not None:
+            self._review.flush()  # a worker without more parts is ended
         return len(rows), sum("error" in row for row in rows)
 
     def _fetched(
@@ -191,6 +197,8 @@ class PartWorker:
         result = self._segmenter(fetched.pixels)
         row["segment_ms"] = 1000 * (time.perf_counter() - start)
         row |= describe(result)
+        if self._review is not None:
+            self._review.consider(result, source=row["path"])
         if self._job.masks:
             row["mask_path"] = f"masks/{part:08d}/{place:05d}.png"
             self._patiently(lambda: _write_mask(self._job.out / row["mask_path"], result))
@@ -204,6 +212,15 @@ class PartWorker:
 
     def _patiently(self, write: Callable[[], None]) -> None:
         persist(write, patience_s=self._job.patience_s, is_final=lambda e: not _may_pass(e))
+
+
+def _review_queue(settings: ReviewSettings, segmenter: Segmenter) -> ReviewQueue:
+    from magtiles_seg.progress import note
+    from magtiles_seg.review.queue import ReviewQueue, Selector
+
+    usual = segmenter.spec.card.input_statistics
+    selector = Selector(settings.reasons, settings.share, usual)
+    return ReviewQueue(settings, selector=selector, on_alarm=note)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -62,6 +62,7 @@ def add(verbs: options.Verbs) -> None:
     ):
         metavar = "X" if kind is float else "N"
         verb.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
+    options.add_review(verb)
     verb.add_argument("--address", help="of a running Ray cluster (default: a local one)")
 
 
@@ -70,11 +71,13 @@ def run(arguments: argparse.Namespace) -> int:
     batch = options.import_extra("magtiles_seg.batch", "batch")
     given = vars(arguments)
     options.check_output(arguments.out)
+    review = options.read_review(arguments)
     job = batch.Job(
         source=batch.resolve(arguments.source),
         out=arguments.out.absolute(),
         segmenter=_segmenter_options(arguments),
         masks=arguments.masks,
+        review=review,
         **_present(given, "part_rows", "patience_s", "readers"),
     )
     engine = batch.Engine(name=arguments.engine, **_present(given, "workers", "gpus", "address"))
@@ -85,6 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.group_by is not None:
         count, text = sum(outcome.tiles.values()), _counted(outcome.tiles)
         print(f"{job.out / 'tiles.parquet'}: {count:,} tiles: {text}")
+    if review is not None:
+        kept = len(review.folder().entries())
+        print(f"{review.directory}: {kept:,} pictures wait for review")
     return options.ACCEPTED
 
 

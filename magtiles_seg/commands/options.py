@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from magtiles_seg.config import Params
+    from magtiles_seg.review.queue import ReviewSettings
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -149,6 +150,48 @@ def add_group_by(verb: argparse._ActionsContainer, purpose: str) -> None:
         help=f"{purpose}: a groups.csv, or a pattern whose group names the tile, such as "
         r"'(\w+)_light\d'",
     )
+
+
+def add_review(verb: argparse.ArgumentParser) -> None:
+    """Add `--review-dir` and what belongs to it, which `read_review` reads."""
+    verb.add_argument(
+        "--review-dir",
+        type=folder,
+        metavar="DIR",
+        help="keep here what a person should look at (MAGTILES_REVIEW_DIR; default: nothing)",
+    )
+    for name, kind, metavar, text in (
+        ("reasons", str, "WORDS", "of review, drift and random (default: all)"),
+        ("share", float, "X", "share that is kept at random (default: 0.001)"),
+        ("pictures", int, "N", "most pictures that are kept (default: 1000)"),
+        ("mb", float, "X", "most MB that are kept (default: 1000)"),
+    ):
+        verb.add_argument(f"--review-{name}", type=kind, metavar=metavar, help=text)
+
+
+def read_review(arguments: argparse.Namespace) -> ReviewSettings | None:
+    """Return what is kept for review; None: nobody asked for it.
+
+    Raises:
+        ConfigError: A value is invalid, or there is one without a folder.
+    """
+    from magtiles_seg.review.queue import ReviewSettings, reasons_of
+
+    named = os.environ.get("MAGTILES_REVIEW_DIR", "")
+    directory = arguments.review_dir or (folder(named) if named.strip() else None)
+    reasons = arguments.review_reasons
+    given = {
+        "reasons": None if reasons is None else reasons_of(reasons),
+        "share": arguments.review_share,
+        "most_pictures": arguments.review_pictures,
+        "most_mb": arguments.review_mb,
+    }
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if directory is None:
+        if values:
+            raise errors.ConfigError("--review-… needs a folder to keep pictures in: --review-dir")
+        return None
+    return ReviewSettings(directory=directory.absolute(), **values)
 
 
 def add_manifest(verb: argparse.ArgumentParser, option: str, text: str) -> None:

@@ -72,6 +72,8 @@ def add(verbs: options.Verbs) -> None:
     for name, kind, default, text in (
         ("threshold", float, None, "a pixel of at least this probability is defect"),
         ("min-area-px", int, None, "smaller defects are dropped"),
+        ("reject-score", float, None, "--review-dir: crops of at least this score are no question"),
+        ("review-score", float, None, "--review-dir: from this score on a crop is unsure"),
         ("threads", int, None, "CPU threads (default: all cores)"),
         ("mm-per-px", float, None, "size of a pixel across the web"),
         ("line-mm", float, None, "line pitch (default: as --mm-per-px)"),
@@ -99,6 +101,7 @@ def add(verbs: options.Verbs) -> None:
         default="block",
         help="full queue: let the source wait, or drop lines and report them (default: block)",
     )
+    options.add_review(verb)
     _add_camera(verb)
 
 
@@ -163,6 +166,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.out:
         options.check_output(arguments.out)
+    arguments.review = options.read_review(arguments)
     with options.open_segmenter(arguments) as segmenter:
         clean = stream(segmenter, arguments, tell=print_above)
     return options.ACCEPTED if clean else options.REJECTED

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from magtiles_seg.dataset.groups import FILE_NAME as GROUPS
-from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES
+from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES, REVIEWED
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of
 
@@ -110,6 +110,8 @@ def _differs(source: str, problems: Sequence[str]) -> str:
 def _is_used(name: str) -> bool:
     """Tell whether a file would be taken for a picture, a mask or the list of groups."""
     path = PurePosixPath(name)
+    if path.parts[0] == REVIEWED:  # each part has checksums of its own
+        return False
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and (path.suffix.lower() in PICTURE_SUFFIXES or path.name == GROUPS)
 

@@ -27,6 +27,9 @@ CLASS_PREFIX = "MT_"
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MASK_SUFFIXES = PICTURE_SUFFIXES - {".jpeg", ".jpg"}  # lossy formats change the values
 
+REVIEWED, REVIEWED_PART = "reviewed", "part.json"
+"""Folder beside a data set with what came by review, and what marks each of its parts."""
+
 _SEARCH_DEPTH = 3
 _JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__", "@eadir"})
 """What systems leave in folders, in small letters, beside everything that starts with a dot."""
@@ -168,9 +171,13 @@ def _children(level: list[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for parent in level:
         for child in sorted(_entries(parent)):
-            if child.is_dir() and not is_junk(child):
+            if child.is_dir() and not is_junk(child) and not _is_reviewed(child):
                 found.setdefault(child.resolve(), child)
     return list(found.values())
+
+
+def _is_reviewed(folder: Path) -> bool:
+    return folder.name == REVIEWED and any(folder.glob(f"*/{REVIEWED_PART}"))
 
 
 def _layouts_of(directory: Path) -> Iterator[str]:

@@ -56,6 +56,8 @@ class Sample:
         group: Physical tile; pictures of one group must never be on both sides of a split.
         exposure: Number of the illumination, where the name tells it.
         indexed_mask: Whether the mask holds class indices and not grey levels.
+        train_only: Whether it may be trained on and nothing else: it came by review, and the parts
+            that a model is judged on stay as they were.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Sample:
     group: int = -1
     exposure: int | None = None
     indexed_mask: bool = False
+    train_only: bool = False
 
     @property
     def num(self) -> int | None:

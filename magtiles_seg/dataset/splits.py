@@ -205,6 +205,9 @@ def make_split(
 ) -> Split:
     """Split a data set by a rule.
 
+    Reviewed pictures (`Sample.train_only`) change none of the other parts: they join the training
+    part, except those of a group that is validated or tested on, which are in no part.
+
     Args:
         samples: The data set, in any order.
         rule: `"grouped"`, `"random"`, `"P1"`, `"P1b"` or `"P2"`.
@@ -221,7 +224,8 @@ def make_split(
         DataError: There are fewer groups than folds.
     """
     _check(rule, fold, folds, validation_fraction)
-    ordered = sorted(samples, key=lambda sample: sample.id)
+    everything = sorted(samples, key=lambda sample: sample.id)
+    ordered = [sample for sample in everything if not sample.train_only]
     if rule == "grouped":
         parts = _grouped(ordered, seed, fold, folds, validation_fraction, fold_of_group)
     elif rule == "random":
@@ -229,6 +233,7 @@ def make_split(
     else:
         draw = {"P1": _p1, "P1b": _p1b, "P2": _p2}[rule]
         parts = draw(ordered, seed, validation_fraction)
+    parts = (_with_reviewed(everything, parts), *parts[1:])
     train, validation, test = (tuple(sorted(sample.id for sample in part)) for part in parts)
     return Split(
         rule=rule,
@@ -239,8 +244,16 @@ def make_split(
         train=train,
         validation=validation,
         test=test,
-        data_sha256=data_sha256(ordered),
+        data_sha256=data_sha256(everything),
     )
+
+
+def _with_reviewed(samples: Sequence[Sample], parts: Parts) -> list[Sample]:
+    """Return the training part with the reviewed pictures that are of no other part's group."""
+    train, *others = parts
+    held_out = {sample.group for part in others for sample in part}
+    reviewed = [s for s in samples if s.train_only and s.group not in held_out]
+    return [*train, *reviewed]
 
 
 def data_sha256(samples: Sequence[Sample]) -> str:

@@ -174,6 +174,11 @@ class Segmenter:
         return self._spec
 
     @property
+    def lineage(self) -> dict[str, str]:
+        """What an answer says of the model: name, sha256 and so on."""
+        return dict(self._lineage)
+
+    @property
     def decision(self) -> Decision:
         """The thresholds in use."""
         return self._decision

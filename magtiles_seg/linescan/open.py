@@ -94,8 +94,9 @@ def stream(
     with stoppable() as stop, live() as show:  # from before the records are begun
         try:
             web = _web(source.width_px, segmenter, arguments)
-            labels = segmenter.spec.card.labels
-            outputs = Outputs(arguments, labels=labels, note=note, printer=printer)
+            outputs = Outputs(arguments, segmenter=segmenter, note=note, printer=printer)
+            if outputs.review is not None:
+                web.watch(outputs.review.look)
         except BaseException:
             source.close()
             raise

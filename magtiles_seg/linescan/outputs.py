@@ -21,14 +21,17 @@ from magtiles_seg.linescan.sinks import (
     Rotation,
     Sink,
 )
+from magtiles_seg.names import as_line, without_secrets
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.linescan.pages import WebPictures
     from magtiles_seg.linescan.plant.metrics import StreamMetrics
     from magtiles_seg.linescan.plant.outbox import Outbox
     from magtiles_seg.linescan.report import WebReport
+    from magtiles_seg.linescan.review import WebReview
     from magtiles_seg.linescan.stream import StreamStatus
 
 __all__ = ["FORMATS", "Outputs", "stoppable"]
@@ -46,13 +49,14 @@ class Outputs:
     Attributes:
         run: Identifier of this run.
         sinks: To be told; the interval since an earlier run has been.
+        review: Keeps crops for a person to look at; None: nobody asked for it.
     """
 
     def __init__(
         self,
         arguments: argparse.Namespace,
         *,
-        labels: tuple[str, ...],
+        segmenter: Segmenter,
         note: Callable[[str], None],
         printer: Sink,
     ) -> None:
@@ -60,7 +64,7 @@ class Outputs:
 
         Args:
             arguments: Of the verb `stream`.
-            labels: Class names by index.
+            segmenter: Model and thresholds.
             note: Told in a line what is mended or goes wrong.
             printer: Prints what is found.
 
@@ -76,8 +80,10 @@ class Outputs:
         self._journal: Journal | None = None
         self._pictures: WebPictures | None = None
         self._metrics: StreamMetrics | None = None
+        self.review: WebReview | None = None
         try:
-            self._open(arguments, labels, note)
+            self._open(arguments, segmenter.spec.card.labels, note)
+            self._open_review(arguments, segmenter, note)
         except BaseException:
             self._abandon()
             raise
@@ -94,7 +100,7 @@ class Outputs:
 
     def states(self) -> list[SinkState]:
         """Return how the records and the doors stand."""
-        sinks = (*self._records, self._journal, self._pictures, *self._doors)
+        sinks = (*self._records, self._journal, self._pictures, *self._doors, self.review)
         return [sink.state for sink in sinks if sink is not None]
 
     def alarms(self) -> list[str]:
@@ -108,6 +114,8 @@ class Outputs:
 
     def end(self, report: WebReport) -> None:
         """Write how the run ended, when the sinks are closed."""
+        if self.review is not None:
+            self.review.close()
         if self._journal is not None:
             self._journal.close(self.account(report))
 
@@ -135,6 +143,16 @@ class Outputs:
                 for sink in self.sinks:
                     sink.write(self._journal.gap)
             self._journal.begin()
+
+    def _open_review(
+        self, arguments: argparse.Namespace, segmenter: Segmenter, note: Callable[[str], None]
+    ) -> None:
+        if arguments.review is None:
+            return
+        from magtiles_seg.linescan.review import WebReview
+
+        source = as_line(without_secrets(" ".join(arguments.source)))
+        self.review = WebReview(arguments.review, segmenter, source=source, run=self.run, note=note)
 
     def _open_folder(
         self, arguments: argparse.Namespace, labels: tuple[str, ...], note: Callable[[str], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,11 @@ __all__ = ["LineScanSegmenter", "Uninspected", "WebDefect", "WebReport"]
 
 _MOST_REPEATED = 65_536
 """More lines in a row that came before are no late frames: nothing new would ever be inspected."""
+
+Watcher: TypeAlias = Callable[
+    [int, "NDArray[np.uint8]", "NDArray[np.float32]", "NDArray[np.uint8]"], object
+]
+"""Told (first line, pixels, probability, classes) of a strip's core."""
 
 _ROUNDING = 1e-5  # a runtime's sigmoid may overshoot by this much
 
@@ -90,6 +95,7 @@ class LineScanSegmenter:
         self._next_line: int | None = None
         self._repeated_in_a_row = 0
         self._holes: list[Hole] = []
+        self._watcher: Watcher | None = None
         self._closed = False
 
     @property
@@ -120,6 +126,16 @@ class LineScanSegmenter:
     def notify(self, listener: Callable[[Uninspected], None]) -> None:
         """Call a function with each interval of lines without a verdict, as soon as it is known."""
         self._counts.listeners.append(listener)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Call a function with each strip's core and its answer, as soon as it is there.
+
+        Args:
+            watcher: Gets the web line of the first row, then (H, W) each: pixels uint8, probability
+                float32 and the likeliest class of defect uint8; to be read alone, and copied where
+                they are to be kept.
+        """
+        self._watcher = watcher
 
     def push(
         self,
@@ -292,6 +308,9 @@ class LineScanSegmenter:
         self._collect(
             self._regions.add(first_line, probability, classes, self._threshold, beside=beside)
         )
+        if self._watcher is not None:
+            core = strip.pixels[strip.offset : strip.offset + strip.rows]
+            self._watcher(first_line, core, probability, classes)
         self._counts.lines += strip.rows
         end_line = strip.first_line + strip.rows
         self._counts.latency.decide(strip.first_line, end_line, time.perf_counter())

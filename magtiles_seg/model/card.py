@@ -54,7 +54,7 @@ class ModelCard:
         git_revision: Of the code that trained it; empty if unknown.
         weights_sha256: SHA-256 of the checkpoint file it was made from; empty if unknown.
         licence: SPDX identifier.
-        input_statistics: What `serve.drift.input_statistics` found of usual pictures; may be empty.
+        input_statistics: What `drift.input_statistics` found of usual pictures; may be empty.
         calibration: Scale and bias that were folded into the defect logit; empty where none were.
         schema_version: Of this card's layout.
 
@@ -269,7 +269,7 @@ def _check_calibration(calibration: Mapping[str, float]) -> None:
 
 
 def _check_statistics(statistics: Mapping[str, Any]) -> None:
-    """Check what `serve.drift` reads: the number of pictures, and of each feature its bins."""
+    """Check what `drift` reads: the number of pictures, and of each feature its bins."""
     rest = dict(statistics)
     if statistics:
         _check_whole("input_statistics.pictures", rest.pop("pictures", None), 1, _MOST_AREA_PX)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -19,11 +20,12 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from magtiles_seg.drift import DriftMonitor, features
 from magtiles_seg.errors import MagtilesError
 from magtiles_seg.result import Segmentation
+from magtiles_seg.review.queue import ReviewQueue
 from magtiles_seg.serve.batching import Batcher
 from magtiles_seg.serve.decoding import Decoders
-from magtiles_seg.serve.drift import DriftMonitor, features
 from magtiles_seg.serve.limits import ApiKeys, Expired, Gate, Place, check_format
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.problems import Problem
@@ -208,6 +210,7 @@ class Analyzer:
     metrics: Metrics
     monitor: DriftMonitor
     shadow: Shadow | None
+    review: ReviewQueue | None
     ending: Ending = field(default_factory=Ending)
 
     async def post(self, request: Request) -> Response:
@@ -273,10 +276,13 @@ class Analyzer:
             reply, rows = await anyio.to_thread.run_sync(
                 _finish, results, wish, limiter=self.limiter
             )
+        group = uuid4().hex if wish.tile else None  # pictures of one part stay together
         for data, result, values in zip(pictures, results, rows, strict=True):
             self.metrics.picture(result, values, self.monitor)
             if self.shadow is not None:
-                self.shadow.offer(data, result)
+                self.shadow.offer(data, result, group)
+            if self.review is not None:
+                self.review.consider(result, group=group, values=values)
         return results, reply
 
     async def _while_there(self, request: Request, work: Coroutine[None, None, Answer]) -> Answer:

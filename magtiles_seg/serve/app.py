@@ -34,16 +34,17 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from magtiles_seg.decision import OVERRIDES
+from magtiles_seg.drift import DriftMonitor
 from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.review.queue import ReviewQueue, Selector
 from magtiles_seg.serve import openapi
 from magtiles_seg.serve import openapi as pages
 from magtiles_seg.serve.analyze import Analyzer
 from magtiles_seg.serve.batching import Batcher
 from magtiles_seg.serve.cors import Forwarded, Service
 from magtiles_seg.serve.decoding import SPARE, Budget, Decoders
-from magtiles_seg.serve.drift import DriftMonitor
 from magtiles_seg.serve.envelope import Envelope, lineage_headers
 from magtiles_seg.serve.health import Readiness
 from magtiles_seg.serve.limits import STOP_RESERVE_S, ApiKeys, Gate
@@ -103,6 +104,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         Budget(max_pixels=settings.max_pixels, max_bytes=settings.max_body_bytes),
         ended=lambda cause: metrics.decoders_ended.labels(cause).inc(),
     )
+    review = _review(settings, segmenter, metrics)
     analyzer = Analyzer(
         settings=settings,
         keys=keys,
@@ -112,7 +114,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
         limiter=CapacityLimiter(plan.streams),
         metrics=metrics,
         monitor=DriftMonitor(segmenter.spec.card.input_statistics, window=settings.drift_window),
-        shadow=_shadow(settings, metrics),
+        shadow=_shadow(settings, metrics, review),
+        review=review,
     )
     readiness = Readiness(segmenter, batcher, metrics, decoders)
     return _assemble(settings, segmenter, analyzer, readiness)
@@ -128,12 +131,31 @@ def _open(settings: Settings, threads: int) -> Segmenter:
     )
 
 
-def _shadow(settings: Settings, metrics: Metrics) -> Shadow | None:
+def _review(settings: Settings, segmenter: Segmenter, metrics: Metrics) -> ReviewQueue | None:
+    wanted = settings.review
+    if wanted is None:
+        return None
+    if segmenter.decision.review_score is None and "review" in wanted.reasons:
+        _log.info("no review_score is set: no picture is kept as unsure")
+    usual = segmenter.spec.card.input_statistics
+    return ReviewQueue(
+        wanted,
+        selector=Selector(wanted.reasons, wanted.share, usual),
+        on_outcome=lambda outcome: metrics.review.labels(outcome).inc(),
+        on_alarm=_log.warning,
+    )
+
+
+def _shadow(settings: Settings, metrics: Metrics, review: ReviewQueue | None) -> Shadow | None:
     if settings.shadow_url is None:
         return None
     report = Path(settings.shadow_report) if settings.shadow_report else None
     return Shadow(
-        settings.shadow_url, fraction=settings.shadow_fraction, metrics=metrics, report=report
+        settings.shadow_url,
+        fraction=settings.shadow_fraction,
+        metrics=metrics,
+        report=report,
+        review=review,
     )
 
 
@@ -252,6 +274,8 @@ async def _running(analyzer: Analyzer, readiness: Readiness) -> AsyncIterator[No
             if not task.cancelled() and task.exception() is not None:
                 _log.error("a background task failed", exc_info=task.exception())
         analyzer.decoders.close()
+        if analyzer.review is not None:
+            analyzer.review.close(_LAST_S)
         gate = analyzer.gate
         _log.info(
             "accepted %d requests, answered %d, expired %d, clients left %d; refused %d",

@@ -17,8 +17,8 @@ from prometheus_client import (
     multiprocess,
 )
 
+from magtiles_seg.drift import DriftMonitor
 from magtiles_seg.result import Segmentation
-from magtiles_seg.serve.drift import DriftMonitor
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -77,6 +77,7 @@ class Metrics:
         self.model = gauge("model_info", "The model in use", "name", "sha256", "backend", "device")
         self.shadow = counter("shadow_requests", "Requests mirrored", "outcome")
         self.shadow_flipped = counter("shadow_flipped", "Verdicts that the shadow turned")
+        self.review = counter("review_pictures", "Pictures for a person to look at", "outcome")
         self.shadow_dice = histogram("shadow_dice", "Dice of both masks", buckets=_DICE)
 
     @contextmanager

@@ -12,6 +12,8 @@ from typing import Any
 from magtiles_seg.config import check_fields, nearest, raise_if_any, within
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.infer.backends.base import default_device
+from magtiles_seg.review.folder import REASONS
+from magtiles_seg.review.queue import ReviewSettings, reasons_of
 
 PREFIX = "MAGTILES_"
 """Before the name of each setting in the environment, in capitals: `MAGTILES_PORT`."""
@@ -65,6 +67,11 @@ class Settings:
         shadow_fraction: That share.
         shadow_report: Directory for the report of the worst disagreements; None: no report.
         drift_window: Pictures in the running input statistics.
+        review_dir: Folder that keeps what a person should look at; None: nothing is kept.
+        review_reasons: Why: of review, disagreement, drift and random, a comma between.
+        review_share: Share of the pictures that is kept at random.
+        review_pictures: Most pictures that are kept.
+        review_mb: Most MB of 1,000,000 bytes.
     """
 
     host: str = "127.0.0.1"
@@ -98,6 +105,11 @@ class Settings:
     shadow_fraction: float = within(0.1, 0, 1)
     shadow_report: str | None = None
     drift_window: int = within(500, 10)
+    review_dir: str | None = None
+    review_reasons: str = ",".join(REASONS)
+    review_share: float = within(0.001, 0, 1)
+    review_pictures: int = within(1000, 1)
+    review_mb: float = within(1000.0, 0.1)
 
     def __post_init__(self) -> None:
         """Check types, ranges and words."""
@@ -107,6 +119,7 @@ class Settings:
         if isinstance(self.shadow_url, str) and not self.shadow_url.startswith(("http:", "https:")):
             found.append(f"serve.shadow_url: expected http:// or https://, got {self.shadow_url!r}")
         found += _unfit_for_demo(self) if self.demo is True else []
+        found += _unknown_reasons(self.review_reasons)
         for name, read in (("cors_origins", _origins), ("root_path", root_path)):
             try:
                 checked[name] = read(checked[name]) or None if checked.get(name) else None
@@ -163,6 +176,19 @@ class Settings:
             values[name] = f"set ({', '.join(names)})" if names else None
         values["shadow_url"] = _without_password(self.shadow_url)
         return {name: "-" if value is None else str(value) for name, value in values.items()}
+
+    @property
+    def review(self) -> ReviewSettings | None:
+        """What is kept for a person to look at; None: nothing."""
+        if self.review_dir is None:
+            return None
+        return ReviewSettings(
+            directory=Path(self.review_dir),
+            reasons=reasons_of(self.review_reasons),
+            share=self.review_share,
+            most_pictures=self.review_pictures,
+            most_mb=self.review_mb,
+        )
 
     @property
     def drain_within_s(self) -> float:
@@ -292,6 +318,13 @@ def _unknown_formats(text: str) -> list[str]:
         for name in names
         if name not in FORMATS
     ]
+
+
+def _unknown_reasons(text: object) -> list[str]:
+    names = reasons_of(text) if isinstance(text, str) else REASONS
+    wanted = f"serve.review_reasons: expected some of {', '.join(REASONS)}, got"
+    found = [f"{wanted} {name!r}{nearest(name, REASONS)}" for name in names if name not in REASONS]
+    return found if names else [f"{wanted} none"]
 
 
 def _without_password(url: str | None) -> str | None:

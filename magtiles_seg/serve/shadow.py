@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 
 from magtiles_seg.files import encode_png, write, write_json
 from magtiles_seg.result import Segmentation, Verdict
+from magtiles_seg.review.queue import ReviewQueue
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import mask_of_run_lengths
 
 _QUEUE, _QUEUE_BYTES = 32, 128_000_000
 _KEPT = 20
 _TIMEOUT_S = 30.0
+_DISAGREE_DICE = 0.5
 _REPLY_BYTES, _REPLY_BYTES_PER_PX = 100_000, 4  # rows such as `[0, 1, …]`, with spaces
 _log = logging.getLogger("magtiles_seg.serve")
 
@@ -65,16 +67,21 @@ class _Sample:
         image: (H, W) uint8, the picture.
         mask: (H, W) uint8, 0 or 1, ours.
         verdict: Ours.
+        result: The whole of it, where disagreement is kept for review.
+        group: What the picture shares with others of the same part.
     """
 
     data: bytes
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     verdict: str
+    result: Segmentation | None
+    group: str | None
 
     @property
     def size(self) -> int:
-        return len(self.data) + self.image.nbytes + self.mask.nbytes
+        kept = 0 if self.result is None else self.result.probability.nbytes + 2 * self.mask.nbytes
+        return len(self.data) + self.image.nbytes + self.mask.nbytes + kept
 
     @property
     def reply_bytes(self) -> int:
@@ -104,6 +111,7 @@ class Shadow:
         fraction: float,
         metrics: Metrics,
         report: Path | None = None,
+        review: ReviewQueue | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
@@ -114,6 +122,7 @@ class Shadow:
             fraction: Share of the requests that is mirrored.
             metrics: Where the disagreement is counted.
             report: Directory that gets `report.md`, `report.json` and the worst pictures.
+            review: Keeps the pictures that the two disagree on.
             transport: In place of the network.
             timeout_s: Longest time from a request to the end of its answer.
         """
@@ -121,6 +130,7 @@ class Shadow:
         self._fraction = fraction
         self._metrics = metrics
         self._folder = report / f"worker-{os.getpid()}" if report else None
+        self._review = review if review is not None and review.wants("disagreement") else None
         self._transport = transport
         self._timeout_s = timeout_s
         self._random = random.Random()
@@ -130,16 +140,18 @@ class Shadow:
         self.flipped = 0
         self.worst: list[Case] = []
 
-    def offer(self, data: bytes, ours: Segmentation) -> None:
+    def offer(self, data: bytes, ours: Segmentation, group: str | None = None) -> None:
         """Perhaps queue an answered request; returns at once.
 
         Args:
             data: The picture file as it came.
             ours: What was answered.
+            group: What the picture shares with others of the same part.
         """
         if self._random.random() >= self._fraction:
             return
-        sample = _Sample(data, ours.image, ours.mask, ours.verdict)
+        result = None if self._review is None else ours
+        sample = _Sample(data, ours.image, ours.mask, ours.verdict, result, group)
         full = self._queued_bytes + sample.size > _QUEUE_BYTES and not self._queue.empty()
         if full or self._queue.full():
             self._metrics.shadow.labels("dropped").inc()
@@ -180,6 +192,7 @@ class Shadow:
         self._metrics.shadow.labels("compared").inc()
         self._metrics.shadow_dice.observe(case.dice)
         self._metrics.shadow_flipped.inc(case.flipped)
+        self._keep_for_review(case, sample)
         await self._keep(case, sample, theirs)
 
     async def _ask(self, sample: _Sample) -> bytes:
@@ -208,6 +221,24 @@ class Shadow:
                 if len(body) > sample.reply_bytes:
                     raise ValueError(f"more than {sample.reply_bytes} bytes")
         return bytes(body)
+
+    def _keep_for_review(self, case: Case, sample: _Sample) -> None:
+        """Queue a picture whose verdict flipped, or of whose defects the two share less than half.
+
+        The shadow's verdict and the Dice are part of its lineage.
+        """
+        if self._review is None or sample.result is None:
+            return
+        if not (case.flipped or case.dice < _DISAGREE_DICE):
+            return
+        said = {"url": _host(self._url), "verdict": case.verdicts[1], "dice": round(case.dice, 4)}
+        self._review.offer_result(
+            sample.result,
+            "disagreement",
+            case.badness / 2,
+            group=sample.group,
+            more={"shadow": said},
+        )
 
     async def _keep(self, case: Case, sample: _Sample, theirs: NDArray[np.uint8]) -> None:
         """Take a case among the worst, where it belongs, and bring the report up to date."""
@@ -249,6 +280,12 @@ class Shadow:
             write(self._folder / name, _picture(sample, theirs))
         write_json(self._folder / "report.json", summary)
         write(self._folder / "report.md", _page(summary))
+
+
+def _host(url: str) -> str:
+    """Return the address without a user's name, password and query."""
+    parsed = httpx.URL(url)
+    return f"{parsed.scheme}://{parsed.netloc.decode('ascii')}{parsed.path}"
 
 
 def _compare(body: bytes, sample: _Sample, number: int) -> tuple[Case, NDArray[np.uint8]]:

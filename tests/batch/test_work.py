@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from magtiles_seg.batch.parquet import SCHEMA
 from magtiles_seg.batch.source import freeze
 from magtiles_seg.batch.work import PartWorker
 from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.review.queue import ReviewSettings
 
 
 def worker(job: Job) -> PartWorker:
@@ -120,3 +122,16 @@ def test_fetched_ahead_is_bounded(
     part_worker.run(0, announce=lambda place: ahead.append(len(read) - place))
     assert len(ahead) == 60
     assert max(ahead) <= 2 * 2 + 1
+
+
+def test_run_keeps_unsure_pictures_for_review(make_job: Callable[..., Job], model: Path) -> None:
+    segmenter = {"model": model, "threads": 1, "review_score": 0.0, "reject_score": 1.0}
+    job = make_job(segmenter=segmenter)
+    review = ReviewSettings(directory=job.out.parent / "review", reasons=("review",))
+    worker(replace(job, review=review)).run(0)
+    kept = review.folder()
+    records = [kept.read(entry.name)[0] for entry in kept.entries()]
+    assert {record["source"] for record in records} == {
+        row["path"] for row in rows(job) if row["error"] is None
+    }
+    assert {record["run"] for record in records} == {review.run}

@@ -12,8 +12,10 @@ from bright_web import bright_segmenter
 from magtiles_seg.cli import build_parser, main
 from magtiles_seg.commands.stream import add
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.image import read_levels
 from magtiles_seg.linescan.open import CameraOptions, _source, open_source, stream
 from magtiles_seg.linescan.sources import ArraySource
+from magtiles_seg.review.folder import ReviewFolder
 
 
 class Closable(ArraySource):
@@ -147,3 +149,52 @@ def test_camera_is_closed_where_the_records_cannot_be_opened(
     with pytest.raises(ConfigError, match="add --out DIR"):
         stream(bright_segmenter(), arguments, tell=lambda _: None)
     assert source.closed == 1
+
+
+def test_stream_keeps_crops_for_review_with_their_place_and_run(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, review = folder / "out", folder / "review"
+    words = ["stream", str(folder), "--model", str(model), "--json", "--strip-rows", "32"]
+    words += ["--out", str(out), "--review-score", "0.0", "--reject-score", "1.0"]
+    main([*words, "--review-dir", str(review), "--review-reasons", "review"])
+    *_, report = capsys.readouterr().out.splitlines()
+    run = json.loads(report)["run"]
+    kept = ReviewFolder(review)
+    web = np.vstack([read_levels(folder / f"{n}.png") for n in range(3)])
+    assert len(kept.entries()) == 5
+    for entry in kept.entries():
+        record, draft = kept.read(entry.name)
+        assert (record["run"], record["group"], record["verdict"]) == (run, run, "review")
+        y, x = record["position"]["first_line"], record["position"]["x0_px"]
+        crop = read_levels(review / f"{entry.name}.png")
+        assert np.array_equal(crop, web[y : y + crop.shape[0], x : x + crop.shape[1]])
+        assert draft.shape == crop.shape
+        assert len(record["model"]["sha256"]) == 64
+    (sink,) = (s for s in json.loads(report)["sinks"] if s["name"] == str(review))
+    assert (sink["delivered"], sink["error"]) == (5, None)
+
+
+def test_stream_keeps_nothing_unless_a_folder_is_named(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(folder.rglob("*"))
+    main(["stream", str(folder), "--model", str(model), "--review-score", "0.0"])
+    assert set(folder.rglob("*")) == before
+    assert main(["stream", str(folder), "--model", str(model), "--review-share", "0.5"]) == 2
+    assert "--review-dir" in capsys.readouterr().err
+
+
+def test_stream_goes_on_where_nothing_can_be_kept(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ReviewFolder, "add", fail)
+    words = ["stream", str(folder), "--model", str(model), "--threshold", "1.0"]
+    words += ["--review-score", "0.0", "--reject-score", "1.0"]
+    assert main([*words, "--review-dir", str(folder / "review")]) == 0
+    said = capsys.readouterr()
+    assert "150 lines inspected" in said.out
+    assert "No space left on device" in said.out + said.err

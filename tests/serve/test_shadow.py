@@ -13,6 +13,8 @@ import pytest
 
 from magtiles_seg.decision import Decision
 from magtiles_seg.result import Segmentation
+from magtiles_seg.review.folder import ReviewFolder
+from magtiles_seg.review.queue import ReviewQueue, ReviewSettings
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import Wish, encode
 from magtiles_seg.serve.shadow import Shadow, dice
@@ -229,3 +231,22 @@ def test_report_keeps_the_twenty_worst_and_no_other_picture(tmp_path: Path) -> N
     assert len(report["worst"]) == 20
     named = {row["picture"] for row in report["worst"]} | {"report.json", "report.md"}
     assert {path.name for path in folder.iterdir()} == named
+
+
+def test_pictures_that_the_two_disagree_on_are_kept_for_review(tmp_path: Path) -> None:
+    review = ReviewQueue(ReviewSettings(directory=tmp_path, reasons=("disagreement",)))
+    ours = [answer(4), answer(4), answer(4)]
+    mirror(ours, [reply(answer(4)), reply(answer(2)), reply(answer(0))], review=review)
+    review.close()
+    (entry,) = ReviewFolder(tmp_path).entries()
+    record, _ = ReviewFolder(tmp_path).read(entry.name)
+    assert (entry.reason, record["verdict"]) == ("disagreement", "reject")
+    assert record["shadow"]["url"] == "http://dev.example/analyze"
+    assert (record["shadow"]["verdict"], record["shadow"]["dice"]) == ("accept", 0.0)
+
+
+def test_disagreement_is_not_kept_where_it_was_not_asked_for(tmp_path: Path) -> None:
+    review = ReviewQueue(ReviewSettings(directory=tmp_path, reasons=("random",)))
+    mirror([answer(4)], [reply(answer(0))], review=review)
+    review.close()
+    assert ReviewFolder(tmp_path).entries() == []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import cv2
@@ -35,12 +35,19 @@ _LEAST = 100  # of fewer pictures chance alone makes an index near 0.1
 
 def features(result: Segmentation) -> dict[str, float]:
     """Return one picture's value of each of `FEATURES`."""
-    edges = cv2.Laplacian(result.image, cv2.CV_16S)
     return {
-        "gray_level": float(result.image.mean()),
-        "sharpness": float(edges.std()),
+        **features_of_pixels(result.image),
         "score": result.score,
         "defect_rate": float(result.verdict != "accept"),
+    }
+
+
+def features_of_pixels(image: NDArray[np.uint8]) -> dict[str, float]:
+    """Return the features that need no model, of a picture (H, W) uint8."""
+    edges = cv2.Laplacian(image, cv2.CV_16S)
+    return {
+        "gray_level": float(cv2.mean(image)[0]),
+        "sharpness": float(cv2.meanStdDev(edges)[1][0, 0]),
     }
 
 
@@ -60,8 +67,13 @@ def input_statistics(results: Iterable[Segmentation]) -> dict[str, Any]:
     rows = [features(result) for result in results]
     if len(rows) < _LEAST:
         raise ConfigError(f"input statistics need at least {_LEAST} pictures, got {len(rows)}")
+    return statistics_of(rows)
+
+
+def statistics_of(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the statistics of some pictures' features, all of the same names."""
     statistics: dict[str, Any] = {"pictures": len(rows)}
-    for name in FEATURES:
+    for name in rows[0]:
         values = np.array([row[name] for row in rows])
         edges = np.unique(np.quantile(values, np.arange(1, _BINS) / _BINS))
         if name == "defect_rate":
@@ -78,24 +90,28 @@ class DriftMonitor:
         has_reference: Whether the card says what is usual.
     """
 
-    def __init__(self, reference: Mapping[str, Any], *, window: int) -> None:
+    def __init__(
+        self, reference: Mapping[str, Any], *, window: int, names: Sequence[str] = FEATURES
+    ) -> None:
         """Start with no pictures.
 
         Args:
             reference: A card's `input_statistics`; may be empty.
             window: How many pictures count as late.
+            names: The features that are watched, of `FEATURES`.
 
         Raises:
             ModelError: The statistics are damaged.
         """
         self.has_reference = bool(reference)
-        self._reference = {name: _bins(reference, name) for name in FEATURES if reference}
+        self._names = tuple(names)
+        self._reference = {name: _bins(reference, name) for name in names if reference}
         self._pictures = int(reference.get("pictures", 0))
-        self._late: dict[str, deque[float]] = {name: deque(maxlen=window) for name in FEATURES}
+        self._late: dict[str, deque[float]] = {name: deque(maxlen=window) for name in names}
 
     def add(self, values: Mapping[str, float]) -> None:
         """Take one picture's features."""
-        for name in FEATURES:
+        for name in self._names:
             self._late[name].append(values[name])
 
     def means(self) -> dict[str, float]:
@@ -104,23 +120,38 @@ class DriftMonitor:
 
     def psi(self) -> dict[str, float]:
         """Return each feature's index; nothing without a reference or before 100 pictures."""
-        if len(self._late[FEATURES[0]]) < _LEAST:
+        if len(self._late[self._names[0]]) < _LEAST:
             return {}
-        return {
-            name: self._index(np.array(self._late[name]), *self._reference[name])
-            for name in self._reference
-        }
+        found = {}
+        for name in self._reference:
+            late, usual = self._shares(name)
+            found[name] = float(np.sum((late - usual) * np.log(late / usual)))
+        return found
 
-    def _index(
-        self,
-        values: Numbers,
-        edges: Numbers,
-        shares: Numbers,
-    ) -> float:
+    def excess(self, *, psi: float) -> dict[str, Numbers]:
+        """Return ln(p / q) of each bin, of the features whose index is at least `psi`."""
+        drifted = [name for name, index in self.psi().items() if index >= psi]
+        return {name: np.log(np.divide(*self._shares(name))) for name in drifted}
+
+    def surprise(self, values: Mapping[str, float], excess: Mapping[str, Numbers]) -> float:
+        """Return how much a picture is of the kind that has become frequent, by `excess`.
+
+        The sum of ln(p / q) over its bins; 0 where no feature has drifted, or it lies in bins that
+        are no more frequent than usual.
+        """
+        total = sum(
+            float(table[np.searchsorted(self._reference[name][0], values[name], side="right")])
+            for name, table in excess.items()
+        )
+        return max(0.0, total)
+
+    def _shares(self, name: str) -> tuple[Numbers, Numbers]:
+        """Return the shares of a feature's bins, of late and usually."""
+        edges, shares = self._reference[name]
+        values = np.array(self._late[name])
         counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(shares))
-        late = (counts + 0.5) / (values.size + 0.5 * len(shares))
-        usual = (shares * self._pictures + 0.5) / (self._pictures + 0.5 * len(shares))
-        return float(np.sum((late - usual) * np.log(late / usual)))
+        late = (counts.astype(np.float64) + 0.5) / (values.size + 0.5 * len(shares))
+        return late, (shares * self._pictures + 0.5) / (self._pictures + 0.5 * len(shares))
 
 
 def _mean(values: deque[float]) -> float:

@@ -9,9 +9,9 @@ import pytest
 
 from magtiles_seg import Segmenter
 from magtiles_seg.decision import Decision
+from magtiles_seg.drift import FEATURES, DriftMonitor, features, input_statistics
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.result import Segmentation
-from magtiles_seg.serve.drift import FEATURES, DriftMonitor, features, input_statistics
 
 RNG = np.random.default_rng(0)
 
