@@ -157,12 +157,18 @@ def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     """Return the samples of a folder, or of the data set that `load` brings.
 
     Raises:
-        FileNotFoundError, DataError: There is no such data set, or it is not whole.
+        FileNotFoundError, DataError: There is no such data set, it is not whole, or
+            `params.data_split.group_pattern` does not fit every name in it.
+        ConfigError: The pattern is invalid.
     """
+    from magtiles_seg.dataset.grouping import regrouped
+
     if root is None:  # a folder is used where it lies
         folder = source_folder(params.data_load.source)
         root = Path(params.data_load.directory) if folder is None else folder
-    return find_samples(root, layout=params.data_load.layout, labels=params.data_load.labels)
+    samples = find_samples(root, layout=params.data_load.layout, labels=params.data_load.labels)
+    pattern = params.data_split.group_pattern
+    return samples if pattern is None else tuple(regrouped(samples, pattern))
 
 
 def split(params: Params, out: Path | None = None) -> Split:
@@ -173,7 +179,7 @@ def split(params: Params, out: Path | None = None) -> Split:
     """
     from magtiles_seg.dataset.splits import make_split
 
-    drawn = make_split(samples_of(params), **asdict(params.data_split))
+    drawn = make_split(samples_of(params), **params.data_split.draw)
     if out is not None:
         write(out, drawn.to_json())
     return drawn

@@ -90,15 +90,19 @@ def texture_of(path: Path) -> npt.NDArray[np.float32]:
         FileNotFoundError: There is no such file.
         ImageError: It is damaged, or of a kind that is not read.
     """
-    image = read_image(path)
+    return fine_texture(sized(read_image(path)))
+
+
+def sized(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return a picture, (H, W), at the size at which pictures are compared."""
     scale = SIDE_PX / max(image.shape)
     if scale >= 1:
         scale = max(1.0, _LEAST_SIDE_PX / min(image.shape))
-    size = tuple(max(1, round(side * scale)) for side in image.shape[::-1])
-    if size != image.shape[::-1]:
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        image = np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-    return fine_texture(image)
+    height, width = (max(1, round(side * scale)) for side in image.shape)
+    if (height, width) == image.shape:
+        return image
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
 
 
 def fingerprint(texture: npt.NDArray[np.float32], features: int = FEATURES) -> Fingerprint:
@@ -109,7 +113,7 @@ def fingerprint(texture: npt.NDArray[np.float32], features: int = FEATURES) -> F
         features: How many at most.
     """
     grey = np.clip(texture * 50 + 128, 0, 255).astype(np.uint8)
-    orb = cv2.ORB_create(nfeatures=features, scaleFactor=1.3, nlevels=5, edgeThreshold=20,
+    orb = cv2.ORB.create(nfeatures=features, scaleFactor=1.3, nlevels=5, edgeThreshold=20,
                          fastThreshold=5)  # fmt: skip
     points, descriptors = orb.detectAndCompute(grey, None)
     if descriptors is None:
@@ -184,12 +188,10 @@ def _tables() -> Iterator[tuple[int, int]]:
     """Yield which two of the 16 numbers make the word of each table; every number serves alike."""
     every = np.array(list(combinations(range(16), 2)))
     order = np.random.default_rng(0).permutation(len(every))
-    yield from (tuple(map(int, pair)) for pair in every[order[:_TABLES]])
+    yield from ((int(one), int(other)) for one, other in every[order[:_TABLES]])
 
 
-def _met(
-    words: npt.NDArray[np.uint64], entries: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
+def _met(words: npt.NDArray[np.uint64], entries: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Return the pairs of pictures that meet in a bucket, as numbers: see `_strongest`."""
     scrambled = entries * np.uint64(_SCRAMBLE) % np.uint64(_WORD)
     rows = np.sort(words << np.uint64(32) | scrambled)  # np.unique hashes: slow with such words
@@ -218,9 +220,7 @@ def _firsts(ordered: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return first
 
 
-def _added(
-    votes: npt.NDArray[np.uint64], met: npt.NDArray[np.uint64]
-) -> npt.NDArray[np.uint64]:
+def _added(votes: npt.NDArray[np.uint64], met: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Return (2, P), pairs and their votes, with one more vote for those that met."""
     both = np.concatenate([votes[0], met])
     count = np.concatenate([votes[1], np.ones_like(met)])

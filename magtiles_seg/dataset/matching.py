@@ -38,6 +38,12 @@ JOINED = 0.5
 SURE = 0.95
 """Certainty from which on nobody needs to look at a pair; below `1 - SURE` neither."""
 
+MOST_FIXED = 0.3
+"""Share of a fixed view from which on matches are not to be trusted."""
+
+_LOOKED_AT, _LEAST_ALIKE = 256, 24
+"""Pictures that `fixed_share` looks at, and how many must be of one size to tell it."""
+
 _RATIO = 0.8
 """A point's nearest descriptor must be this much nearer than the second (Lowe, 2004)."""
 
@@ -103,11 +109,32 @@ class Matches:
         paths: The pictures.
         found: Pairs of which a part was looked at and agreed, the surest first.
         plain: Positions of pictures with too little texture to be told from others.
+        fixed_share: Share of the fine texture that is the same in pictures of one size, 0..1: a
+            fixture, a reflection or dirt that the camera always sees in one place.
     """
 
     paths: tuple[Path, ...]
     found: tuple[Match, ...]
     plain: tuple[int, ...]
+    fixed_share: float = 0.0
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What somebody who takes the groups over should know, a sentence each."""
+        said = []
+        if self.fixed_share >= MOST_FIXED:
+            said.append(
+                f"{self.fixed_share:.0%} of the fine texture is the same in all pictures of one "
+                "size: either all show one part, or camera and fixture see the same around every "
+                "part, which joins parts that are not one. Do not take the groups over unseen: "
+                "group by the names (data_split.group_pattern), or crop the pictures to the part"
+            )
+        if self.plain:
+            said.append(
+                f"{len(self.plain)} pictures have too little texture to be told from others, such "
+                f"as {self.paths[self.plain[0]]}: each is a group of its own"
+            )
+        return tuple(said)
 
     def groups(self, least: float = JOINED) -> list[int]:
         """Return a number for each picture, alike for those that pairs join, one by one.
@@ -183,7 +210,32 @@ def find_matches(
             found.append(match)
     found.sort(key=lambda match: (-match.certainty, -match.inliers, match.first, match.second))
     poor = [index for index, one in enumerate(plain) if len(one.points) < LEAST_FEATURES]
-    return Matches(tuple(paths), tuple(found), tuple(poor))
+    return Matches(tuple(paths), tuple(found), tuple(poor), fixed_share(paths))
+
+
+def fixed_share(paths: Sequence[Path]) -> float:
+    """Return which share of the fine texture pictures of one size have in common, 0..1.
+
+    The mean over n pictures of one size keeps what is the same in all, and 1/n of the rest: with
+    the variance v of the mean and w of the pictures the share is (v - w/n) / (w - w/n). 0 where
+    there are too few of any size.
+
+    Args:
+        paths: The pictures, of which some are looked at.
+    """
+    step = max(1, len(paths) // _LOOKED_AT)
+    by_size: dict[tuple[int, ...], list[npt.NDArray[np.float32]]] = defaultdict(list)
+    for path in paths[::step]:
+        texture = texture_of(path)
+        by_size[texture.shape].append(texture)
+    shares, weights = [], []
+    for textures in by_size.values():
+        if (count := len(textures)) >= _LEAST_ALIKE:
+            stack = np.stack(textures)
+            mean, whole = float((stack.mean(0) ** 2).mean()), float((stack**2).mean())
+            shares.append((mean - whole / count) / (whole - whole / count) if whole else 0.0)
+            weights.append(count)
+    return float(np.clip(np.average(shares, weights=weights), 0, 1)) if shares else 0.0
 
 
 def root(parent: list[int], index: int) -> int:
@@ -301,3 +353,50 @@ def _judged(
 def certainty_of(inliers: int, correlation: float) -> float:
     """Return how sure it is that two pictures show one surface, 0..1."""
     return 1 / (1 + exp(-(0.5 * (inliers - 8) + 20 * (correlation - 0.35))))
+
+
+def find_leaks(
+    train: Sequence[Path],
+    test: Sequence[Path],
+    *,
+    threads: int | None = None,
+    progress: Step | None = None,
+) -> tuple[tuple[Path, Path, Match], ...]:
+    """Return the test pictures whose surface was trained on: (training picture, test picture, how).
+
+    Each pair is named that was seen to be one, the surest first. A test picture that only looks
+    like another test picture that leaks is not named: see `Matches.groups`.
+
+    Args:
+        train: The training pictures.
+        test: The test pictures.
+        threads: None: one for each core.
+        progress: Told what is done.
+
+    Raises:
+        FileNotFoundError, ImageError: As of `find_matches`.
+
+    Example:
+        >>> for seen, tested, match in find_leaks(train, test):
+        ...     print(f"{tested} shows what {seen} shows, certainty {match.certainty:.2f}")
+    """
+    paths = list(dict.fromkeys((*train, *test)))
+    found = find_matches(paths, threads=threads, progress=progress)
+    return leaking_pairs(found, train, test)
+
+
+def leaking_pairs(
+    matches: Matches, train: Sequence[Path], test: Sequence[Path]
+) -> tuple[tuple[Path, Path, Match], ...]:
+    """Return the pairs of which one is trained on and the other tested, the surest first."""
+    seen, tested = set(train), set(test)
+    pairs = []
+    for match in matches.found:
+        if match.certainty < JOINED:
+            break
+        one, other = matches.paths[match.first], matches.paths[match.second]
+        for here, there in ((one, other), (other, one)):
+            if here in seen and there in tested:
+                pairs.append((here, there, match))
+                break
+    return tuple(pairs)
