@@ -87,13 +87,15 @@ def _answer(arguments: argparse.Namespace, params: Params, watch: Watch) -> None
     if arguments.folds:
         runs.out_of_fold(arguments.folds, params, protocol, resamples=0, watch=watch)
         return
-    with Segmenter(arguments.model, flips=params.evaluate.flips) as segmenter:
-        with bar("audit", "picture") as progress:
-            score(
-                segmenter,
-                pipeline.samples_of(params),
-                protocol=get_protocol(protocol),
-                labels=params.data_load.labels,
-                progress=progress,
-                watch=watch,
-            )
+    with (
+        Segmenter(arguments.model, flips=params.evaluate.flips) as segmenter,
+        bar("audit", "picture") as progress,
+    ):
+        score(
+            segmenter,
+            pipeline.samples_of(params),
+            protocol=get_protocol(protocol),
+            labels=params.data_load.labels,
+            progress=progress,
+            watch=watch,
+        )
