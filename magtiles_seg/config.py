@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -208,6 +208,8 @@ class DataSplitParams(_Section):
         fold: Which of the `folds` is the test part; None: none, for a model that ships.
         folds: Number of folds of the rule `grouped`.
         validation_fraction: Share of the rest that early stopping and thresholds use.
+        group_pattern: Regular expression whose group `(…)` names, in a picture's file name, the
+            part that it shows; None: as the data set says, by groups.csv or its layout.
     """
 
     name: ClassVar[str] = "data_split"
@@ -216,6 +218,14 @@ class DataSplitParams(_Section):
     fold: int | None = within(0, 0)
     folds: int = within(5, 2)
     validation_fraction: float = within(0.15, 0.01, 0.9)
+    group_pattern: str | None = None
+
+    @property
+    def draw(self) -> dict[str, Any]:
+        """What `make_split` takes: everything but how the pictures are grouped."""
+        values = asdict(self)
+        del values["group_pattern"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -230,19 +230,27 @@ def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     The latter with its reviewed parts, which `loop import` writes.
 
     Raises:
-        FileNotFoundError, DataError: There is no such data set, or it is not whole.
+        FileNotFoundError, DataError: There is no such data set, it is not whole, or
+            `params.data_split.group_pattern` does not fit every name in it.
+        ConfigError: The pattern is invalid.
     """
     wanted, directory = params.data_load, Path(params.data_load.directory)
     if root is not None:
-        return find_samples(root, layout=_layout_of(params), labels=wanted.labels)
+        return _grouped(find_samples(root, layout=_layout_of(params), labels=wanted.labels), params)
     folder = source_folder(wanted.source)
     if folder is not None and converted_from(folder, directory):
         folder = None  # others are used where they lie
-    samples = find_samples(
-        directory if folder is None else folder, layout=_layout_of(params), labels=wanted.labels
-    )
+    root = directory if folder is None else folder
+    samples = _grouped(find_samples(root, layout=_layout_of(params), labels=wanted.labels), params)
     reviewed = reviewed_samples(directory, wanted.labels, samples)
     return tuple(sorted((*samples, *reviewed), key=lambda sample: sample.id))
+
+
+def _grouped(samples: tuple[Sample, ...], params: Params) -> tuple[Sample, ...]:
+    from magtiles_seg.dataset.grouping import regrouped
+
+    pattern = params.data_split.group_pattern
+    return samples if pattern is None else tuple(regrouped(samples, pattern))
 
 
 def import_reviewed(
@@ -277,7 +285,7 @@ def import_reviewed(
 
     samples = [sample for sample in samples_of(params) if not sample.train_only]
     if manifest is None:
-        fixed = make_split(samples, **asdict(params.data_split))
+        fixed = make_split(samples, **params.data_split.draw)
     else:
         fixed = read_split(manifest)
     return import_labels(
@@ -301,7 +309,7 @@ def split(params: Params, out: Path | None = None) -> Split:
     """
     from magtiles_seg.dataset.splits import make_split
 
-    drawn = make_split(samples_of(params), **asdict(params.data_split))
+    drawn = make_split(samples_of(params), **params.data_split.draw)
     if out is not None:
         write(out, drawn.to_json())
     return drawn

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from magtiles_seg.commands import options
+from magtiles_seg.commands import audit, grouping, options
 from magtiles_seg.dataset.layouts import FORMAT_NAMES
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.files import write_json
 from magtiles_seg.progress import bar, remark
 
 if TYPE_CHECKING:
@@ -31,13 +29,10 @@ _CHECK = r"""
   magtiles-seg data check --train published-list.txt       all other pictures are tested
   magtiles-seg data check --train a.txt --test b.txt --group-by '_(\d+_\d+)_crop'
   magtiles-seg data check --train train/ --test test/ --copies
+  magtiles-seg data check --train train/ --test test/ --surface
+  magtiles-seg data check data/split.json --surface        whatever the groups say
 
   Exit code: 0 no physical tile stands in two parts, 1 one does, 2 an error.
-"""
-_AUDIT = """
-  magtiles-seg data audit --folds runs/T/fold* --out audit
-
-  Writes audit/audit.json and audit/index.html; the pictures in it are those of the data set.
 """
 _LEAK = """
   magtiles-seg data leak random/pictures.csv grouped/pictures.csv
@@ -88,8 +83,14 @@ def add(verbs: options.Verbs) -> None:
     told.add_argument(
         "--copies", action="store_true", help="tiles by pixels: copies, also turned or mirrored"
     )
+    told.add_argument(
+        "--surface",
+        action="store_true",
+        help="tiles by their fine texture: any two pictures of one surface; names each pair",
+    )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     _add_convert(parts)
+    grouping.add(parts)
     _add_judgements(parts)
     synth = options.add_verb(
         parts, "synth", "write a data set of synthetic tiles", run_synth, examples=_SYNTH
@@ -125,15 +126,7 @@ def _add_convert(parts: options.Verbs) -> None:
 
 def _add_judgements(parts: options.Verbs) -> None:
     """Add the verbs that judge labels and splits by what models or masks say."""
-    audit = options.add_verb(
-        parts, "audit", "list labels that are probably wrong", run_audit, examples=_AUDIT
-    )
-    options.add_params(audit)
-    audit.add_argument(
-        "--folds", nargs="+", type=Path, required=True, metavar="RUN_DIR", help="as of evaluate"
-    )
-    audit.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write it")
-    audit.add_argument("--top", type=int, default=60, metavar="N", help="pictures (default: 60)")
+    audit.add(parts)
     leak = options.add_verb(
         parts, "leak", "tell what a random split flatters", run_leak, examples=_LEAK
     )
@@ -208,6 +201,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     from magtiles_seg.dataset.leakage import leaks, leaks_of_lists, read_list
 
     _check_asked(arguments)
+    if arguments.surface:
+        return grouping.check(arguments)
     if arguments.group_by is not None or arguments.copies:
         report = _leaks_by_names_or_pixels(arguments)
     else:
@@ -230,6 +225,8 @@ def _check_asked(arguments: argparse.Namespace) -> None:
         raise ConfigError("--test goes with --train; a manifest names its own test part")
     if alone and (arguments.train is None or arguments.test is None):
         raise ConfigError("--group-by and --copies compare two lists: give --train and --test")
+    if arguments.surface and arguments.train is not None and arguments.test is None:
+        raise ConfigError("--surface compares two lists, or the parts of a MANIFEST: give --test")
 
 
 def _leaks_by_names_or_pixels(arguments: argparse.Namespace) -> LeakReport:
@@ -248,37 +245,6 @@ def _leaks_by_names_or_pixels(arguments: argparse.Namespace) -> LeakReport:
         groups = group_pictures(names, arguments.group_by)
         group_of = {name: index for index, group in enumerate(groups) for name in group.pictures}
     return report_leaks((train, (), test), group_of)
-
-
-def run_audit(arguments: argparse.Namespace) -> int:
-    """Write the list and the page."""
-    from magtiles_seg import pipeline
-    from magtiles_seg.commands import runs
-    from magtiles_seg.evaluate.labels.audit import LabelIssue, label_issues, mixed_tiles
-    from magtiles_seg.evaluate.plots.gallery import Gallery
-
-    params = options.read_params(arguments)
-    gallery, found = Gallery(arguments.top), list[LabelIssue]()
-
-    def watch(sample: Any, result: Any, target: Any) -> None:  # noqa: ANN401 - as Watch
-        mine = sorted(label_issues(sample, result, target), key=lambda issue: -issue.rank)
-        found.extend(mine)
-        if mine:
-            gallery.add(mine[0].rank, str(mine[0]), result, target, name=sample.id)
-
-    runs.out_of_fold(arguments.folds, params, "T", resamples=0, watch=watch)
-    found.sort(key=lambda issue: (-issue.rank, issue.id))
-    content = {
-        "label_issues": [{"rank": round(issue.rank, 4), **asdict(issue)} for issue in found],
-        "tiles_of_several_classes": mixed_tiles(pipeline.samples_of(params)),
-    }
-    lead = "Out-of-fold predictions that contradict the label most: either may be wrong."
-    page = gallery.save(arguments.out, title="Label audit", lead=lead)
-    listing = arguments.out / "audit.json"
-    write_json(listing, content)
-    pictures = len({issue.id for issue in found})
-    print(f"{page}, {listing}: {len(found)} regions of {pictures} pictures with a label issue")
-    return options.ACCEPTED
 
 
 def run_leak(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from magtiles_seg.dataset.archive import fetch, verify
     from magtiles_seg.dataset.leakage import LeakReport, leaks
+    from magtiles_seg.dataset.matching import Match, Matches, find_leaks, find_matches
+    from magtiles_seg.dataset.proposal import save_proposal
     from magtiles_seg.dataset.samples import (
         Sample,
         find_samples,
@@ -29,10 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LeakReport",
+    "Match",
+    "Matches",
     "Sample",
     "Split",
     "SyntheticTile",
     "fetch",
+    "find_leaks",
+    "find_matches",
     "find_samples",
     "fold_assignment",
     "group_tiles",
@@ -42,6 +48,7 @@ __all__ = [
     "load_soft_mask",
     "load_target",
     "make_split",
+    "save_proposal",
     "synthetic_tile",
     "verify",
     "write_dataset",
@@ -49,10 +56,14 @@ __all__ = [
 
 _HOMES = {
     "LeakReport": "leakage",
+    "Match": "matching",
+    "Matches": "matching",
     "Sample": "samples",
     "Split": "splits",
     "SyntheticTile": "synthetic",
     "fetch": "archive",
+    "find_leaks": "matching",
+    "find_matches": "matching",
     "find_samples": "samples",
     "fold_assignment": "splits",
     "group_tiles": "tiles",
@@ -62,6 +73,7 @@ _HOMES = {
     "load_soft_mask": "samples",
     "load_target": "samples",
     "make_split": "splits",
+    "save_proposal": "proposal",
     "synthetic_tile": "synthetic",
     "verify": "archive",
     "write_dataset": "synthetic",

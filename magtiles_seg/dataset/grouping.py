@@ -37,6 +37,7 @@ def group_pictures(names: Sequence[str], group_by: str) -> tuple[Group, ...]:
         group_by: A file such as `groups.csv`, or a regular expression that is searched for in each
             name without its suffix. What its groups `(…)` hold names the tile: with
             `(\w+)_light\d` the pictures `p7_light1.png` and `p7_light2.png` are those of `p7`. A
+            group that is called `group`, `(?P<group>…)`, names it alone. A
             pattern without a slash is searched for in the file's name, and tiles do not reach
             over folders; one with a slash in the whole path, folders parted by `/`.
 
@@ -95,7 +96,7 @@ def _by_pattern(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
         pattern.search(f"{folder}/{stem}" if in_path and folder else stem)
         for folder, stem in places
     ]
-    texts = ["" if match is None else "_".join(filter(None, match.groups())) for match in found]
+    texts = ["" if match is None else _text_of(match) for match in found]
     strangers = [name for name, text in zip(names, texts, strict=True) if not text]
     if strangers:
         raise DataError(
@@ -106,6 +107,11 @@ def _by_pattern(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
     if in_path or len(folders) == 1:
         return texts
     return [f"{folder}/{text}" for (folder, _), text in zip(places, texts, strict=True)]
+
+
+def _text_of(match: re.Match[str]) -> str:
+    named = match.groupdict()
+    return named["group"] or "" if "group" in named else "_".join(filter(None, match.groups()))
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,7 +49,7 @@ def write_splits(
     folders = []
     for fold in range(params.folds):
         folder = out_dir / f"f{fold}"
-        text = make_split(samples, **asdict(replace(params, fold=fold))).to_json()
+        text = make_split(samples, **replace(params, fold=fold).draw).to_json()
         manifest = folder / "split.json"
         if manifest.is_file() and manifest.read_text(encoding="utf-8") != text:
             raise DataError(

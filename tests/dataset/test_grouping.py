@@ -2,8 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from magtiles_seg import pipeline
+from magtiles_seg.config import load_params
 from magtiles_seg.dataset.grouping import group_pictures, regrouped
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError
@@ -75,3 +79,33 @@ def test_regrouped_samples_have_the_tiles_of_the_pattern() -> None:
         Sample(name, "free", Path(f"images/{name}.png"), None) for name in ("a_1", "b_1", "a_2")
     ]
     assert [sample.group for sample in regrouped(samples, r"(.)_\d")] == [0, 1, 0]
+
+
+def test_pattern_with_a_group_of_that_name_is_named_by_it_alone() -> None:
+    names = ["day1_p7_light1.png", "day2_p7_light2.png"]
+    assert found(names, r"day(\d)_(?P<group>\w+)_light") == {"p7": names}
+    with pytest.raises(DataError, match=r"tells no tile for 1 picture, such as x\.png"):
+        found(["p7_1.png", "x.png"], r"(?P<group>p\d)?")
+
+
+def test_group_pattern_of_the_parameters_groups_the_split_and_refuses_what_it_does_not_fit(
+    tmp_path: Path,
+) -> None:
+    for part in range(10):
+        for light in range(2):
+            for folder, level in (("images", 90), ("masks", 255 * (part % 2))):
+                path = tmp_path / folder / f"p{part}_{light}.png"
+                path.parent.mkdir(exist_ok=True)
+                cv2.imwrite(str(path), np.full((40, 40), level, np.uint8))
+    common = [f"data_load.source={tmp_path}", "data_load.labels=[background, x]"]
+    params = load_params(None, [*common, r"data_split.group_pattern='^(p\d+)_'"])
+    drawn = pipeline.split(params)
+    parts = [{name.split("_")[0] for name in part} for part in (drawn.train, drawn.test)]
+    assert len(drawn.test) == 4
+    assert not parts[0] & parts[1]
+    params = load_params(None, [*common, r"data_split.group_pattern='^(p[1-9])_'"])
+    with pytest.raises(DataError, match=r"tells no tile for 2 pictures"):
+        pipeline.split(params)
+    params = load_params(None, [*common, "data_split.group_pattern='p['"])
+    with pytest.raises(ConfigError, match="no valid pattern"):
+        pipeline.split(params)

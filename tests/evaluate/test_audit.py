@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from magtiles_seg import cli
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.evaluate.labels.audit import LabelIssue, label_issues, mixed_tiles
+from magtiles_seg.dataset.synthetic import write_dataset
+from magtiles_seg.evaluate.labels.audit import LabelIssue, label_issues, mixed_tiles, to_csv
 from magtiles_seg.labels import LABELS
+from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.result import Decision, Segmentation
 
 CRACK, FRAY = LABELS.index("crack"), LABELS.index("fray")
@@ -76,3 +79,31 @@ def test_mixed_tiles_are_those_of_several_classes() -> None:
 
     rows = [of("a", "free", 1), of("b", "fray", 1), of("c", "free", 2), of("d", "fray", -1)]
     assert mixed_tiles(rows) == {1: {"free": ["a"], "fray": ["b"]}}
+
+
+def test_to_csv_has_a_line_for_each_issue_in_their_order() -> None:
+    issues = label_issues(SAMPLE, found(np.s_[2:6, 2:12]), target(np.s_[30:34, 20:30]))
+    header, *rows = to_csv(issues).splitlines()
+    assert header.startswith("rank,image,issue,label,predicted,group,")
+    assert [row.split(",")[2] for row in rows] == ["unmarked", "unfound"]
+    assert rows[0].endswith(",2,2,12,6")
+
+
+def test_audit_of_another_set_by_a_model_writes_one_page_that_holds_its_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_dataset(tmp_path / "tiles", tiles=2, seed=0)
+    out = tmp_path / "audit"
+    words = ["--model", str(BUNDLED_MODEL), "--set", f"data_load.source={root}", "--out", str(out)]
+    assert cli.main(["data", "audit", *words, "--protocol", "native"]) == 0
+    assert "regions of" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["audit.csv", "audit.json", "index.html"]
+    page, listing = (
+        (out / name).read_text(encoding="utf-8") for name in ("index.html", "audit.csv")
+    )
+    assert page.count("data:image/png;base64,") == len(
+        {row.split(",")[1] for row in listing.splitlines()[1:]}
+    )
+    assert cli.main(["data", "audit", *words, "--top", "0"]) == 2
+    mine = ["--set", "data_load.labels=[background, stain]"]
+    assert cli.main(["data", "audit", *words, *mine]) == 2

@@ -6,9 +6,11 @@ confidence and size, such regions are a short list for a person to look at.
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import cv2
@@ -120,6 +122,30 @@ def label_issues(
         if not found[region].any():
             note("unfound", region, "", 1 - float(result.probability[region].mean()))
     return kept
+
+
+def to_dict(issues: Sequence[LabelIssue], samples: Iterable[Sample]) -> dict[str, Any]:
+    """Return issues, and the tiles of the data set that are of several classes, as JSON-able."""
+    return {
+        "label_issues": [{"rank": round(issue.rank, 4), **asdict(issue)} for issue in issues],
+        "tiles_of_several_classes": mixed_tiles(samples),
+    }
+
+
+def to_csv(issues: Sequence[LabelIssue]) -> str:
+    """Return a line for each issue, in their order, under a header."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(
+        ["rank", "image", "issue", "label", "predicted", "group", "confidence", "area_px",
+         "x0_px", "y0_px", "x1_px", "y1_px"]
+    )  # fmt: skip
+    for issue in issues:
+        table.writerow(
+            [f"{issue.rank:.4f}", issue.id, issue.issue_type, issue.label, issue.predicted,
+             issue.tile, issue.confidence, issue.area_px, *issue.bbox_xyxy_px]
+        )  # fmt: skip
+    return text.getvalue()
 
 
 def mixed_tiles(samples: Iterable[Sample]) -> dict[int, dict[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import heapq
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -66,13 +67,14 @@ class Gallery:
         push = heapq.heappush if len(self._kept) < self.count else heapq.heapreplace
         push(self._kept, entry)
 
-    def save(self, directory: Path, *, title: str, lead: str) -> Path:
-        """Write `index.html` and the pictures beside it, the highest rank first.
+    def save(self, directory: Path, *, title: str, lead: str, embedded: bool = False) -> Path:
+        """Write `index.html` and the pictures beside or in it, the highest rank first.
 
         Args:
             directory: Where to write; made when missing.
             title: Of the page.
             lead: One paragraph under the title.
+            embedded: Whether the page holds its pictures itself, to be sent as one file.
 
         Returns:
             Path of the page.
@@ -80,7 +82,10 @@ class Gallery:
         figures = []
         for place, (_, stem, caption, png) in enumerate(sorted(self._kept, reverse=True), start=1):
             name = f"{place:03d}_{stem}.png"
-            write(directory / name, png)
+            if embedded:
+                name = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+            else:
+                write(directory / name, png)
             figures.append(
                 f"<figure><figcaption>{place}. {escape(caption)}</figcaption>"
                 f'<img src="{escape(name)}" alt="{escape(stem)}"></figure>'
