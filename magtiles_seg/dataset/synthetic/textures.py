@@ -44,7 +44,7 @@ def draw_surface(rng: np.random.Generator, size_hw: tuple[int, int]) -> Surface:
     shade *= _facets(rng, size_hw, inset_px)
     shade /= shade.mean()
     texture = grinding_lines(
-        rng, size_hw, contrast=float(rng.uniform(0.6, 1.0)), glitter=0.8, patchy=0.2
+        rng, size_hw, contrast=float(rng.uniform(0.55, 0.95)), glitter=0.8, patchy=0.2
     )
     texture = as_float(np.expm1(_SKEW * texture) / _SKEW)  # lines shine more than they darken
     texture += _mottle(rng, size_hw)
@@ -140,7 +140,7 @@ def _shading(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatImage:
     centre, width = rng.normal(0, 0.35), rng.uniform(0.2, 0.6)
     glow = np.exp(-np.square((x - np.float32(centre)) / np.float32(width)))
     glow = glow * np.exp(-(1 - y) * np.float32(rng.uniform(2.0, 5.0)))
-    light = np.exp(across + along + clouds) + np.float32(max(0.0, rng.uniform(-0.3, 0.25))) * glow
+    light = np.exp(across + along + clouds) + np.float32(max(0.0, rng.uniform(-0.3, 0.18))) * glow
     return as_float(light)
 
 
