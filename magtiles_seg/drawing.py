@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
 
-__all__ = ["draw_heat", "draw_mask", "draw_numbered", "draw_overlay", "draw_panel", "plate"]
+__all__ = [
+    "draw_heat",
+    "draw_mask",
+    "draw_numbered",
+    "draw_overlay",
+    "draw_panel",
+    "hatch",
+    "plate",
+]
 
 NUMBERED: Final = 30
 """So many regions get a number, the largest first; more numbers hide the picture."""
@@ -234,6 +242,29 @@ def _arrange(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> tuple[Image.I
     return Image.fromarray(np.concatenate([left, gap, right], axis=axis)), below
 
 
+def hatch(picture: NDArray[np.uint8], rgb: tuple[int, int, int], *, text: str = "") -> None:
+    """Strike a part of a picture out: darkened, with slanted lines, and a word where it fits.
+
+    Args:
+        picture: (H, W, 3) uint8, a view; is drawn on.
+        rgb: Of the lines and the word.
+        text: Says why.
+    """
+    height, width = picture.shape[:2]
+    if not height or not width:
+        return
+    slant = np.add.outer(np.arange(height), np.arange(width)) % 16 < 3
+    picture[:] = picture // 3
+    picture[slant] = rgb
+    (wide, high), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 0.6, 1)
+    if text and wide + 16 <= width and high + 16 <= height:
+        x, y = (width - wide) // 2, (height + high) // 2
+        picture[y - high - 6 : y + 8, x - 8 : x + wide + 8] = 20
+        drawn = np.ascontiguousarray(picture)
+        cv2.putText(drawn, text, (x, y), cv2.FONT_HERSHEY_DUPLEX, 0.6, rgb, 1, cv2.LINE_AA)
+        picture[:] = drawn
+
+
 def _gap_mask(left: NDArray[np.uint8], right: NDArray[np.uint8], below: bool) -> Image.Image:
     solid = [np.full(part.shape[:2], 255, np.uint8) for part in (left, right)]
     height, width = left.shape[:2]
@@ -292,10 +323,10 @@ def _wrapped(text: str, width_px: int) -> list[str]:
 
 
 def _insets(result: Segmentation) -> list[NDArray[np.uint8]]:
-    """Return enlargements of the regions that are small in the picture, (150, 150, 3) uint8 each."""
+    """Return enlargements of the regions that are small, (150, 150, 3) uint8 RGB each."""
     height, width = result.mask.shape
     classes = region_classes(result)
-    insets = []
+    insets: list[NDArray[np.uint8]] = []
     for number, defect in enumerate(result.defects[:NUMBERED], start=1):
         x0, y0, x1, y1 = defect.bbox_xyxy_px
         side = max(x1 - x0, y1 - y0)
@@ -310,7 +341,7 @@ def _insets(result: Segmentation) -> list[NDArray[np.uint8]]:
         close = _outlined(close, classes[window], scale)
         color = color_rgb(result.labels.index(defect.label))
         cv2.rectangle(close, (0, 0), (_INSET_PX - 1, _INSET_PX - 1), color, 3)
-        plate(close, str(number), (0, -99, 30), color)
+        plate(close, str(number), (0, 0, 40), color)
         insets.append(close)
     return insets
 

@@ -162,7 +162,7 @@ def _uneven(rng: np.random.Generator, surface: Surface) -> DefectLayer:
     alpha = np.clip(inside / 1.6 + 0.5, 0, 1).astype(np.float32)
     gain = float(rng.uniform(1.1, 1.32) if rng.random() < 0.85 else rng.uniform(0.74, 0.88))
     coarse = grinding_lines(rng, (h, w), contrast=float(rng.uniform(1.4, 2.2)), glitter=0.4)
-    coarse = np.expm1(2 * coarse) / 2
+    coarse = as_float(np.expm1(2 * coarse) / 2)
     brightness = surface.shade * gain * (1 + 0.4 * surface.texture + coarse)
     return DefectLayer(alpha, np.maximum(brightness, 0).astype(np.float32))
 
