@@ -157,7 +157,7 @@ def draw_panel(result: Segmentation, *, theme: str = "light") -> NDArray[np.uint
 def plate(
     drawn: NDArray[np.uint8], text: str, place_px: tuple[int, int, int], color: tuple[int, int, int]
 ) -> None:
-    """Write a short text on a coloured plate, above a box, or inside where there is no room.
+    """Write a short text on a coloured plate, above a box, or beside it where there is no room.
 
     Args:
         drawn: (H, W, 3) uint8, is written on.
@@ -168,8 +168,11 @@ def plate(
     left, top, right = place_px
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 0.7, 1)
     width, height = width + 10, height + 10
-    x = int(np.clip((left + right - width) // 2, 0, max(0, drawn.shape[1] - width)))
-    y = top - height - 6 if top - height - 6 >= 0 else top + 6
+    x, y = (left + right - width) // 2, top - height - 6
+    if y < 0:  # no room above: beside it, which hides nothing of it
+        y = max(0, top)
+        x = right + 6 if right + 6 + width <= drawn.shape[1] else left - width - 6
+    x = int(np.clip(x, 0, max(0, drawn.shape[1] - width)))
     cv2.rectangle(drawn, (x, y), (x + width, y + height), color, cv2.FILLED)
     at = (x + 5, y + height - 5)
     cv2.putText(drawn, text, at, cv2.FONT_HERSHEY_DUPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
@@ -341,7 +344,7 @@ def _insets(result: Segmentation) -> list[NDArray[np.uint8]]:
         close = _outlined(close, classes[window], scale)
         color = color_rgb(result.labels.index(defect.label))
         cv2.rectangle(close, (0, 0), (_INSET_PX - 1, _INSET_PX - 1), color, 3)
-        plate(close, str(number), (0, 0, 40), color)
+        plate(close, str(number), (0, 0, 0), color)
         insets.append(close)
     return insets
 

@@ -44,7 +44,7 @@ def draw_surface(rng: np.random.Generator, size_hw: tuple[int, int]) -> Surface:
     shade *= _facets(rng, size_hw, inset_px)
     shade /= shade.mean()
     texture = grinding_lines(
-        rng, size_hw, contrast=float(rng.uniform(0.55, 0.95)), glitter=0.8, patchy=0.2
+        rng, size_hw, contrast=float(rng.uniform(0.65, 1.1)), glitter=0.8, patchy=0.2
     )
     texture = as_float(np.expm1(_SKEW * texture) / _SKEW)  # lines shine more than they darken
     texture += _mottle(rng, size_hw)
