@@ -21,7 +21,7 @@ HEAD_BYTES = _HEADER_BYTES + len(_CHUNK)
 """So many first bytes of a file tell whether it is marked."""
 
 RESULT_NAMES = re.compile(
-    r"(^|[/\\_])(mask|overlay|probability)\.png$"  # Segmentation.save
+    r"(^|[/\\_])(mask|overlay|panel|probability)\.png$"  # Segmentation.save
     r"|(^|[/\\.])tile\.png$"  # TileResult.save
     r"|(^|[/\\])(web_\d{9,}|\d{3}_[^/\\]+|picture_\d{2,}|bench)\.png$"  # stream, evaluate, report
     r"|(^|[/\\])masks[/\\]\d{8}[/\\]\d{5}\.png$"  # batch --masks

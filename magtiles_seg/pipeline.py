@@ -497,6 +497,7 @@ def evaluate(
     protocol: str | None = None,
     group_by: str | None = None,
     out: Path | None = None,
+    worst: int = 0,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Score a model on a part of a split, or on a whole data set.
@@ -509,7 +510,8 @@ def evaluate(
         protocol: In place of `params.evaluate.protocol`; of a folder it is `native` by default.
         group_by: Which pictures show the same tile, as of `dataset.grouping.group_pictures`; None:
             as the data set says.
-        out: Folder for figures, tables and the data of curves; None writes nothing.
+        out: Folder for figures, tables, curves and `report.html`; None writes nothing.
+        worst: So many of the worst pictures are written there too, and shown on the page.
         progress: Told pictures.
 
     Raises:
@@ -518,6 +520,8 @@ def evaluate(
     """
     from magtiles_seg.dataset.grouping import regrouped
     from magtiles_seg.evaluate.plots import curves
+    from magtiles_seg.evaluate.plots.gallery import Gallery
+    from magtiles_seg.evaluate.plots.page import save_page
     from magtiles_seg.evaluate.protocols import as_measured, get_protocol
     from magtiles_seg.evaluate.report import evaluate as score
     from magtiles_seg.infer.segmenter import Segmenter
@@ -548,9 +552,18 @@ def evaluate(
                 part=part,
                 training_sha256=card.training.get("training_sha256"),
             )
-        result = score(model, samples, protocol=fixed, labels=card.labels, progress=progress)
+        gallery = Gallery(worst if out is not None else 0)
+        result = score(
+            model,
+            samples,
+            protocol=fixed,
+            labels=card.labels,
+            progress=progress,
+            watch=gallery.watch if gallery.count else None,
+        )
     if out is not None:
         curves.save(result, out)
+        save_page(result, out, worst=gallery)
     return result
 
 

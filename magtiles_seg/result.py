@@ -171,7 +171,7 @@ class Segmentation:
         )
 
     def overlay(self, alpha: float = 0.5) -> NDArray[np.uint8]:
-        """Return the picture with each defect tinted in its class's colour: (H, W, 3) uint8 RGB.
+        """Return the picture with each region tinted in its class's colour: (H, W, 3) uint8 RGB.
 
         Args:
             alpha: Share of the colour, 0..1.
@@ -179,9 +179,19 @@ class Segmentation:
         Raises:
             ConfigError: `alpha` is out of range.
         """
-        from magtiles_seg.writing import draw_overlay
+        from magtiles_seg.drawing import draw_overlay, region_classes
 
-        return draw_overlay(self.image, self.classes, fraction("alpha", alpha))
+        return draw_overlay(self.image, region_classes(self), fraction("alpha", alpha))
+
+    def panel(self) -> NDArray[np.uint8]:
+        """Return a picture for people, (h, w, 3) uint8 RGB: the input beside the answer.
+
+        Each region is outlined and numbered, small ones are enlarged; verdict, score and a legend
+        stand with it. A rejected picture without a region shows its heat map and says why.
+        """
+        from magtiles_seg.drawing import draw_panel
+
+        return draw_panel(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the arrays, as plain JSON values."""
@@ -256,7 +266,7 @@ class Segmentation:
         return to_supervision(self)
 
     def save(self, directory: str | os.PathLike[str], stem: str | None = None) -> Path:
-        """Write mask.png (0 or 255), overlay.png, probability.png (0..255) and result.json.
+        """Write mask.png (0 or 255), overlay.png, panel.png, probability.png (0..255), result.json.
 
         result.json comes last: where it stands, the pictures beside it are whole and belong to it.
         The pictures carry a mark, by which they are never taken for inputs.

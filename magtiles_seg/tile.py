@@ -149,7 +149,7 @@ class TileResult:
         Raises:
             ConfigError: `alpha` is out of range.
         """
-        from magtiles_seg.writing import draw_overlay
+        from magtiles_seg.drawing import draw_overlay
 
         alpha = fraction("alpha", alpha)
         return draw_overlay(self.exposures[self.middle].image, self.classes(), alpha)

@@ -1,4 +1,4 @@
-"""How a result is drawn and written: overlay, PNG and JSON files, CSV."""
+"""How a result is written: PNG and JSON files, CSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import encode_png, write, write_json
-from magtiles_seg.labels import color_rgb
 from magtiles_seg.marking import is_result, mark_png, read_manifest
 from magtiles_seg.regions import DEFECT_COLUMNS
 
@@ -24,27 +23,6 @@ if TYPE_CHECKING:
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
     from magtiles_seg.tile import TileResult
-
-
-def draw_overlay(
-    image: NDArray[np.uint8], classes: NDArray[np.uint8], alpha: float
-) -> NDArray[np.uint8]:
-    """Tint each defect pixel of a picture with its class's colour.
-
-    Args:
-        image: (H, W) uint8.
-        classes: (H, W) uint8; 0 is left as it is.
-        alpha: Share of the colour, 0..1.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-    """
-    drawn = np.repeat(image[:, :, None], 3, axis=2)
-    inside = classes > 0
-    palette = np.array([color_rgb(index) for index in range(int(classes.max()) + 1)])
-    tinted = (1 - alpha) * image[inside, None] + alpha * palette[classes[inside]]
-    drawn[inside] = np.rint(tinted).astype(np.uint8)
-    return drawn
 
 
 def format_csv(defects: Iterable[Defect]) -> str:
@@ -59,7 +37,7 @@ def format_csv(defects: Iterable[Defect]) -> str:
     return text.getvalue()
 
 
-_PICTURES = ("mask.png", "overlay.png", "probability.png")
+_PICTURES = ("mask.png", "overlay.png", "panel.png", "probability.png")
 _MANIFEST = "result.json"
 _MAX_NAME_BYTES = 255
 
@@ -72,7 +50,8 @@ def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: s
         OSError: The directory or a file cannot be written.
     """
     check_free(directory, stem)
-    drawn = (result.mask * np.uint8(255), result.overlay(), np.rint(result.probability * 255))
+    heat = np.rint(result.probability * 255)
+    drawn = (result.mask * np.uint8(255), result.overlay(), result.panel(), heat)
     pictures = [encode_result(picture.astype(np.uint8)) for picture in drawn]
     text = (result.to_json(indent=2) + "\n").encode()
     folder = Path(directory)

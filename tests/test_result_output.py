@@ -126,13 +126,13 @@ def test_repr_of_result_with_many_defects_is_one_short_line() -> None:
     assert len(text) < 120
 
 
-def test_overlay_tints_defects_and_leaves_the_rest_grey() -> None:
-    result = segment([[0.9, 0.1], [0.1, 0.9]], np.array([[2, 1], [1, 5]]))
+def test_overlay_tints_a_region_in_one_colour_and_leaves_the_rest_grey() -> None:
+    result = segment([[0.9, 0.1], [0.1, 0.8]], np.array([[2, 1], [1, 5]]))
     half = result.overlay()
     assert half.dtype == np.uint8
     assert half[0, 1].tolist() == [1, 1, 1]
     assert half[0, 0].tolist() == np.rint(np.array(color_rgb(2)) * 0.5).tolist()
-    assert result.overlay(alpha=1)[1, 1].tolist() == list(color_rgb(5))
+    assert result.overlay(alpha=1)[1, 1].tolist() == list(color_rgb(2))
     assert np.array_equal(result.overlay(0), np.repeat(result.image[..., None], 3, axis=2))
 
 
@@ -171,7 +171,7 @@ def test_save_writes_pictures_and_json_that_read_back(tmp_path: Path) -> None:
     result = segment([[0.9, 0.1], [0.5, 0.2]], 2)
     path = result.save(tmp_path / "new" / "out")
     folder = path.parent
-    names = {"mask.png", "overlay.png", "probability.png", "result.json"}
+    names = {"mask.png", "overlay.png", "panel.png", "probability.png", "result.json"}
     assert {file.name for file in folder.iterdir()} == names
     assert json.loads(path.read_text()) == json.loads(result.to_json())
     assert np.array_equal(read_png(folder / "mask.png"), result.mask * 255)
@@ -182,7 +182,7 @@ def test_save_writes_pictures_and_json_that_read_back(tmp_path: Path) -> None:
 def test_save_with_stem_keeps_results_of_several_pictures_apart(tmp_path: Path) -> None:
     segment([[0.9]]).save(tmp_path, stem="a")
     assert segment([[0.1]]).save(tmp_path, stem="b").name == "b_result.json"
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 10
 
 
 @pytest.mark.parametrize("stem", ["", "a/b", ".", "/etc/x", "a\\b", "a\0b"])
@@ -192,7 +192,7 @@ def test_save_stem_that_is_no_file_name_is_a_config_error(tmp_path: Path, stem: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("whole_files", range(4))
+@pytest.mark.parametrize("whole_files", range(5))
 def test_save_that_breaks_off_leaves_no_json_and_no_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_files: int
 ) -> None:
@@ -213,9 +213,15 @@ def test_save_that_breaks_off_leaves_no_json_and_no_part(
     assert {file.name for file in tmp_path.iterdir()} == {
         "mask.png",
         "overlay.png",
+        "panel.png",
         "probability.png",
     }
-    assert all(read_png(file).shape[:2] == (1, 1) for file in tmp_path.iterdir())
+    panel = segment([[0.9]]).panel().shape[:2]
+    for file in tmp_path.iterdir():
+        expected = (
+            {(1, 1)} if file.name != "panel.png" else {panel, segment([[0.1]]).panel().shape[:2]}
+        )
+        assert read_png(file).shape[:2] in expected
 
 
 def test_save_that_cannot_encode_keeps_the_older_result(

@@ -13,6 +13,7 @@ from magtiles_seg.progress import bar
 _EXAMPLES = """
   magtiles-seg evaluate                         the bundled model on the split's test part
   magtiles-seg evaluate my-tiles/ --model runs/model.onnx --json metrics.json
+  magtiles-seg evaluate --out report --triptychs 20      curves, tables, the worst, as a page
   magtiles-seg evaluate --folds runs/T/fold* --out oof    five folds joined
   magtiles-seg evaluate --repeats runs/P1/seed* --protocol P1
   magtiles-seg evaluate --scored oof/pictures.csv        one verdict a tile, of what was scored
@@ -61,14 +62,14 @@ def add(verbs: options.Verbs) -> None:
         "--out",
         type=options.folder,
         metavar="DIR",
-        help="write figures, tables and plots/*.csv here",
+        help="write figures, tables, curves and the page report.html here",
     )
     verb.add_argument(
         "--triptychs",
         type=int,
         default=0,
         metavar="N",
-        help="with --folds and --out: the N worst pictures (input, truth, prediction), as a page",
+        help="with --out: the N worst pictures (input, truth, prediction), as PNG and on the page",
     )
 
 
@@ -80,7 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
     for out in (arguments.out, arguments.json and arguments.json.parent):
         if out:
             options.check_output(out)
+    if arguments.triptychs < 0 or (arguments.triptychs and not arguments.out):
+        raise ConfigError(
+            f"--triptychs {arguments.triptychs} needs a number of at least 0 and a folder to write "
+            "to: add --out DIR"
+        )
     several = arguments.folds or arguments.repeats
+    if arguments.triptychs and (arguments.repeats or arguments.scored):
+        raise ConfigError("--triptychs is for pictures that are scored once, now; leave it out")
     if arguments.group_by is not None and (several or arguments.scored):
         raise ConfigError(
             "--group-by is for pictures that are scored now; runs and scored pictures know their "
@@ -102,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
             protocol=arguments.protocol,
             group_by=arguments.group_by,
             out=arguments.out,
+            worst=arguments.triptychs,
             progress=progress,
         )
     if arguments.json:

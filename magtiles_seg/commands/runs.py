@@ -34,26 +34,16 @@ def out_of_fold(
 def join(arguments: argparse.Namespace, params: Params) -> int:
     """Print the out-of-fold figures of `--folds`, and write what was asked for."""
     from magtiles_seg.evaluate.folds import choice_to_markdown, save_folds
-    from magtiles_seg.evaluate.metrics import binary_counts, dice
     from magtiles_seg.evaluate.plots.gallery import Gallery
 
     gallery = Gallery(arguments.triptychs if arguments.out else 0)
 
-    def watch(sample: Any, result: Any, target: Any) -> None:  # noqa: ANN401 - as Watch
-        overlap = float(dice(binary_counts(result.mask, target)))
-        what = f"{sample.id}, {sample.label}, tile {sample.group}"
-        caption = f"{what}: Dice {overlap:.2f}, {result.verdict}"
-        gallery.add(-overlap, caption, result, target, name=sample.id)
-
     protocol = arguments.protocol or params.evaluate.protocol
-    joined = out_of_fold(arguments.folds, params, protocol, watch=watch)
+    joined = out_of_fold(arguments.folds, params, protocol, watch=gallery.watch)
     if arguments.json:
         write(arguments.json, joined.result.to_json())
     if arguments.out:
-        save_folds(joined, arguments.out)
-        if arguments.triptychs:
-            lead = "Out-of-fold predictions, the lowest Dice first."
-            gallery.save(arguments.out / "triptychs", title="Worst pictures", lead=lead)
+        save_folds(joined, arguments.out, worst=gallery)
     print(joined.result.to_markdown())
     print(choice_to_markdown(joined))
     return options.ACCEPTED

@@ -28,7 +28,7 @@ _SHOWN_LINES = 1800
 _MM_PER_PX = 0.1
 _ABOUT = (
     f"<p>A line camera sees one line of {_WIDTH_PX} pixels at a time; the web has no end. It is "
-    "cut into strips, and defects that cross a cut come out once and whole. Dark: seen by the "
+    "cut into strips, and defects that cross a cut come out once and whole. Hatched: seen by the "
     f"camera, no verdict yet. The web is synthetic, {_MM_PER_PX} mm per pixel.</p>"
 )
 
@@ -85,6 +85,7 @@ def _pass(segmenter: Segmenter, defect_fraction: float) -> Iterator[list[Any]]:
             found,
             labels=labels,
             length_px=_SHOWN_LINES,
+            uninspected=web.uninspected,
         )
         seconds = time.perf_counter() - began_s
         return [

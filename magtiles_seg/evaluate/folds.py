@@ -24,7 +24,9 @@ from magtiles_seg.evaluate.decide import (
     diagrams,
 )
 from magtiles_seg.evaluate.plots.charts import line_chart
-from magtiles_seg.evaluate.plots.curves import curves, save, write_csv
+from magtiles_seg.evaluate.plots.curves import save, write_csv
+from magtiles_seg.evaluate.plots.gallery import Gallery
+from magtiles_seg.evaluate.plots.page import save_page
 from magtiles_seg.evaluate.protocols import as_measured, get_protocol
 from magtiles_seg.evaluate.report import EvaluationResult, summarize
 from magtiles_seg.evaluate.scoring import PictureProgress, Records, Watch, join_records, score
@@ -218,26 +220,17 @@ def _watcher(search: DecisionSearch, count: CalibrationCounts, watch: Watch | No
     return show
 
 
-_PLOTS = {
-    "precision_recall": ("Pixels, precision and recall", "recall", "precision"),
-    "roc": ("Pictures, found and falsely rejected", "false_reject_rate", "recall"),
-    "thresholds": ("Pooled Dice by pixel threshold", "threshold", "dice"),
-}
-
-
-def save_folds(joined: OutOfFold, directory: Path) -> None:
-    """Write what `curves.save` does, `choice.json`, the reliability tables, and curves as PNG.
+def save_folds(joined: OutOfFold, directory: Path, *, worst: Gallery | None = None) -> None:
+    """Write what `curves.save` does, `choice.json`, the reliability tables, and `report.html`.
 
     Args:
         joined: The evaluation.
         directory: Where to write; made when missing.
+        worst: Pictures to show.
     """
     save(joined.result, directory)
+    save_page(joined.result, directory, worst=worst)
     plots = directory / "plots"
-    rows = curves(joined.result)
-    for name, (title, x, y) in _PLOTS.items():
-        line = [(row[x], row[y]) for row in rows[name]]
-        _write_chart(plots / f"{name}.png", title, {"": line}, x, y)
     lines = {}
     for name, (cells, _) in joined.reliability.items():
         write_csv(plots / f"reliability_{name}.csv", cells)

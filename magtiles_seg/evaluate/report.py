@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from magtiles_seg.dataset.samples import MaskRule, Sample
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import PROTOCOLS, Protocol, get_protocol
-from magtiles_seg.evaluate.scoring import PictureProgress, Predictor, Records, score
+from magtiles_seg.evaluate.scoring import PictureProgress, Predictor, Records, Watch, score
 from magtiles_seg.evaluate.summary import (
     Table,
     class_table,
@@ -22,7 +25,7 @@ from magtiles_seg.evaluate.summary import (
 )
 from magtiles_seg.evaluate.tiles import TileVerdicts, has_exposures, tile_verdicts
 from magtiles_seg.labels import LABELS
-from magtiles_seg.result import Decision
+from magtiles_seg.result import Decision, Segmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +129,7 @@ def evaluate(
     resamples: int = 1000,
     seed: int = 0,
     progress: PictureProgress | None = None,
+    watch: Watch | None = None,
 ) -> EvaluationResult:
     """Score a predictor on samples: those of a split's test part, or any.
 
@@ -141,6 +145,7 @@ def evaluate(
         resamples: Bootstrap resamples for the intervals; 0 for none.
         seed: Of the resampling.
         progress: Told after each picture.
+        watch: Shown each picture's answer.
 
     Raises:
         DataError: Nothing is left to score, or a picture, mask or prediction does not fit.
@@ -151,6 +156,12 @@ def evaluate(
     """
     fixed = get_protocol(protocol)
     used: set[Decision] = set()
+
+    def see(sample: Sample, answer: Segmentation, target: NDArray[np.uint8]) -> None:
+        used.add(answer.decision)
+        if watch is not None:
+            watch(sample, answer, target)
+
     records = score(
         predictor,
         samples,
@@ -159,7 +170,7 @@ def evaluate(
         decision=decision,
         labels=labels,
         progress=progress,
-        watch=lambda _, result, __: used.add(result.decision),
+        watch=see,
     )
     return summarize(
         records,

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from magtiles_seg.decision import count
+from magtiles_seg.drawing import hatch, plate
 from magtiles_seg.files import write
 from magtiles_seg.labels import LABELS, color_rgb
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
@@ -48,7 +49,8 @@ class WebPictures:
         self._folder = Path(directory)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._pages: dict[int, NDArray[np.uint8]] = {}
-        self._found: list[WebDefect | Uninspected] = []
+        self._found: list[tuple[int, WebDefect | Uninspected]] = []
+        self._told = 0
         self._written = self._lost = 0
         self._error: OSError | None = None
 
@@ -78,8 +80,9 @@ class WebPictures:
             self._write_before(page - _HELD_PAGES)
 
     def write(self, found: WebDefect | Uninspected) -> None:
-        """Take what is to be marked."""
-        self._found.append(found)
+        """Take what is to be marked; a defect's number is the end of its id in the records."""
+        self._told += 1
+        self._found.append((self._told, found))
 
     def close(self) -> None:
         """Write the last pages.
@@ -96,7 +99,9 @@ class WebPictures:
         for page in sorted(number for number in self._pages if number < end):
             self._attempt(page, self._pages.pop(page))
             top = (page + 1) * self._page_rows
-            self._found = [one for one in self._found if _end_line(one, top + 1) > top]
+            self._found = [
+                (number, one) for number, one in self._found if _end_line(one, top + 1) > top
+            ]
 
     def _attempt(self, page: int, rows: NDArray[np.uint8]) -> None:
         try:
@@ -109,16 +114,19 @@ class WebPictures:
     def _write(self, page: int, rows: NDArray[np.uint8]) -> None:
         top = page * self._page_rows
         drawn = np.repeat(rows[:, :, None], 3, axis=2)
-        for one in self._found:
+        for number, one in self._found:
             if isinstance(one, Uninspected):
                 low = max(0, one.first_line - top)
                 high = max(0, _end_line(one, top + self._page_rows) - top)
-                unseen = drawn[low:high, one.x0_px : one.x1_px]
-                unseen[:] = unseen // 2 + np.array(_UNSEEN_RGB, np.uint8) // 2
+                text = f"{number}: not inspected"
+                hatch(drawn[low:high, one.x0_px : one.x1_px], _UNSEEN_RGB, text=text)
                 continue
             x0, y0, x1, y1 = one.bbox_xyxy_px
             corners = (x0 - 2, y0 - top - 2), (x1 + 1, y1 - top + 1)
-            cv2.rectangle(drawn, *corners, color_rgb(self._labels.index(one.label)), 1)
+            color = color_rgb(self._labels.index(one.label))
+            cv2.rectangle(drawn, *corners, color, 1)
+            if 0 <= y0 - top < self._page_rows:
+                plate(drawn, str(number), (x0 - 2, y0 - top - 2, x1 + 1), color)
         write(self._folder / f"web_{top:09d}.png", encode_result(drawn))
 
 

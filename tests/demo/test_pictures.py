@@ -5,7 +5,7 @@ import pytest
 
 from magtiles_seg.demo.pictures import draw_heat, draw_mask, draw_numbered, draw_web
 from magtiles_seg.labels import LABELS, color_rgb
-from magtiles_seg.linescan.defects import WebDefect
+from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.result import Decision, Segmentation
 
 
@@ -49,7 +49,7 @@ def test_mask_is_black_and_white_and_heat_runs_from_black_to_bright() -> None:
     assert heat[15, 15].min() > 150
 
 
-def test_web_shades_undecided_lines_and_frames_defects_in_web_coordinates() -> None:
+def test_web_hatches_undecided_lines_and_frames_defects_in_web_coordinates() -> None:
     defect = WebDefect(
         label="fray",
         score=0.9,
@@ -66,5 +66,16 @@ def test_web_shades_undecided_lines_and_frames_defects_in_web_coordinates() -> N
     assert drawn.shape == (50, 80, 3)
     assert (drawn[16, 6] == color_rgb(4)).all()  # corner, 4 px outside
     assert (drawn[2, 2] == 200).all()
-    assert (drawn[2, 50] == 90).all()
+    assert (drawn[:, 40:60] != 200).any(axis=2).all()
+    assert (drawn[:, 40:60] == (250, 204, 21)).all(axis=2).mean() > 0.1
     assert (drawn[2, 70] == 235).all()
+
+
+def test_web_with_uninspected_lines_strikes_them_out_in_red() -> None:
+    gap = Uninspected(first_line=1010, end_line=1030, reason="lost")
+    lines = np.full((60, 50), 200, np.uint8)
+    drawn = draw_web(lines, 1000, 1060, [], labels=LABELS, length_px=60, uninspected=[gap])
+    struck = (drawn != 200).any(axis=2)
+    assert struck[:, 10:30].all()
+    assert not struck[:, :10].any()
+    assert not struck[:, 30:].any()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 
 from magtiles_seg.evaluate import EvaluationResult, Records, summarize
 from magtiles_seg.evaluate.plots.curves import curves, metrics, save
+from magtiles_seg.evaluate.plots.gallery import Gallery
+from magtiles_seg.evaluate.plots.page import save_page
+from magtiles_seg.result import Decision, Segmentation
 
 
 @pytest.fixture
@@ -90,3 +94,41 @@ def test_save_writes_files_that_read_back_the_same(
         with (tmp_path / "results" / "plots" / f"{name}.csv").open() as file:
             read = list(csv.DictReader(file))
         assert read == [{key: str(value) for key, value in row.items()} for row in rows]
+
+
+def test_page_holds_every_chart_and_the_worst_pictures_and_asks_for_no_other_file(
+    result: EvaluationResult, tmp_path: Path
+) -> None:
+    probability = np.zeros((8, 8), np.float32)
+    answer = Segmentation.from_prediction(
+        np.full((8, 8), 90, np.uint8), probability, np.ones((8, 8), np.uint8), decision=Decision()
+    )
+    gallery = Gallery(1)
+    gallery.add(-0.1, "crack <b>, Dice 0.10", answer, np.ones((8, 8), np.uint8), name="a")
+    page = save_page(result, tmp_path, worst=gallery).read_text(encoding="utf-8")
+    names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    assert names == {
+        "precision_recall",
+        "roc",
+        "thresholds",
+        "reliability_pictures",
+        "confusion",
+    }
+    assert page.count('src="data:image/png;base64,') == len(names) + 1
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "crack &lt;b&gt;, Dice 0.10" in page
+    assert (tmp_path / "triptychs" / "001_a.png").is_file()
+
+
+def test_page_without_a_gallery_writes_no_picture_of_the_data(
+    result: EvaluationResult, tmp_path: Path
+) -> None:
+    page = save_page(result, tmp_path).read_text(encoding="utf-8")
+    assert "Worst" not in page
+    assert not (tmp_path / "triptychs").exists()
+
+
+def test_verdict_table_counts_pictures_by_class(result: EvaluationResult, tmp_path: Path) -> None:
+    page = save_page(result, tmp_path).read_text(encoding="utf-8")
+    assert "<td>crack</td><td>1</td><td>0</td><td>1</td>" in page
+    assert "<td>free</td><td>2</td><td>0</td><td>0</td>" in page

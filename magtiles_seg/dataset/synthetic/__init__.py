@@ -1,7 +1,7 @@
 """Makes synthetic magnetic tiles: seeded pictures with exact masks, in six exposures.
 
 They stand in for the real pictures, which may not be redistributed, in tests, examples and docs. A
-tile is drawn once (`textures`), gets at most one defect (`defects`) and is then photographed under
+tile is drawn once (`textures`), gets at most one defect (`lifelike`) and is then photographed under
 one of six exposures: those of one seed show the same physical tile and share the mask.
 """
 
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.dataset.synthetic.defects import draw_defect
+from magtiles_seg.dataset.synthetic.lifelike import draw_lifelike
 from magtiles_seg.dataset.synthetic.textures import FloatImage, draw_surface
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import write
@@ -94,7 +94,7 @@ def synthetic_tile(
     brightness = surface.shade * (1 + surface.texture)
     mask = np.zeros(size_hw, dtype=np.uint8)
     if defect is not None:
-        layer = draw_defect(_stream(seed, _DEFECT, DEFECTS.index(defect)), surface, defect)
+        layer = draw_lifelike(_stream(seed, _DEFECT, DEFECTS.index(defect)), surface, defect)
         brightness += layer.alpha * (layer.brightness - brightness)
         mask = (layer.alpha >= 0.5).astype(np.uint8)
     image = _photograph(brightness, seed, exposure)

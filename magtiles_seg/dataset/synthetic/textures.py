@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 FloatImage = NDArray[np.float32]
 
+_SKEW: Final = 2.5
 _BACKDROP: Final = 0.22  # brightness of what lies behind the tile, against the tile's mean
 
 
@@ -42,8 +43,12 @@ def draw_surface(rng: np.random.Generator, size_hw: tuple[int, int]) -> Surface:
     shade = _shading(rng, size_hw)
     shade *= _facets(rng, size_hw, inset_px)
     shade /= shade.mean()
-    texture = grinding_lines(rng, size_hw, contrast=float(rng.uniform(0.7, 1.25)))
-    texture -= _stains(rng, size_hw)
+    texture = grinding_lines(
+        rng, size_hw, contrast=float(rng.uniform(0.65, 1.1)), glitter=0.8, patchy=0.2
+    )
+    texture = as_float(np.expm1(_SKEW * texture) / _SKEW)  # lines shine more than they darken
+    texture += _mottle(rng, size_hw)
+    texture -= _marks(rng, size_hw)
     np.maximum(texture, -0.9, out=texture)
     shade = as_float(_BACKDROP + body * (shade - _BACKDROP))
     return Surface(
@@ -78,7 +83,11 @@ def grain(rng: np.random.Generator, size_hw: tuple[int, int], contrast: float) -
 
 
 def grinding_lines(
-    rng: np.random.Generator, size_hw: tuple[int, int], contrast: float, glitter: float = 1.0
+    rng: np.random.Generator,
+    size_hw: tuple[int, int],
+    contrast: float,
+    glitter: float = 1.0,
+    patchy: float = 0.4,
 ) -> FloatImage:
     """Return vertical grinding lines with their glitter, (H, W) float32 around 0.
 
@@ -87,6 +96,7 @@ def grinding_lines(
         size_hw: Size of the result.
         contrast: 1 is the median of the real pictures (a deviation of 0.07).
         glitter: Share of the fine grain among the lines; 1 is that of a sound surface.
+        patchy: How much stronger the lines are here than there, as the deviation of a logarithm.
     """
     h, w = size_hw
     long = resized(
@@ -99,7 +109,7 @@ def grinding_lines(
     fine = as_float(cv2.blur(rng.standard_normal(size_hw, dtype=np.float32), (1, 2)))
     lines = 0.054 * long + 0.006 * np.square(long) - 0.006
     lines += 0.028 * short
-    lines *= np.exp(0.4 * smooth_noise(rng, size_hw, (3, 5)))
+    lines *= np.exp(patchy * smooth_noise(rng, size_hw, (3, 5)))
     lines += _bright_lines(rng, size_hw)
     lines += glitter * (0.073 + 0.2 * np.maximum(lines, 0)) * fine
     kernel = np.array([[0.12, 0.76, 0.12]], dtype=np.float32)
@@ -125,12 +135,12 @@ def _shading(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatImage:
     y = np.linspace(-1, 1, h, dtype=np.float32)[:, None]
     across = 0.11 * smooth_noise(rng, (1, w), (1, 6)) + 0.05 * smooth_noise(rng, (1, w), (1, 14))
     across -= np.float32(rng.uniform(0.0, 0.55)) * np.square(x - np.float32(rng.normal(0, 0.3)))
-    along = np.float32(rng.normal(0.03, 0.06)) * y + 0.03 * smooth_noise(rng, (h, 1), (4, 1))
-    clouds = 0.115 * smooth_noise(rng, size_hw, (4, 4))
+    along = np.float32(rng.normal(0.0, 0.05)) * y + 0.03 * smooth_noise(rng, (h, 1), (4, 1))
+    clouds = 0.09 * smooth_noise(rng, size_hw, (4, 4)) + 0.03 * smooth_noise(rng, size_hw, (9, 9))
     centre, width = rng.normal(0, 0.35), rng.uniform(0.2, 0.6)
     glow = np.exp(-np.square((x - np.float32(centre)) / np.float32(width)))
     glow = glow * np.exp(-(1 - y) * np.float32(rng.uniform(2.0, 5.0)))
-    light = np.exp(across + along + clouds) + np.float32(rng.uniform(0, 0.6)) * glow
+    light = np.exp(across + along + clouds) + np.float32(max(0.0, rng.uniform(-0.3, 0.18))) * glow
     return as_float(light)
 
 
@@ -181,39 +191,58 @@ def _outline(
     return body, (inset[0], inset[1], inset[2], inset[3])
 
 
-def _stains(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatImage:
-    """Return harmless smudges, oil loops and specks, (H, W) float32 >= 0, darkest about 0.25."""
+def _marks(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatImage:
+    """Return how much harmless marks darken the surface, (H, W) float32, mostly >= 0.
+
+    Smudges, wisps of dirt that come and go along their way, specks, and now and then a bright
+    scratch. None is as dark, as long and as unbroken as a crack.
+    """
     h, w = size_hw
-    canvas = np.zeros(size_hw, dtype=np.float32)
-    broad = np.zeros(((h + 7) // 8, (w + 7) // 8), dtype=np.float32)
-    for _ in range(int(rng.poisson(2.0))):
-        centre = (int(rng.integers(0, w) // 8), int(rng.integers(0, h) // 8))
-        axes = (int(rng.integers(1, 6)), int(rng.integers(1, 6)))
-        angle = float(rng.uniform(0, 180))
-        cv2.ellipse(broad, centre, axes, angle, 0, 360, float(rng.uniform(0.05, 0.22)), -1)
-    for _ in range(int(rng.poisson(8.0))):
-        path = _wander(rng, size_hw)
-        thickness = 1 + int(rng.random() < 0.4)
-        cv2.polylines(canvas, [path], False, float(rng.uniform(0.08, 0.3)), thickness)
+    wisps, shine = np.zeros(size_hw, dtype=np.float32), np.zeros(size_hw, dtype=np.float32)
+    for _ in range(int(rng.poisson(h * w / 9000))):
+        depth = float(rng.uniform(0.04, 0.16))
+        cv2.polylines(wisps, [_wander(rng, size_hw)], False, depth, 1, cv2.LINE_8)
     for _ in range(int(rng.poisson(4.0))):
         speck = (int(rng.integers(0, w)), int(rng.integers(0, h)))
-        cv2.circle(canvas, speck, int(rng.integers(0, 3)), float(rng.uniform(0.08, 0.25)), -1)
-    canvas *= 0.8 + 0.6 * smooth_noise(rng, size_hw, (1 + h // 5, 1 + w // 5))
-    np.maximum(canvas, 0, out=canvas)
-    soft = as_float(cv2.GaussianBlur(canvas, (5, 5), 1.0))
-    if rng.random() < 0.12:  # a scratch shines
-        shine = np.zeros(size_hw, dtype=np.float32)
-        cv2.polylines(shine, [_wander(rng, size_hw)], False, float(rng.uniform(0.15, 0.5)), 1)
-        soft -= as_float(cv2.GaussianBlur(shine, (3, 3), 0.6))
-    broad = as_float(cv2.GaussianBlur(broad, (5, 5), 1.2))
-    return soft + resized(broad, size_hw, cv2.INTER_CUBIC)
+        cv2.circle(wisps, speck, int(rng.integers(0, 2)), float(rng.uniform(0.08, 0.2)), -1)
+    come_and_go = smooth_noise(rng, size_hw, (2 + h // 6, 2 + w // 6))
+    wisps *= np.clip(0.8 + 0.7 * come_and_go, 0, 1.4)
+    marks = as_float(cv2.GaussianBlur(wisps, (5, 5), 0.8))
+    if rng.random() < 0.12:
+        cv2.polylines(shine, [_wander(rng, size_hw)], False, float(rng.uniform(0.15, 0.4)), 1)
+        marks -= as_float(cv2.GaussianBlur(shine, (3, 3), 0.6))
+    return marks + _smudges(rng, size_hw)
+
+
+def _smudges(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatImage:
+    """Return patches of dirt with frayed edges, (H, W) float32 >= 0, darkest about 0.2."""
+    h, w = size_hw
+    patches = np.zeros(((h + 7) // 8, (w + 7) // 8), dtype=np.float32)
+    for _ in range(int(rng.poisson(1.5))):
+        centre = (int(rng.integers(0, w) // 8), int(rng.integers(0, h) // 8))
+        axes = (int(rng.integers(1, 7)), int(rng.integers(1, 7)))
+        angle = float(rng.uniform(0, 180))
+        cv2.ellipse(patches, centre, axes, angle, 0, 360, float(rng.uniform(0.04, 0.15)), -1)
+    soft = resized(as_float(cv2.GaussianBlur(patches, (5, 5), 1.2)), size_hw, cv2.INTER_CUBIC)
+    ragged = smooth_noise(rng, size_hw, (2 + h // 14, 2 + w // 14))
+    return as_float(np.maximum(soft, 0) * np.clip(0.8 + 0.3 * ragged, 0.2, 1.4))
+
+
+def _mottle(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatImage:
+    """Return the faint cloudiness of ferrite, without direction, (H, W) float32 around 0."""
+    h, w = size_hw
+    fine = as_float(cv2.GaussianBlur(rng.standard_normal(size_hw, dtype=np.float32), (5, 5), 1.1))
+    coarse = smooth_noise(rng, size_hw, (2 + h // 9, 2 + w // 9))
+    where = np.exp(0.5 * smooth_noise(rng, size_hw, (3, 4)))
+    return as_float(where * (0.028 * fine + 0.009 * coarse))
 
 
 def _wander(rng: np.random.Generator, size_hw: tuple[int, int]) -> NDArray[np.int32]:
-    """Return a curling path of points (x, y), (n, 2) int32."""
-    count = int(rng.integers(5, 25))
-    turn = np.cumsum(rng.normal(rng.normal(0, 0.12), 0.45, count)) + rng.uniform(0, 2 * np.pi)
-    step = rng.uniform(2, 5)
+    """Return a gently curling path of points (x, y), (n, 2) int32."""
+    count = int(rng.integers(4, 18))
+    bend = rng.normal(rng.normal(0, 0.15), 0.3, count)
+    turn = np.cumsum(bend) + rng.uniform(0, 2 * np.pi)
+    step = rng.uniform(2, 4)
     start = rng.uniform((0, 0), (size_hw[1], size_hw[0]))
     points = start + step * np.cumsum(np.stack([np.cos(turn), np.sin(turn)], axis=1), axis=0)
     return np.round(points).astype(np.int32)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 Points = Sequence[tuple[float, float]]
@@ -82,6 +84,10 @@ class _Canvas:
             (x * self._scale, y * self._scale), text, fill=color, font=font, anchor=anchor
         )
 
+    def box(self, sides: tuple[float, float, float, float], color: str) -> None:
+        """Fill a rectangle: left, top, right, bottom."""
+        self._draw.rectangle([side * self._scale for side in sides], fill=color)
+
     def upright_text(self, at: tuple[float, float], text: str) -> None:
         """Write a text from bottom to top; `at` is its middle."""
         font = ImageFont.load_default(11 * self._scale)
@@ -127,6 +133,41 @@ def line_chart(
         color = _COLORS[index % len(_COLORS)]
         canvas.line([(x_axis.place(x), y_axis.place(y)) for x, y in line], color, 2)
         canvas.text((_LEFT_PX + 100 * index, 34), name, anchor="ls", color=color)
+    return canvas.png()
+
+
+def matrix_chart(title: str, counts: NDArray[np.int64], names: Sequence[str]) -> bytes | None:
+    """Draw a confusion matrix, each row as shares of its sum.
+
+    Args:
+        title: Stands over the chart.
+        counts: (K, K) int64, row = truth, column = prediction.
+        names: Of rows and columns.
+
+    Returns:
+        A PNG file of twice `WIDTH_PX` by twice `HEIGHT_PX`; None where nothing was counted.
+    """
+    if not counts.any():
+        return None
+    canvas = _Canvas()
+    canvas.text((12, 17), title, anchor="ls", size_px=12, color=_TEXT)
+    left, top = 84.0, 48.0
+    wide, high = (WIDTH_PX - left - 8) / len(names), (HEIGHT_PX - top - 8) / len(names)
+    sums = counts.sum(axis=1)
+    for row, name in enumerate(names):
+        y = top + row * high
+        canvas.text((left - 6, y + high / 2), name, anchor="rm", color=_TEXT)
+        at = (left + (row + 0.5) * wide, top - 6)
+        canvas.text(at, name[:10], anchor="ms", size_px=8, color=_TEXT)
+        for column in range(len(names)):
+            share = float(counts[row, column] / sums[row]) if sums[row] else 0.0
+            shade = tuple(round(255 + share * (tone - 255)) for tone in (11, 107, 203))
+            x = left + column * wide
+            canvas.box((x, y, x + wide - 1, y + high - 1), "#{:02x}{:02x}{:02x}".format(*shade))
+            if sums[row]:
+                ink = "#ffffff" if share > 0.5 else _TEXT
+                at = (x + wide / 2, y + high / 2)
+                canvas.text(at, f"{share:.2f}", anchor="mm", size_px=10, color=ink)
     return canvas.png()
 
 

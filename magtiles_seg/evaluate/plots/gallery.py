@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from magtiles_seg.evaluate.metrics import dice
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.evaluate.metrics import binary_counts, dice
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.files import write
 from magtiles_seg.result import Segmentation
@@ -67,6 +68,17 @@ class Gallery:
         push = heapq.heappush if len(self._kept) < self.count else heapq.heapreplace
         push(self._kept, entry)
 
+    def watch(self, sample: Sample, result: Segmentation, target: npt.NDArray[np.uint8]) -> None:
+        """Offer a picture by how little of it was found: a `Watch` of an evaluation."""
+        overlap = float(dice(binary_counts(result.mask, target)))
+        what = f"{sample.id}, {sample.label}, tile {sample.group}"
+        caption = f"{what}: Dice {overlap:.2f}, {result.verdict}"
+        self.add(-overlap, caption, result, target, name=sample.id.replace("/", "_"))
+
+    def figures(self) -> list[tuple[str, str, bytes]]:
+        """Return name, caption and PNG of each kept picture, the highest rank first."""
+        return [entry[1:] for entry in sorted(self._kept, reverse=True)]
+
     def save(self, directory: Path, *, title: str, lead: str, embedded: bool = False) -> Path:
         """Write `index.html` and the pictures beside or in it, the highest rank first.
 
@@ -80,7 +92,7 @@ class Gallery:
             Path of the page.
         """
         figures = []
-        for place, (_, stem, caption, png) in enumerate(sorted(self._kept, reverse=True), start=1):
+        for place, (stem, caption, png) in enumerate(self.figures(), start=1):
             name = f"{place:03d}_{stem}.png"
             if embedded:
                 name = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
