@@ -41,10 +41,12 @@ async function unmultiplied(file) {
   const decoder = new ImageDecoder({ data: await file.arrayBuffer(), type: file.type || "image/png",
     colorSpaceConversion: "none", premultiplyAlpha: "none" });
   const { image } = await decoder.decode();
-  const rgba = new Uint8Array(image.allocationSize({ format: "RGBA" }));
-  await image.copyTo(rgba, { format: "RGBA" });
+  const rgba = new Uint8Array(image.allocationSize()); // as it is decoded: a conversion would multiply by alpha
+  await image.copyTo(rgba);
+  const order = image.format;
   image.close();
-  return rgba;
+  if (order === "BGRA") for (let at = 0; at < rgba.length; at += 4) [rgba[at], rgba[at + 2]] = [rgba[at + 2], rgba[at]];
+  return ["RGBA", "BGRA"].includes(order) ? rgba : null;
 }
 
 /** Grey = 0.299 R + 0.587 G + 0.114 B in OpenCV's whole numbers, over black: where nothing was seen is no light. */
@@ -52,14 +54,9 @@ export function toGrey(rgba) {
   const grey = new Uint8Array(rgba.length / 4);
   for (let i = 0, at = 0; i < grey.length; i++, at += 4) {
     const value = (9798 * rgba[at] + 19235 * rgba[at + 1] + 3735 * rgba[at + 2] + 16384) >> 15;
-    grey[i] = rgba[at + 3] === 255 ? value : halfToEven((value * rgba[at + 3]) / 255);
+    grey[i] = Math.round((value * rgba[at + 3]) / 255); // never half way between two bytes
   }
   return grey;
-}
-
-function halfToEven(value) {
-  const whole = Math.floor(value), rest = value - whole;
-  return rest > 0.5 || (rest === 0.5 && whole % 2) ? whole + 1 : whole;
 }
 
 /** Whether this browser gives a canvas's pixels back as they were drawn; some change them, against fingerprinting. */

@@ -18,10 +18,10 @@ self.addEventListener("fetch", (event) => {
 
 async function answer(request) {
   const cache = await caches.open(CACHE);
-  let found = await cache.match(request, { ignoreSearch: true });
-  if (!found) { // the files of WebGPU come when they are asked for
+  let found = await cache.match(request);
+  if (!found) {
     found = await fetch(request);
-    if (found.status === 200) await cache.put(request, found.clone());
+    if (found.status === 200 && request.url.includes("/ort-")) await cache.put(request, found.clone()); // WebGPU's files
   }
   const headers = new Headers(found.headers); // isolated from other origins, a page may use threads
   headers.set("Cross-Origin-Opener-Policy", "same-origin");
