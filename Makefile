@@ -36,5 +36,6 @@ fix: $(VENV)/dev ## mend what lint and format can mend
 	$(BIN)/ruff format .
 docs: $(VENV)/dev ## build the site into site/; a warning is an error
 	$(BIN)/sphinx-build -q -W -b html docs site
+	$(if $(shell command -v npm),npm ci --silent --prefix examples/web && $(BIN)/python examples/web/build.py site/web)
 bench: $(VENV)/dev ## backends in turns, beside eager torch and the reference
 	$(BIN)/magtiles-seg bench --reference --rounds 40

@@ -135,7 +135,7 @@ document.addEventListener("drop", async (event) => {
 $("processor").addEventListener("change", ({ target }) => load(target.value));
 navigator.gpu?.requestAdapter().then((adapter) => { $("processor-field").hidden = !adapter; });
 $("columns").append(...["", ...about.columns].map((name) => Object.assign(document.createElement("th"), { textContent: name || "#", scope: "col" })));
-$("model").textContent = `${about.name}, SHA-256 ${about.sha256.slice(0, 12)}…`;
+$("model").textContent = `${about.name}, SHA-256 ${about.sha256.slice(0, 12)}`;
 load("wasm");
 show();
 document.documentElement.dataset.ready = "";
