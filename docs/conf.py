@@ -65,7 +65,9 @@ def gallery() -> str:
         path.write_bytes(encode_png(np.hstack([given, result.overlay()])))
         found = ", ".join(f"{each.label} of {each.area_px} px" for each in result.defects)
         about = f"{result.verdict}, score {result.score:.2f}; {found or 'no region'}"
-        parts.append(f"\n## {label}\n\n![{label}: {about}](_build/gallery/{path.name})\n\n{about}\n")
+        parts.append(
+            f"\n## {label}\n\n![{label}: {about}](_build/gallery/{path.name})\n\n{about}\n"
+        )
     return "".join(parts)
 
 

@@ -100,7 +100,8 @@ def test_docs_page_sends_a_picture_and_shows_the_answer_below_a_path_of_a_proxy(
     key, entry = new_key("mes")
     flags = ("--model", str(model), "--api-keys", entry, "--root-path", "/line3")
     with server_class(*flags) as server:
-        server.wait_ready()
+        while httpx.get(f"{server.url}/readyz").status_code != 200:
+            time.sleep(0.1)
         with serving(proxy_of(int(server.url.rpartition(":")[2]), {})) as origin:
             page = browser.new_page()
             expect.set_options(timeout=PATIENCE_MS)
