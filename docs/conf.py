@@ -7,9 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from sphinx.application import Sphinx
-
 import numpy as np
+from sphinx.application import Sphinx
 
 import magtiles_seg
 from magtiles_seg.cli import build_parser
