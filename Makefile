@@ -32,9 +32,9 @@ check: $(VENV)/dev ## lint, format, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 fix: $(VENV)/dev ## mend what lint and format can mend
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
-docs: $(VENV)/dev ## build the site into site/; a warning is an error
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+docs: $(VENV)/dev ## build the site into site/, with npm also the page in the browser; a warning is an error
 	$(BIN)/sphinx-build -q -W -b html docs site
+	$(if $(shell command -v npm),npm ci --silent --prefix examples/web && $(BIN)/python examples/web/build.py site/web)
 bench: $(VENV)/dev ## backends in turns, beside eager torch and the reference
 	$(BIN)/magtiles-seg bench --reference --rounds 40

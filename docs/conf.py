@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from pathlib import Path
 
+import numpy as np
 from sphinx.application import Sphinx
 
 import magtiles_seg
 from magtiles_seg.cli import build_parser
+from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.files import encode_png
 
 project = "magtiles-seg"
 author = "the magtiles-seg authors"
@@ -42,6 +46,28 @@ def mend(_: Sphinx, name: str, source: list[str]) -> None:
     source[0] = re.sub(rf"\[([^\]]+)\]\({up}\.\./[^)]*/[^).]*\)", r"`\1`", text)
     if name == "reference/command-line":
         source[0] += help_pages()
+    if name == "gallery":
+        source[0] += gallery()
+
+
+def gallery() -> str:
+    """Draw a synthetic tile of each class, and return them as Markdown: input beside result."""
+    folder = Path(__file__).parent / "_build" / "gallery"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for label in (*magtiles_seg.LABELS[1:], "no defect"):
+        defect = None if label == "no defect" else label
+        tile = synthetic_tile(3, defect=defect, exposure=3)
+        result = magtiles_seg.segment(tile.image)
+        given = np.repeat(tile.image[:, :, None], 3, axis=2)
+        path = folder / f"{label.replace(' ', '-')}.png"
+        path.write_bytes(encode_png(np.hstack([given, result.overlay()])))
+        found = ", ".join(f"{each.label} of {each.area_px} px" for each in result.defects)
+        about = f"{result.verdict}, score {result.score:.2f}; {found or 'no region'}"
+        parts.append(
+            f"\n## {label}\n\n![{label}: {about}](_build/gallery/{path.name})\n\n{about}\n"
+        )
+    return "".join(parts)
 
 
 def help_pages() -> str:

@@ -21,6 +21,26 @@ NAME = attrgetter("name")
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=NAME)
 
 
+NOT_RUN = (
+    (r"(pip|npm|apt-get|brew) ", "installs"),
+    (r"(git|dvc) ", "changes a repository; tests/test_delivery_story.py and test_dvc_stages.py do"),
+    (r"(docker|podman) ", "needs Docker; tests/test_containers.py reads the files"),
+    (r"(make|pytest|shtab|MAGTILES_\w+=\S+|\.github/scripts/\S+) ", "is what runs these tests"),
+    (r"curl ", "asks a service; tests/serve/test_server.py takes the line from the page"),
+    (r"python ", "an example or a server that stays; tests/test_examples.py, test_web_page.py"),
+    (r"magtiles-seg (serve|demo)( (?!--new-key)|$)", "stays; tests/serve and tests/demo start it"),
+    (r"magtiles-seg (data|train|crossval|evaluate|gate|report)\b", "needs data, or hours of it"),
+    (r"magtiles-seg (deploy|promote|smoke)\b", "needs a target; tests/delivery has stand-ins"),
+    (r"magtiles-seg (export|parity|bench)\b", "minutes; tests/export and tests/bench do it"),
+    (r"magtiles-seg stream (basler|genicam):", "needs a camera; tests/linescan has emulators"),
+    (r"magtiles-seg stream (web/|web\.avi)", "needs your web; tests/linescan/test_sources.py"),
+    (r"magtiles-seg stream synthetic:", "half a minute; tests/commands/test_stream.py"),
+    (r"magtiles-seg batch (.s3:|inventory)", "needs a store or a cluster; tests/batch has them"),
+    (r"magtiles-seg segment .*\.engine", "needs a GPU"),
+)
+"""Console lines that no test here runs, by their beginning, each with the reason."""
+
+
 def blocks(page: Path, language: str) -> list[str]:
     text = page.read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
@@ -42,6 +62,12 @@ def _beside_a_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("good-days").mkdir()
     for number in range(100):  # the fewest that statistics are made of
         tile.save(f"good-days/{number}.png")
+    Path("shots").mkdir()
+    for light in (1, 2):
+        tile.save(f"shots/p7_light{light}.png")
+    Path("groups.csv").write_text(
+        "image,group\np7_light1.png,p7\np7_light2.png,p7\n", encoding="utf-8"
+    )
     shutil.copy(BUNDLED_MODEL, "model.onnx")
 
 
@@ -53,13 +79,32 @@ def test_python_blocks_of_a_page_in_order_run(page: Path) -> None:
         exec(compile(source, page.name, "exec"), namespace)
 
 
+def console_lines(page: Path) -> list[str]:
+    """Return the lines that a page's console blocks tell to type, without their comments."""
+    text = "".join(blocks(page, "console")).replace("\\\n", " ")
+    typed = [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
+    return [shlex.join(shlex.split(line, comments=True)) for line in typed]
+
+
+def reason_of(line: str) -> str | None:
+    """Return why a line is not run here, or None where it must run."""
+    return next((reason for mark, reason in NOT_RUN if re.match(mark, line)), None)
+
+
 @pytest.mark.usefixtures("_beside_a_tile")
-def test_segment_and_info_commands_run_without_error() -> None:
-    verbs = commands(README, "magtiles-seg")
-    runnable = [words for words in verbs if words[0] in ("segment", "info")]
-    assert len(runnable) >= 3
-    for words in runnable:
-        assert cli.main(words) in (ACCEPTED, REJECTED)
+@pytest.mark.parametrize("page", [page for page in PAGES if console_lines(page)], ids=NAME)
+def test_console_lines_of_a_page_run_unless_a_reason_is_given(page: Path) -> None:
+    for line in console_lines(page):
+        if reason_of(line) is None:
+            program, *words = shlex.split(line)
+            assert program == "magtiles-seg", f"{line}: run it here, or give the reason"
+            assert cli.main(words) in (ACCEPTED, REJECTED), line
+
+
+def test_reasons_not_to_run_a_line_are_all_used_and_leave_lines_to_run() -> None:
+    lines = [line for page in PAGES for line in console_lines(page)]
+    assert sum(reason_of(line) is None for line in lines) >= 10
+    assert [mark for mark, _ in NOT_RUN if not any(re.match(mark, line) for line in lines)] == []
 
 
 @EVERY_PAGE

@@ -22,7 +22,11 @@ SCRIPTS = FOLDER / "scripts"
 WORKFLOWS = sorted((FOLDER / "workflows").glob("*.yml"))
 PINNED = re.compile(r"^[\w.-]+/[\w./-]+@[0-9a-f]{40} # (v\d+\.\d+\.\d+|\d+\.\d+)$")
 SCRIPT = re.compile(r"^(\.github/scripts/[\w-]+|\.ci/run)( [a-z-]+| \"[a-z-]*\$[A-Z]+\")*$")
-WITHOUT_PREFLIGHT = {"ci", "release"}  # they need no secret, and PyPI alone knows what it trusts
+WITHOUT_PREFLIGHT = {
+    "ci",
+    "docs",
+    "release",
+}  # they need no secret, and PyPI alone knows what it trusts
 DIGEST = f"sha256:{'0' * 64}"
 CLOUD = ("aws-actions/", "machulav/", "hashicorp/")
 

@@ -223,10 +223,46 @@ h2 { margin-top: 2rem }
 """
 
 
+_TRY = """<h3>Try it</h3>
+<form id="try"><p><label>Picture <input type="file" name="image" accept="image/*" required></label>
+<p><label>include <input name="include" value="verdict,defects,overlay"></label>
+<label>mask <select name="mask"><option>none<option>rle<option>pred</select></label>
+KEY<p><button>Send</button></form>
+<p id="status" role="status"></p><p><img id="overlay" alt="" hidden></p><pre id="answer"></pre>
+<script>
+const form = document.getElementById("try"), show = (id) => document.getElementById(id);
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const query = new URLSearchParams({mask: form.mask.value});
+  if (form.include.value) query.set("include", form.include.value);
+  const body = new FormData(), headers = form.key?.value ? {"X-API-Key": form.key.value} : {};
+  body.append("image", form.image.files[0]);
+  show("status").textContent = "Sent ...";
+  try {
+    const reply = await fetch(`analyze?${query}`, {method: "POST", body, headers});
+    const answer = await reply.json(), picture = show("overlay");
+    picture.hidden = !answer.overlay;
+    if (answer.overlay) picture.src = answer.overlay;
+    show("status").textContent = `${reply.status} ${answer.verdict ?? answer.title ?? ""}`;
+    const text = JSON.stringify({...answer, overlay: answer.overlay && "..."}, null, 1);
+    show("answer").textContent = text.length < 20000 ? text : text.slice(0, 20000) + " ...";
+  } catch (error) { show("status").textContent = `No answer: ${error.message}`; }
+});
+</script>"""
+"""Sends a picture to this service: nothing of the page comes from elsewhere."""
+
+_KEY = '<p><label>X-API-Key <input type="password" name="key" autocomplete="off"></label>'
+_POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+)
+
+
 def _page(title: str, body: str) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         f"<style>{_STYLE}</style></head><body>{body}</body></html>"
     )
 
@@ -256,11 +292,13 @@ def landing(spec: BackendSpec, *, demo: bool, root_path: str = "") -> str:
 
 
 def reference(document: dict[str, Any]) -> str:
-    """Return the page at `/docs`: the OpenAPI document for reading."""
+    """Return the page at `/docs`: the OpenAPI document for reading, and for trying."""
     parts = [f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>"]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             parts.append(_operation(path, method, operation))
+            if path == "/analyze":
+                parts.append(_TRY.replace("KEY", _KEY if "security" in operation else "", 1))
     parts.append("<h2>Result</h2>")
     schemas = document["components"]["schemas"]
     for name in ("Result", "Defect", "Tile"):

@@ -94,6 +94,30 @@ def test_page_of_another_origin_asks_with_a_key_and_reads_verdict_and_refusals(
             page.close()
 
 
+def test_docs_page_sends_a_picture_and_shows_the_answer_below_a_path_of_a_proxy(
+    browser: Browser, server_class: Any, model: Path, png: bytes
+) -> None:
+    key, entry = new_key("mes")
+    flags = ("--model", str(model), "--api-keys", entry, "--root-path", "/line3")
+    with server_class(*flags) as server:
+        while httpx.get(f"{server.url}/readyz").status_code != 200:
+            time.sleep(0.1)
+        with serving(proxy_of(int(server.url.rpartition(":")[2]), {})) as origin:
+            page = browser.new_page()
+            expect.set_options(timeout=PATIENCE_MS)
+            page.goto(f"{origin}/line3/docs")
+            picture = {"name": "tile.png", "mimeType": "image/png", "buffer": png}
+            page.get_by_label("Picture").set_input_files(picture)
+            page.get_by_role("button", name="Send").click()
+            expect(page.locator("#status")).to_contain_text("401")
+            page.get_by_label("X-API-Key").fill(key)
+            page.get_by_role("button", name="Send").click()
+            expect(page.locator("#status")).to_contain_text("200")
+            expect(page.locator("#overlay")).to_be_visible()
+            expect(page.locator("#answer")).to_contain_text('"verdict"')
+            page.close()
+
+
 def proxy_of(port: int, headers: dict[str, str]) -> type[http.server.BaseHTTPRequestHandler]:
     """Return a proxy that serves `/line3/…` and passes on `/…`, streams too."""
 
