@@ -45,6 +45,12 @@ def draw_numbered(result: Segmentation) -> NDArray[np.uint8]:
     return drawn
 
 
+def draw_plain(result: Segmentation) -> NDArray[np.uint8]:
+    """Return the picture itself as large as `draw_numbered` draws it: (f H, f W, 3) uint8 RGB."""
+    grey = np.repeat(result.image[:, :, None], 3, axis=2)
+    return _enlarged(grey, _factor(result.mask.shape), cv2.INTER_LINEAR)
+
+
 def draw_mask(result: Segmentation) -> NDArray[np.uint8]:
     """Return the mask as a picture, (H, W) uint8: 0 sound, 255 defect."""
     return result.mask * np.uint8(255)
