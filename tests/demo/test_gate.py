@@ -75,6 +75,13 @@ def test_own_upload_is_inspected_and_its_answer_can_be_fetched(page: Any, png: b
     assert page.client.get(overlay[1]["url"]).headers["content-type"] == "image/jpeg"
 
 
+def test_model_that_is_no_choice_is_refused(page: Any) -> None:
+    body = {"fn_index": page.functions["threshold.input"], "session_hash": page.session}
+    for model in ("/etc/passwd", "../x.onnx", None, 3, ["a"], ""):
+        body["data"] = ["example:0", 0.5, 0.5, 0, model]
+        assert page.client.post("/gradio_api/queue/join", json=body).status_code == 400
+
+
 def test_bad_file_after_a_good_one_gets_a_message_each_time(page: Any, png: bytes) -> None:
     assert page.inspect(page.upload(png))["success"]
     for _ in range(2):
@@ -247,6 +254,8 @@ def test_route_that_the_page_does_not_use_is_closed(demo: Any, method: str, path
 def test_call_that_the_page_never_makes_is_refused(page: Any, change: dict[str, Any]) -> None:
     body = {"fn_index": page.functions["threshold.input"], "session_hash": page.session}
     body |= {"data": ["example:0", 0.5, 0.5, 0], **change}
+    if isinstance(body["data"], list):
+        body["data"] = [*body["data"], *page.chosen[page.functions["threshold.input"]]]
     text = json.dumps(body).encode()
     reply = page.client.post("/gradio_api/queue/join", content=text)
     assert reply.status_code in (400, 403)
@@ -459,7 +468,7 @@ def mutated(source: random.Random, page: Any, mine: str) -> tuple[str, str, dict
     if kind < 4:
         _, number = source.choice(sorted(page.functions.items()))
         entry = source.choice([file_data(mine), file_data(str(odd(source))), odd(source)])
-        data = [entry, 0.5, 0.5, 0][: source.choice([0, 1, 3, 4, 4, 4, 5])]
+        data = [entry, 0.5, 0.5, 0, *page.chosen[number]][: source.choice([0, 1, 3, 5, 5, 5])]
         body: Any = {"fn_index": number, "session_hash": session, "data": data}
         body["event_data"] = source.choice([None, {"index": odd(source)}, odd(source)])
         body["trigger_id"] = odd(source)
