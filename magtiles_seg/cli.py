@@ -27,6 +27,7 @@ import magtiles_seg
 from magtiles_seg import errors
 from magtiles_seg.commands import VERBS
 from magtiles_seg.commands.options import ACCEPTED, ERROR, INTERNAL, INTERRUPTED, as_epilog
+from magtiles_seg.commands.parser import Parser
 from magtiles_seg.progress import complain, note, prepare_streams
 
 _EXAMPLES = """
@@ -130,17 +131,16 @@ def _report(error: Exception) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser; the function of a parsed verb stands in `.run`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="magtiles-seg",
         description="Find surface defects of magnetic tiles.",
         epilog=as_epilog(_EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     version = f"%(prog)s {magtiles_seg.__version__}"
     parser.add_argument("--version", action="version", version=version)
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = parser.add_verbs()
     for module in VERBS:
         module.add(verbs)
     return parser

@@ -26,6 +26,7 @@ __all__ = [
     "draw_numbered",
     "draw_overlay",
     "draw_panel",
+    "draw_plain",
     "hatch",
     "plate",
 ]
@@ -106,12 +107,22 @@ def draw_numbered(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[n
     Returns:
         (f H, f W, 3) uint8 RGB.
     """
-    factor = min(_MOST_ENLARGED, max(1, side_px // max(result.mask.shape)))
+    factor = _factor(result, side_px)
     classes = region_classes(result)
     drawn = _scaled(draw_overlay(result.image, classes, _TINT), factor, cv2.INTER_LINEAR)
     drawn = _outlined(drawn, classes, factor)
     _write_numbers(drawn, result, factor)
     return drawn
+
+
+def draw_plain(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[np.uint8]:
+    """Return the picture itself as large as `draw_numbered` draws it: (f H, f W, 3) uint8 RGB."""
+    grey = np.repeat(result.image[:, :, None], 3, axis=2)
+    return _scaled(grey, _factor(result, side_px), cv2.INTER_LINEAR)
+
+
+def _factor(result: Segmentation, side_px: int) -> int:
+    return min(_MOST_ENLARGED, max(1, side_px // max(result.mask.shape)))
 
 
 def draw_panel(result: Segmentation, *, theme: str = "light") -> NDArray[np.uint8]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from magtiles_seg.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["encode_png", "sha256_of", "staged", "write", "write_json"]
+__all__ = ["Lock", "encode_png", "sha256_of", "staged", "write", "write_json"]
 
 _CHUNK_BYTES = 1 << 20
+_POLLED_S = 0.005
 
 
 @contextmanager
@@ -76,6 +79,49 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN
         ValueError: A number is not finite; JSON knows none such.
     """
     write(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+class Lock:
+    """A lock file, which the system frees when the process ends, however it ends.
+
+    It is removed when it is given back. A disk that knows no locks, as some network disks, holds
+    nobody off.
+    """
+
+    def __init__(self, path: Path, *, taken: str = "") -> None:
+        """Take the lock.
+
+        Args:
+            path: The lock file, in a folder that is there.
+            taken: What to say when another holds it; empty: wait until it is free.
+
+        Raises:
+            ConfigError: Another holds it, and `taken` is given.
+        """
+        from filelock import FileLock, Timeout
+
+        self._path = path
+        self._lock = FileLock(path, mode=0o666, thread_local=False)
+        try:
+            self._lock.acquire(blocking=not taken, poll_interval=_POLLED_S)
+        except Timeout:
+            raise ConfigError(taken) from None
+        except (OSError, NotImplementedError):
+            return
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock.is_locked:
+            with suppress(OSError):  # Windows removes no open file
+                self._path.unlink()  # while it is held: who waits for it takes a new one
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        """Hold it for a block."""
+
+    def __exit__(self, *_: object) -> None:
+        """Give it back."""
+        self.release()
 
 
 def sha256_of(content: bytes | Path) -> str:

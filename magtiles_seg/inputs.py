@@ -145,6 +145,19 @@ def is_picture_name(name: str) -> bool:
     return _suffix(name) in SUFFIXES
 
 
+def photographs(folder: Path) -> list[Path]:
+    """Return the pictures that lie in a folder itself, in their natural order.
+
+    A data set has none there: its pictures lie below.
+    """
+    if not folder.is_dir():
+        return []
+    survey = Survey()
+    with os.scandir(folder) as entries:
+        found = [Path(entry.path) for entry in entries if _is_wanted(entry, survey)]
+    return sorted((path for path in found if path.is_file()), key=natural_key)
+
+
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122  (called for every file of an archive)
 

@@ -320,10 +320,15 @@ def read_split(manifest: Path) -> Split:
 
     Raises:
         DataError: The file is no manifest, or was altered.
+        FileNotFoundError: There is none.
         OSError: It cannot be read.
     """
     try:
         return Split.from_json(manifest.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no split manifest at {manifest}; draw the split first: magtiles-seg data split"
+        ) from None
     except (DataError, UnicodeDecodeError) as error:
         raise DataError(f"{manifest}: {error}") from error
 
@@ -642,12 +647,16 @@ def _tiles(
 ) -> tuple[TileSet, TileSet | None]:
     """Return the tiles to compare on, and those that int8 takes its ranges from."""
     from magtiles_seg.export import parity
+    from magtiles_seg.inputs import photographs
 
     many, few = params.export.parity_per_class, params.export.int8_pictures_per_class
     wanted = precision == "int8"
     if manifest is not None:
         parts = split_parts(manifest, params)
         held_out, training = [*parts["validation"], *parts["test"]], parts["train"]
+    elif data is not None and (paths := photographs(data)):
+        ranges, proof = parity.plain_tiles(paths, few if wanted else 0, many)
+        return proof, ranges if wanted else None
     elif data is not None:
         training, held_out = parity.halves(samples_of(params, data))
     else:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.files import encode_png, write, write_json
+from magtiles_seg.files import Lock, encode_png, write, write_json
 from magtiles_seg.marking import is_result, mark_png, read_manifest
 from magtiles_seg.regions import DEFECT_COLUMNS
 
@@ -40,6 +38,7 @@ def format_csv(defects: Iterable[Defect]) -> str:
 _PICTURES = ("mask.png", "overlay.png", "panel.png", "probability.png")
 _MANIFEST = "result.json"
 _MAX_NAME_BYTES = 255
+_LOCK = ".magtiles-seg.lock"
 
 
 def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: str | None) -> Path:
@@ -57,7 +56,7 @@ def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: s
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     *paths, manifest = _result_paths(folder, stem)
-    with _alone(folder):
+    with Lock(folder / _LOCK):  # two runs never leave one's mask beside the other's JSON
         manifest.unlink(missing_ok=True)  # an older one must not stand beside newer pictures
         for path, content in zip((*paths, manifest), (*pictures, text), strict=True):
             write(path, content)
@@ -77,7 +76,7 @@ def save_tile(result: TileResult, directory: str | os.PathLike[str], stem: str |
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     path, manifest = _tile_paths(folder, stem)
-    with _alone(folder):
+    with Lock(folder / _LOCK):
         manifest.unlink(missing_ok=True)
         write(path, picture)
         write_json(manifest, content)
@@ -162,23 +161,3 @@ def encode_result(picture: NDArray[np.uint8]) -> bytes:
         OSError: OpenCV cannot encode it.
     """
     return mark_png(encode_png(picture))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder for the moment, where the system and the disk know locks.
-
-    Two runs into one folder then never leave one's mask beside the other's JSON.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network disks have none
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

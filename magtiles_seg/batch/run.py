@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +13,7 @@ from magtiles_seg.batch.source import Listing, freeze, list_names
 from magtiles_seg.batch.tiles import check_groups, write_tiles
 from magtiles_seg.batch.work import Job
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.files import write_json
+from magtiles_seg.files import Lock, write_json
 from magtiles_seg.infer.backends.base import available_cores, default_device
 from magtiles_seg.inputs import Survey
 from magtiles_seg.names import without_secrets
@@ -122,7 +120,8 @@ def run_batch(
     """
     engine = engine or Engine()
     (job.out / "parts").mkdir(parents=True, exist_ok=True)
-    with _alone(job.out):
+    taken = f"another run writes to {job.out} now: wait for it, or give this one another --out"
+    with Lock(job.out / ".lock", taken=taken):
         with job.open_segmenter() as segmenter:
             identity, decision = job.identity(segmenter), segmenter.decision
         listing = _open_listing(job, identity, progress)
@@ -205,22 +204,6 @@ def _rows_in(parts: list[int], listing: Listing, part_rows: int) -> int:
     """Return how many pictures the parts hold; only the last part of a listing is short."""
     short = listing.parts * part_rows - listing.pictures
     return len(parts) * part_rows - (short if listing.parts - 1 in parts[-1:] else 0)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel frees when this process ends, however it ends."""
-    import fcntl
-
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another run writes to {out} now: wait for it, or give this one another --out"
-            ) from None
-        file.write(str(os.getpid()))
-        yield
 
 
 def summarize(out: Path) -> Outcome:

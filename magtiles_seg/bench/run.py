@@ -56,7 +56,11 @@ def _main(words: str) -> None:
     with Candidate(**{**way, "path": Path(way["path"])}).open() as segmenter:
         for _ in range(2):
             segmenter.batch(one.pictures())
-    found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.exists() else None
+    found = (
+        re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text(encoding="utf-8"))
+        if _STATUS.exists()
+        else None
+    )
     sys.stdout.write(str(int(found[1]) / 1024) if found else "")
 
 

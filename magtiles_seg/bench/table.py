@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from magtiles_seg.bench.run import BenchReport, BenchRow
 
 _HEAD = (
@@ -18,22 +20,33 @@ _COLORS = {"candidate": "#2b6cb0", "eager": "#a0aec0", "reference": "#718096", "
 
 
 def as_markdown(report: BenchReport) -> str:
-    """Return a heading that says where it was measured, and a table with a line per row."""
-    columns = _HEAD.count("|") - 1
+    """Return a heading that says where it was measured, and a table with a line per row.
+
+    Its columns are aligned as text, too; one in which nothing was measured is left out.
+    """
+    cells = [[cell.strip() for cell in _HEAD.strip("|").split("|")], *map(_cells, report.rows)]
+    columns = [column for column in zip(*cells, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
     lines = [
         f"{report.architecture} ({report.model}), {report.machine}; {report.rounds} rounds in "
         f"turns, load {report.load:.1f}",
         "",
-        _HEAD,
-        "|---" + "|---:" * (columns - 1) + "|",
-        *map(_line, report.rows),
+        *(_line(row, widths) for row in zip(*columns, strict=True)),
     ]
-    return "\n".join(lines)
+    rule = [f"-{'-' * width}{':' if number else '-'}" for number, width in enumerate(widths)]
+    return "\n".join([*lines[:3], f"|{'|'.join(rule)}|", *lines[3:]])
 
 
-def _line(row: BenchRow) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a line of the table: names at the left, figures at the right."""
+    first, *rest = zip(cells, widths, strict=True)
+    figures = (f"{cell:>{width}}" for cell, width in rest)
+    return f"| {' | '.join([f'{first[0]:<{first[1]}}', *figures])} |"
+
+
+def _cells(row: BenchRow) -> tuple[str, ...]:
     of_case = row.mpix_s is not None
-    cells = (
+    return (
         row.name,
         str(row.threads),
         f"{row.height_px}x{row.width_px}" if of_case else "",
@@ -50,7 +63,6 @@ def _line(row: BenchRow) -> str:
         "" if row.gemm_fraction is None else f"{row.gemm_fraction:.0%}",
         _number(row.peak_mib, 0),
     )
-    return "| " + " | ".join(cells) + " |"
 
 
 def _number(value: float | None, digits: int = 1) -> str:

@@ -57,7 +57,7 @@ _SYNTH = """
 def add(verbs: options.Verbs) -> None:
     """Add the verbs."""
     data = verbs.add_parser("data", help="fetch, split, check or synthesize a data set")
-    parts = data.add_subparsers(metavar="VERB", required=True)
+    parts = data.add_verbs()
     load = options.add_verb(
         parts, "load", "fetch, verify and unpack the data set", run_load, examples=_LOAD
     )

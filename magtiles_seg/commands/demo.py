@@ -18,7 +18,7 @@ def add(verbs: options.Verbs) -> None:
     """Add the verb."""
     verb = options.add_verb(verbs, "demo", "show the demo in the browser", run, examples=_EXAMPLES)
     verb.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
-    verb.add_argument("--port", type=int, default=7860, metavar="N", help="default: 7860")
+    verb.add_argument("--port", type=options.port, default=7860, metavar="N", help="default: 7860")
     verb.add_argument(
         "--root-path",
         type=_root_path,

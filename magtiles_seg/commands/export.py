@@ -71,7 +71,8 @@ def add(verbs: options.Verbs) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="take the ranges of int8 from these real tiles, and compare on them",
+        help="take the ranges of int8 from these real tiles, and compare on them: a data set, or a "
+        "folder of plain photographs",
     )
     verb.add_argument(
         "--split",

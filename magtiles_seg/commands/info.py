@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from magtiles_seg.commands import options
 
@@ -29,7 +31,31 @@ def run(arguments: argparse.Namespace) -> int:
     facts = describe(arguments.model)
     if arguments.json:
         print(json.dumps(facts, indent=2))
-        return options.ACCEPTED
-    for name, value in facts.items():
-        print(f"{name:<18}{value if isinstance(value, str) else json.dumps(value)}")
+    else:
+        facts["card"]["training"] = "see --json"  # some forty parameters
+        lines = [*_lines(facts)]
+        width = max(len(name) for name, _ in lines) + 2
+        print("\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines))
     return options.ACCEPTED
+
+
+def _lines(facts: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each fact, those of a group indented below its name."""
+    for name, value in facts.items():
+        shown = "  " * depth + name.replace("_", " ")
+        groups = value if isinstance(value, list) else [value]
+        if value and all(isinstance(group, dict) for group in groups):
+            for group in groups:
+                yield shown, ""
+                yield from _lines(group, depth + 1)
+        else:
+            yield shown, _text(value)
+
+
+def _text(value: object) -> str:
+    """Return a value in words: numbers with four digits, `-` where there is none."""
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value in (None, "", {}) else str(value)

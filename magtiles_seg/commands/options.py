@@ -16,12 +16,15 @@ from magtiles_seg.inputs import expand_home
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from magtiles_seg.commands.parser import Parser
     from magtiles_seg.config import Params
     from magtiles_seg.review.queue import ReviewSettings
 
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+    Verbs = argparse._SubParsersAction[Parser]
 
 ACCEPTED, REJECTED, ERROR, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
+
+_MOST_PORT = 65535
 
 _SEGMENTER_OPTIONS = ("device", "backend", "mm_per_px", "threads", "rebuild")
 """Options of the verbs that are arguments of `Segmenter` by the same name, beside `OVERRIDES`."""
@@ -49,7 +52,6 @@ def add_verb(
         help=purpose,
         description=f"{purpose[0].upper()}{purpose[1:]}.",
         epilog=as_epilog(examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.set_defaults(run=run)
     return verb
@@ -64,6 +66,17 @@ def folder(word: str) -> Path:
     if not word.strip():
         raise argparse.ArgumentTypeError("is empty; expected a folder; '.' is this one")
     return Path(expand_home(word))
+
+
+def port(word: str) -> int:
+    """Return the port that an option names.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none; 0 lets the system choose one.
+    """
+    if not word.isdecimal() or len(word) > 5 or int(word) > _MOST_PORT:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to {_MOST_PORT}, got {word!r}")
+    return int(word)
 
 
 def check_output(out: Path) -> None:

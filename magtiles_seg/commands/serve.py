@@ -9,7 +9,7 @@ from typing import Any
 
 from magtiles_seg.commands import options
 from magtiles_seg.progress import print_above
-from magtiles_seg.serve.settings import PREFIX, Settings, parse
+from magtiles_seg.serve.settings import PREFIX, Settings, described, parse
 
 _EXAMPLES = """
   magtiles-seg serve
@@ -18,19 +18,22 @@ _EXAMPLES = """
   MAGTILES_PORT=8080 magtiles-seg serve
   magtiles-seg serve --new-key line-1           make an API key
 
-  Every option is a setting of the environment, too: --max-files is MAGTILES_MAX_FILES.
+  Every option is a setting of the environment, too: --max-files is MAGTILES_MAX_FILES, and
+  MAGTILES_PORT may also be PORT.
 """
 
 
 def add(verbs: options.Verbs) -> None:
     """Add the verb; each setting is an option."""
     verb = options.add_verb(verbs, "serve", "run the web service", run, examples=_EXAMPLES)
+    about = described(Settings)
     for entry in fields(Settings):
+        sentence = about.get(entry.name, "").replace("%", "%%").replace("None: ", "by default ")
         verb.add_argument(
             f"--{entry.name.replace('_', '-')}",
             type=_reader(str(entry.type)),
             metavar="X",
-            help=f"{PREFIX}{entry.name.upper()} (default: {entry.default})",
+            help=f"{sentence} {_default(entry.default)}".strip(),
         )
     verb.add_argument("--new-key", metavar="NAME", help="make an API key, print it, and end")
 
@@ -50,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
     running = options.import_extra("magtiles_seg.serve.running", "serve")
     running.run(settings, tell=print_above)
     return options.ACCEPTED
+
+
+def _default(value: object) -> str:
+    return "" if value is None else f"(default: {value})"
 
 
 def _reader(kind: str) -> Callable[[str], Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from magtiles_seg.delivery.deploy import Undone
 from magtiles_seg.errors import BackendUnavailableError, DeliveryError
@@ -38,7 +38,7 @@ class Running:
     """A server process.
 
     Attributes:
-        pid: Of the process, the leader of its group.
+        pid: Of the process.
         started_s: When the process began, in seconds since 1970: another process that gets the same
             number later began later.
         model: The file that it serves.
@@ -195,42 +195,29 @@ def _stop(running: Running) -> None:
     Raises:
         DeliveryError: It runs on.
     """
-    if not _lives(running):
-        return
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(running.pid, sign)  # until the group is empty, nobody else gets its number
-        except ProcessLookupError:
+    psutil = _psutil()
+    family = _family(running)
+    for end in ("terminate", "kill"):
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                getattr(process, end)()
+        _, family = psutil.wait_procs(family, timeout=_STOP_S)
+        if not family:
             return
-        end = time.monotonic() + _STOP_S
-        while time.monotonic() < end:
-            if _ended(running.pid):
-                return
-            time.sleep(0.05)
     raise DeliveryError(f"process {running.pid} of the former server does not end; stop it by hand")
 
 
-def _lives(running: Running) -> bool:
-    """Return whether the very process that was noted runs."""
+def _family(running: Running) -> list[Any]:
+    """Return the very process that was noted, and its workers; nothing where it ended."""
     psutil = _psutil()
     try:
-        process = psutil.Process(running.pid)
-        same = abs(process.create_time() - running.started_s) < _CLOCK_S
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+        leader = psutil.Process(running.pid)
+        same = abs(leader.create_time() - running.started_s) < _CLOCK_S
+        if not same or leader.status() == psutil.STATUS_ZOMBIE:
+            return []
+        return [leader, *leader.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return False
-
-
-def _ended(group: int) -> bool:
-    """Return whether nothing of a process group runs; its leader is reaped if it is our child."""
-    with suppress(ChildProcessError):
-        os.waitpid(group, os.WNOHANG)
-    psutil = _psutil()
-    for process in psutil.process_iter():
-        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return False
-    return True
+        return []
 
 
 def _psutil() -> ModuleType:

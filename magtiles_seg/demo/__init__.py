@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it when it is imported
 
@@ -50,6 +51,11 @@ _ABOUT = (
     "<header><h1>Defects of magnetic tiles</h1>"
     "<p>Give it a picture of a tile: it marks the defects, measures them and says whether the tile "
     "passes.</p></header>"
+)
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" '
+    'rx="6" fill="#475569"/><path d="M6 4v24M12 4v24M20 4v24M26 4v24" stroke="#94a3b8"/>'
+    '<path d="M17 3l-3 9 4 6-4 11" fill="none" stroke="#facc15" stroke-width="3"/></svg>'
 )
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 
@@ -158,7 +164,8 @@ def _options() -> dict[str, Any]:
             font_mono=("ui-monospace", "monospace"),
         ),
         "css_paths": [Path(__file__).with_name("demo.css")],
-        "head": '<link rel="icon" href="data:,">',  # no request for an icon that is not there
+        "head": f'<link rel="icon" href="data:image/svg+xml,{quote(_ICON)}">'
+        f"<script>{Path(__file__).with_name('demo.js').read_text(encoding='utf-8')}</script>",
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,

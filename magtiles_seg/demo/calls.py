@@ -114,19 +114,31 @@ def check_cancel(document: dict[str, Any]) -> Call:
 def _value(component: Any, value: object, session: str, takes: Takes) -> Any:  # noqa: ANN401
     if isinstance(component, gr.Slider | gr.Number):
         return _number(component, value)
-    if isinstance(component, gr.Textbox):
-        if value is None or (isinstance(value, str) and _KEY.fullmatch(value)):
-            return value
-        raise Problem(400, "expected the key of a result")
-    if isinstance(component, gr.File):
-        if value is None:
-            return None
+    if isinstance(component, gr.Checkbox | gr.Dropdown | gr.Textbox):
+        return _choice(component, value)
+    if value is None and isinstance(component, gr.File | gr.Image):
+        return None
+    if isinstance(component, gr.File) and component.file_count != "single":
         if not isinstance(value, list) or len(value) > _MAX_FILES:
             raise Problem(400, f"expected a list of at most {_MAX_FILES} files")
         return [_file(entry, session, takes) for entry in value]
-    if isinstance(component, gr.Image):
-        return None if value is None else _file(value, session, takes)
+    if isinstance(component, gr.File | gr.Image):
+        return _file(value, session, takes)
     raise Problem(400, "this function cannot be called")  # no other kind is an input
+
+
+def _choice(component: gr.Checkbox | gr.Dropdown | gr.Textbox, value: object) -> object:
+    if isinstance(component, gr.Checkbox):
+        if isinstance(value, bool):
+            return value
+        raise Problem(400, "expected true or false")
+    if isinstance(component, gr.Dropdown):
+        if isinstance(value, str) and value in [choice for _, choice in component.choices]:
+            return value
+        raise Problem(400, "expected one of the choices")
+    if value is None or (isinstance(value, str) and _KEY.fullmatch(value)):
+        return value
+    raise Problem(400, "expected the key of a result")
 
 
 def _number(component: gr.Slider | gr.Number, value: object) -> float | None:

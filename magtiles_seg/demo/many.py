@@ -19,8 +19,10 @@ from magtiles_seg.demo.words import (
     answer_table,
     answers_csv,
     notice_card,
+    tile_card,
 )
 from magtiles_seg.errors import ImageError
+from magtiles_seg.tile import TileResult
 
 if TYPE_CHECKING:
     from magtiles_seg.demo.tile import Controls, Judge
@@ -47,6 +49,9 @@ def add_many_tab(judge: Judge, controls: Controls) -> None:
         download = gr.DownloadButton(
             "Download CSV", variant="primary", interactive=False, elem_id="csv"
         )
+    one_tile = gr.Checkbox(
+        label="All of them show one tile, in different light: one verdict", elem_id="one-tile"
+    )
     counts = gr.HTML(elem_id="counts")
     table = gr.HTML(elem_id="answers")
     gallery = gr.Gallery(
@@ -61,29 +66,38 @@ def add_many_tab(judge: Judge, controls: Controls) -> None:
     )
     shown = [counts, table, download, gallery]
 
-    def run(paths: list[str] | None, *sliders: Any) -> Iterator[list[Any]]:  # noqa: ANN401
-        yield from _inspect(judge, paths or [], sliders, download.GRADIO_CACHE)
+    def run(
+        paths: list[str] | None,
+        of_one: bool,
+        *sliders: Any,  # noqa: ANN401
+    ) -> Iterator[list[Any]]:
+        yield from _inspect(judge, paths or [], sliders, download.GRADIO_CACHE, one_tile=of_one)
 
     def run_sample(*sliders: Any) -> Iterator[list[Any]]:  # noqa: ANN401
         yield from _inspect(
             judge, _draw_samples(download.GRADIO_CACHE), sliders, download.GRADIO_CACHE
         )
 
-    sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
     quiet: dict[str, Any] = {
         "api_visibility": "private",
         "show_progress": "hidden",
         "concurrency_limit": AT_ONCE,
     }
-    gr.on([files.upload, files.clear, files.delete], run, [files, *sliders], shown, **quiet)
-    sample.click(run_sample, sliders, shown, **quiet)
+    acts = [files.upload, files.clear, files.delete, one_tile.input]
+    gr.on(acts, run, [files, one_tile, *controls.inputs], shown, **quiet)
+    sample.click(run_sample, controls.inputs, shown, **quiet)
 
 
 def _inspect(
-    judge: Judge, paths: list[str], sliders: tuple[Any, ...], cache: str
+    judge: Judge,
+    paths: list[str],
+    sliders: tuple[Any, ...],
+    cache: str,
+    *,
+    one_tile: bool = False,
 ) -> Iterator[list[Any]]:
     """Inspect one picture after the other and yield what the tab shows meanwhile."""
-    threshold, reject_score, mm_per_px = sliders
+    threshold, reject_score, mm_per_px, *model = sliders
     nothing = [gr.DownloadButton(value=None, interactive=False), gr.Gallery(visible=False)]
     if not paths or len(paths) > MAX_PICTURES:
         text = f"Got {len(paths)}; expected up to {MAX_PICTURES}. More fit in the command line."
@@ -96,7 +110,8 @@ def _inspect(
         try:
             if time.monotonic() > end_s:
                 raise ImageError(f"not inspected: the demo ends a list after {RUN_S:g} s")
-            answers.append(Answer(name=name, result=judge.inspect(path, threshold, reject_score)))
+            result = judge.inspect(path, threshold, reject_score, *model)
+            answers.append(Answer(name=name, result=result))
         except ImageError as error:
             answers.append(Answer(name=name, error=str(error)))
         yield [answer_counts(answers, len(paths)), answer_table(answers), *nothing]
@@ -107,13 +122,22 @@ def _inspect(
         if one.result and one.result.defects
     ]
     yield [
-        gr.skip(),
+        _tile_verdict(answers) + answer_counts(answers, len(paths)) if one_tile else gr.skip(),
         gr.skip(),
         gr.DownloadButton(
             value=save_bytes_to_cache(content, "defects.csv", cache), interactive=True
         ),
         gr.Gallery(drawn[:_DRAWN], visible=bool(drawn)),
     ]
+
+
+def _tile_verdict(answers: list[Answer]) -> str:
+    """Return the one verdict of all pictures; none where one of them could not be read."""
+    exposures = tuple(answer.result for answer in answers if answer.result)
+    if len(exposures) < len(answers):
+        lost = len(answers) - len(exposures)
+        return notice_card("No verdict", f"{lost} of the tile's pictures could not be read.")
+    return tile_card(TileResult(exposures=exposures))
 
 
 def _draw_samples(cache: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from magtiles_seg.drawing import draw_heat, draw_mask, draw_numbered, hatch, plate
+from magtiles_seg.drawing import draw_heat, draw_mask, draw_numbered, draw_plain, hatch, plate
 from magtiles_seg.labels import color_rgb
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PENDING, _PENDING_RGB = "no verdict yet", (250, 204, 21)
 _UNSEEN_RGB = (255, 0, 0)
 
-__all__ = ["draw_heat", "draw_mask", "draw_numbered", "draw_web"]
+__all__ = ["draw_heat", "draw_mask", "draw_numbered", "draw_plain", "draw_web"]
 
 
 def draw_web(

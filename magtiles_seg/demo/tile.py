@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import secrets
-import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
+from gradio.processing_utils import save_bytes_to_cache
 
-from magtiles_seg.dataset.synthetic import synthetic_tile
-from magtiles_seg.demo.pictures import draw_heat, draw_mask, draw_numbered
-from magtiles_seg.demo.words import defect_table, legend, notice_card, verdict_card
+from magtiles_seg.dataset.synthetic import SyntheticTile, synthetic_tile
+from magtiles_seg.demo.likeness import doubt_of
+from magtiles_seg.demo.models import Models, Results, describe
+from magtiles_seg.demo.pictures import draw_heat, draw_mask, draw_numbered, draw_plain
+from magtiles_seg.demo.words import (
+    Answer,
+    about_model,
+    answers_csv,
+    defect_table,
+    doubt_card,
+    legend,
+    model_line,
+    notice_card,
+    result_json,
+    verdict_card,
+)
 from magtiles_seg.errors import ImageError
 from magtiles_seg.image import read_image
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from magtiles_seg.infer.segmenter import Segmenter
@@ -32,6 +43,7 @@ MAX_PIXELS = 4_000_000
 AT_ONCE = 4
 """Calls of one function that run at the same time: a slow one does not hold up the next visitor."""
 
+_SHOWN = 7  # outputs of an answer: card, overlay, mask, heat, table, two files
 _EXAMPLE = "example:"  # key of an example's result, with its number
 _SEEN = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what browsers show of what is read
 _EXAMPLES: tuple[tuple[str | None, int], ...] = (
@@ -46,34 +58,57 @@ _EXAMPLES: tuple[tuple[str | None, int], ...] = (
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """The sliders that the tabs share."""
+    """What the tabs share: sliders, and the choice of a model where there are several."""
 
     threshold: gr.Slider
     reject_score: gr.Slider
     mm_per_px: gr.Number
+    model: gr.Dropdown | None
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What every call is given: threshold, reject score, scale and, if any, the choice."""
+        shared = [self.threshold, self.reject_score, self.mm_per_px]
+        return shared if self.model is None else [*shared, self.model]
 
 
 class Judge:
     """A model and how the demo's sliders read its thresholds.
 
     Attributes:
-        segmenter: The model; stays the caller's.
+        models: Those that can be chosen.
         results: What pages show.
     """
 
     def __init__(self, segmenter: Segmenter) -> None:
         """Keep the Segmenter; it stays the caller's."""
-        self.segmenter = segmenter
+        self.models = Models(segmenter)
         self.results = Results()
 
+    @property
+    def segmenter(self) -> Segmenter:
+        """The model that is used where none is chosen."""
+        return self.models.first
+
     @cached_property
-    def examples(self) -> list[tuple[NDArray[np.uint8], str]]:
-        """Synthetic tiles and what was drawn on them."""
-        drawn = (
+    def _tiles(self) -> list[SyntheticTile]:
+        return [
             synthetic_tile(seed, defect=defect, exposure=3, size_hw=(300, 240))
             for defect, seed in _EXAMPLES
-        )
-        return [(tile.image, tile.label.replace("free", "sound")) for tile in drawn]
+        ]
+
+    @property
+    def examples(self) -> list[tuple[NDArray[np.uint8], str]]:
+        """Synthetic tiles and what was drawn on them."""
+        return [(tile.image, tile.label.replace("free", "sound")) for tile in self._tiles]
+
+    @property
+    def thumbnails(self) -> list[tuple[NDArray[np.uint8], str]]:
+        """The part of each example in which its defect lies, and what was drawn."""
+        return [
+            (_round_the_defect(tile.image, tile.mask), label)
+            for tile, (_, label) in zip(self._tiles, self.examples, strict=True)
+        ]
 
     @cached_property
     def answers(self) -> list[Segmentation]:
@@ -88,8 +123,8 @@ class Judge:
             return self.answers[int(number)]
         return self.results.get(key)
 
-    def inspect(self, path: str, threshold: float, reject_score: float) -> Segmentation:
-        """Segment a picture file.
+    def segment(self, path: str, model: str | None = None) -> Segmentation:
+        """Segment a picture file; the model's own thresholds decide.
 
         Raises:
             ImageError: It is none that can be segmented; the message names no path.
@@ -98,14 +133,30 @@ class Judge:
             picture = read_image(path, max_pixels=MAX_PIXELS)
         except ImageError as error:
             raise ImageError(str(error).replace(f"'{path}'", "The file")) from error
-        return self.decide(self.segmenter(picture), threshold, reject_score)
+        return self.models.get(model)(picture)
 
-    def decide(self, result: Segmentation, threshold: float, reject_score: float) -> Segmentation:
+    def inspect(
+        self, path: str, threshold: float, reject_score: float, model: str | None = None
+    ) -> Segmentation:
+        """Segment a picture file and decide as the sliders say.
+
+        Raises:
+            ImageError: It is none that can be segmented; the message names no path.
+        """
+        return self.decide(self.segment(path, model), threshold, reject_score, model)
+
+    def decide(
+        self,
+        result: Segmentation,
+        threshold: float,
+        reject_score: float,
+        model: str | None = None,
+    ) -> Segmentation:
         """Return what the sliders make of a result, with no new inference.
 
         A slider shows three digits: where it stands on the model's value, that value counts.
         """
-        own = self.segmenter.decision
+        own = self.models.get(model).decision
         changes = {
             "threshold": _exact(threshold, own.threshold),
             "reject_score": (limit := _exact(reject_score, own.reject_score)),
@@ -115,9 +166,12 @@ class Judge:
         return result.redecide(**changes)
 
 
-def add_controls(segmenter: Segmenter) -> Controls:
-    """Add the sliders, set to the model's own thresholds."""
-    own = segmenter.decision
+def add_controls(models: Models) -> Controls:
+    """Add the sliders, set to the model's own thresholds, and the choice of several models."""
+    own = models.first.decision
+    choice = None
+    if len(models.names) > 1:
+        choice = gr.Dropdown(list(models.names), value=models.names[0], label="Model")
     return Controls(
         gr.Slider(
             0.001,
@@ -140,6 +194,7 @@ def add_controls(segmenter: Segmenter) -> Controls:
         gr.Number(
             0, label="Scale in mm per pixel", info="0: unknown, sizes in pixels alone.", minimum=0
         ),
+        choice,
     )
 
 
@@ -150,11 +205,21 @@ def add_tile_tab(judge: Judge) -> Controls:
         with gr.Column(elem_classes="given"):
             picture, gallery = _add_input(judge)
         with gr.Column(elem_classes="found"):
-            shown = _add_answer(first)
+            card, overlay = _add_verdict(first)
         with gr.Column(elem_classes="tuned"):
-            controls = add_controls(judge.segmenter)
+            controls = add_controls(judge.models)
+        with gr.Column(elem_classes="rest"):
+            shown = [
+                card,
+                overlay,
+                *_add_measures(first),
+                *_add_downloads(first, picture.GRADIO_CACHE),
+            ]
+            said = gr.HTML(model_line(describe(judge.segmenter)), elem_id="model")
         key = gr.Textbox(f"{_EXAMPLE}0", visible="hidden", elem_id="key")  # of what is shown
-    _connect(judge, picture, gallery, controls, key, shown)
+    gr.HTML(about_model(judge.models.names[0], first.labels))
+    acts = _Acts(judge, picture.GRADIO_CACHE)
+    _connect(acts, picture, gallery, controls, key, shown, said)
     return controls
 
 
@@ -171,11 +236,8 @@ def _add_input(judge: Judge) -> tuple[gr.Image, gr.Gallery]:
         buttons=[],
         elem_id="picture",
     )
-    # The library's own door reads the file: Gradio's would fail on a bad one with words of its own,
-    # and would hand over another picture than the one that was sent.
-    picture.preprocess = _uploaded_path
     gallery = gr.Gallery(
-        list(judge.examples),
+        judge.thumbnails,
         label="Or one of these synthetic tiles",
         columns=len(judge.examples),
         height="auto",
@@ -189,71 +251,167 @@ def _add_input(judge: Judge) -> tuple[gr.Image, gr.Gallery]:
     return picture, gallery
 
 
-def _add_answer(first: Segmentation) -> list[Any]:
-    """Add verdict, pictures and table, showing a first result."""
-    verdict, numbered, mask, heat, table = _show(first, None)
-    card = gr.HTML(verdict, elem_id="verdict")
-    overlay = gr.Image(
-        numbered, label="Defects", format="jpeg", elem_id="overlay", **_output(height=430)
+def _add_verdict(first: Segmentation) -> tuple[gr.HTML, gr.ImageSlider]:
+    """Add verdict and picture, before and after, showing a first result."""
+    card = gr.HTML(_card(first), elem_id="verdict")
+    overlay = gr.ImageSlider(
+        (draw_plain(first), draw_numbered(first)),
+        label="Defects: move the line to see the picture without them",
+        format="jpeg",
+        slider_position=0,
+        elem_id="overlay",
+        max_height=430,
+        **_output(),
     )
     gr.HTML(legend(first.labels))
-    listed = gr.HTML(table, elem_id="defects")
+    return card, overlay
+
+
+def _add_measures(first: Segmentation) -> list[Any]:
+    """Add mask, probability and table."""
+    listed = gr.HTML(defect_table(first, None), elem_id="defects")
     with gr.Row(elem_classes="pair"):
         small = _output(height=220, min_width=120)
-        masked = gr.Image(mask, label="Mask", format="png", elem_id="mask", **small)
-        heated = gr.Image(heat, label="Probability", format="png", elem_id="heat", **small)
-    return [card, overlay, masked, heated, listed]
+        masked = gr.Image(draw_mask(first), label="Mask", format="png", elem_id="mask", **small)
+        heated = gr.Image(
+            draw_heat(first), label="Probability", format="png", elem_id="heat", **small
+        )
+    return [masked, heated, listed]
+
+
+def _add_downloads(first: Segmentation, cache: str) -> list[Any]:
+    """Add the buttons that hand the answer over as files."""
+    with gr.Row(elem_classes="downloads"):
+        return [
+            gr.DownloadButton(
+                f"Download {kind}", value=path, size="sm", elem_id=f"result-{kind.lower()}"
+            )
+            for kind, path in zip(("JSON", "CSV"), _files(first, None, cache), strict=True)
+        ]
+
+
+class _Acts:
+    """What the events of the tab do; each returns the values of its outputs."""
+
+    def __init__(self, judge: Judge, cache: str) -> None:
+        self._judge, self._cache = judge, cache
+
+    def clear(self) -> list[Any]:
+        """Forget the picture. None is taken: Gradio may still send the one that was removed."""
+        return ["", *self._say("Waiting", "Drop a picture of a tile, or pick an example."), ""]
+
+    def upload(
+        self,
+        sent: dict[str, Any] | None,
+        threshold: float,
+        reject: float,
+        mm: float | None,
+        model: str | None = None,
+    ) -> list[Any]:
+        """Inspect a picture."""
+        if sent is None:
+            return [None, *self.clear()]
+        path = str(sent["path"])
+        began_s = time.perf_counter()
+        try:
+            raw = self._judge.segment(path, model)
+        except ImageError as error:
+            return [None, "", *self._say("No picture", str(error)), ""]
+        line = model_line(describe(self._judge.models.get(model), time.perf_counter() - began_s))
+        seen = gr.skip() if Path(path).suffix.lower() in _SEEN else raw.image
+        result = self._judge.decide(raw, threshold, reject, model)
+        return [seen, self._judge.results.keep(raw), *self._show(result, mm), line]
+
+    def pick(
+        self,
+        event: gr.SelectData,
+        threshold: float,
+        reject: float,
+        mm: float | None,
+        model: str | None = None,
+    ) -> list[Any]:
+        """Take an example."""
+        index = event.index if isinstance(event.index, int) else -1
+        key = f"{_EXAMPLE}{index}"
+        raw = self._judge.result_of(key)
+        if raw is None:
+            return [None, "", *self._say("No example", "Pick one of those that are shown."), ""]
+        answered, line = _again(self._judge, raw, model)
+        if answered is not raw:
+            key = self._judge.results.keep(answered)
+        result = self._judge.decide(answered, threshold, reject, model)
+        return [raw.image, key, *self._show(result, mm), line]
+
+    def move(
+        self,
+        key: str | None,
+        threshold: float,
+        reject: float,
+        mm: float | None,
+        model: str | None = None,
+    ) -> list[Any]:
+        """Decide anew."""
+        if not key:  # no picture yet
+            return [gr.skip() for _ in range(_SHOWN)]
+        raw = self._judge.result_of(key)
+        if raw is None:
+            return self._say("Waited too long", "The result was dropped: give the picture again.")
+        return self._show(self._judge.decide(raw, threshold, reject, model), mm)
+
+    def choose(self, key: str | None, mm: float | None, model: str) -> list[Any]:
+        """Answer by another model, by its own thresholds."""
+        own = self._judge.models.get(model).decision
+        sliders = [round(own.threshold, 3), round(own.reject_score, 3)]
+        raw = self._judge.result_of(key)
+        if raw is None:
+            return [*sliders, *self.clear()]
+        answered, line = _again(self._judge, raw, model)
+        kept = self._judge.results.keep(answered)
+        return [*sliders, kept, *self._show(answered, mm), line]
+
+    def _show(self, result: Segmentation, mm_per_px: float | None) -> list[Any]:
+        files = _files(result, mm_per_px or None, self._cache)
+        return [
+            _card(result),
+            (draw_plain(result), draw_numbered(result)),
+            draw_mask(result),
+            draw_heat(result),
+            defect_table(result, mm_per_px or None),
+            *(gr.DownloadButton(value=path, interactive=True) for path in files),
+        ]
+
+    @staticmethod
+    def _say(title: str, text: str) -> list[Any]:
+        no_file = [gr.DownloadButton(value=None, interactive=False) for _ in range(2)]
+        return [notice_card(title, text), None, None, None, "", *no_file]
 
 
 def _connect(
-    judge: Judge,
+    acts: _Acts,
     picture: gr.Image,
     gallery: gr.Gallery,
     controls: Controls,
     key: gr.Textbox,
     shown: list[Any],
+    said: gr.HTML,
 ) -> None:
     """Let the events of the tab act."""
-
-    def clear() -> list[Any]:  # takes no picture: Gradio may still send the one that was removed
-        return ["", *_clear("Waiting", "Drop a picture of a tile, or pick an example.")]
-
-    def upload(path: str | None, threshold: float, reject: float, mm: float | None) -> list[Any]:
-        if path is None:
-            return [None, *clear()]
-        try:
-            result = judge.inspect(path, threshold, reject)
-        except ImageError as error:
-            return [None, "", *_clear("No picture", str(error))]
-        seen = gr.skip() if Path(path).suffix.lower() in _SEEN else result.image
-        return [seen, judge.results.keep(result), *_show(result, mm)]
-
-    def pick(event: gr.SelectData, threshold: float, reject: float, mm: float | None) -> list[Any]:
-        index = event.index if isinstance(event.index, int) else -1
-        chosen = f"{_EXAMPLE}{index}"
-        result = judge.result_of(chosen)
-        if result is None:
-            return [None, "", *_clear("No example", "Pick one of those that are shown.")]
-        return [result.image, chosen, *_show(judge.decide(result, threshold, reject), mm)]
-
-    def move(key: str | None, threshold: float, reject: float, mm: float | None) -> list[Any]:
-        if not key:  # no picture yet
-            return [gr.skip() for _ in shown]
-        result = judge.result_of(key)
-        if result is None:
-            return _clear("Waited too long", "The result was dropped: give the picture again.")
-        return _show(judge.decide(result, threshold, reject), mm)
-
-    sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress_on": shown[1]}
     quiet["concurrency_limit"] = AT_ONCE
-    picture.upload(upload, [picture, *sliders], [picture, key, *shown], **quiet)
-    picture.clear(clear, None, [key, *shown], **quiet)
-    gallery.select(pick, sliders, [picture, key, *shown], **quiet)
+    answer = [picture, key, *shown, said]
+    # Without `preprocess` Gradio does not decode the file: it would fail on a bad one with words of
+    # its own, and hand over another picture than the one that was sent.
+    picture.upload(acts.upload, [picture, *controls.inputs], answer, preprocess=False, **quiet)
+    picture.clear(acts.clear, None, answer[1:], **quiet)
+    gallery.select(acts.pick, controls.inputs, answer, **quiet)
+    sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
+    if controls.model is not None:
+        chosen = [key, controls.mm_per_px, controls.model]
+        controls.model.input(acts.choose, chosen, [*sliders[:2], *answer[1:]], **quiet)
     gr.on(
         [slider.input for slider in sliders],
-        move,
-        [key, *sliders],
+        acts.move,
+        [key, *controls.inputs],
         shown,
         show_progress="hidden",
         trigger_mode="always_last",
@@ -262,22 +420,44 @@ def _connect(
     )
 
 
-def _show(result: Segmentation, mm_per_px: float | None) -> list[Any]:
+def _again(judge: Judge, raw: Segmentation, model: str | None) -> tuple[Segmentation, str]:
+    """Return a model's answer to the picture of a result, which may be its own, and what it is."""
+    segmenter = judge.models.get(model)
+    if raw.model.get("sha256") == segmenter.spec.sha256:
+        return raw, model_line(describe(segmenter))
+    began_s = time.perf_counter()
+    answered = segmenter(raw.image)
+    return answered, model_line(describe(segmenter, time.perf_counter() - began_s))
+
+
+def _card(result: Segmentation) -> str:
+    return verdict_card(result) + doubt_card(doubt_of(result.image))
+
+
+def _files(result: Segmentation, mm_per_px: float | None, cache: str) -> list[str]:
+    """Write the answer as JSON and as CSV, and return the paths."""
+    table = answers_csv([Answer(name="picture", result=result)], mm_per_px)
     return [
-        verdict_card(result),
-        draw_numbered(result),
-        draw_mask(result),
-        draw_heat(result),
-        defect_table(result, mm_per_px or None),
+        save_bytes_to_cache(result_json(result, mm_per_px).encode(), "result.json", cache),
+        save_bytes_to_cache(table.encode(), "defects.csv", cache),
     ]
 
 
-def _clear(title: str, text: str) -> list[Any]:
-    return [notice_card(title, text), None, None, None, ""]
-
-
-def _uploaded_path(payload: Any) -> str | None:  # noqa: ANN401  (one of Gradio's data classes)
-    return None if payload is None else str(payload.path)
+def _round_the_defect(
+    image: NDArray[np.uint8], mask: NDArray[np.uint8], margin_px: int = 24
+) -> NDArray[np.uint8]:
+    """Return the square of a picture in which its defect lies; all of a picture without one."""
+    rows, columns = np.nonzero(mask)
+    if not rows.size:
+        return image
+    side = 2 * margin_px + max(int(np.ptp(rows)), int(np.ptp(columns)))
+    side = min(side, *image.shape)
+    middles = (int(rows.min() + rows.max()) // 2, int(columns.min() + columns.max()) // 2)
+    y, x = (
+        int(np.clip(middle - side // 2, 0, length - side))
+        for middle, length in zip(middles, image.shape, strict=True)
+    )
+    return image[y : y + side, x : x + side]
 
 
 def _exact(shown: float, own: float) -> float:
@@ -286,57 +466,3 @@ def _exact(shown: float, own: float) -> float:
 
 def _output(**options: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"interactive": False, "buttons": ["fullscreen", "download"], **options}
-
-
-_BYTES = 400_000_000
-_KEPT_S = 1800.0
-
-
-class Results:
-    """Results by keys that nobody can guess; a page holds the key of what it shows."""
-
-    def __init__(self, max_bytes: int = _BYTES, kept_s: float = _KEPT_S) -> None:
-        """Start with none.
-
-        Args:
-            max_bytes: Of all results' arrays.
-            kept_s: How long a result stays that nobody asks for.
-        """
-        self._max_bytes, self._kept_s = max_bytes, kept_s
-        self._results: OrderedDict[str, tuple[float, Segmentation]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def keep(self, result: Segmentation) -> str:
-        """Keep a result and return its key."""
-        key = secrets.token_urlsafe(24)
-        with self._lock:
-            self._results[key] = (time.monotonic(), result)
-            self._bytes += _size(result)
-            self._drop()
-        return key
-
-    def get(self, key: str) -> Segmentation | None:
-        """Return the result of a key, or None where it is gone."""
-        with self._lock:
-            self._drop()
-            if key not in self._results:
-                return None
-            _, result = self._results[key]
-            self._results[key] = (time.monotonic(), result)
-            self._results.move_to_end(key)
-            return result
-
-    def _drop(self) -> None:
-        latest = time.monotonic() - self._kept_s
-        while self._results:
-            used_s, result = next(iter(self._results.values()))
-            if used_s >= latest and self._bytes <= self._max_bytes:
-                return
-            self._results.popitem(last=False)
-            self._bytes -= _size(result)
-
-
-def _size(result: Segmentation) -> int:
-    arrays = (result.image, result.probability, result.classes, result.mask)
-    return sum(array.nbytes for array in arrays) + result.image.nbytes  # and one that it hides

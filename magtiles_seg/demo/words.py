@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING
 
 from magtiles_seg.labels import BACKGROUND, color_rgb
+from magtiles_seg.regions import DEFECT_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,23 +19,17 @@ if TYPE_CHECKING:
     from magtiles_seg.linescan.report import WebReport
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
+    from magtiles_seg.tile import TileResult
 
 _WORDS = {"accept": "Accept", "review": "Review", "reject": "Reject"}
 _SHOWN = 30
 _CSV_HEADER = (
     "picture",
     "verdict",
-    "score",
+    "picture_score",
     "defects",
     "defect",
-    "label",
-    "defect_score",
-    "area_px",
-    "length_px",
-    "width_px",
-    "area_mm2",
-    "length_mm",
-    "width_mm",
+    *DEFECT_COLUMNS,
     "error",
 )
 
@@ -66,6 +62,40 @@ def verdict_card(result: Segmentation) -> str:
     )
 
 
+def tile_card(tile: TileResult) -> str:
+    """Return the one verdict of several exposures, and how it came about."""
+    scores = ", ".join(f"{one.score:.3g}" for one in tile.exposures)
+    limit = tile.decision.tile_threshold
+    side = "at or above" if tile.score >= limit else "below"
+    why = f"Score {tile.score:.3g}, {side} the reject score {limit:.3g}: the median of {scores}"
+    count = len(tile.exposures)
+    return (
+        f'<div class="verdict {tile.verdict}" role="status"><b>{_WORDS[tile.verdict]}</b>'
+        f"<span><i>One tile, {count} picture{'s' * (count > 1)}</i>{why}</span></div>"
+    )
+
+
+def doubt_card(doubt: str) -> str:
+    """Return a warning that a picture may be none of a tile; nothing without a doubt."""
+    return f'<p class="doubt" role="note"><b>Is this a tile?</b> {escape(doubt)}</p>' * bool(doubt)
+
+
+def model_line(text: str) -> str:
+    """Return which model answered, and how fast."""
+    return f'<p class="empty">{escape(text)}</p>'
+
+
+def about_model(name: str, labels: Sequence[str]) -> str:
+    """Return what the model is, and what it is not."""
+    kinds = ", ".join(label for label in labels if label != BACKGROUND)
+    return (
+        f'<p class="about"><b>{escape(name)}</b> marks what looks like {escape(kinds)} on grey '
+        "pictures of ground magnetic tiles. It knows no other part, no other surface, and no light "
+        "but that of its training pictures; it misses defects and condemns sound tiles. Before it "
+        "decides about anything, try it on tiles of your own.</p>"
+    )
+
+
 def notice_card(title: str, text: str) -> str:
     """Return a message in the place of a verdict."""
     return (
@@ -90,6 +120,11 @@ def defect_table(result: Segmentation, mm_per_px: float | None) -> str:
     if not result.defects:
         return '<p class="empty">No region above the threshold.</p>'
     head = ["#", "class", "size", "area", "score"]
+    height, width = result.mask.shape
+    boxes = [
+        f'tabindex="0" data-box="{",".join(map(str, (*defect.bbox_xyxy_px, width, height)))}"'
+        for defect in result.defects[:_SHOWN]
+    ]
     rows = [
         [
             str(number),
@@ -100,7 +135,14 @@ def defect_table(result: Segmentation, mm_per_px: float | None) -> str:
         ]
         for number, defect in enumerate(result.defects[:_SHOWN], start=1)
     ]
-    return _table(head, rows) + _more(len(result.defects))
+    return _table(head, rows, boxes) + _more(len(result.defects))
+
+
+def result_json(result: Segmentation, mm_per_px: float | None) -> str:
+    """Return a result as `Segmentation.to_json`, its defects measured by the scale of the page."""
+    content = {**result.to_dict(), "mm_per_px": mm_per_px}
+    content["defects"] = [asdict(_scaled(defect, mm_per_px)) for defect in result.defects]
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def answer_table(answers: Sequence[Answer]) -> str:
@@ -141,7 +183,7 @@ def answers_csv(answers: Iterable[Answer], mm_per_px: float | None) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_CSV_HEADER)
-    blank = [""] * 9
+    blank = [""] * (1 + len(DEFECT_COLUMNS))
     for answer in answers:
         if answer.result is None:
             rows.writerow([answer.name, "not read", "", "", *blank, answer.error])
@@ -149,7 +191,8 @@ def answers_csv(answers: Iterable[Answer], mm_per_px: float | None) -> str:
         result = answer.result
         about = [answer.name, result.verdict, f"{result.score:.6f}", len(result.defects)]
         for number, defect in enumerate(result.defects, start=1):
-            rows.writerow([*about, number, *_measures(defect, mm_per_px), ""])
+            measures = _scaled(defect, mm_per_px).row()
+            rows.writerow([*about, number, *measures.values(), ""])
         if not result.defects:
             rows.writerow([*about, *blank, ""])
     return text.getvalue()
@@ -187,14 +230,16 @@ def web_table(defects: Sequence[WebDefect], labels: Sequence[str]) -> str:
     return _table(head, rows[:_SHOWN]) + _more(len(rows))
 
 
-def _measures(defect: Defect, mm_per_px: float | None) -> list[str]:
-    sides = (defect.length_px, defect.width_px)
-    in_mm = [""] * 3
-    if mm_per_px:
-        area_mm2 = defect.area_px * mm_per_px**2
-        in_mm = [f"{area_mm2:.4f}", *(f"{side * mm_per_px:.4f}" for side in sides)]
-    in_px = [str(defect.area_px), *(f"{side:.2f}" for side in sides)]
-    return [defect.label, f"{defect.score:.6f}", *in_px, *in_mm]
+def _scaled(defect: Defect, mm_per_px: float | None) -> Defect:
+    """Return a defect measured in mm as well, where the scale is known."""
+    if not mm_per_px:
+        return defect
+    return replace(
+        defect,
+        area_mm2=defect.area_px * mm_per_px**2,
+        length_mm=defect.length_px * mm_per_px,
+        width_mm=defect.width_px * mm_per_px,
+    )
 
 
 def _size(defect: Defect, scale: float, unit: str, digits: int) -> str:
@@ -227,9 +272,15 @@ def _cards(counts: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[str] | None = None
+) -> str:
+    """Return a table; each of `marks`, if there are any, is what a row's tag holds besides."""
     titles = "".join(f"<th>{title}</th>" for title in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    lines = "".join(
+        f"<tr {mark}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+        for row, mark in zip(rows, marks or [""] * len(rows), strict=True)
+    )
     return (
         f'<div class="table"><table><thead><tr>{titles}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div>"

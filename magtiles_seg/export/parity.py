@@ -14,12 +14,14 @@ import numpy.typing as npt
 from magtiles_seg.dataset.samples import Sample, load_image
 from magtiles_seg.dataset.synthetic import DEFECTS, synthetic_tile
 from magtiles_seg.errors import ConfigError, DataError, InferenceError, ParityError
-from magtiles_seg.image import MIN_SIDE_PX
+from magtiles_seg.image import MIN_SIDE_PX, read_image
 from magtiles_seg.infer.backends.base import Backend
 from magtiles_seg.infer.manifest import Manifest
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from magtiles_seg.config import ExportParams
 
 
@@ -117,6 +119,40 @@ def real_tiles(samples: Iterable[Sample], per_class: int, *, seed: int = 0) -> T
         classes=tuple(label for _, label in kept),
         origin="real",
     )
+
+
+def plain_tiles(
+    paths: Sequence[Path], for_int8: int, for_proof: int
+) -> tuple[TileSet | None, TileSet]:
+    """Return two sets of pictures of which no more is known: for the ranges of int8, and for proof.
+
+    Several exposures of a tile stand beside each other: so the sets are the two ends of the list.
+
+    Args:
+        paths: Picture files in their order.
+        for_int8: Most pictures of each of six classes for the ranges, as of a labelled set; 0:
+            none, and the first set is None.
+        for_proof: As many for the proof.
+
+    Raises:
+        DataError: There are fewer than two pictures of at least 32 px a side.
+        ImageError: One cannot be read.
+    """
+    pictures = [read_image(path) for path in paths]
+    pictures = [picture for picture in pictures if min(picture.shape) >= MIN_SIDE_PX]
+    if len(pictures) < 2:
+        raise DataError(
+            f"expected at least two pictures of at least {MIN_SIDE_PX} px a side, one to measure "
+            f"on and one to compare on, got {len(pictures)} of {len(paths)}; take more pictures"
+        )
+    half = len(pictures) // 2 if for_int8 else 0
+    kinds = len(DEFECTS) + 1
+    first, second = pictures[:half][: for_int8 * kinds], pictures[half:][-for_proof * kinds :]
+    sets = [
+        TileSet(pictures=tuple(part), classes=("unlabelled",) * len(part), origin="real")
+        for part in (first, second)
+    ]
+    return (sets[0] if half else None), sets[1]
 
 
 def synthetic_tiles(per_class: int, *, for_int8: bool = False) -> TileSet:

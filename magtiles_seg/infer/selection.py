@@ -83,7 +83,7 @@ def machine() -> str:
     """Return what this machine is called in the file: its CPU, cores, and NVIDIA GPUs if any."""
     parts = [f"{_cpu_name()}, {available_cores()} cores"]
     for path in sorted(_GPUS.glob("*/information")):
-        if found := re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE):
+        if found := re.search(r"^Model:\s*(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
             parts.append(found[1].strip())
     return "; ".join(parts)
 
@@ -194,7 +194,9 @@ def _parse(entry: Any) -> Selection:  # noqa: ANN401  (from a file: of any type)
 
 def _cpu_name() -> str:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", _CPUINFO.read_text(), re.MULTILINE)
+        found = re.search(
+            r"^model name\s*:\s*(.+)$", _CPUINFO.read_text(encoding="utf-8"), re.MULTILINE
+        )
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,12 +63,11 @@ class Journal:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="journal", daemon=True)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._path.with_name(".run.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        self._lock = hold(self._path.parent)
         try:
-            hold(self._lock, self._path.parent)
             self.gap = self._left_open()
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
 
     @property
@@ -106,11 +104,11 @@ class Journal:
         if self._thread.is_alive():
             self._thread.join()
         self._save(ended=_END if self._at_end else "stopped", report=report)
-        os.close(self._lock)
+        self._lock.release()
 
     def abandon(self) -> None:
         """Leave the folder as it was found: the run has not begun."""
-        os.close(self._lock)
+        self._lock.release()
 
     def _keep(self) -> None:
         while not self._ended.wait(self._every_s):

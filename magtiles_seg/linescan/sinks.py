@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO
 
 from magtiles_seg.decision import fraction
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.files import Lock
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.linescan.messages import COLUMNS, Arrivals, Found, Message, Numbering, SinkState
 from magtiles_seg.linescan.report import Latencies
@@ -138,6 +139,7 @@ class RecordFile:
         self._tried_s = -_RETRY_S
         self._lock = threading.Lock()  # held while the descriptor changes
         self._fd: int | None = None
+        self._held: Lock | None = None
         self._first_id: str | None = None
         self._begun_s = time.monotonic()
         try:
@@ -291,9 +293,13 @@ class RecordFile:
     def _open(self) -> int:
         """Open the live file, hold it, mend its end, and return its descriptor."""
         self.live.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.live, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
+        held = hold(self.live)
         try:
-            hold(fd, self.live)
+            fd = os.open(self.live, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
+        except BaseException:
+            held.release()
+            raise
+        try:
             cut = _mend(fd)
             if cut:
                 self._note(f"{self.live}: {cut} bytes of a torn last line were cut off")
@@ -303,9 +309,10 @@ class RecordFile:
             self._learn()
         except BaseException:
             os.close(fd)
+            held.release()
             raise
         with self._lock:
-            self._fd = fd
+            self._fd, self._held = fd, held
         return fd
 
     def _learn(self) -> None:
@@ -331,6 +338,8 @@ class RecordFile:
             os.fsync(fd)
         finally:
             os.close(fd)
+            if self._held is not None:
+                self._held.release()
 
     def _free(self, stem: str, suffix: str) -> Path:
         """Return a path in the folder that is not taken."""
@@ -424,24 +433,20 @@ class RejectSignal:
         """Nothing is held."""
 
 
-def hold(fd: int, path: Path) -> None:
-    """Lock an open file for this process, where the system and the disk know locks.
+def hold(path: Path) -> Lock:
+    """Take the lock of a file or folder that this run writes to.
+
+    It is a file beside, or in the folder: Windows would let nobody read a file that is locked
+    itself.
 
     Raises:
         ConfigError: Another run holds it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"another run writes to {path} now: wait for it, or give this one another --out"
-        ) from None
-    except OSError:  # some network disks have none
-        return
+    folder, name = (path, "run") if path.is_dir() else (path.parent, path.name)
+    return Lock(
+        folder / f".{name}.lock",
+        taken=f"another run writes to {path} now: wait for it, or give this one another --out",
+    )
 
 
 def _stamp() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Mapping
@@ -277,6 +278,16 @@ def root_path(text: str) -> str:
     return path
 
 
+def described(kind: type) -> dict[str, str]:
+    """Return the sentence of each attribute in a class's docstring, without its marks of code.
+
+    Nothing where Python was told to leave docstrings out.
+    """
+    _, _, text = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n     +.*)*)", text, re.MULTILINE)
+    return {name: " ".join(sentence.split()).replace("`", "") for name, sentence in entries}
+
+
 def _origins(text: str) -> str:
     """Return origins as browsers write them, a comma between.
 
@@ -334,4 +345,4 @@ def _without_password(url: str | None) -> str | None:
     return f"{scheme}://…@{rest.rpartition('@')[2]}"
 
 
-__all__ = ["PREFIX", "ConfigError", "Plan", "Settings", "parse", "unknown_variables"]
+__all__ = ["PREFIX", "ConfigError", "Plan", "Settings", "described", "parse", "unknown_variables"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from magtiles_seg.batch import Engine, Job, run_batch, summarize
 from magtiles_seg.errors import ConfigError, DataError
@@ -129,14 +130,10 @@ def test_run_batch_into_a_run_that_does_not_say_its_part_rows_is_refused(
 def test_run_batch_beside_a_run_in_the_same_folder_is_refused(
     make_job: Callable[..., Job],
 ) -> None:
-    import fcntl
-
     job = make_job()
     job.out.mkdir()
-    with (job.out / ".lock").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another run writes to"):
-            run_batch(job, ONE)
+    with FileLock(job.out / ".lock"), pytest.raises(ConfigError, match="another run writes to"):
+        run_batch(job, ONE)
 
 
 def test_run_batch_with_out_and_odd_files_in_the_source_sees_the_same_pictures_again(

@@ -132,7 +132,7 @@ def test_page_at_first_sight_shows_an_answer_and_asks_no_other_host(
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
     expect(page.locator("#verdict b")).to_be_visible(timeout=PATIENCE_MS)
-    expect(page.locator("#overlay img")).to_be_visible()
+    expect(page.locator("#overlay img").first).to_be_visible()
     expect(page.get_by_role("tab")).to_have_text(["One tile", "Many tiles", "Line scan"])
     keep(page, f"first_{screen}")
     foreign = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
@@ -148,12 +148,12 @@ def test_upload_brings_overlay_and_table_and_the_slider_changes_the_mask(
     cv2.imwrite(str(path), synthetic_tile(22, defect="fray", exposure=3, size_hw=(300, 240)).image)
     page = open_page(browser, address, screen)
     mask = page.locator("#mask img")
-    before, overlay = white_px(page, mask), page.locator("#overlay img").get_attribute("src")
+    before, overlay = white_px(page, mask), page.locator("#overlay img").last.get_attribute("src")
     page.locator("#picture button[aria-label='Remove Image']").click()
     expect(page.locator("#verdict")).to_contain_text("Waiting")
     page.locator("#picture input[type=file]").set_input_files(path)
     expect(page.locator("#defects tbody tr")).not_to_have_count(0)
-    expect(page.locator("#overlay img")).not_to_have_attribute("src", str(overlay))
+    expect(page.locator("#overlay img").last).not_to_have_attribute("src", str(overlay))
     uploaded, shown = white_px(page, mask), str(mask.get_attribute("src"))
     assert uploaded > before  # a fray is larger than the example's crack
     keep(page, f"upload_{screen}")
@@ -191,6 +191,58 @@ def test_bad_upload_gets_a_message_and_no_result(
     page.close()
 
 
+def test_bad_upload_after_a_good_one_gets_the_same_message(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "tile.png", tmp_path / "notes.png"
+    cv2.imwrite(str(good), synthetic_tile(22, defect="fray", exposure=3).image)
+    bad.write_text("not a picture", encoding="utf-8")
+    page = open_page(browser, address)
+    remove = page.locator("#picture button[aria-label='Remove Image']")
+    for path, said in (
+        (good, "the reject score"),
+        (bad, "The file is no picture"),
+        (good, "Score"),
+    ):
+        if remove.count():
+            remove.click()
+            expect(page.locator("#verdict")).to_contain_text("Waiting")
+        page.locator("#picture input[type=file]").set_input_files(path)
+        expect(page.locator("#verdict")).to_contain_text(said)
+    page.close()
+
+
+def test_click_on_a_row_frames_its_region_on_the_picture(
+    browser: Browser, address: str, screen: str
+) -> None:
+    page = open_page(browser, address, screen)
+    row = page.locator("#defects tbody tr").first
+    row.click()
+    frame, picture = page.locator("#region"), page.locator("#overlay img").first
+    inner, outer = frame.bounding_box(), picture.bounding_box()
+    assert inner
+    assert outer
+    assert outer["x"] - 8 <= inner["x"]
+    assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 8
+    keep(page, f"region_{screen}")
+    page.locator("#examples .thumbnail-item").nth(1).click()
+    expect(frame).to_have_count(0)
+    page.close()
+
+
+def test_noise_raises_the_question_whether_it_is_a_tile(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "noise.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (200, 240)).astype(np.uint8))
+    page = open_page(browser, address, "phone")
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    page.locator("#picture input[type=file]").set_input_files(path)
+    expect(page.locator(".doubt")).to_contain_text("Is this a tile?")
+    keep(page, "noise_phone")
+    page.close()
+
+
 def test_many_files_are_listed_and_their_csv_downloads(
     browser: Browser, address: str, screen: str, tmp_path: Path
 ) -> None:
@@ -201,7 +253,7 @@ def test_many_files_are_listed_and_their_csv_downloads(
     page = open_page(browser, address, screen)
     page.get_by_role("tab", name="Many tiles").click()
     page.locator("#many input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
-    button = page.get_by_text("Download CSV")
+    button = page.locator("#csv")
     expect(page.locator("#answers tbody tr")).to_have_count(4)
     expect(button).to_be_enabled()
     with page.expect_download() as download:

@@ -24,8 +24,10 @@ from magtiles_seg import ImageError, Segmenter
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.demo import create_app, mount
 from magtiles_seg.demo.many import MAX_PICTURES, _inspect
+from magtiles_seg.demo.models import Models
 from magtiles_seg.demo.tile import MAX_PIXELS, Judge
 from magtiles_seg.demo.web import _pass
+from magtiles_seg.infer import BUNDLED_MODEL
 
 T = TypeVar("T")
 
@@ -68,6 +70,7 @@ class Counting:
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.decision, self.calls, self._segmenter = segmenter.decision, 0, segmenter
+        self.spec = segmenter.spec
 
     def __call__(self, image: object) -> object:
         self.calls += 1
@@ -136,6 +139,78 @@ def test_more_files_than_the_limit_are_refused_with_the_number(
 ) -> None:
     (shown,) = _inspect(judge, [tile] * (MAX_PICTURES + 1), (0.5, 0.5, 0), str(tmp_path))
     assert f"Got {MAX_PICTURES + 1}; expected up to {MAX_PICTURES}" in shown[0]
+
+
+def test_several_exposures_of_one_tile_get_one_verdict_by_their_median(
+    judge: Judge, tile: str, tmp_path: Path
+) -> None:
+    *_, last = _inspect(judge, [tile] * 3, (0.5, 0.5, 0), str(tmp_path), one_tile=True)
+    score = judge.inspect(tile, 0.5, 0.5).score
+    assert "One tile, 3 pictures" in last[0]
+    assert f"Score {score:.3g}," in last[0]
+
+
+def test_tile_with_a_picture_that_cannot_be_read_gets_no_verdict(
+    judge: Judge, tile: str, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    *_, last = _inspect(judge, [tile, str(bad)], (0.5, 0.5, 0), str(tmp_path), one_tile=True)
+    assert "No verdict" in last[0]
+
+
+def test_every_model_of_the_package_can_be_chosen_and_is_loaded_then(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(BUNDLED_MODEL.read_bytes())
+    models = Models(segmenter, {"magnetic-tile": BUNDLED_MODEL, "other": other})
+    assert models.names == (segmenter.spec.card.name, "other")
+    assert models.get() is models.get("no such model") is segmenter
+    with models.get("other") as chosen:
+        assert chosen.spec.path == other
+        assert models.get("other") is chosen
+
+
+def test_own_web_as_a_tall_picture_passes_and_its_lines_are_counted(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    path = tmp_path / "web.png"
+    cv2.imwrite(str(path), np.full((300, 120), 90, np.uint8))
+    *_, (cards, picture, _) = _pass(segmenter, 0.5, str(path))
+    assert "<b>300 lines</b>passed" in cards
+    assert picture.visible
+
+
+def test_own_web_as_a_video_passes(segmenter: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "web.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (128, 64))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no MP4")
+    for _ in range(4):
+        writer.write(np.full((64, 128, 3), 90, np.uint8))
+    writer.release()
+    *_, (cards, _, _) = _pass(segmenter, 0.5, str(path))
+    assert "<b>256 lines</b>passed" in cards
+
+
+@pytest.mark.parametrize("name", ["list.m3u8", "list.mp4", "list.avi", "web.txt"])
+def test_playlist_as_a_web_is_refused_and_never_reaches_the_decoder(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_text("#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", encoding="utf-8")
+    monkeypatch.setattr(cv2, "VideoCapture", None)  # an error, were it called
+    (shown,) = _pass(segmenter, 0.5, str(path))
+    assert "neither a picture nor a video" in shown[0]
+    assert str(tmp_path) not in shown[0]
+
+
+def test_web_that_is_too_wide_is_refused(segmenter: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "wide.png"
+    cv2.imwrite(str(path), np.zeros((40, 2100), np.uint8))
+    (shown,) = _pass(segmenter, 0.5, str(path))
+    assert "expected 32 to 2048 px a line" in shown[0]
 
 
 def test_web_first_block_shows_its_lines_before_any_verdict(segmenter: Segmenter) -> None:

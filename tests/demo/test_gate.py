@@ -23,6 +23,7 @@ pytest.importorskip("gradio")
 
 from magtiles_seg.demo.gate import FILE_BYTES
 from magtiles_seg.demo.visitors import COOKIE
+from magtiles_seg.regions import DEFECT_COLUMNS
 
 HELP = runpy.run_path(str(Path(__file__).parents[1] / "stand_ins" / "demo_page.py"))
 Demo, Page, file_data = HELP["Demo"], HELP["Page"], HELP["file_data"]
@@ -71,7 +72,31 @@ def test_own_upload_is_inspected_and_its_answer_can_be_fetched(page: Any, png: b
     assert message["success"]
     verdict, overlay = message["output"]["data"][2:4]
     assert "reject score" in verdict
-    assert page.client.get(overlay["url"]).headers["content-type"] == "image/jpeg"
+    assert page.client.get(overlay[1]["url"]).headers["content-type"] == "image/jpeg"
+
+
+def test_model_that_is_no_choice_is_refused(page: Any) -> None:
+    body = {"fn_index": page.functions["threshold.input"], "session_hash": page.session}
+    for model in ("/etc/passwd", "../x.onnx", None, 3, ["a"], ""):
+        body["data"] = ["example:0", 0.5, 0.5, 0, model]
+        assert page.client.post("/gradio_api/queue/join", json=body).status_code == 400
+
+
+def test_bad_file_after_a_good_one_gets_a_message_each_time(page: Any, png: bytes) -> None:
+    assert page.inspect(page.upload(png))["success"]
+    for _ in range(2):
+        message = page.inspect(page.upload(b"not a picture"))
+        assert message["success"]
+        assert "No picture" in message["output"]["data"][2]
+    assert page.inspect(page.upload(png))["success"]
+
+
+def test_answer_as_files_carries_box_and_centroid_by_the_usual_names(page: Any, png: bytes) -> None:
+    *_, json_button, csv_button, _ = page.inspect(page.upload(png))["output"]["data"]
+    result = json.loads(page.client.get(json_button["value"]["url"]).content)
+    assert {"verdict", "score", "defects", "decision", "model"} <= result.keys()
+    head = page.client.get(csv_button["value"]["url"]).text.splitlines()[0].split(",")
+    assert head[5:-1] == list(DEFECT_COLUMNS)
 
 
 def test_client_that_keeps_no_cookies_can_use_what_it_uploaded(demo: Any, png: bytes) -> None:
@@ -95,7 +120,8 @@ def test_file_of_the_server_is_neither_read_nor_told_nor_copied(
     for path in tried:
         for entry in (file_data(path), file_data(path, url=f"file://{path}", is_stream=True)):
             value = [entry] if function == "many.upload" else entry
-            reply = page.join(function, [value, 0.5, 0.5, 0])
+            more = [False] if function == "many.upload" else []
+            reply = page.join(function, [value, *more, 0.5, 0.5, 0])
             assert reply.status_code in (400, 403), path
             assert private.name not in reply.text
     assert len(demo.files()) == before
@@ -144,10 +170,10 @@ def test_upload_of_another_visitor_or_page_is_refused(demo: Any, page: Any, png:
 def test_session_of_another_visitor_can_be_neither_read_nor_joined_nor_stopped(
     demo: Any, page: Any
 ) -> None:
-    event = page.join("start.click", [0.3]).json()["event_id"]
+    event = page.join("start.click", [0.3, None]).json()["event_id"]
     with Page(demo.url) as other:
         other.session = page.session
-        assert other.join("start.click", [0.3]).status_code == 403
+        assert other.join("start.click", [0.3, None]).status_code == 403
         query = {"session_hash": page.session}
         assert other.client.get("/gradio_api/queue/data", params=query).status_code == 403
         assert other.client.get(f"/gradio_api/heartbeat/{page.session}").status_code == 403
@@ -228,6 +254,8 @@ def test_route_that_the_page_does_not_use_is_closed(demo: Any, method: str, path
 def test_call_that_the_page_never_makes_is_refused(page: Any, change: dict[str, Any]) -> None:
     body = {"fn_index": page.functions["threshold.input"], "session_hash": page.session}
     body |= {"data": ["example:0", 0.5, 0.5, 0], **change}
+    if isinstance(body["data"], list):
+        body["data"] = [*body["data"], *page.chosen[page.functions["threshold.input"]]]
     text = json.dumps(body).encode()
     reply = page.client.post("/gradio_api/queue/join", content=text)
     assert reply.status_code in (400, 403)
@@ -258,7 +286,7 @@ def test_example_that_is_not_there_gives_a_message(page: Any) -> None:
 
 
 def test_fifth_call_of_a_visitor_waits_for_the_others(page: Any) -> None:
-    replies = [page.join("start.click", [0.3]) for _ in range(6)]
+    replies = [page.join("start.click", [0.3, None]) for _ in range(6)]
     assert {reply.status_code for reply in replies} == {200, 429}
     assert replies[-1].headers["retry-after"]
     for reply in replies[:4]:
@@ -314,7 +342,7 @@ def test_open_streams_end_at_sigterm_and_the_folder_is_removed(
 ) -> None:
     with Demo(how, tmp_path, "--model", str(model)) as demo, Page(demo.url) as page:
         page.upload(png)
-        page.join("start.click", [0.3])
+        page.join("start.click", [0.3, None])
         query = {"session_hash": page.session}
         heartbeat = f"/gradio_api/heartbeat/{page.session}"
         with (
@@ -440,7 +468,7 @@ def mutated(source: random.Random, page: Any, mine: str) -> tuple[str, str, dict
     if kind < 4:
         _, number = source.choice(sorted(page.functions.items()))
         entry = source.choice([file_data(mine), file_data(str(odd(source))), odd(source)])
-        data = [entry, 0.5, 0.5, 0][: source.choice([0, 1, 3, 4, 4, 4, 5])]
+        data = [entry, 0.5, 0.5, 0, *page.chosen[number]][: source.choice([0, 1, 3, 5, 5, 5])]
         body: Any = {"fn_index": number, "session_hash": session, "data": data}
         body["event_data"] = source.choice([None, {"index": odd(source)}, odd(source)])
         body["trigger_id"] = odd(source)

@@ -87,8 +87,13 @@ class Page:
         self.session = secrets.token_hex(6)
         config = self.client.get("/config").json()
         names = {entry["id"]: entry["props"].get("elem_id") for entry in config["components"]}
+        kinds = {entry["id"]: entry for entry in config["components"]}
         self.functions: dict[str, int] = {}
+        self.chosen: dict[int, list[str]] = {}  # by function: the model, where there is a choice
         for call in config["dependencies"]:
+            last = kinds.get(call["inputs"][-1]) if call["inputs"] else None
+            is_choice = last is not None and last["type"] == "dropdown"
+            self.chosen[call["id"]] = [last["props"]["value"]] if last and is_choice else []
             for target, event in call["targets"]:
                 self.functions[f"{names.get(target)}.{event}"] = call["id"]
 
@@ -109,7 +114,9 @@ class Page:
         return file_data(reply.json()[0])
 
     def join(self, function: str, data: list[Any], **more: Any) -> httpx.Response:  # noqa: ANN401
-        body = {"fn_index": self.functions[function], "session_hash": self.session, "data": data}
+        number = self.functions[function]
+        data = [*data, *self.chosen[number]]
+        body = {"fn_index": number, "session_hash": self.session, "data": data}
         return self.client.post("/gradio_api/queue/join", json={**body, **more})
 
     def call(self, function: str, data: list[Any], **more: Any) -> dict[str, Any]:  # noqa: ANN401

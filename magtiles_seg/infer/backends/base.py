@@ -147,7 +147,9 @@ def read_model(path: Path) -> bytes:
             )
         return path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(f"no model file at {path}") from None
+        made = {".safetensors": "magtiles-seg train", ".onnx": "magtiles-seg export"}
+        hint = f"; `{made[path.suffix]}` writes one" if path.suffix in made else ""
+        raise FileNotFoundError(f"no model file at {path}{hint}") from None
     except OSError as error:
         raise ModelError(f"cannot read the model file {path}: {error.strerror}") from error
 
@@ -211,7 +213,7 @@ def available_cores() -> int:
 
 def _siblings(cpu: int) -> str:
     try:
-        return (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+        return (_TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text(encoding="utf-8")
     except OSError:
         return str(cpu)
 
@@ -219,7 +221,7 @@ def _siblings(cpu: int) -> str:
 def _quota_cores() -> int:
     """Return the container's CPU quota in whole cores, rounded down; a large number without one."""
     try:
-        quota, period = _QUOTA.read_text().split()
+        quota, period = _QUOTA.read_text(encoding="utf-8").split()
         return int(quota) // int(period)
     except (OSError, ValueError):
         return 1_000_000

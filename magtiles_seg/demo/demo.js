@@ -1,0 +1,42 @@
+// A click on a row of the table frames its region on the picture; Enter does the same.
+(() => {
+  const frameOf = (row) => {
+    const slider = document.querySelector("#overlay");
+    const image = slider && slider.querySelector("img");
+    if (!image || !row.dataset.box) return null;
+    const [x0, y0, x1, y1, width, height] = row.dataset.box.split(",").map(Number);
+    const outer = slider.getBoundingClientRect();
+    const inner = image.getBoundingClientRect();
+    const scale = Math.min(inner.width / width, inner.height / height); // as `object-fit: contain`
+    const left = inner.left - outer.left + (inner.width - scale * width) / 2;
+    const top = inner.top - outer.top + (inner.height - scale * height) / 2;
+    const frame = document.createElement("div");
+    frame.id = "region";
+    Object.assign(frame.style, {
+      left: `${left + scale * x0 - 6}px`,
+      top: `${top + scale * y0 - 6}px`,
+      width: `${scale * (x1 - x0) + 12}px`,
+      height: `${scale * (y1 - y0) + 12}px`,
+    });
+    return slider.appendChild(frame);
+  };
+  const clear = () => {
+    document.querySelectorAll("#region").forEach((old) => old.remove());
+    document.querySelectorAll("#defects tr.chosen").forEach((old) => old.classList.remove("chosen"));
+  };
+  const choose = (row) => {
+    clear();
+    const frame = frameOf(row);
+    if (!frame) return;
+    row.classList.add("chosen");
+    frame.scrollIntoView({block: "nearest", behavior: "smooth"});
+  };
+  const rowOf = (event) => event.target.closest && event.target.closest("#defects tbody tr");
+  document.addEventListener("click", (event) => rowOf(event) && choose(rowOf(event)));
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && rowOf(event)) choose(rowOf(event));
+  });
+  const isOverlay = (event) => event.target.closest && event.target.closest("#overlay");
+  document.addEventListener("load", (event) => isOverlay(event) && clear(), true); // a new picture
+  window.addEventListener("resize", clear);
+})();
