@@ -122,7 +122,8 @@ def draw_plain(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[np.u
 
 
 def _factor(result: Segmentation, side_px: int) -> int:
-    return min(_MOST_ENLARGED, max(1, side_px // max(result.mask.shape)))
+    longest: int = max(result.mask.shape)
+    return min(_MOST_ENLARGED, max(1, side_px // longest))
 
 
 def draw_panel(result: Segmentation, *, theme: str = "light") -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ import pytest
 from bright_web import bright_segmenter
 
 from magtiles_seg.cli import build_parser, main
+from magtiles_seg.commands.parser import Parser
 from magtiles_seg.commands.stream import add
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.image import read_levels
@@ -83,7 +84,7 @@ def test_synthetic_option_unknown_is_config_error() -> None:
 
 
 def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add(parser.add_subparsers())
     return parser.parse_args(["stream", *words])
 

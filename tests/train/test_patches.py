@@ -23,7 +23,7 @@ from magtiles_seg.model.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.network import LiteEncoder, SegmentationNetwork, build_network
 from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train import loop
 from magtiles_seg.train.patches import fit_patches
@@ -102,6 +102,7 @@ def test_patches_features_are_not_trained(network: SegmentationNetwork) -> None:
     trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
     assert not any(name.startswith(("encoder.stem", "encoder.blocks.4")) for name in trained)
     assert any(name.startswith("encoder.blocks.5") for name in trained)
+    assert isinstance(network.encoder, LiteEncoder)
     assert not network.encoder.blocks[4].training
     assert network.encoder.blocks[5].training
     network.eval()
