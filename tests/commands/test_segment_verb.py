@@ -50,8 +50,8 @@ def test_segment_into_its_own_source_sees_the_same_pictures_each_time(
         assert [json.loads(line)["source"] for line in said.out.splitlines()] == [
             str(shots / "a.png")
         ]
-        assert ("left out 3 results of an earlier run" in said.err) is (again > 0)
-    assert len(list(shots.rglob("*.png"))) == 4
+        assert ("left out 4 results of an earlier run" in said.err) is (again > 0)
+    assert len(list(shots.rglob("*.png"))) == 5
 
 
 def test_segment_that_would_overwrite_a_user_s_mask_is_refused_before_any_work(
@@ -170,7 +170,7 @@ def test_terminal_that_cannot_say_a_name_gets_it_escaped(odd: Path, encoding: st
     assert done.stdout.count(b": accept, score") == len(NAMES)
     assert b"latin\\udcfc.png" in done.stdout
     assert b"two\\nlines.png" in done.stdout
-    assert len(list((odd / "out").iterdir())) == 4 * len(NAMES)
+    assert len(list((odd / "out").iterdir())) == 5 * len(NAMES)
 
 
 def test_json_of_any_name_is_utf_8_without_lone_surrogates(odd: Path) -> None:
