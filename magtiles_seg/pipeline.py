@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from magtiles_seg.dataset.archive import source_folder
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import PARTS, Split
-from magtiles_seg.errors import DataError
+from magtiles_seg.errors import DataError, ModelError
 from magtiles_seg.files import write
 
 if TYPE_CHECKING:
@@ -284,6 +284,11 @@ def export(
     from magtiles_seg.export.parity import Tolerance
     from magtiles_seg.model.checkpoint import calibrate_checkpoint
 
+    if checkpoint.suffix.lower() != ".safetensors":
+        raise ModelError(
+            f"{checkpoint} is no checkpoint: expected a .safetensors file; for an artefact of an "
+            "ONNX model, give a folder to write to"
+        )
     chosen = Choice.from_json(choice.read_text(encoding="utf-8")) if choice else None
     with tempfile.TemporaryDirectory() as folder:
         if chosen is not None:

@@ -16,7 +16,7 @@ from magtiles_seg.batch.tiles import check_groups, write_tiles
 from magtiles_seg.batch.work import Job
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import write_json
-from magtiles_seg.infer.backends.base import available_cores
+from magtiles_seg.infer.backends.base import available_cores, default_device
 from magtiles_seg.inputs import Survey
 from magtiles_seg.names import without_secrets
 
@@ -50,7 +50,8 @@ class Engine:
 
     def layout(self, job: Job) -> tuple[int, int]:
         """Return how many workers, and how many threads an inference takes in each."""
-        on_cpu = str(job.segmenter.get("device") or "cpu") == "cpu"
+        model = Path(job.segmenter.get("model") or "")
+        on_cpu = (job.segmenter.get("device") or default_device(model)) == "cpu"
         cores = available_cores()
         workers = self.workers or (cores if on_cpu else 1)
         return workers, max(1, cores // workers)

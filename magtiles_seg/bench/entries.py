@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
-from magtiles_seg.infer.backends import BACKENDS
+from magtiles_seg.infer.backends import BACKENDS, choose_backend, default_device
 from magtiles_seg.infer.backends.base import check_threads
 from magtiles_seg.infer.backends.vendor import import_onnxruntime
 from magtiles_seg.infer.segmenter import Segmenter
@@ -104,7 +104,7 @@ def find_candidates(
 
     Args:
         model: An ONNX file.
-        also: Other ONNX files of the same model, such as its int8 version.
+        also: Other files of the same model, such as its int8 version; an engine runs on the GPU.
         backends: Only these, and an error where one is not there; none: all that are installed.
         threads: Of one inference on a CPU; none: all cores.
 
@@ -122,13 +122,23 @@ def find_candidates(
         with suppress(*(() if backends else (BackendUnavailableError,))):
             ways = _ways(backend)
         for path in (model, *also):
-            for way in ways:
+            for way in ways if path.suffix.lower() == ".onnx" else ():
                 counts = (threads or (None,)) if way["device"] == "cpu" else (None,)
                 found += [
                     Candidate(path=path, backend=backend, threads=check_threads(count), **way)
                     for count in counts
                 ]
-    return found
+    return found + [_only_way(path) for path in (model, *also) if path.suffix.lower() != ".onnx"]
+
+
+def _only_way(path: Path) -> Candidate:
+    """Return how an engine or a checkpoint runs.
+
+    Raises:
+        ModelError: It is no model file.
+    """
+    backend, device = choose_backend(path), default_device(path)
+    return Candidate(path=path, backend=backend, device=device, threads=check_threads(None))
 
 
 def _ways(backend: str) -> list[dict[str, Any]]:

@@ -155,6 +155,7 @@ def measure(
     reference: bool = False,
     memory: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    left_out: Callable[[BackendUnavailableError], None] | None = None,
 ) -> BenchReport:
     """Compare all ways to run a model on this machine, end to end.
 
@@ -163,7 +164,7 @@ def measure(
     Args:
         model: An `.onnx` file; None: the bundled model.
         cases: What is segmented in a call.
-        also: Other ONNX files of the same model, such as its int8 version.
+        also: Other files of the same model, such as its int8 version, or an engine.
         backends: Only these; none: all that are installed.
         threads: Of one inference on a CPU, each for itself; none: all cores.
         rounds: How many turns each entry has.
@@ -171,6 +172,8 @@ def measure(
         reference: Let the 41 M-parameter reference network take part.
         memory: Measure peak memory too, of a fresh process each.
         progress: Called with (rounds done, rounds of all groups).
+        left_out: Called with why an ONNX file does not run on a GPU that onnxruntime has a provider
+            for; an engine that does not run is an error.
 
     Raises:
         FileNotFoundError, ModelError: A model file cannot be loaded.
@@ -184,6 +187,7 @@ def measure(
     path = BUNDLED_MODEL if model is None else Path(model)
     sha256 = file_sha256(path)
     candidates = find_candidates(path, also=also, backends=backends, threads=threads)
+    candidates = [one for one in candidates if _starts(one, left_out)]
     counts = sorted({candidate.threads or 1 for candidate in candidates})
     groups = [(case, count) for case in cases for count in counts]
     done = 0
@@ -215,6 +219,21 @@ def measure(
         rounds=rounds,
         rows=tuple(rows),
     )
+
+
+def _starts(
+    candidate: Candidate, left_out: Callable[[BackendUnavailableError], None] | None
+) -> bool:
+    """Return whether a provider of the GPU build runs here: a wheel has it whatever is there."""
+    if candidate.device == "cpu" or candidate.backend != "onnxruntime":
+        return True
+    try:
+        candidate.open().close()
+    except BackendUnavailableError as error:
+        if left_out is not None:
+            left_out(error)
+        return False
+    return True
 
 
 def _others(

@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.errors import ConfigError, ParityError
-from magtiles_seg.export.parity import Tolerance, check, compare, frozen_pictures
+from magtiles_seg.export.parity import (
+    Tolerance,
+    check,
+    compare,
+    fit_to_engine,
+    frozen_pictures,
+)
 from magtiles_seg.infer.backends.base import file_sha256
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.selection import Selection, runtime_of
@@ -52,7 +58,8 @@ def select_fastest(
         with candidate.open() as segmenter:
             try:
                 allowed = tolerance(candidate) if tolerance else Tolerance()
-                check(compare(reference, segmenter.backend, images), allowed)
+                shown = fit_to_engine(images, candidate.path)
+                check(compare(reference, segmenter.backend, shown), allowed)
             except ParityError as error:
                 if refused is not None:
                     refused(candidate, error)

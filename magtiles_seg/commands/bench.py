@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from magtiles_seg import errors
 from magtiles_seg.commands import options
-from magtiles_seg.progress import bar
+from magtiles_seg.progress import bar, complain
 
 if TYPE_CHECKING:
     from magtiles_seg.bench.entries import Candidate, Case
@@ -37,7 +37,7 @@ def add(verbs: options.Verbs) -> None:
         ("batch", int, "N", "pictures in a call (default: 1)"),
         ("threads", int, "N", "of one inference on a CPU (default: all cores)"),
         ("backend", str, "NAME", "only these (default: all that are installed)"),
-        ("also", Path, "FILE", "other ONNX files of the same model, such as its int8 version"),
+        ("also", Path, "FILE", "other files of the same model: its int8 version, an engine"),
     ):
         verb.add_argument(f"--{name}", nargs="+", type=kind, default=[], metavar=metavar, help=text)
     verb.add_argument("--rounds", type=int, default=20, metavar="N", help="turns (default: 20)")
@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             reference=arguments.reference,
             memory=arguments.memory,
             progress=progress,
+            left_out=complain,
         )
     table, text = benchtable.as_markdown(report), json.dumps(report.to_dict(), indent=2)
     print(text if arguments.json else table)
@@ -112,7 +113,6 @@ def _select(arguments: argparse.Namespace, report: BenchReport) -> None:
     from magtiles_seg.bench.select import select_fastest
     from magtiles_seg.infer.selection import save_selection
     from magtiles_seg.model.bundled import BUNDLED_MODEL
-    from magtiles_seg.progress import complain
 
     params = options.read_params(arguments).export
     selection = select_fastest(

@@ -53,6 +53,7 @@ def add(verbs: options.Verbs) -> None:
         metavar="SM86,SM120",
         help="GPUs of an rtx engine, beside the recipe",
     )
+    verb.add_argument("--device", help="GPU an engine is built and compared on: cuda or cuda:N")
     verb.add_argument(
         "--data",
         type=Path,
@@ -133,6 +134,7 @@ def _order(arguments: argparse.Namespace, params: Params, module: Any) -> Any:  
         recipe=recipe,
         compute_capabilities=tuple(wanted.split(",")) if wanted else (),
         tolerance=parity.Tolerance.of(params.export, precision),
+        **({} if arguments.device is None else {"device": arguments.device}),
     )
 
 
@@ -140,7 +142,7 @@ def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
     """Write a checkpoint as the one model file."""
     if arguments.model is None:
         raise ConfigError("--out NAME.onnx writes a checkpoint as the one model file: name --model")
-    for option in ("to", "precision", "recipe", "compute_capability", "data"):
+    for option in ("to", "precision", "recipe", "compute_capability", "data", "device"):
         if getattr(arguments, option) is not None:
             raise ConfigError(
                 f"--{option.replace('_', '-')} is for an artefact: give --out a folder, "

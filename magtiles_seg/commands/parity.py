@@ -42,30 +42,31 @@ def add(verbs: options.Verbs) -> None:
     verb.add_argument(
         "--precision", default="fp32", help="whose tolerance: fp32 (default), fp16 or int8"
     )
-    verb.add_argument("--device", help="where B runs: cpu (default), cuda or cuda:N")
+    verb.add_argument("--device", help="where B runs: cpu (default), cuda (an engine's) or cuda:N")
     verb.add_argument("--backend", help="what runs B (default: by its suffix)")
     verb.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare and print."""
-    from magtiles_seg.export.parity import Tolerance, check, compare
+    from magtiles_seg.export.parity import Tolerance, check, compare, fit_to_engine
+    from magtiles_seg.infer.backends import default_device
     from magtiles_seg.infer.segmenter import Segmenter
 
     params = options.read_params(arguments)
     tolerance = Tolerance.of(params.export, arguments.precision)
     tiles = _tiles(arguments, params)
+    first, second = arguments.reference, arguments.candidate
+    device = arguments.device or default_device(second)
     with (
-        Segmenter(arguments.reference, device="cpu") as reference,
-        Segmenter(
-            arguments.candidate, device=arguments.device or "cpu", backend=arguments.backend
-        ) as candidate,
+        Segmenter(first, device=default_device(first)) as reference,
+        Segmenter(second, device=device, backend=arguments.backend) as candidate,
         bar("parity", "picture") as progress,
     ):
         report = compare(
             reference.backend,
             candidate.backend,
-            tiles.pictures,
+            fit_to_engine(fit_to_engine(tiles.pictures, first), second),
             classes=tiles.classes,
             progress=progress,
         )

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magtiles_seg.errors import BackendUnavailableError, ConfigError
+from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError, StaleEngineError
 from magtiles_seg.export.engine import Recipe
 from magtiles_seg.export.parity import ParityReport, TileSet, Tolerance, check, compare
 from magtiles_seg.export.precision import convert, rehearse_fp16
 from magtiles_seg.export.sealed import parse_sealed
 from magtiles_seg.files import sha256_of, staged, write
 from magtiles_seg.infer.backends import open_backend
-from magtiles_seg.infer.backends.base import Backend, read_model
+from magtiles_seg.infer.backends.base import Backend, parse_device, read_model
 from magtiles_seg.infer.manifest import (
     Manifest,
     local_environment,
@@ -52,6 +52,7 @@ class Order:
         recipe: Shapes and options of an engine; the other targets take none.
         compute_capabilities: Of an engine of `"rtx"`, as `("SM86", "SM120")`; empty: the recipe's.
         tolerance: How far the artefact may stray from the fp32 model.
+        device: The GPU that an engine is built and compared on, `"cuda"` or `"cuda:N"`.
 
     Raises:
         ConfigError: The target is unknown, or the parts do not fit it.
@@ -62,6 +63,7 @@ class Order:
     recipe: Recipe | None = None
     compute_capabilities: tuple[str, ...] = ()
     tolerance: Tolerance = field(default_factory=Tolerance)
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         """Check that the parts fit the target."""
@@ -73,6 +75,11 @@ class Order:
             raise ConfigError(
                 f"a recipe and compute capabilities are for an engine, got target {self.target!r}: "
                 "leave them out, or export to tensorrt or rtx"
+            )
+        if parse_device(self.device)[0] != "cuda":
+            raise ConfigError(
+                f"an engine is built and compared on a GPU, got device {self.device!r}: expected "
+                "'cuda' or 'cuda:N'"
             )
 
 
@@ -175,6 +182,7 @@ def _build(
         compute_capabilities=order.compute_capabilities,
         timing_cache=measured,
         progress=progress,
+        device=parse_device(order.device)[1],
     )
     if built.timing_cache is not None:
         write(cache, built.timing_cache)
@@ -187,9 +195,9 @@ def _write(path: Path, content: bytes, manifest: Manifest, gate: _Gate, order: O
         part.write_bytes(content)
         manifest.write(part)  # an engine is loaded by its manifest
         try:
-            with closing(_open(part, order.target)) as candidate:
+            with closing(_open(part, order)) as candidate:
                 gate.pass_backend("artefact", candidate)
-        except BackendUnavailableError:
+        except (BackendUnavailableError, StaleEngineError):  # no GPU here, or none it is built for
             if order.target != "rtx":
                 raise
         finally:
@@ -199,14 +207,19 @@ def _write(path: Path, content: bytes, manifest: Manifest, gate: _Gate, order: O
     return manifest
 
 
-def _open(path: Path, target: str) -> Backend:
-    if target in ENGINES:
-        return open_backend(path, device="cuda")
-    return open_backend(path, device="cpu", backend=TARGETS[target])
+def _open(path: Path, order: Order) -> Backend:
+    if order.target in ENGINES:
+        return open_backend(path, device=order.device)
+    return open_backend(path, device="cpu", backend=TARGETS[order.target])
 
 
 def _fp32_onnx(model: Path, card: ModelCard | None) -> bytes:
     """Return a model as an fp32 ONNX file."""
+    if model.suffix.lower() == ".engine":
+        raise ModelError(
+            f"{model} is an engine, from which nothing is exported: name the .onnx file beside it, "
+            "or the checkpoint"
+        )
     if model.suffix.lower() == ".safetensors":
         from magtiles_seg.export.graph import checkpoint_onnx
 

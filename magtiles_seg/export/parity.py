@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from magtiles_seg.dataset.synthetic import DEFECTS, synthetic_tile
 from magtiles_seg.errors import ConfigError, DataError, InferenceError, ParityError
 from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.infer.backends.base import Backend
+from magtiles_seg.infer.manifest import Manifest
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:
@@ -69,6 +71,18 @@ def fit(
         padded = np.pad(picture, [(0, more) for more in missing], mode="symmetric")
         fitted.append(np.ascontiguousarray(padded[: greatest_hw[0], : greatest_hw[1]]))
     return fitted
+
+
+def fit_to_engine(
+    pictures: Sequence[npt.NDArray[np.uint8]], model: Path
+) -> Sequence[npt.NDArray[np.uint8]]:
+    """Return pictures (H, W) uint8 in sizes that a model file takes: all but an engine takes any.
+
+    Raises:
+        ModelError: An engine's manifest cannot be read.
+    """
+    profile = Manifest.read(model).profile if model.suffix.lower() == ".engine" else {}
+    return fit(pictures, profile["min"][1:], profile["max"][1:]) if profile else pictures
 
 
 def real_tiles(samples: Iterable[Sample], per_class: int, *, seed: int = 0) -> TileSet:

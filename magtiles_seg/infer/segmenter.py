@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from magtiles_seg.infer.backends.base import Backend, BackendSpec
+    from magtiles_seg.infer.backends.ortgpu import Profile
 
 _log = logging.getLogger(__name__)
 _BATCH_PX = 2_000_000  # About 30 tiles: more at once gains no speed on a CPU and costs memory.
@@ -101,6 +102,7 @@ class Segmenter:
         threads: int | None = None,
         flips: bool = False,
         rebuild: Rebuild | None = None,
+        profile: Profile | None = None,
     ) -> None:
         """Load a model.
 
@@ -127,6 +129,9 @@ class Segmenter:
                 steadier, at four times the cost.
             rebuild: Builds an engine that does not fit this machine again, which is logged as a
                 warning: `magtiles_seg.export.rebuild.rebuild_engine`. None: that is an error.
+            profile: Of device `"tensorrt"`: least, tuned and greatest (N, H, W) of the pictures,
+                for which it builds once, such as a recipe's `shapes`; None: it builds for what it
+                meets, and again at each size beyond.
 
         Raises:
             FileNotFoundError: There is no such model file.
@@ -145,7 +150,13 @@ class Segmenter:
                 "reinstall magtiles-seg, or name a model file that `magtiles-seg export` wrote"
             )
         path = BUNDLED_MODEL if model is None else Path(model)
-        asked = {"device": device, "backend": backend, "precision": precision, "threads": threads}
+        asked: dict[str, Any] = {
+            "device": device,
+            "backend": backend,
+            "precision": precision,
+            "threads": threads,
+        }
+        asked["profile"] = profile
         self._origin = _Origin(None if model is None else path.absolute(), asked, flips, rebuild)
         self._backend, self._spec = self._origin.open(path)
         self._mm_per_px = mm_per_px

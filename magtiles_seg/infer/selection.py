@@ -13,6 +13,7 @@ import platform
 import re
 import reprlib
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 _AGAIN = "choose again with `magtiles-seg bench --select`"
 _CPUINFO = Path("/proc/cpuinfo")
 _GPUS = Path("/proc/driver/nvidia/gpus")
-_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
+_DISTRIBUTIONS = {
+    "eager": ("torch",),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx"),
+}
 
 
 class SelectionWarning(UserWarning):
@@ -84,13 +89,12 @@ def machine() -> str:
 
 
 def runtime_of(backend: str) -> str:
-    """Return the installed distribution under a backend, with its version; empty if none is."""
+    """Return the installed distributions under a backend, with versions; empty if none is."""
+    found = []
     for name in _DISTRIBUTIONS.get(backend, (backend,)):
-        try:
-            return f"{name} {metadata.version(name)}"
-        except metadata.PackageNotFoundError:
-            continue
-    return ""
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def save_selection(model_sha256: str, selection: Selection) -> Path:

@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from magtiles_seg.config import check_fields, nearest, raise_if_any, within
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.infer.backends.base import default_device
 
 PREFIX = "MAGTILES_"
 """Before the name of each setting in the environment, in capitals: `MAGTILES_PORT`."""
@@ -19,7 +21,7 @@ ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)
 
 _ORIGIN = re.compile(r"\*|null|https?://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
 _SECRET = ("api_keys",)
-_FOREIGN = {"MAGTILES_DATA"}  # read by other parts of the project
+_FOREIGN = {"MAGTILES_CONFIG", "MAGTILES_DATA"}  # read by other parts of the project
 _CORES_PER_WORKER = 8
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}
 _WORDS |= {"0": False, "false": False, "no": False, "off": False}
@@ -36,7 +38,7 @@ class Settings:
         threads: CPU threads of one inference; 0: one, and as many inferences at once as cores.
         model: A model file; None: the bundled model.
         model_version: What people call this state of it; answers name it.
-        device: `cpu`, `cuda` or `cuda:N`.
+        device: `cpu`, `cuda`, `cuda:N` or `tensorrt`; None: the CPU, an engine's is a GPU.
         threshold: A pixel of at least this probability is defect; None: as the model says.
         min_area_px: Smaller defects are dropped; None: as the model says.
         reject_score: A picture of at least this score is rejected; None: as the model says.
@@ -71,7 +73,7 @@ class Settings:
     threads: int = within(0, 0)
     model: str | None = None
     model_version: str | None = None
-    device: str = "cpu"
+    device: str | None = None
     threshold: float | None = within(None, 0, 1)
     min_area_px: int | None = within(None, 1)
     reject_score: float | None = within(None, 0, 1)
@@ -111,6 +113,7 @@ class Settings:
             except (TypeError, ValueError) as error:
                 found.append(f"serve.{name}: {error}")
         raise_if_any(found, "settings")
+        checked["device"] = checked["device"] or default_device(Path(checked["model"] or ""))
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -100,119 +99,6 @@ def test_onnxruntime_missing_names_the_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendUnavailableError, match="pip install onnxruntime"):
         OrtBackend(model)
-
-
-def test_cuda_without_provider_names_the_install(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendUnavailableError, match="pip install onnxruntime-gpu"):
-        OrtBackend(model, device="cuda")
-
-
-class FallenBack:
-    """What onnxruntime hands out when CUDA does not start: a session on the CPU, no error."""
-
-    def __init__(self, *_: Any, **options: Any) -> None:  # noqa: ANN401
-        assert options["providers"][0] == ("CUDAExecutionProvider", {"device_id": 1})
-
-    def get_providers(self) -> list[str]:
-        return ["CPUExecutionProvider"]
-
-
-def test_cuda_that_falls_back_to_cpu_is_refused(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "InferenceSession", FallenBack)
-    with pytest.raises(BackendUnavailableError, match=r"did not start on cuda:1 .* on CPU"):
-        OrtBackend(model, device="cuda:1")
-
-
-class GpuBinding:
-    """What a session with a GPU hands out; it notes what was bound where."""
-
-    def __init__(self, session: GpuSession) -> None:
-        self.session = session
-        self.input: Any = None
-        self.outputs: list[tuple[str, str, int]] = []
-
-    def bind_ortvalue_input(self, name: str, value: Any) -> None:  # noqa: ANN401
-        assert name == "image"
-        self.input = value
-
-    def bind_output(self, name: str, device_type: str, device_id: int) -> None:
-        self.outputs.append((name, device_type, device_id))
-
-    def copy_outputs_to_cpu(self) -> list[Any]:
-        assert self.session.ran is self
-        return list(self.session.cpu.run(None, {"image": self.input[0]}))
-
-
-class GpuSession:
-    """A session as onnxruntime-gpu has it, that computes on the CPU."""
-
-    def __init__(self, data: bytes, *_: Any, **options: Any) -> None:  # noqa: ANN401
-        self.names = [name if isinstance(name, str) else name[0] for name in options["providers"]]
-        self.numbers = [name[1]["device_id"] for name in options["providers"][:-1]]
-        self.cpu = REAL_SESSION(data, providers=["CPUExecutionProvider"])
-        self.ran: GpuBinding | None = None
-
-    def get_providers(self) -> list[str]:
-        return self.names
-
-    def io_binding(self) -> GpuBinding:
-        return GpuBinding(self)
-
-    def run_with_iobinding(self, binding: GpuBinding) -> None:
-        names = [output[0] for output in binding.outputs]
-        assert names == ["probability", "classes"]
-        assert {output[1:] for output in binding.outputs} == {("cuda", 2)}
-        assert binding.input[1:] == ("cuda", 2)
-        self.ran = binding
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        assert name in ("get_modelmeta", "get_inputs", "get_outputs")
-        return getattr(self.cpu, name)
-
-
-REAL_SESSION = onnxruntime.InferenceSession
-
-
-@pytest.mark.parametrize(
-    ("device", "providers"),
-    [
-        ("cuda:2", ["CUDA", "CPU"]),
-        ("tensorrt:2", ["Tensorrt", "CUDA", "CPU"]),
-    ],
-)
-def test_gpu_runs_with_bound_input_and_outputs(
-    device: str, providers: list[str], model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for part in ("bind_ortvalue_input", "bind_output", "copy_outputs_to_cpu"):
-        assert hasattr(onnxruntime.IOBinding, part)
-    assert hasattr(REAL_SESSION, "io_binding")
-    assert hasattr(REAL_SESSION, "run_with_iobinding")
-    names = [f"{name}ExecutionProvider" for name in providers]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", GpuSession)
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda *words: words)
-    backend = OrtBackend(model, device=device)
-    assert backend.spec.device == device
-    assert backend.spec.provider == names[0]
-    session: Any = backend._session.get()
-    assert session.get_providers() == names
-    assert session.numbers == [2] * (len(names) - 1)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", REAL_SESSION)
-    expected, _ = OrtBackend(model).infer(PICTURE)
-    probability, classes = backend.infer(PICTURE)
-    assert np.abs(probability - expected).max() < 1e-5
-    assert classes.dtype == np.uint8
-
-
-def test_tensorrt_without_provider_names_the_install(model: Path) -> None:
-    with pytest.raises(BackendUnavailableError, match=r"Tensorrt.*pip install onnxruntime-gpu"):
-        OrtBackend(model, device="tensorrt")
 
 
 def test_closed_backend_refuses_to_run(model: Path) -> None:

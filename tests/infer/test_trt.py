@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -75,6 +76,24 @@ def test_infer_captures_each_shape_once_and_then_only_launches(
         backend.infer(pictures(1))
     assert cuda.counts["cudaGraphInstantiate"] == 1
     assert cuda.counts["cudaMemcpyAsync"] == copies
+
+
+def test_capture_that_fails_leaves_the_engine_running_with_one_warning(
+    engine: Path, model: Path, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda.captures = False
+    backend, images = TrtBackend(engine), pictures(1)
+    expected, _ = OrtBackend(model).infer(images)
+    with caplog.at_level(logging.WARNING):
+        answers = [backend.infer(images)[0] for _ in range(4)]
+        answers.append(backend.infer(np.pad(images, ((0, 0), (0, 8), (0, 0))))[0][:, :48])
+    assert all((answer == expected).all() for answer in answers[:4])
+    assert len(caplog.records) == 1
+    assert "cudaErrorStreamCaptureUnsupported" in caplog.text
+    assert "runs without graphs" in caplog.text
+    assert cuda.counts["cudaGraphLaunch"] == 0
+    backend.close()
+    assert cuda.held == 0
 
 
 def test_infer_of_shape_seen_once_is_not_captured(engine: Path, cuda: FakeCuda) -> None:

@@ -71,17 +71,62 @@ def test_stale_engine_names_every_difference(
     engine: Path, cuda: FakeCuda, install: Callable[[str], Any]
 ) -> None:
     install(ELEVEN)
-    cuda.name, cuda.driver = "NVIDIA H200", 12080
+    cuda.name, cuda.capability, cuda.driver = "NVIDIA H200", (9, 0), 12080
     with pytest.raises(StaleEngineError, match="not built for this machine") as caught:
         TrtBackend(engine)
     text = str(caught.value)
     for line in (
         "runtime_version: expected 10.16.1.11, got 11.4.0.106",
-        "gpu: expected NVIDIA L4, got NVIDIA H200",
-        "driver: expected 13.0, got 12.8",
+        "compute_capability: expected SM89, got SM90",
         "load it with --rebuild",
     ):
         assert line in text
+    assert "driver" not in text
+
+
+@pytest.mark.parametrize("driver", [12080, 13010, 14000])
+def test_update_of_the_driver_or_cuda_outdates_no_engine(
+    engine: Path, cuda: FakeCuda, driver: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = Manifest.read(engine)
+    replace(built, environment={**built.environment, "cuda": "12"}).write(engine)
+    cuda.driver = driver
+    with caplog.at_level(logging.WARNING):
+        TrtBackend(engine).infer(pictures(1))
+    assert not caplog.records
+
+
+def test_engine_tuned_for_another_gpu_of_the_capability_runs_with_a_warning(
+    engine: Path, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda.name = "NVIDIA L40S"
+    with caplog.at_level(logging.WARNING):
+        TrtBackend(engine).infer(pictures(1))
+    assert "was tuned on NVIDIA L4 and runs on NVIDIA L40S" in caplog.text
+
+
+def test_ampere_plus_engine_runs_on_every_newer_gpu_and_no_older(
+    install: Callable[[str], Any], cuda: FakeCuda, model: Path, tmp_path: Path
+) -> None:
+    install(TEN)
+    path = write_engine(tmp_path, model, replace(RECIPE, hardware_compatible="ampere_plus"))
+    cuda.capability = (12, 0)
+    TrtBackend(path).infer(pictures(1))
+    cuda.capability = (7, 5)
+    with pytest.raises(StaleEngineError, match="compute_capability: expected SM89, got SM75"):
+        TrtBackend(path)
+
+
+def test_engine_that_the_library_itself_refuses_can_be_built_again(
+    engine: Path, install: Callable[[str], Any]
+) -> None:
+    install(ELEVEN)
+    built = Manifest.read(engine)
+    replace(built, environment={**built.environment, "runtime_version": "11.4.0.106"}).write(engine)
+    with pytest.raises(StaleEngineError, match="refuses the engine: the engine is of another"):
+        TrtBackend(engine)
+    with Segmenter(engine, rebuild=rebuild_engine) as segmenter:
+        assert segmenter.spec.provider == "tensorrt 11.4.0.106"
 
 
 def test_engine_of_another_manifest_is_stale(engine: Path) -> None:
@@ -93,7 +138,7 @@ def test_engine_of_another_manifest_is_stale(engine: Path) -> None:
 def test_damaged_engine_is_refused(engine: Path) -> None:
     engine.write_bytes(b"\0" * 100)
     replace(Manifest.read(engine), sha256=sha256_of(b"\0" * 100)).write(engine)
-    with pytest.raises(ModelError, match=r"tensorrt 10\S+ refuses the engine: .* build it again"):
+    with pytest.raises(ModelError, match=r"tensorrt 10\S+ refuses the engine: .* build it here"):
         TrtBackend(engine)
 
 
@@ -135,7 +180,7 @@ def test_rebuild_builds_for_this_machine_and_says_so(
     with caplog.at_level(logging.WARNING):
         backend = Segmenter(engine, rebuild=rebuild).backend
     assert "building" in caplog.text
-    assert "expected NVIDIA L4, got NVIDIA H200" in caplog.text
+    assert "compute_capability: expected SM89, got SM90" in caplog.text
     assert steps[-1][0] == steps[-1][1] > 0
     manifest = Manifest.read(engine)
     assert manifest.environment["compute_capability"] == "SM90"
@@ -149,7 +194,7 @@ def test_rebuild_builds_for_this_machine_and_says_so(
 
 
 def test_rebuild_without_its_onnx_file_leaves_all_as_it_was(engine: Path, cuda: FakeCuda) -> None:
-    cuda.name = "NVIDIA H200"
+    cuda.capability = (9, 0)
     engine.with_suffix(".onnx").write_bytes(b"another")
     before = engine.read_bytes()
     with pytest.raises(ModelError, match=r"cannot be built again: .* got line\.onnx"):
@@ -160,7 +205,7 @@ def test_rebuild_without_its_onnx_file_leaves_all_as_it_was(engine: Path, cuda: 
 def test_rebuild_that_fails_parity_is_not_left_on_disk(
     engine: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuda.name = "NVIDIA H200"
+    cuda.capability = (9, 0)
     before = engine.read_bytes()
     infer = TrtBackend.infer
     monkeypatch.setattr(
@@ -210,6 +255,14 @@ def test_cuda_bindings_that_raise_without_a_driver_are_backend_unavailable(
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", old)
     with pytest.raises(BackendUnavailableError, match=r"no GPU cuda:0 .*libcuda\.so\.1"):
         Cuda()
+
+
+def test_machine_without_a_driver_is_told_so_and_not_that_the_driver_is_old(
+    engine: Path, cuda: FakeCuda
+) -> None:
+    cuda.gpus, cuda.driver = 0, 0
+    with pytest.raises(BackendUnavailableError, match=r"\(no NVIDIA driver is loaded\)"):
+        TrtBackend(engine)
 
 
 @pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, AttributeError])

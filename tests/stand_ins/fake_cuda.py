@@ -52,6 +52,9 @@ class FakeCuda:
         self.name = "NVIDIA L4"
         self.capability = (8, 9)
         self.driver = 13000
+        self.captures = True
+        self.chosen: list[int] = []
+        self.last_error = Error.cudaSuccess
         self.counts: Counter[str] = Counter()
         self.device_blocks: dict[int, Any] = {}
         self.host_blocks: dict[int, Any] = {}
@@ -72,6 +75,7 @@ class FakeCuda:
         return (Error.cudaSuccess, self.gpus) if self.gpus else (Error.cudaErrorNoDevice, None)
 
     def cudaSetDevice(self, device: int) -> tuple[Error]:  # noqa: N802
+        self.chosen.append(device)
         return (Error.cudaSuccess if device < self.gpus else Error.cudaErrorInvalidValue,)
 
     def cudaGetDeviceProperties(self, device: int) -> tuple[Error, Any]:  # noqa: N802
@@ -140,8 +144,15 @@ class FakeCuda:
         graph, stream.captured = stream.captured, None
         if graph is None:
             return Error.cudaErrorInvalidValue, None
+        if not self.captures:
+            self.last_error = Error.cudaErrorStreamCaptureUnsupported
+            return self.last_error, None
         self.graphs.append(graph)
         return Error.cudaSuccess, graph
+
+    def cudaGetLastError(self) -> tuple[Error]:  # noqa: N802
+        error, self.last_error = self.last_error, Error.cudaSuccess
+        return (error,)
 
     def cudaGraphInstantiate(  # noqa: N802
         self, graph: list[Work], flags: int

@@ -47,6 +47,7 @@ class IExecutionContext(Strict):
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         stream = self._cuda.streams[stream_handle]
+        assert self._cuda.last_error == 0, "the library takes an error of ours for its own"
         assert self._scratch in self._cuda.device_blocks
         assert set(self._addresses) == set(_TYPES)
         if stream.captured is not None and self._ready != self._shape:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from magtiles_seg.errors import ConfigError, ModelError
-from magtiles_seg.infer.backends.base import Backend, BackendSpec
+from magtiles_seg.infer.backends.base import Backend, BackendSpec, default_device
 
-__all__ = ["BACKENDS", "Backend", "BackendSpec", "open_backend"]
+if TYPE_CHECKING:
+    from magtiles_seg.infer.backends.ortgpu import Profile
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendSpec",
+    "choose_backend",
+    "default_device",
+    "open_backend",
+]
 
 BACKENDS: dict[str, str] = {
     "eager": ".safetensors",
@@ -26,6 +37,7 @@ def open_backend(
     backend: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
+    profile: Profile | None = None,
 ) -> Backend:
     """Load a model.
 
@@ -37,6 +49,8 @@ def open_backend(
         threads: Of one inference on a CPU; None: all physical cores that the process may use.
         precision: `"fp32"` or `"bf16"`, of OpenVINO's arithmetic; None: fp32, and for the others
             as the file has it.
+        profile: Of device `"tensorrt"`: least, tuned and greatest (N, H, W) of the pictures, as a
+            recipe's `shapes`; None: as they come, with a build at each size beyond.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -45,21 +59,26 @@ def open_backend(
         ConfigError: The device, the backend, the precision or the number of threads is invalid.
         BackendUnavailableError: The runtime, or its support for the device, is not installed.
     """
-    backend = _choose(path, backend)
+    backend = choose_backend(path, backend)
     if precision is not None and backend != "openvino":
         raise ConfigError(
             f"precision={precision!r} is for backend 'openvino'; {backend!r} computes as the model "
             "file has it: export the model in that precision"
         )
+    if profile is not None and backend != "onnxruntime":
+        raise ConfigError(
+            f"a profile is for backend 'onnxruntime' and device='tensorrt', got {backend!r}; an "
+            "engine's is that of the recipe it was built by"
+        )
+    device = device or default_device(path)
     if backend == "tensorrt":
         from magtiles_seg.infer.backends.trt import TrtBackend
 
-        return TrtBackend(path, device=device or "cuda")
-    device = device or "cpu"
+        return TrtBackend(path, device=device)
     if backend == "onnxruntime":
         from magtiles_seg.infer.backends.ort import OrtBackend
 
-        return OrtBackend(path, device=device, threads=threads)
+        return OrtBackend(path, device=device, threads=threads, profile=profile)
     if backend == "openvino":
         from magtiles_seg.infer.backends.openvino import OpenVinoBackend
 
@@ -69,8 +88,17 @@ def open_backend(
     return EagerBackend(path, device=device, threads=threads)
 
 
-def _choose(path: Path, backend: str | None) -> str:
-    """Return the name of the backend that is to run a file."""
+def choose_backend(path: Path, backend: str | None = None) -> str:
+    """Return the name of the backend that is to run a file.
+
+    Args:
+        path: The model file.
+        backend: A name from `BACKENDS`; None chooses by the file's suffix.
+
+    Raises:
+        ModelError: It is no model file.
+        ConfigError: There is no such backend, or it runs other files.
+    """
     suffix = path.suffix.lower()
     if backend is None:
         for name, wanted in BACKENDS.items():

@@ -21,6 +21,8 @@ from magtiles_seg.model.card import ModelCard
 _MOST_BYTES = 2**31 - 1  # protobuf reads no more, and no engine or checkpoint of ours comes near
 _MOST_THREADS = 1024
 
+_ENGINE_AXES = (("batch", "in one run"), ("height", "px high"), ("width", "px wide"))
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -95,6 +97,23 @@ def check_images(images: npt.NDArray[np.uint8]) -> None:
         )
 
 
+def check_shape(shape: tuple[int, ...], least: Sequence[int], greatest: Sequence[int]) -> None:
+    """Check that pictures (N, H, W) fit what an engine was built for.
+
+    Raises:
+        InferenceError: An axis is too small or too great; the message names the recipe's key.
+    """
+    for axis, (name, words) in enumerate(_ENGINE_AXES):
+        size, low, high = shape[axis], least[axis], greatest[axis]
+        if not low <= size <= high:
+            key, bound = ("min", size) if size < low else ("max", size)
+            key = f"{name}_{key}" + ("_px" if axis else "")
+            raise InferenceError(
+                f"the engine takes pictures {low} to {high} {words}, got {size}: build one "
+                f"by a recipe with {key}: {bound}, or use the .onnx file"
+            )
+
+
 def check_answer(
     probability: npt.NDArray[np.float32], classes: npt.NDArray[np.uint8], shape: tuple[int, ...]
 ) -> None:
@@ -141,6 +160,11 @@ def file_sha256(path: Path) -> str:
         ModelError: It cannot be read.
     """
     return sha256_of(read_model(path))
+
+
+def default_device(path: Path) -> str:
+    """Return where a model file runs unless told: an engine on a GPU, the others on the CPU."""
+    return "cuda" if path.suffix.lower() == ".engine" else "cpu"
 
 
 def parse_device(device: str, accelerators: Sequence[str] = ("cuda",)) -> tuple[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,22 @@ from magtiles_seg.infer.backends.base import (
     BackendSpec,
     check_answer,
     check_images,
+    check_shape,
     check_threads,
     parse_device,
 )
 from magtiles_seg.infer.backends.held import Held, gpu_after_fork
 from magtiles_seg.infer.backends.onnxfile import read_again, read_onnx
+from magtiles_seg.infer.backends.ortgpu import (
+    GPU_FIX,
+    PROVIDERS,
+    Profile,
+    check_profile,
+    preload,
+    providers,
+    quiet,
+    why_not,
+)
 from magtiles_seg.infer.backends.vendor import first_line, import_onnxruntime
 from magtiles_seg.model.card import CARD_KEY, ModelCard
 
@@ -33,18 +44,19 @@ _TENSORS = [
     ("classes", "tensor(uint8)", 3),
 ]
 _FATAL_ONLY = 4  # What fails is raised as an exception; the runtime need not print it as well.
-_GPU_FIX = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 
 
 class OrtBackend:
     """One onnxruntime session, shared by all threads."""
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        profile: Profile | None = None,
+    ) -> None:
         """Load an ONNX model.
 
         Args:
@@ -52,19 +64,28 @@ class OrtBackend:
             device: `"cpu"`, `"cuda"`, `"cuda:N"`, `"tensorrt"` or `"tensorrt:N"`: the last two are
                 onnxruntime's TensorRT execution provider, with CUDA for what TensorRT cannot run.
             threads: Of one inference on a CPU; None: all physical cores that the process may use.
+            profile: Of `"tensorrt"`: least, tuned and greatest (N, H, W), for which it builds once;
+                None: it builds for what it meets, again at each size beyond.
 
         Raises:
             FileNotFoundError: There is no such file.
             ModelError: The file is damaged, or not a model of this package.
-            ConfigError: The device or the number of threads is invalid.
+            ConfigError: The device, the number of threads or the profile is invalid.
             BackendUnavailableError: onnxruntime, or its support for the device, is not installed.
         """
         kind, number = parse_device(device, accelerators=("cuda", "tensorrt"))
         threads = check_threads(threads)
+        self._profile = check_profile(profile, kind)
         data = read_onnx(path)
         sha256 = sha256_of(data)
         where = path.absolute()
-        open_session = partial(_open_session, path=path, kind=kind, number=number, threads=threads)
+        open_session = (
+            partial(_open_on_cpu, path=path, threads=threads)
+            if kind == "cpu"
+            else partial(
+                _open_on_gpu, kind=kind, number=number, sha256=sha256, profile=self._profile
+            )
+        )
         self._session: Held[onnxruntime.InferenceSession] = Held(
             lambda: open_session(data),
             str(path),
@@ -98,6 +119,8 @@ class OrtBackend:
             InferenceError: The pictures do not fit, the backend is closed, or onnxruntime failed.
         """
         check_images(images)
+        if self._profile is not None:
+            check_shape(images.shape, self._profile[0], self._profile[2])
         session = self._session.get()
         try:
             if self._gpu is None:
@@ -117,43 +140,58 @@ class OrtBackend:
         self._session.close()
 
 
-def _open_session(
-    data: bytes, *, path: Path, kind: str, number: int, threads: int
-) -> onnxruntime.InferenceSession:
+def _open_on_cpu(data: bytes, *, path: Path, threads: int) -> onnxruntime.InferenceSession:
     onnxruntime = import_onnxruntime()
-    available = onnxruntime.get_available_providers()
-    if _PROVIDERS[kind] not in available:
-        raise BackendUnavailableError(
-            f"device {kind!r} needs the GPU build of onnxruntime with {_PROVIDERS[kind]}, "
-            f"got {available}: {_GPU_FIX}"
-        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY
     try:
-        session = onnxruntime.InferenceSession(
-            data, options, providers=_providers(kind, number), enable_fallback=0
+        return onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:
-        if kind != "cpu":
-            raise BackendUnavailableError(
-                f"onnxruntime cannot use {kind}:{number}: {first_line(error)}"
-            ) from error
         raise ModelError(
             f"onnxruntime cannot load {path}: {first_line(error)}; export the model again"
         ) from error
-    _check_provider(session, kind, number)
+
+
+def _open_on_gpu(
+    data: bytes, *, kind: str, number: int, sha256: str, profile: Profile | None
+) -> onnxruntime.InferenceSession:
+    """Return a session that runs on a GPU: onnxruntime itself would settle for the CPU.
+
+    Raises:
+        BackendUnavailableError: It does not, and why not.
+    """
+    onnxruntime = import_onnxruntime()
+    available = onnxruntime.get_available_providers()
+    if PROVIDERS[kind] not in available:
+        raise BackendUnavailableError(
+            f"device {kind!r} needs the GPU build of onnxruntime with {PROVIDERS[kind]}, "
+            f"got {available}: {GPU_FIX}"
+        )
+    preload(onnxruntime, kind)
+    options = onnxruntime.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    order = providers(kind, number, model_sha256=sha256, profile=profile)
+    try:
+        with quiet(onnxruntime):
+            session = onnxruntime.InferenceSession(
+                data, options, providers=order, enable_fallback=0
+            )
+    except Exception as error:
+        raise BackendUnavailableError(
+            f"onnxruntime cannot use {kind}:{number}: {why_not(onnxruntime, kind, error)}"
+        ) from error
+    used = session.get_providers()[0]
+    if used != PROVIDERS[kind]:
+        raise BackendUnavailableError(
+            f"onnxruntime did not start on {kind}:{number} and would run on {used}: "
+            f"{why_not(onnxruntime, kind)}"
+        )
     return session
-
-
-def _providers(kind: str, number: int) -> list[Any]:
-    """Return the execution providers for a device, and behind it those for what it cannot run."""
-    order = ["cpu"] if kind == "cpu" else list(dict.fromkeys((kind, "cuda", "cpu")))
-    return [
-        _PROVIDERS[name] if name == "cpu" else (_PROVIDERS[name], {"device_id": number})
-        for name in order
-    ]
 
 
 def _run_bound(
@@ -171,17 +209,6 @@ def _run_bound(
     session.run_with_iobinding(binding)
     probability, classes = binding.copy_outputs_to_cpu()
     return probability, classes
-
-
-def _check_provider(session: onnxruntime.InferenceSession, kind: str, number: int) -> None:
-    """Raise if onnxruntime settled for another provider, as it does without a word."""
-    used = session.get_providers()
-    if used[0] != _PROVIDERS[kind]:
-        raise BackendUnavailableError(
-            f"onnxruntime did not start on {kind}:{number} and would run on {used[0]}: check the "
-            "NVIDIA driver and the libraries (CUDA, cuDNN, TensorRT) that onnxruntime-gpu asks "
-            "for, or use device='cpu'"
-        )
 
 
 def _read_card(session: onnxruntime.InferenceSession, path: Path) -> ModelCard:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import OrderedDict
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
     check_images,
+    check_shape,
     parse_device,
     read_model,
 )
@@ -33,12 +35,22 @@ from magtiles_seg.infer.backends.vendor import (
 )
 from magtiles_seg.infer.manifest import Manifest, local_environment, mismatches
 
+_log = logging.getLogger(__name__)
+
 Shape = tuple[int, ...]
 
 _INPUT = "image"
 _OUTPUTS = ("probability", "classes")
 _TYPES = {"image": np.uint8, "probability": np.float32, "classes": np.uint8}
 _MAX_GRAPHS = 8
+_BUILD_AGAIN = (
+    "build it here with `magtiles-seg export`, or load it with --rebuild "
+    "(rebuild=magtiles_seg.export.rebuild.rebuild_engine)"
+)
+_BINDING = ("runtime", "runtime_version", "compute_capability", "os", "arch")
+"""What TensorRT itself holds an engine to. Which driver, CUDA and model of GPU were there is kept
+for people: an update of the driver alone outdates no engine, and a library that refuses one all the
+same says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +88,8 @@ class Runner:
                 version-compatible engines do.
 
         Raises:
-            ModelError: The library refuses the engine, or it is not one of this package.
+            StaleEngineError: The library refuses the engine.
+            ModelError: It is not an engine of this package.
             InferenceError: The device's memory does not suffice.
         """
         self._library = library
@@ -84,6 +97,7 @@ class Runner:
         self._logger = make_logger(library)
         self._buckets: OrderedDict[Shape, _Bucket] = OrderedDict()
         self._context: Any = None
+        self._capturing = True
         self._owned = ExitStack()
         runtime = library.Runtime(self._logger)
         if trusted:
@@ -91,9 +105,9 @@ class Runner:
         self._runtime = runtime
         self._engine = runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise ModelError(
+            raise StaleEngineError(
                 f"{library.__name__} {library.__version__} refuses the engine: "
-                f"{self._logger.last()}; build it again on this machine"
+                f"{self._logger.last()}; {_BUILD_AGAIN}"
             )
         self._check_tensors()
         least, _, greatest = self._engine.get_tensor_profile_shape(_INPUT, 0)
@@ -202,8 +216,15 @@ class Runner:
             if len(self._buckets) >= _MAX_GRAPHS:
                 self._forget()
             bucket = self._buckets[shape] = _Bucket()
-        elif bucket.context is None:
-            self._capture(bucket, shape)
+        elif bucket.context is None and self._capturing:
+            try:
+                self._capture(bucket, shape)
+            except InferenceError as error:
+                self._capturing = False
+                self._cuda.forget_error()
+                _log.warning(
+                    "no CUDA graph of pictures %s: %s; the engine runs without graphs", shape, error
+                )
         self._buckets.move_to_end(shape)
         return bucket
 
@@ -237,10 +258,6 @@ class Runner:
             cuda.download(buffer.address, buffer.device, buffer.view(shape).nbytes, stream)
 
 
-_AXES = ("in one run", "px high", "px wide")
-_KEYS = ("batch", "height", "width")
-
-
 class TrtBackend:
     """One engine on one GPU. Calls from several threads run one after the other."""
 
@@ -269,13 +286,14 @@ class TrtBackend:
         flavour = flavour_of(manifest, path)
         library = import_tensorrt(flavour)
         cuda = Cuda(number)
-        reasons = _misfits(manifest, environment(library, flavour, cuda), plan)
+        here = environment(library, flavour, cuda)
+        reasons = _misfits(manifest, here, plan)
         if reasons:
             raise StaleEngineError(
                 "\n  - ".join([f"{path} was not built for this machine:", *reasons])
-                + "\nbuild it here with `magtiles-seg export`, or load it with --rebuild "
-                "(rebuild=magtiles_seg.export.rebuild.rebuild_engine)"
+                + f"\n{_BUILD_AGAIN}"
             )
+        _tell_of_another_gpu(manifest, here, path)
         self._lock = threading.Lock()
         self._cuda = cuda
         trusted = bool(manifest.recipe.get("version_compatible"))
@@ -315,7 +333,7 @@ class TrtBackend:
         least, greatest = self._shapes
         step = greatest[0]
         for count in {min(step, len(images)), (len(images) - 1) % step + 1}:
-            _check_shape((count, *images.shape[1:]), least, greatest)
+            check_shape((count, *images.shape[1:]), least, greatest)
         probability = np.empty(images.shape, np.float32)
         classes = np.empty(images.shape, np.uint8)
         with self._lock:
@@ -366,31 +384,33 @@ def flavour_of(manifest: Manifest, path: Path) -> str:
 def _misfits(manifest: Manifest, here: dict[str, str | list[str]], plan: bytes) -> tuple[str, ...]:
     """Return in what this machine or the file differs from the manifest, where it matters."""
     built, recipe = manifest.environment, manifest.recipe
-    here = {**here, "sha256": sha256_of(plan)}
-    allowed: list[str] = []
+    binding = set(_BINDING)
     if recipe.get("version_compatible") and not _older(here, built):
-        allowed = ["runtime_version", "driver", "cuda"]
-    level = recipe.get("hardware_compatible")
-    if level == "same_compute_capability":
-        allowed.append("gpu")
-    elif level == "ampere_plus" and int(str(here["compute_capability"])[2:]) >= 80:
-        allowed += ["gpu", "compute_capability"]
-    return mismatches(manifest, {**here, **{key: built[key] for key in allowed if key in built}})
+        binding.remove("runtime_version")
+    newest = int(str(here["compute_capability"])[2:])
+    if recipe.get("hardware_compatible") == "ampere_plus" and newest >= 80:
+        binding.remove("compute_capability")
+    held = {key: value for key, value in built.items() if key in binding}
+    return mismatches(replace(manifest, environment=held), {**here, "sha256": sha256_of(plan)})
+
+
+def _tell_of_another_gpu(manifest: Manifest, here: dict[str, str | list[str]], path: Path) -> None:
+    """Warn of an engine that was tuned for another model of GPU, unless it was meant for several.
+
+    TensorRT runs it where the compute capability is the same, and warns as well.
+    """
+    built = manifest.environment.get("gpu")
+    meant = manifest.recipe.get("hardware_compatible", "none") != "none"
+    if built is not None and built != here["gpu"] and not meant:
+        _log.warning(
+            "%s was tuned on %s and runs on %s: it may be slower than one that is built here",
+            path,
+            built,
+            here["gpu"],
+        )
 
 
 def _older(here: dict[str, str | list[str]], built: Any) -> bool:  # noqa: ANN401
     """Return whether this machine's library is older than the one that built: never compatible."""
     versions = [str(facts.get("runtime_version", "0")) for facts in (here, built)]
     return version_numbers(versions[0]) < version_numbers(versions[1])
-
-
-def _check_shape(shape: Shape, least: Shape, greatest: Shape) -> None:
-    for axis, size in enumerate(shape):
-        low, high = least[axis], greatest[axis]
-        if not low <= size <= high:
-            key, bound = ("min", size) if size < low else ("max", size)
-            name = f"{_KEYS[axis]}_{key}" + ("_px" if axis else "")
-            raise InferenceError(
-                f"the engine takes pictures {low} to {high} {_AXES[axis]}, got {size}: build one "
-                f"by a recipe with {name}: {bound}, or use the .onnx file"
-            )

@@ -156,7 +156,7 @@ class Cuda:
         self._api = import_vendor("cuda.bindings.runtime", _FIX)
         try:
             code, count = self._api.cudaGetDeviceCount()
-            failed = self._describe(code) if int(code) else ""
+            failed = self._refusal(code) if int(code) else ""
         except Exception as error:  # bindings without a driver raise instead of answering
             failed, count = f"{type(error).__name__}: {first_line(error)}", 0
         if failed or number >= count:
@@ -190,6 +190,13 @@ class Cuda:
             driver=f"{driver // 1000}.{driver % 1000 // 10}",
             cuda=str(runtime // 1000),
         )
+
+    def _refusal(self, code: Any) -> str:  # noqa: ANN401
+        """Return why no device answers: without a driver, CUDA calls the driver too old."""
+        failed, newest = self._api.cudaDriverGetVersion()
+        if not int(failed) and newest == 0:
+            return "no NVIDIA driver is loaded"
+        return self._describe(code)
 
     def call(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:  # noqa: ANN401
         """Return what a function of the runtime returns behind its error code.
@@ -265,6 +272,10 @@ class Cuda:
             return self.call(self._api.cudaGraphInstantiate, graph, 0)
         finally:
             self.call(self._api.cudaGraphDestroy, graph)
+
+    def forget_error(self) -> None:
+        """Take back the error of a call that failed: a library's next call would see it."""
+        self._api.cudaGetLastError()
 
     def launch(self, graph: Any, stream: Any) -> None:  # noqa: ANN401
         """Queue a captured graph."""
