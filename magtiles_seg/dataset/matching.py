@@ -158,7 +158,7 @@ class Matches:
         return tuple(
             match
             for match in self.found
-            if match.certainty < SURE and sure[match.first] != sure[match.second]
+            if 1 - SURE <= match.certainty < SURE and sure[match.first] != sure[match.second]
         )
 
     def mates(self) -> dict[int, list[Match]]:
