@@ -158,7 +158,7 @@ class Matches:
         return tuple(
             match
             for match in self.found
-            if match.certainty < SURE and sure[match.first] != sure[match.second]
+            if 1 - SURE <= match.certainty < SURE and sure[match.first] != sure[match.second]
         )
 
     def mates(self) -> dict[int, list[Match]]:
@@ -177,7 +177,7 @@ def find_matches(
     """Find the pictures that show one surface, whatever the light, the turn or the section.
 
     What shows is the same where the grain is: two parts of one mould, or two pictures of one scene
-    with other parts in it, are no matches. Time and memory (about 10 KB each) grow in proportion
+    with other parts in it, are no matches. Time and memory (about 40 KB each) grow in proportion
     to the number of pictures.
 
     Args:

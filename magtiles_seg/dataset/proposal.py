@@ -122,7 +122,7 @@ def _csv(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _page(matches: Matches) -> str:
-    doubtful = [match for match in matches.doubtful() if match.certainty >= 0.02]
+    doubtful = matches.doubtful()
     shown = sorted(doubtful, key=lambda match: abs(match.certainty - 0.5))[:_SHOWN]
     doubt = f"{len(doubtful)} decide about a group and are not sure"
     doubt += f"; the {_SHOWN} most in doubt follow." if len(doubtful) > _SHOWN else "."

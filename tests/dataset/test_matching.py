@@ -150,7 +150,13 @@ def test_fixed_view_of_other_parts_is_remarked(tmp_path: Path) -> None:
 
 
 def test_groups_join_over_a_third_and_doubtful_are_those_that_decide() -> None:
-    pairs = (match(0, 1, 0.99), match(1, 2, 0.99), match(0, 2, 0.6), match(2, 3, 0.4))
+    pairs = (
+        match(0, 1, 0.99),
+        match(1, 2, 0.99),
+        match(0, 2, 0.6),
+        match(2, 3, 0.4),
+        match(1, 3, 0.01),
+    )
     found = Matches(tuple(Path(name) for name in "abcd"), pairs, ())
     assert found.groups() == [0, 0, 0, 3]
     assert found.groups(0.3) == [0] * 4
