@@ -194,4 +194,4 @@ def test_lite0_exports_within_the_size_of_the_wheel(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", build_network("lite0"), {})
     report = graph.export_onnx(tmp_path / "a.safetensors", tmp_path / "a.onnx")
     assert report.max_abs_diff <= 0.001
-    assert (tmp_path / "a.onnx").stat().st_size <= 8_000_000
+    assert (tmp_path / "a.onnx").stat().st_size <= 9_000_000
