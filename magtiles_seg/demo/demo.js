@@ -21,15 +21,18 @@
     return slider.appendChild(frame);
   };
   let chosen = null;
+  let box = ""; // of the row when it was chosen: Gradio writes another answer into the same rows
+  const holds = () => chosen && chosen.isConnected && chosen.dataset.box === box;
   const place = () => { // anew when the page changes its size; gone when another answer is shown
     document.querySelectorAll("#region").forEach((old) => old.remove());
     document.querySelectorAll("#defects tr.chosen").forEach((old) => old.classList.remove("chosen"));
-    const frame = chosen && chosen.isConnected ? frameOf(chosen) : null;
+    const frame = holds() ? frameOf(chosen) : null;
     if (frame) chosen.classList.add("chosen");
     return frame;
   };
   const choose = (row) => {
     chosen = row;
+    box = row.dataset.box;
     const frame = place();
     if (frame) frame.scrollIntoView({block: "nearest", behavior: "smooth"});
   };
@@ -42,8 +45,8 @@
   document.addEventListener("load", (event) => isOverlay(event) && place(), true);
   window.addEventListener("resize", place);
   new MutationObserver(() => { // the table may come after the picture
-    if (!chosen || chosen.isConnected) return;
+    if (!chosen || holds()) return;
     chosen = null;
     place();
-  }).observe(document, {childList: true, subtree: true});
+  }).observe(document, {childList: true, subtree: true, attributes: true, attributeFilter: ["data-box"]});
 })();
