@@ -11,7 +11,7 @@ from PIL import Image
 
 from magtiles_seg import cli
 from magtiles_seg.commands.options import ACCEPTED, REJECTED
-from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.dataset.synthetic import synthetic_tile, write_dataset
 from magtiles_seg.model.bundled import BUNDLED_MODEL
 
 REPOSITORY = Path(__file__).parents[1]
@@ -43,6 +43,7 @@ def _beside_a_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(100):  # the fewest that statistics are made of
         tile.save(f"good-days/{number}.png")
     shutil.copy(BUNDLED_MODEL, "model.onnx")
+    write_dataset(Path("drawn"), tiles=2, seed=3)  # as the README draws it
 
 
 @pytest.mark.usefixtures("_beside_a_tile")
@@ -56,8 +57,8 @@ def test_python_blocks_of_a_page_in_order_run(page: Path) -> None:
 @pytest.mark.usefixtures("_beside_a_tile")
 def test_segment_and_info_commands_run_without_error() -> None:
     verbs = commands(README, "magtiles-seg")
-    runnable = [words for words in verbs if words[0] in ("segment", "info")]
-    assert len(runnable) >= 3
+    runnable = [words for words in verbs if words[0] in ("segment", "info") or "synth" in words]
+    assert len(runnable) >= 5
     for words in runnable:
         assert cli.main(words) in (ACCEPTED, REJECTED)
 
