@@ -1,7 +1,7 @@
 # One door for people and CI; it needs nothing but python3. `make` lists the doors.
 PYTHON ?= python3
 VENV   ?= .venv
-BIN     = $(VENV)/bin
+BIN     = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # torch on PyPI brings gigabytes of CUDA: without an NVIDIA card it comes from PyTorch's own index, if that is reached.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import magtiles_seg
 from magtiles_seg import cli
 from magtiles_seg.commands import options
 from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.serve.settings import Settings, described
 
 ALWAYS = ("--reject-score", "0")
 NEVER = ("--reject-score", "1")
@@ -292,7 +294,7 @@ def test_train_without_torch_names_the_install_command(
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("segment",), ("data",), ("segmant", "x"), ("segment", "x", "--threshold", "y")]
+    "words", [("segment",), ("segmant", "x"), ("segment", "x", "--threshold", "y")]
 )
 def test_misspelt_command_line_exits_2_with_usage(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -300,6 +302,77 @@ def test_misspelt_command_line_exits_2_with_usage(
     with pytest.raises(SystemExit, match="2"):
         run(*words)
     assert "usage: magtiles-seg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [(), ("data",)])
+def test_command_without_a_verb_shows_its_help_and_exits_2(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2  # 0 would say that a tile was accepted
+    assert "show this help message" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("segmnt", "x"), "'segmnt' is none of segment, batch"),
+        (("segmnt", "x"), "did you mean 'segment'?"),
+        (("data", "splt"), "did you mean 'split'?"),
+        (("segment", "x", "--thrshold", "0.3"), "did you mean '--threshold'?"),
+        (("segment", "x", "--thrshold=0.3"), "did you mean '--threshold'?"),
+        (("stream", "x", "--when-full", "blok"), "did you mean 'block'?"),
+        (("demo", "--port", "99999"), "expected a port from 0 to 65535, got '99999'"),
+        (("demo", "--port", "-1"), "expected a port"),
+    ],
+)
+def test_misspelt_word_gets_the_nearest_one(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(*words)
+    assert said in capsys.readouterr().err
+
+
+def test_serve_help_has_a_sentence_for_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    about = described(Settings)
+    assert set(about) == {entry.name for entry in fields(Settings)}
+    with pytest.raises(SystemExit, match="0"):
+        run("serve", "--help")
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert "Largest picture, checked before it is decoded." in help_text
+    assert "None" not in help_text
+
+
+def test_info_is_a_table_of_one_fact_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("info") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) < 200 and "{" not in line for line in lines)
+    (threshold,) = (line for line in lines if line.startswith("    threshold"))
+    assert threshold.split()[1] == "0.3731"
+
+
+@pytest.mark.parametrize(
+    ("words", "verb"),
+    [
+        (("train",), "data split"),
+        (("evaluate",), "data split"),
+        (("data", "split"), "data load"),
+        (("evaluate", "--model", "runs/model.onnx", "."), "export"),
+        (("segment", "x.png", "--model", "runs/train/model.safetensors"), "train"),
+    ],
+)
+def test_missing_file_names_the_verb_that_makes_it(
+    words: tuple[str, ...],
+    verb: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if words == ("train",):
+        pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == 2
+    assert f"magtiles-seg {verb}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

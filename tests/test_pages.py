@@ -11,7 +11,7 @@ from PIL import Image
 
 from magtiles_seg import cli
 from magtiles_seg.commands.options import ACCEPTED, REJECTED
-from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.dataset.synthetic import synthetic_tile, write_dataset
 from magtiles_seg.model.bundled import BUNDLED_MODEL
 
 REPOSITORY = Path(__file__).parents[1]
@@ -69,6 +69,7 @@ def _beside_a_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "image,group\np7_light1.png,p7\np7_light2.png,p7\n", encoding="utf-8"
     )
     shutil.copy(BUNDLED_MODEL, "model.onnx")
+    write_dataset(Path("drawn"), tiles=2, seed=3)  # as the README draws it
 
 
 @pytest.mark.usefixtures("_beside_a_tile")

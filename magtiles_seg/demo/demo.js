@@ -20,16 +20,21 @@
     });
     return slider.appendChild(frame);
   };
-  const clear = () => {
+  let chosen = null;
+  let box = ""; // of the row when it was chosen: Gradio writes another answer into the same rows
+  const holds = () => chosen && chosen.isConnected && chosen.dataset.box === box;
+  const place = () => { // anew when the page changes its size; gone when another answer is shown
     document.querySelectorAll("#region").forEach((old) => old.remove());
     document.querySelectorAll("#defects tr.chosen").forEach((old) => old.classList.remove("chosen"));
+    const frame = holds() ? frameOf(chosen) : null;
+    if (frame) chosen.classList.add("chosen");
+    return frame;
   };
   const choose = (row) => {
-    clear();
-    const frame = frameOf(row);
-    if (!frame) return;
-    row.classList.add("chosen");
-    frame.scrollIntoView({block: "nearest", behavior: "smooth"});
+    chosen = row;
+    box = row.dataset.box;
+    const frame = place();
+    if (frame) frame.scrollIntoView({block: "nearest", behavior: "smooth"});
   };
   const rowOf = (event) => event.target.closest && event.target.closest("#defects tbody tr");
   document.addEventListener("click", (event) => rowOf(event) && choose(rowOf(event)));
@@ -37,6 +42,11 @@
     if (event.key === "Enter" && rowOf(event)) choose(rowOf(event));
   });
   const isOverlay = (event) => event.target.closest && event.target.closest("#overlay");
-  document.addEventListener("load", (event) => isOverlay(event) && clear(), true); // a new picture
-  window.addEventListener("resize", clear);
+  document.addEventListener("load", (event) => isOverlay(event) && place(), true);
+  window.addEventListener("resize", place);
+  new MutationObserver(() => { // the table may come after the picture
+    if (!chosen || holds()) return;
+    chosen = null;
+    place();
+  }).observe(document, {childList: true, subtree: true, attributes: true, attributeFilter: ["data-box"]});
 })();

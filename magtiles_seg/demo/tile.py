@@ -283,9 +283,7 @@ def _add_downloads(first: Segmentation, cache: str) -> list[Any]:
     """Add the buttons that hand the answer over as files."""
     with gr.Row(elem_classes="downloads"):
         return [
-            gr.DownloadButton(
-                f"Download {kind}", value=path, size="sm", elem_id=f"result-{kind.lower()}"
-            )
+            gr.DownloadButton(f"Download {kind}", value=path, size="sm")
             for kind, path in zip(("JSON", "CSV"), _files(first, None, cache), strict=True)
         ]
 

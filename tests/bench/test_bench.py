@@ -132,6 +132,7 @@ def test_table_has_a_line_a_row_and_chart_is_drawn(report: BenchReport) -> None:
     lines = benchtable.as_markdown(report).splitlines()
     assert len(lines) == 4 + len(report.rows)
     assert len({line.count("|") for line in lines[2:]}) == 1
+    assert len({len(line) for line in lines[2:]}) == 1  # aligned as text, too
     chart = np.asarray(benchtable.draw_chart(report))
     assert chart.std() > 10
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from magtiles_seg.demo.likeness import doubt_of, grain
 RANDOM = np.random.default_rng(0)
 
 
-def noise(sigma: float) -> np.ndarray:
+def noise(sigma: float) -> Any:  # noqa: ANN401  (OpenCV does not say what it returns)
     """Return grey noise whose spots are some `sigma` px wide."""
     drawn = RANDOM.normal(0, 1, (200, 240)).astype(np.float32)
     smooth = cv2.GaussianBlur(drawn, (0, 0), sigma) if sigma else drawn
@@ -34,7 +36,7 @@ def test_noise_is_doubted(sigma: float) -> None:
 
 
 @pytest.mark.parametrize("picture", [np.full((90, 90), 7), np.mgrid[:90, :90][0]])
-def test_empty_or_sloping_picture_is_doubted(picture: np.ndarray) -> None:
+def test_empty_or_sloping_picture_is_doubted(picture: Any) -> None:  # noqa: ANN401
     assert doubt_of(picture.astype(np.uint8))
 
 
