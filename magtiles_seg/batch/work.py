@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.result import Segmentation
-    from magtiles_seg.review.queue import ReviewQueue, ReviewSettings
+    from magtiles_seg.review.queue import ReviewQueue
+    from magtiles_seg.review.settings import ReviewSettings
 
 LOCAL_READERS, REMOTE_READERS = 2, 16
 """Threads that read and decode ahead of the model, by where the pictures lie."""

@@ -68,7 +68,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     """Write the pictures and their drafts."""
     from magtiles_seg.review.folder import ReviewFolder
     from magtiles_seg.review.handoff import export_review
-    from magtiles_seg.review.queue import reasons_of
+    from magtiles_seg.review.settings import reasons_of
 
     folder = ReviewFolder(arguments.folder)
     done = export_review(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from magtiles_seg.commands.parser import Parser
     from magtiles_seg.config import Params
-    from magtiles_seg.review.queue import ReviewSettings
+    from magtiles_seg.review.settings import ReviewSettings
 
     Verbs = argparse._SubParsersAction[Parser]
 
@@ -188,7 +188,7 @@ def read_review(arguments: argparse.Namespace) -> ReviewSettings | None:
     Raises:
         ConfigError: A value is invalid, or there is one without a folder.
     """
-    from magtiles_seg.review.queue import ReviewSettings, reasons_of
+    from magtiles_seg.review.settings import ReviewSettings, reasons_of
 
     named = os.environ.get("MAGTILES_REVIEW_DIR", "")
     directory = arguments.review_dir or (folder(named) if named.strip() else None)

@@ -10,7 +10,8 @@ import numpy as np
 
 from magtiles_seg.drift import features_of_pixels
 from magtiles_seg.linescan.messages import SinkState
-from magtiles_seg.review.queue import Candidate, ReviewQueue, ReviewSettings, Selector
+from magtiles_seg.review.queue import Candidate, ReviewQueue, Selector
+from magtiles_seg.review.settings import ReviewSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

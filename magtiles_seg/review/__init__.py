@@ -3,6 +3,7 @@
 | module | |
 |---|---|
 | `folder` | the bounded folder: pictures, drafts and lineage |
+| `settings` | what is kept, and how much |
 | `queue` | chooses what deserves it, and writes behind the inspection's back |
 | `handoff` | to a labelling tool, and the corrected labels back into the data set |
 

@@ -8,29 +8,25 @@ a fifth of one core.
 from __future__ import annotations
 
 import math
-import os
 import random
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from magtiles_seg.decision import Decision, count, fraction
+from magtiles_seg.decision import Decision
 from magtiles_seg.drift import FEATURES, DriftMonitor, features, statistics_of
-from magtiles_seg.errors import ConfigError
-from magtiles_seg.review.folder import REASONS, ReviewFolder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from magtiles_seg.result import Segmentation
+    from magtiles_seg.review.settings import ReviewSettings
 
-__all__ = ["REASONS", "Candidate", "ReviewQueue", "ReviewSettings", "Selector"]
+__all__ = ["Candidate", "ReviewQueue", "Selector"]
 
 _WAITING, _WAITING_BYTES = 32, 64_000_000
 _REST = 4.0  # times as long as the last write took
@@ -38,57 +34,6 @@ _LONGEST_REST_S = 5.0
 _PSI = 0.2  # by the usual rule a large change
 _SURPRISE = math.log(2)  # its like has become at least twice as frequent
 _WINDOW, _LOOK_EVERY = 500, 20  # pictures
-
-
-def _new_run() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReviewSettings:
-    """What is kept for review, and where.
-
-    Attributes:
-        directory: The review folder.
-        reasons: Those of `REASONS` that count.
-        share: Of all pictures, kept at random.
-        most_pictures: The folder never holds more.
-        most_mb: Nor more MB of 1,000,000 bytes.
-        run: Identifier of the run that keeps them.
-
-    Raises:
-        ConfigError: A value is out of range, or a reason is unknown.
-    """
-
-    directory: Path
-    reasons: tuple[str, ...] = REASONS
-    share: float = 0.001
-    most_pictures: int = 1000
-    most_mb: float = 1000.0
-    run: str = field(default_factory=_new_run)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        unknown = [reason for reason in self.reasons if reason not in REASONS]
-        if unknown or not self.reasons:
-            raise ConfigError(
-                f"review reasons: expected some of {', '.join(REASONS)}, got "
-                f"{', '.join(map(repr, unknown)) or 'none'}"
-            )
-        fraction("review share", self.share)
-        count("review pictures", self.most_pictures)
-        if not self.most_mb > 0:
-            raise ConfigError(f"review MB: expected a number above 0, got {self.most_mb}")
-
-    def folder(self) -> ReviewFolder:
-        """Return the folder that they are of."""
-        most_bytes = int(1e6 * self.most_mb)
-        return ReviewFolder(self.directory, most_pictures=self.most_pictures, most_bytes=most_bytes)
-
-
-def reasons_of(words: str) -> tuple[str, ...]:
-    """Return the reasons that a text names, a comma between."""
-    return tuple(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -13,8 +13,7 @@ from typing import Any
 from magtiles_seg.config import check_fields, nearest, raise_if_any, within
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.infer.backends.base import default_device
-from magtiles_seg.review.folder import REASONS
-from magtiles_seg.review.queue import ReviewSettings, reasons_of
+from magtiles_seg.review.settings import REASONS, ReviewSettings, reasons_of
 
 PREFIX = "MAGTILES_"
 """Before the name of each setting in the environment, in capitals: `MAGTILES_PORT`."""

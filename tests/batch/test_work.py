@@ -18,7 +18,7 @@ from magtiles_seg.batch.parquet import SCHEMA
 from magtiles_seg.batch.source import freeze
 from magtiles_seg.batch.work import PartWorker
 from magtiles_seg.infer.segmenter import Segmenter
-from magtiles_seg.review.queue import ReviewSettings
+from magtiles_seg.review.settings import ReviewSettings
 
 
 def worker(job: Job) -> PartWorker:

@@ -14,7 +14,8 @@ from magtiles_seg.drift import statistics_of
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.result import Segmentation
 from magtiles_seg.review.folder import ReviewFolder
-from magtiles_seg.review.queue import Candidate, ReviewQueue, ReviewSettings, Selector
+from magtiles_seg.review.queue import Candidate, ReviewQueue, Selector
+from magtiles_seg.review.settings import ReviewSettings
 
 UNSURE = Decision(reject_score=0.8, review_score=0.2, score_top_k_px=1)
 NEVER: dict[str, float] = {}

@@ -14,7 +14,8 @@ import pytest
 from magtiles_seg.decision import Decision
 from magtiles_seg.result import Segmentation
 from magtiles_seg.review.folder import ReviewFolder
-from magtiles_seg.review.queue import ReviewQueue, ReviewSettings
+from magtiles_seg.review.queue import ReviewQueue
+from magtiles_seg.review.settings import ReviewSettings
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import Wish, encode
 from magtiles_seg.serve.shadow import Shadow, dice
