@@ -35,7 +35,7 @@ def test_masks_of_a_result_are_its_defects_and_together_its_mask(result: Segment
     found = list(masks_of(result))
     assert [defect for defect, _ in found] == list(result.defects)
     assert all(mask.sum() == defect.area_px for defect, mask in found)
-    assert (sum(mask for _, mask in found) == result.mask).all()
+    assert (np.sum([mask for _, mask in found], axis=0) == result.mask).all()
 
 
 def test_table_has_a_row_for_each_defect(result: Segmentation) -> None:

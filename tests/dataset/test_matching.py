@@ -36,11 +36,12 @@ def surface(seed: int, hw: tuple[int, int] = HW) -> NDArray[np.uint8]:
     return np.clip(128 + grain, 0, 255).astype(np.uint8)
 
 
-def relit(pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+def relit(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Light a picture from the left, darker, and add noise."""
     light = np.linspace(0.9, 0.5, pixels.shape[1])
     noise = np.random.default_rng(0).normal(0, 3, pixels.shape)
-    return np.clip(pixels * light + noise, 0, 255).astype(np.uint8)
+    lit: NDArray[np.float64] = pixels * light + noise
+    return lit.clip(0, 255).astype(np.uint8)
 
 
 def write(path: Path, pixels: NDArray[np.generic]) -> Path:

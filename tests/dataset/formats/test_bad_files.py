@@ -28,7 +28,7 @@ def put(path: Path, hw: tuple[int, int] = (40, 50)) -> Path:
     return path
 
 
-def label(path: Path, picture: str, *shapes: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
+def label(path: Path, picture: object, *shapes: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"shapes": list(shapes), "imagePath": picture, "imageData": None, **more}
     path.write_text(json.dumps(content))
