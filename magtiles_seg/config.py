@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.labels import LABELS, mistake_of_labels
+from magtiles_seg.labels import IGNORE, LABELS, mistake_of_labels
 
 if TYPE_CHECKING:
     import yaml
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 def one_of(default: str, *choices: str) -> Any:  # noqa: ANN401  (stands for the field's own type)
     """Return a dataclass field that admits the given words."""
     return field(default=default, metadata={"choices": choices})
+
+
+def one_of_or_none(*choices: str) -> Any:  # noqa: ANN401
+    """Return a dataclass field that admits the given words, or None, its default."""
+    return field(default=None, metadata={"choices": (*choices, None)})
 
 
 def within(default: float | None, low: float, high: float | None = None) -> Any:  # noqa: ANN401
@@ -89,8 +94,8 @@ def _check_bounds(value: Any, metadata: Mapping[str, Any]) -> str | None:  # noq
         return str(mistake) if (mistake := check(value)) else None
     choices = metadata.get("choices")
     if choices and value not in choices:
-        near = nearest(str(value), choices)
-        return f"expected one of {', '.join(choices)}, got {value!r}{near}"
+        near = nearest(str(value), filter(None, choices))
+        return f"expected one of {', '.join(map(str, choices))}, got {value!r}{near}"
     low, high = metadata.get("low"), metadata.get("high")
     if (
         low is not None
@@ -121,6 +126,22 @@ PUBLIC_ARCHIVE_URL = (
 )
 """Where the public data set is fetched from (the dot belongs to the repository's name)."""
 
+
+def _mistake_of_map(entries: Sequence[str] | None) -> str | None:
+    """Return what keeps texts from being a map of classes, or None."""
+    for entry in entries or ():
+        name, equals, label = entry.rpartition("=")
+        if not (equals and name.strip() and label.strip()):
+            return f"expected entries name=label, got {entry!r}"
+    names = [entry.rpartition("=")[0] for entry in entries or ()]
+    twice = [name for name in names if names.count(name) > 1]
+    return f"{twice[0]!r} is mapped twice; expected once" if twice else None
+
+
+_LAYOUTS = (
+    *("auto", "magnetic-tile", "folder", "labelme", "coco", "yolo", "voc", "cvat"),
+    *("label-studio", "masks", "mvtec", "huggingface"),
+)
 _PROTOCOLS = ("T", "native", "P1", "P1b", "P2")
 
 
@@ -149,16 +170,32 @@ class DataLoadParams(_Section):
             it; what an archive holds beside them is left out. None takes all, unchecked.
         layout: How the files are laid out.
         labels: Class names by index, background first; another data set names its own.
-        directory: Where the data set is unpacked.
+        class_map: What classes of the source become, `name=label` each, where they are not called
+            as the labels are; `background` and `ignore` are possible, and `*` names all others.
+        unlabelled: What pictures without a label are: `sound`, or to `skip`; None refuses them.
+        directory: Where the data set is unpacked, or converted to.
     """
 
     name: ClassVar[str] = "data_load"
     source: str = PUBLIC_ARCHIVE_URL
     sha256: str | None = None
     checksums: str | None = None
-    layout: str = one_of("auto", "auto", "magnetic-tile", "folder")
+    layout: str = one_of("auto", *_LAYOUTS)
     labels: tuple[str, ...] = field(default=LABELS, metadata={"check": mistake_of_labels})
+    class_map: tuple[str, ...] | None = field(default=None, metadata={"check": _mistake_of_map})
+    unlabelled: str | None = one_of_or_none("sound", "skip")
     directory: str = "data"
+
+    def __post_init__(self) -> None:
+        """Check each value, and that classes become labels that there are."""
+        super().__post_init__()
+        known = (*self.labels, IGNORE)
+        wrong = [entry for entry in self.class_map or () if entry.rpartition("=")[2] not in known]
+        if wrong:
+            raise ConfigError(
+                f"parameters: data_load.class_map: {wrong[0]!r} leads to none of the labels "
+                f"{', '.join(known)}{nearest(wrong[0].rpartition('=')[2], known)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

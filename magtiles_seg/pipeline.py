@@ -28,12 +28,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from magtiles_seg.dataset.archive import source_folder
+from magtiles_seg.dataset.archive import converted_from, source_folder
+from magtiles_seg.dataset.layouts import FORMAT_NAMES
 from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
-from magtiles_seg.dataset.samples import Sample, find_samples
+from magtiles_seg.dataset.samples import Sample, find_samples, raise_problems
 from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write
+from magtiles_seg.labels import BACKGROUND, IGNORE, LABELS
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
@@ -52,6 +54,7 @@ __all__ = [
     "Artefact",
     "DataSet",
     "ModelFile",
+    "convert",
     "evaluate",
     "evaluate_folds",
     "export",
@@ -76,10 +79,12 @@ class DataSet:
     Attributes:
         root: Its folder.
         samples: Its pictures.
+        summary: What was found when it was converted from another tool's format, or None.
     """
 
     root: Path
     samples: tuple[Sample, ...]
+    summary: str | None = None
 
     @property
     def tiles(self) -> int:
@@ -136,7 +141,8 @@ def load(
         DataError: It cannot be fetched or is not whole; names everything that is wrong.
         ConfigError: The source's options are unknown.
     """
-    from magtiles_seg.dataset.archive import fetch, note_folder, verify
+    from magtiles_seg.dataset.archive import fetch, note_folder, read_summary, verify
+    from magtiles_seg.dataset.formats.convert import Wanted
 
     wanted = params.data_load
     directory = Path(wanted.directory)
@@ -145,16 +151,77 @@ def load(
         directory,
         sha256=wanted.sha256,
         checksums=None if wanted.checksums is None else Path(wanted.checksums),
+        wanted=Wanted(wanted.labels, wanted.class_map, wanted.unlabelled, wanted.layout),
         progress=on_fetch,
         waiting=note,
     )
     samples = verify(
-        root, layout=wanted.layout, labels=wanted.labels, progress=on_verify, note=note
+        root, layout=_layout_of(params), labels=wanted.labels, progress=on_verify, note=note
     )
-    if source_folder(wanted.source) is not None:
+    folder = source_folder(wanted.source)
+    if folder is not None and not converted_from(folder, directory):
         note_folder(directory, samples)
     verify_parts(directory)
-    return DataSet(root, (*samples, *reviewed_samples(directory, wanted.labels, samples)))
+    reviewed = reviewed_samples(directory, wanted.labels, samples)
+    return DataSet(root, (*samples, *reviewed), read_summary(root))
+
+
+def _layout_of(params: Params) -> str:
+    """Return the layout that `load` leaves: data sets of other tools become folders."""
+    layout = params.data_load.layout
+    return "folder" if layout in FORMAT_NAMES else layout
+
+
+def convert(
+    params: Params,
+    source: Path,
+    out: Path,
+    name: str,
+    *,
+    as_polygons: bool | None = None,
+    tolerance_px: float = 0.0,
+    progress: Progress | None = None,
+) -> str:
+    """Write a data set in another format, and return in a sentence what it holds.
+
+    Args:
+        params: How the source is read; its classes keep their names unless `data_load` has labels
+            other than the magnetic tiles' or a class map.
+        source: A folder in any format or layout.
+        out: A new folder.
+        name: The format to write, one of `magtiles_seg.dataset.formats.FORMATS`.
+        as_polygons: As of `formats.write`.
+        tolerance_px: As of `formats.write`.
+        progress: Told pictures that were read.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ConfigError: The format is unknown.
+        DataError: The source is not whole, `out` is not empty, or the format cannot say it.
+    """
+    from magtiles_seg.dataset import formats
+    from magtiles_seg.dataset.formats import convert as conversion
+
+    if not source.is_dir():
+        raise FileNotFoundError(f"no folder {source}; expected a data set, unpacked")
+    given = params.data_load
+    wanted = conversion.Wanted(given.labels, given.class_map, given.unlabelled, given.layout)
+    found = conversion.format_of(source, wanted)
+    if found is None:
+        samples = find_samples(source, layout=given.layout, labels=given.labels)
+        reading = formats.Reading(list(formats.from_samples(samples, given.labels)))
+        found = "folder"
+    else:
+        reading = formats.read(found, source, progress=progress)
+        if given.class_map is None and given.labels == LABELS:
+            names = dict.fromkeys([*reading.labels, *reading.regions()])
+            names.pop(IGNORE, None)
+            wanted = replace(wanted, labels=(BACKGROUND, *names))
+        reading = conversion.mapped(reading, wanted)
+        raise_problems(source, reading.problems)
+    write_format = partial(formats.write, as_polygons=as_polygons, tolerance_px=tolerance_px)
+    write_format(name, reading.pictures, out, wanted.labels)
+    return "; ".join([conversion.summary(found, reading, wanted), *reading.notes.lines()])
 
 
 def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
@@ -165,14 +232,14 @@ def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     Raises:
         FileNotFoundError, DataError: There is no such data set, or it is not whole.
     """
-    wanted, directory = params.data_load, Path(params.data_load.directory)
+    directory, labels = Path(params.data_load.directory), params.data_load.labels
     if root is not None:
-        return find_samples(root, layout=wanted.layout, labels=wanted.labels)
-    folder = source_folder(wanted.source)  # it is used where it lies
-    samples = find_samples(
-        directory if folder is None else folder, layout=wanted.layout, labels=wanted.labels
-    )
-    reviewed = reviewed_samples(directory, wanted.labels, samples)
+        return find_samples(root, layout=_layout_of(params), labels=labels)
+    folder = source_folder(params.data_load.source)  # it is used where it lies
+    used = folder is not None and not converted_from(folder, directory)
+    root = folder if folder is not None and used else directory
+    samples = find_samples(root, layout=_layout_of(params), labels=labels)
+    reviewed = reviewed_samples(directory, labels, samples)
     return tuple(sorted((*samples, *reviewed), key=lambda sample: sample.id))
 
 

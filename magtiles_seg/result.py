@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import DTypeLike, NDArray
+    from pandas import DataFrame
+    from supervision import Detections
 
 __all__ = ["Decision", "Defect", "Segmentation", "Verdict"]
 
@@ -208,6 +210,50 @@ class Segmentation:
         from magtiles_seg.writing import format_csv
 
         return format_csv(self.defects)
+
+    def to_df(self) -> DataFrame:
+        """Return the defects as a table of pandas, one row each, by the columns of `defects_csv`.
+
+        Raises:
+            BackendUnavailableError: pandas is not installed.
+        """
+        from magtiles_seg.interchange import to_df
+
+        return to_df(self)
+
+    def to_coco(self, *, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
+        """Return the defects as annotations of COCO, with run lengths: exactly the mask's pixels.
+
+        A category's id is the class's index. `pycocotools` takes the list as results, too.
+
+        Args:
+            image_id: Of the picture.
+            first_id: Of the first annotation; the others follow.
+        """
+        from magtiles_seg.interchange import to_coco
+
+        return to_coco(self, image_id=image_id, first_id=first_id)
+
+    def to_labelme(self, image_path: str, *, tolerance_px: float = 0.0) -> dict[str, Any]:
+        """Return the content of a LabelMe file: a draft for a person to correct.
+
+        Args:
+            image_path: Path of the picture from where the file is to stand.
+            tolerance_px: How far a polygon may stray from the mask, to have fewer points.
+        """
+        from magtiles_seg.interchange import to_labelme
+
+        return to_labelme(self, image_path, tolerance_px=tolerance_px)
+
+    def to_supervision(self) -> Detections:
+        """Return the defects as `supervision.Detections`, with masks, scores and classes.
+
+        Raises:
+            BackendUnavailableError: supervision is not installed.
+        """
+        from magtiles_seg.interchange import to_supervision
+
+        return to_supervision(self)
 
     def save(self, directory: str | os.PathLike[str], stem: str | None = None) -> Path:
         """Write mask.png (0 or 255), overlay.png, probability.png (0..255) and result.json.

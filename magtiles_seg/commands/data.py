@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
+from magtiles_seg.dataset.layouts import FORMAT_NAMES
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import write_json
 from magtiles_seg.progress import bar, remark
@@ -47,6 +48,12 @@ _AGREEMENT = """
 
   The figures of one exposure's mask as the answer to another exposure of the same tile.
 """
+_CONVERT = """
+  magtiles-seg data convert labelme-folder coco-folder --to coco
+  magtiles-seg data convert cloth yolo --to yolo --set 'data_load.labels=[background, stain, cut]'
+
+  The classes keep their names unless data_load.labels or data_load.class_map is set.
+"""
 _SYNTH = """
   magtiles-seg data synth out/tiles --tiles 20 --seed 3
 """
@@ -82,6 +89,7 @@ def add(verbs: options.Verbs) -> None:
         "--copies", action="store_true", help="tiles by pixels: copies, also turned or mirrored"
     )
     check.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_convert(parts)
     _add_judgements(parts)
     synth = options.add_verb(
         parts, "synth", "write a data set of synthetic tiles", run_synth, examples=_SYNTH
@@ -89,6 +97,30 @@ def add(verbs: options.Verbs) -> None:
     synth.add_argument("directory", type=Path, metavar="DIR", help="where to write it")
     synth.add_argument("--tiles", type=int, default=50, metavar="N", help="default: 50")
     synth.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+
+
+def _add_convert(parts: options.Verbs) -> None:
+    """Add the verb that writes a data set as another tool reads it."""
+    convert = options.add_verb(
+        parts, "convert", "write a data set in another format", run_convert, examples=_CONVERT
+    )
+    options.add_params(convert)
+    convert.add_argument("source", type=Path, metavar="FROM", help="a folder in any format")
+    convert.add_argument("out", type=Path, metavar="TO", help="a new folder")
+    convert.add_argument("--to", required=True, choices=FORMAT_NAMES, help="the format to write")
+    convert.add_argument(
+        "--polygons",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="masks as polygons, or not; default: as the format's own tool draws",
+    )
+    convert.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        metavar="PX",
+        help="how far a polygon may stray from a mask, to have fewer points (default: 0)",
+    )
 
 
 def _add_judgements(parts: options.Verbs) -> None:
@@ -134,7 +166,28 @@ def run_load(arguments: argparse.Namespace) -> int:
     unit = "tile" if params.data_load.source.startswith(SYNTHETIC) else "B"
     with bar("fetch", unit) as on_fetch, bar("verify", "picture") as on_verify:
         loaded = pipeline.load(params, on_fetch=on_fetch, on_verify=on_verify, note=remark)
+    if loaded.summary:
+        print(loaded.summary)
     print(f"{loaded.root}: {len(loaded.samples)} pictures of {loaded.tiles} tiles, all whole")
+    return options.ACCEPTED
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Read a data set in one format and write it in another."""
+    from magtiles_seg import pipeline
+
+    params = options.read_params(arguments)
+    with bar("data convert", "picture") as progress:
+        said = pipeline.convert(
+            params,
+            arguments.source,
+            arguments.out,
+            arguments.to,
+            as_polygons=arguments.polygons,
+            tolerance_px=arguments.tolerance,
+            progress=progress,
+        )
+    print(f"{said}\n{arguments.out}: {arguments.to}")
     return options.ACCEPTED
 
 

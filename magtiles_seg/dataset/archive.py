@@ -20,7 +20,9 @@ from pathlib import Path, PurePosixPath
 
 from magtiles_seg.dataset.checksums import Checksums, check_files, leave_out, read_checksums
 from magtiles_seg.dataset.download import OpenEndedProgress, download
-from magtiles_seg.dataset.layouts import locate, name_key
+from magtiles_seg.dataset.formats.convert import Wanted, convert, fingerprint, format_of
+from magtiles_seg.dataset.layouts import FORMAT_NAMES, locate, name_key
+from magtiles_seg.dataset.masks import DESCRIPTION
 from magtiles_seg.dataset.samples import Sample, check_sample, raise_problems, scan
 from magtiles_seg.dataset.splits import data_sha256
 from magtiles_seg.dataset.synthetic import SYNTHETIC, read_source, write_dataset
@@ -192,6 +194,7 @@ def _raise(archive: Path, what: str, problems: list[str]) -> None:
 
 _RECEIPT = ".fetched.json"
 _INCOMING = ".incoming"
+_RAW = "raw"
 _LOCK = ".lock"
 _NOTE = "folder.json"
 
@@ -202,6 +205,7 @@ def fetch(
     *,
     sha256: str | None = None,
     checksums: Path | None = None,
+    wanted: Wanted | None = None,
     progress: OpenEndedProgress | None = None,
     waiting: Callable[[str], object] = warnings.warn,
 ) -> Path:
@@ -219,7 +223,11 @@ def fetch(
         checksums: A list of files with the SHA-256 of each, as `sha256sum` writes it: what an
             archive holds beside them is left out, and they are compared. Then `destination` holds
             the same wherever it came from. Synthetic tiles are drawn, and not compared.
-        progress: Called with (done, total or None): bytes of a download, tiles of a synthetic set.
+        wanted: What is made of a data set of another tool: it is written under `destination` in the
+            layout `folder`, also from a folder, and again when that has changed. None: such ones
+            are refused.
+        progress: Called with (done, total or None): bytes of a download, tiles of a synthetic set,
+            pictures that are converted.
         waiting: Called once if it has to wait for another process.
 
     Raises:
@@ -242,16 +250,37 @@ def fetch(
     listed = None if checksums is None else read_checksums(checksums)
     folder = source_folder(source)
     if folder is not None:
-        root = locate(folder)[1]
+        root = _from_folder(folder, destination, wanted, progress, waiting)
     else:
         key, bring = _archive(source, sha256, progress)
         if checksums is not None and listed is not None:
             key = f"checksums={sha256_of(checksums)}"  # nothing else of the source is kept
             bring = _listed_alone(bring, listed, source)
+        elif wanted is not None:
+            key = f"{key} as={wanted.key}" if wanted.maps or wanted.layout in FORMAT_NAMES else key
+            bring = _converted(bring, wanted, progress)
         root = _once(key, destination, bring, waiting)
     if listed is not None:
         check_files(root, listed, source=str(root))
     return root
+
+
+def _from_folder(
+    folder: Path,
+    destination: Path,
+    wanted: Wanted | None,
+    progress: OpenEndedProgress | None,
+    waiting: Callable[[str], object],
+) -> Path:
+    """Return the root of a folder's data set: where it lies, or where it was converted to."""
+    name = None if wanted is None else format_of(folder, wanted)
+    if wanted is None or name is None:
+        _forget_conversion(folder, destination)
+        return locate(folder)[1]
+    key = f"folder={folder.resolve()} files={fingerprint(folder)} as={wanted.key}"
+    return _once(
+        key, destination, lambda to: convert(folder, to, name, wanted, progress=progress), waiting
+    )
 
 
 def _archive(
@@ -288,6 +317,45 @@ def _listed_alone(
         check_files(root, listed, source=source)
 
     return bring_and_check
+
+
+def _converted(
+    bring: Callable[[Path], object], wanted: Wanted, progress: OpenEndedProgress | None
+) -> Callable[[Path], object]:
+    """Let a data set of another tool arrive in the layout `folder`, and others as they are."""
+
+    def bring_and_convert(to: Path) -> None:
+        raw = to / _RAW
+        bring(raw)
+        name = format_of(raw, wanted)
+        if name is not None:
+            convert(raw, to, name, wanted, progress=progress)
+        else:
+            for entry in list(raw.iterdir()):
+                entry.rename(to / entry.name)
+        _remove((raw,))
+
+    return bring_and_convert
+
+
+def converted_from(folder: Path, destination: Path) -> bool:
+    """Return whether `destination` holds what a folder was converted to."""
+    return _key_of_receipt(destination).startswith(f"folder={folder.resolve()} ")
+
+
+def _forget_conversion(folder: Path, destination: Path) -> None:
+    """Remove what a folder was converted to, for now it is used where it lies."""
+    if converted_from(folder, destination):
+        _remove(destination / name for name in [*_received(destination), _RECEIPT])
+
+
+def read_summary(root: Path) -> str | None:
+    """Return what was found when a data set was converted, or None where it was not."""
+    try:
+        said = json.loads((root / DESCRIPTION).read_text(encoding="utf-8")).get("said")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return said if isinstance(said, str) else None
 
 
 def source_folder(source: str) -> Path | None:
@@ -424,6 +492,13 @@ def _alone(destination: Path, waiting: Callable[[str], object]) -> Iterator[None
 def _is_there(destination: Path, key: str) -> bool:
     entries = _received(destination, key)
     return bool(entries) and all((destination / name).exists() for name in entries)
+
+
+def _key_of_receipt(destination: Path) -> str:
+    try:
+        return str(json.loads((destination / _RECEIPT).read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def _received(destination: Path, key: str | None = None) -> list[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS, draw_defect
 from magtiles_seg.dataset.synthetic.textures import Surface
+from magtiles_seg.labels import IGNORED
 
 Grey = NDArray[np.uint8]
 
@@ -58,7 +59,8 @@ class View:
     Attributes:
         image: (H, W) uint8 grey levels.
         mask: (H, W) uint8, 0..255: how much of the pixel is defect.
-        classes: (H, W) uint8, index into the labels; 0 is background.
+        classes: (H, W) uint8, index into the labels; 0 is background. `IGNORED` is neither trained
+            on as sound nor as defect; `mask` is 0 there.
     """
 
     image: Grey
@@ -271,7 +273,7 @@ def transplant(sound: View, donor: Donor, rng: np.random.Generator) -> View:
     mask = cv2.warpAffine(donor.mask, matrix, (width, height)).astype(np.uint8, copy=False)
     gain = gain ** float(rng.uniform(0.7, 1.2))
     image = np.clip(sound.image * gain, 0, 255).round()
-    return _marked(image.astype(np.uint8), mask, donor.class_index)
+    return _marked(sound, image.astype(np.uint8), mask, donor.class_index)
 
 
 def _place(width: int, height: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -304,8 +306,11 @@ def draw_onto(sound: View, index: int, label: str, rng: np.random.Generator) -> 
     layer = draw_defect(rng, surface, label)
     image = grey + layer.alpha * (layer.brightness * mean - grey)
     image = np.clip(image - 1, 0, 255).round()
-    return _marked(image.astype(np.uint8), (layer.alpha * 255).astype(np.uint8), index)
+    return _marked(sound, image.astype(np.uint8), (layer.alpha * 255).astype(np.uint8), index)
 
 
-def _marked(image: NDArray[np.uint8], mask: NDArray[np.uint8], index: int) -> View:
-    return View(image, mask, np.where(mask >= 128, index, 0).astype(np.uint8))
+def _marked(sound: View, image: NDArray[np.uint8], mask: NDArray[np.uint8], index: int) -> View:
+    """Return what a defect made of a sound view; what is ignored there stays so."""
+    ignored = sound.classes == IGNORED
+    classes = np.where(ignored, IGNORED, np.where(mask >= 128, index, 0))
+    return View(image, np.where(ignored, 0, mask).astype(np.uint8), classes.astype(np.uint8))

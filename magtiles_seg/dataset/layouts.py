@@ -11,6 +11,18 @@ from pathlib import Path
 from magtiles_seg.errors import ConfigError, DataError
 
 LAYOUTS = ("auto", "magnetic-tile", "folder")
+FORMAT_NAMES = (
+    "labelme",
+    "coco",
+    "yolo",
+    "voc",
+    "cvat",
+    "label-studio",
+    "masks",
+    "mvtec",
+    "huggingface",
+)
+"""What `data load` converts to the layout `folder`."""
 CLASS_PREFIX = "MT_"
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MASK_SUFFIXES = PICTURE_SUFFIXES - {".jpeg", ".jpg"}  # lossy formats change the values

@@ -65,7 +65,7 @@ def meaning_of(values: Sequence[int], labels: Sequence[str]) -> Meaning:
     if not values:
         return "empty"
     if len(labels) != 2:
-        _check_indices(values, labels)
+        check_indices(values, labels)
         return "indices"
     if list(values) == [1]:
         return "indices"
@@ -116,11 +116,18 @@ def values_in(levels: UInt8Array) -> list[int]:
     return [int(value) for value in np.flatnonzero(np.bincount(levels.ravel())) if value]
 
 
-def _check_indices(values: Sequence[int], labels: Sequence[str]) -> None:
+def check_indices(values: Sequence[int], labels: Sequence[str]) -> None:
+    """Refuse values of a mask, other than 0 and ascending, that are no class indices.
+
+    Raises:
+        DataError: One is none; says so, but not of which mask.
+    """
     beyond = [value for value in values if value >= len(labels)]
     if beyond:
         ignore = beyond == [IGNORED] and len(values) > 1
-        hint = "; 255 looks like 'ignore': give these pixels a class, or 0" if ignore else ""
+        hint = ""
+        if ignore:
+            hint = "; 255 looks like 'ignore': if so, set data_load.class_map: [255=ignore]"
         raise DataError(
             f"value {beyond[-1]}; expected class indices 0..{len(labels) - 1} "
             f"for the labels {tuple(labels)}{hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,11 @@ from magtiles_seg.dataset.layouts import (
 )
 from magtiles_seg.dataset.masks import (
     DEFECT_LEVEL,
+    DESCRIPTION,
     Meaning,
     UInt8Array,
     check_grey,
+    check_indices,
     meaning_of,
     of_two_scales,
     read_mask,
@@ -34,7 +37,7 @@ from magtiles_seg.dataset.tiles import SEEN_DEFECTIVE, SUSPECT_FREE, group_tiles
 from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
-from magtiles_seg.labels import FREE, LABELS
+from magtiles_seg.labels import FREE, IGNORED, LABELS
 
 MaskRule = Literal["ge128", "gt0"]
 
@@ -192,19 +195,25 @@ def load_mask(sample: Sample, *, rule: MaskRule = "ge128") -> UInt8Array:
 def load_soft_mask(sample: Sample) -> UInt8Array:
     """Return the mask as filed, (H, W) uint8, 0..255; a mask of class indices gives 0 and 255.
 
+    What is ignored gives 0.
+
     Raises:
         DataError: The mask is damaged.
     """
     if sample.mask_path is None:
         return np.zeros_like(load_image(sample))
     levels = read_mask(sample.mask_path)
-    return np.where(levels > 0, 255, 0).astype(np.uint8) if sample.indexed_mask else levels
+    if not sample.indexed_mask:
+        return levels
+    return np.where((levels > 0) & (levels != IGNORED), 255, 0).astype(np.uint8)
 
 
 def load_target(
     sample: Sample, *, labels: Sequence[str] = LABELS, rule: MaskRule = "ge128"
 ) -> UInt8Array:
     """Return the class of every pixel, (H, W) uint8, index into `labels`, 0 is background.
+
+    A data set that says so in its dataset.json may hold `IGNORED` as well.
 
     Raises:
         ConfigError: The rule is unknown.
@@ -231,9 +240,10 @@ def load_target(
 
 def _read_indices(path: Path, labels: Sequence[str]) -> UInt8Array:
     levels = read_mask(path)
-    if levels.max() >= len(labels):
+    beyond = [value for value in values_in(levels) if len(labels) <= value < IGNORED]
+    if beyond:
         raise DataError(
-            f"mask {path} holds the value {levels.max()}; expected class indices "
+            f"mask {path} holds the value {beyond[-1]}; expected class indices "
             f"0..{len(labels) - 1} for the labels {tuple(labels)}"
         )
     return levels
@@ -286,6 +296,7 @@ def _scan_folder(root: Path, labels: Sequence[str]) -> _Found:
         problems=[*pictures.problems, *masks.problems, *missing(pictures, masks), *groups.problems],
         notes=[*groups.notes, *_left_out({*pictures.left_out, *masks.left_out})],
     )
+    described = _described(root, labels, result.problems)
     meanings: dict[Path, Meaning] = {}
     for key in sorted(pictures.files.keys() & masks.files.keys()):
         picture, mask = pictures.files[key], masks.files[key]
@@ -295,7 +306,7 @@ def _scan_folder(root: Path, labels: Sequence[str]) -> _Found:
             result.problems.append(str(error))
             continue
         try:
-            meanings[mask] = meaning_of(values_in(levels), labels)
+            meanings[mask] = _meaning(levels, labels, described=described)
         except DataError as error:
             result.problems.append(f"{mask}: {error}")
             continue
@@ -314,13 +325,44 @@ def _scan_folder(root: Path, labels: Sequence[str]) -> _Found:
     return result
 
 
+def _described(root: Path, labels: Sequence[str], problems: list[str]) -> bool:
+    """Return whether a data set says what its masks' values are, as `data load` writes it."""
+    path = root / DESCRIPTION
+    if not path.is_file():
+        return False
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))["labels"]
+    except (OSError, ValueError, KeyError, TypeError):
+        problems.append(f"{path}: no description of a data set; load the data again")
+        return True
+    if said != list(labels):
+        problems.append(
+            f"{path}: of the labels {said}, not {list(labels)}; set data_load.labels to these, or "
+            "load the data again"
+        )
+    return True
+
+
+def _meaning(levels: UInt8Array, labels: Sequence[str], *, described: bool) -> Meaning:
+    """Return what a mask's values mean.
+
+    Raises:
+        DataError: That cannot be told.
+    """
+    if not described:
+        return meaning_of(values_in(levels), labels)
+    check_indices([value for value in values_in(levels) if value != IGNORED], labels)
+    return "indices"
+
+
 def _most_frequent(levels: UInt8Array, meaning: Meaning, labels: Sequence[str]) -> str:
     """Return the class with the most pixels in a mask, or `FREE`."""
     if meaning == "empty":
         return FREE
     if meaning == "grey":
         return labels[1]
-    return labels[int(np.bincount(levels.ravel(), minlength=2)[1:].argmax()) + 1]
+    counts = np.bincount(levels.ravel(), minlength=len(labels))[1 : len(labels)]
+    return labels[int(counts.argmax()) + 1] if counts.any() else FREE
 
 
 def _left_out(paths: set[Path]) -> Iterator[str]:
@@ -373,7 +415,7 @@ def check_sample(sample: Sample, labels: Sequence[str]) -> Check:
             f"{sample.image_path}: turned by its EXIF orientation {turned}, and its mask {how}; "
             "taken to be drawn on the picture as it is seen"
         )
-    return Check(problems, notes, float((target > 0).mean()))
+    return Check(problems, notes, float(((target > 0) & (target != IGNORED)).mean()))
 
 
 def _of_two_sizes(

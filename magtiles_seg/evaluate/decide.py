@@ -34,7 +34,7 @@ from magtiles_seg.evaluate.metrics import (
     score_at_recall,
 )
 from magtiles_seg.evaluate.protocols import Protocol, get_protocol, prepare
-from magtiles_seg.evaluate.scoring import Predictor, as_segmentation
+from magtiles_seg.evaluate.scoring import Predictor, as_segmentation, without_ignored
 from magtiles_seg.evaluate.tiles import tile_scores
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.regions import top_values
@@ -187,6 +187,7 @@ def choose_decision(
     for sample in samples:
         image, target = prepare(sample, fixed, labels=labels)
         result = as_segmentation(predictor(image), image, decide=lambda given: given, labels=labels)
+        result, target = without_ignored(result, target)
         search.add(result, target, 0 if sample.label == FREE else names.index(sample.label))
     return search.decision(recall=recall)
 

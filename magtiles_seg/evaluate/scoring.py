@@ -15,7 +15,7 @@ from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.metrics import binary_counts, confusion_matrix, probability_histogram
 from magtiles_seg.evaluate.protocols import Protocol, fit_mask, prepare_image
 from magtiles_seg.files import staged
-from magtiles_seg.labels import FREE, LABELS
+from magtiles_seg.labels import FREE, IGNORED, LABELS
 from magtiles_seg.result import Decision, Segmentation
 
 Answer: TypeAlias = "Segmentation | tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]"
@@ -56,6 +56,31 @@ def as_segmentation(
     return Segmentation.from_prediction(
         image, probability, classes, decision=decide(Decision()), labels=tuple(labels)
     )
+
+
+def without_ignored(
+    result: Segmentation, target: npt.NDArray[np.uint8]
+) -> tuple[Segmentation, npt.NDArray[np.uint8]]:
+    """Return an answer and its target as if what is ignored were sound, and found to be so.
+
+    Args:
+        result: The prediction.
+        target: (H, W) uint8 class indices, or `IGNORED`.
+    """
+    ignored = target == IGNORED
+    if not ignored.any():
+        return result, target
+    silent = Segmentation.from_prediction(
+        result.image,
+        np.where(ignored, np.float32(0), result.probability),
+        result._defect_classes,
+        decision=result.decision,
+        labels=result.labels,
+        mm_per_px=result.mm_per_px,
+        source=result.source,
+        model=result.model,
+    )
+    return silent, np.where(ignored, 0, target).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,13 +201,21 @@ class Recorder:
         Args:
             sample: What the picture is filed as.
             result: The prediction, in the protocol's geometry.
-            target: (H, W) uint8 class indices, in the same geometry.
+            target: (H, W) uint8 class indices, in the same geometry; what is `IGNORED` counts
+                nowhere.
             empty: The target had no defect pixel before the geometry was applied.
 
         Raises:
             DataError: The sample's label is not among the labels, or a mask does not fit.
         """
-        label = self._index(sample)
+        label, left_out = self._index(sample), int(np.count_nonzero(target == IGNORED))
+        result, target = without_ignored(result, target)
+        counts = binary_counts(result.mask, target)
+        confusion = confusion_matrix(result.classes, target, len(self._labels))
+        histogram = probability_histogram(result.probability, target)
+        counts[3] -= left_out
+        confusion[0, 0] -= left_out
+        histogram[0, 0] -= left_out
         self._rows.append(
             {
                 "ids": sample.id,
@@ -193,9 +226,9 @@ class Recorder:
                 "empty": empty and label > 0,
                 "suspect": sample.suspect,
                 "label_issue": sample.label_issue,
-                "counts": binary_counts(result.mask, target),
-                "confusion": confusion_matrix(result.classes, target, len(self._labels)),
-                "histogram": probability_histogram(result.probability, target),
+                "counts": counts,
+                "confusion": confusion,
+                "histogram": histogram,
             }
         )
 
@@ -276,7 +309,7 @@ def score(
             target = fit_mask(whole, protocol.geometry)
             recorder.add(sample, result, target, empty=not whole.any())
             if watch and rule == rules[0]:
-                watch(sample, result, target)
+                watch(sample, *without_ignored(result, target))
         if progress:
             progress(done, len(scored))
     return {rule: recorder.records() for rule, recorder in recorders.items()}

@@ -9,6 +9,9 @@ from torch.nn import functional
 SMOOTHING_PX = 64.0
 """Added to both sides of the soft Dice, in px: about the area of a small blowhole."""
 
+IGNORED_PIXEL = -1.0
+"""Target of a pixel of which nobody knows whether it is defect."""
+
 IGNORED_CLASS = -1
 """Target of a pixel whose class does not count: background, or off the picture."""
 
@@ -65,15 +68,17 @@ def segmentation_loss(
     Args:
         defect_logit: (N, 1, H, W) float.
         class_logits: (N, K-1, h, w) float.
-        target: (N, 1, H, W) float in [0, 1]: 1 is defect.
+        target: (N, 1, H, W) float in [0, 1]: 1 is defect; or `IGNORED_PIXEL`, which adds nothing.
         class_target: (N, h, w) int64: 0..K-2, or `IGNORED_CLASS`.
         dice_weight: Weight of the two Dice terms (over the batch, and picture by picture) beside
             cross-entropy.
         class_weight: Weight of the class's cross-entropy.
     """
     defect_logit, class_logits = defect_logit.float(), class_logits.float()
-    probability = torch.sigmoid(defect_logit)
-    loss = functional.binary_cross_entropy_with_logits(defect_logit, target)
+    known = (target >= 0).float()
+    target = target.clamp(min=0)
+    probability = torch.sigmoid(defect_logit) * known
+    loss = functional.binary_cross_entropy_with_logits(defect_logit, target, known)
     dice = soft_dice_loss(probability, target, per_picture=False) + soft_dice_loss(
         probability, target, per_picture=True
     )

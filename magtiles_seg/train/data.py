@@ -23,8 +23,8 @@ from magtiles_seg.dataset.augment import Augmentation, CopyPaste, View, training
 from magtiles_seg.dataset.samples import Sample, load_image, load_target
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
-from magtiles_seg.labels import FREE
-from magtiles_seg.model.losses import IGNORED_CLASS
+from magtiles_seg.labels import FREE, IGNORED
+from magtiles_seg.model.losses import IGNORED_CLASS, IGNORED_PIXEL
 
 _LEVEL = 128
 """A warped mask pixel that is at least half defect is defect."""
@@ -47,7 +47,8 @@ def _view(sample: Sample, protocol: Protocol, labels: Sequence[str]) -> View:
     target = load_target(sample, labels=labels, rule=protocol.mask_rules[0])
     image = fit_image(load_image(sample), protocol.geometry, whole=True)
     classes = fit_mask(target, protocol.geometry, whole=True)
-    return View(image, np.where(classes > 0, 255, 0).astype(np.uint8), classes)
+    defect = (classes > 0) & (classes != IGNORED)
+    return View(image, np.where(defect, 255, 0).astype(np.uint8), classes)
 
 
 class BalancedSampler:
@@ -110,7 +111,7 @@ class Batch:
 
     Attributes:
         image: (N, 1, H, W) float32, 0..255.
-        target: (N, 1, H, W) float32, 0 or 1.
+        target: (N, 1, H, W) float32, 0 or 1, or `IGNORED_PIXEL`.
         class_target: (N, h, w) int64, 0..K-2 or `IGNORED_CLASS`.
     """
 
@@ -240,11 +241,14 @@ def stack(views: Sequence[View], *, class_stride: int) -> Batch:
     """
     image = torch.from_numpy(np.stack([view.image for view in views]))[:, None].float()
     defect = np.stack([view.mask for view in views]) >= _LEVEL
-    classes = np.stack([view.classes for view in views]) * defect
+    classes = np.stack([view.classes for view in views])
+    ignored = classes == IGNORED
+    classes = classes * (defect & ~ignored)
     count, height, width = classes.shape
     blocks = classes.reshape(
         count, height // class_stride, class_stride, width // class_stride, class_stride
     )
     class_target = torch.from_numpy(blocks.max(axis=(2, 4)).astype(np.int64)) - 1
     class_target[class_target < 0] = IGNORED_CLASS
-    return Batch(image, torch.from_numpy(defect.astype(np.float32))[:, None], class_target)
+    target = np.where(ignored, np.float32(IGNORED_PIXEL), defect.astype(np.float32))
+    return Batch(image, torch.from_numpy(target)[:, None], class_target)

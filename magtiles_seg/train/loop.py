@@ -275,7 +275,8 @@ class _Run:
         if self.teacher is not None:
             with torch.no_grad(), self.devices.autocast():
                 taught = torch.sigmoid(self.teacher(image)[0]).float()
-            target = torch.lerp(target, taught, self.params.teacher_weight)
+            mixed = torch.lerp(target, taught, self.params.teacher_weight)
+            target = torch.where(target < 0, target, mixed)
         whole = self.devices.gather(*self.model(image), target, batch.class_target)
         return segmentation_loss(
             *whole, dice_weight=self.params.dice_weight, class_weight=self.params.class_weight

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from magtiles_seg.dataset.augment import View
+from magtiles_seg.labels import IGNORED
 from magtiles_seg.model.imagenet import load_imagenet_weights
 from magtiles_seg.model.network import (
     GREY_CENTRE,
@@ -78,7 +79,7 @@ def _drawn(
     for picture in pictures:
         size = [-(-side // patches.stride) * patches.stride for side in picture.image.shape]
         image = _padded(picture.image, size, mode="reflect").to(device)
-        defect, known = _shares(picture.mask, size)
+        defect, known = _shares(picture, size)
         grey = (image - GREY_CENTRE) / GREY_SCALE
         for dims in _MIRRORED:
             chosen = _choose(defect, known, each, rng)
@@ -94,12 +95,10 @@ def _padded(pixels: NDArray[np.uint8], size: Sequence[int], *, mode: str) -> Ten
     return torch.from_numpy(np.pad(pixels, missing, mode=mode).astype(np.float32))[None, None]  # type: ignore[call-overload]
 
 
-def _shares(
-    mask: NDArray[np.uint8], size: Sequence[int]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return, patch by patch in reading order, the share of defect and of true picture."""
-    inside = _padded(np.ones_like(mask), size, mode="constant")
-    defect = _padded((mask >= 128).astype(np.uint8), size, mode="constant")
+def _shares(picture: View, size: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return, patch by patch in reading order, the share of defect and of known picture."""
+    inside = _padded((picture.classes != IGNORED).astype(np.uint8), size, mode="constant")
+    defect = _padded((picture.mask >= 128).astype(np.uint8), size, mode="constant")
     pooled = (functional.avg_pool2d(part, PATCH_PX).ravel().numpy() for part in (defect, inside))
     defect_share, known = pooled
     return defect_share, known

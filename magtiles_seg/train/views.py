@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from magtiles_seg.dataset.augment import Augmentation, View
-from magtiles_seg.model.losses import IGNORED_CLASS
+from magtiles_seg.labels import IGNORED
+from magtiles_seg.model.losses import IGNORED_CLASS, IGNORED_PIXEL
 from magtiles_seg.train.data import Batch, BatchPlan, TrainingSet, made_ahead
 
 _LEVEL = 128
@@ -352,7 +353,9 @@ def _blurred(view: Tensor) -> Tensor:
 
 def stack_views(image: Tensor, mask: Tensor, classes: Tensor, *, class_stride: int) -> Batch:
     """Return drawn views as one batch, as `data.stack` makes it of the CPU's."""
-    defect = (mask >= _LEVEL).float()
+    ignored = classes == IGNORED
+    defect = ((mask >= _LEVEL) & ~ignored).float()
     class_target = functional.max_pool2d((classes * defect)[:, None], class_stride)[:, 0].long() - 1
     class_target = torch.where(class_target < 0, IGNORED_CLASS, class_target)
-    return Batch(image[:, None], defect[:, None], class_target)
+    target = torch.where(ignored, IGNORED_PIXEL, defect)
+    return Batch(image[:, None], target[:, None], class_target)

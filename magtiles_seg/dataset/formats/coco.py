@@ -21,15 +21,14 @@ from magtiles_seg.dataset.formats.pictures import (
     Reading,
     Region,
     check_size,
-    crop,
     expect,
     polygon,
     read_json,
     size_of,
 )
-from magtiles_seg.dataset.formats.shapes import decode_rle, encode_rle, rle_from_text, rle_to_text
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write_json
+from magtiles_seg.shapes import crop, decode_rle, encode_rle, rle_from_text, rle_to_text
 
 NAME = "annotations.json"
 

@@ -20,7 +20,6 @@ from magtiles_seg.dataset.formats.pictures import (
     Reading,
     Region,
     check_size,
-    crop,
     ellipse,
     placed,
     polygon,
@@ -29,6 +28,7 @@ from magtiles_seg.dataset.formats.pictures import (
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 from magtiles_seg.labels import color_rgb
+from magtiles_seg.shapes import crop
 
 NAME = "annotations.xml"
 _SHAPES = ("polygon", "mask", "box", "ellipse", "polyline", "points", "cuboid", "skeleton")

@@ -21,7 +21,6 @@ from magtiles_seg.dataset.formats.pictures import (
     Reading,
     Region,
     check_size,
-    crop,
     decode_png_mask,
     ellipse,
     expect,
@@ -30,11 +29,10 @@ from magtiles_seg.dataset.formats.pictures import (
     read_json,
     size_of,
 )
-from magtiles_seg.dataset.formats.shapes import Mask
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import encode_png, write_json
-
-_VERSION = "5.5.0"
+from magtiles_seg.interchange import labelme_content, labelme_shape
+from magtiles_seg.shapes import Mask, crop
 
 
 def recognises(content: object) -> bool:
@@ -177,34 +175,14 @@ def content_of(
             shapes.append(_mask_shape(region, picture))
             continue
         for points in region.outlines(picture.height, picture.width, tolerance_px=tolerance_px):
-            shapes.append(_shape(region.label, "polygon", points.tolist()))
-    return {
-        "version": _VERSION,
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": name,
-        "imageData": None,
-        "imageHeight": picture.height,
-        "imageWidth": picture.width,
-    }
+            shapes.append(labelme_shape(region.label, "polygon", points.tolist()))
+    return labelme_content(shapes, name, picture.height, picture.width)
 
 
 def _mask_shape(region: Region, picture: LabelledPicture) -> dict[str, Any]:
     mask = region.mask(picture.height, picture.width)
     part, left, top = crop(mask)
     corner = [left + part.shape[1] - 1, top + part.shape[0] - 1]
-    shape = _shape(region.label, "mask", [[left, top], corner])
+    shape = labelme_shape(region.label, "mask", [[left, top], corner])
     png = encode_png(part.astype(np.uint8) * np.uint8(255))
     return {**shape, "mask": base64.b64encode(png).decode("ascii")}
-
-
-def _shape(label: str, kind: str, points: list[list[float]]) -> dict[str, Any]:
-    return {
-        "label": label,
-        "points": points,
-        "group_id": None,
-        "description": "",
-        "shape_type": kind,
-        "flags": {},
-        "mask": None,
-    }

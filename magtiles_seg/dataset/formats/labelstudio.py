@@ -30,11 +30,11 @@ from magtiles_seg.dataset.formats.pictures import (
     read_json,
     size_of,
 )
-from magtiles_seg.dataset.formats.shapes import Mask
 from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 from magtiles_seg.files import write_json
+from magtiles_seg.shapes import Mask
 
 _MAX_BRUSH_PX = 64_000_000
 NAME, CONFIG = "tasks.json", "label_config.xml"

@@ -22,7 +22,6 @@ from magtiles_seg.dataset.formats.pictures import (
     read_json,
     size_of,
 )
-from magtiles_seg.dataset.formats.shapes import Mask
 from magtiles_seg.dataset.layouts import MASK_SUFFIXES, name_key
 from magtiles_seg.dataset.masks import DEFECT_LEVEL, DESCRIPTION
 from magtiles_seg.decoding import read_header
@@ -31,6 +30,7 @@ from magtiles_seg.files import encode_png, write_json
 from magtiles_seg.files import write as write_file
 from magtiles_seg.image import read_levels
 from magtiles_seg.labels import IGNORE, IGNORED
+from magtiles_seg.shapes import Mask
 
 PICTURES = ("images", "image", "imgs", "img", "pictures", "jpegimages", "data", "input", "inputs")
 MASKS = (

@@ -21,11 +21,11 @@ from magtiles_seg.dataset.formats.pictures import (
     Reading,
     size_of,
 )
-from magtiles_seg.dataset.formats.shapes import Mask
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.dataset.masks import DEFECT_LEVEL, read_mask
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import encode_png
+from magtiles_seg.shapes import Mask
 
 GOOD = frozenset({"good", "ok", "normal"})
 _MASKS = "ground_truth"

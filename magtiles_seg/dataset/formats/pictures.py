@@ -18,7 +18,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.dataset.formats.shapes import (
+from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES, is_junk, name_key
+from magtiles_seg.dataset.samples import Sample, load_target
+from magtiles_seg.decoding import read_header
+from magtiles_seg.errors import DataError
+from magtiles_seg.labels import IGNORE, IGNORED
+from magtiles_seg.shapes import (
     Mask,
     Points,
     area_of,
@@ -28,11 +33,6 @@ from magtiles_seg.dataset.formats.shapes import (
     fill,
     outlines,
 )
-from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES, is_junk, name_key
-from magtiles_seg.dataset.samples import Sample, load_target
-from magtiles_seg.decoding import read_header
-from magtiles_seg.errors import DataError
-from magtiles_seg.labels import IGNORE, IGNORED
 
 Progress = Callable[[int, "int | None"], None]
 """Told `(done, total)`."""
@@ -411,15 +411,6 @@ def placed(part: Mask, left: int, top: int, height: int, width: int) -> Mask:
     part = part[y - top : max(0, height - top), x - left : max(0, width - left)]
     whole[y : y + part.shape[0], x : x + part.shape[1]] = part
     return whole
-
-
-def crop(mask: Mask) -> tuple[Mask, int, int]:
-    """Return the smallest box of a mask that holds all of it, its left and its top."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return mask[:1, :1], 0, 0
-    top, left = int(rows[0]), int(columns[0])
-    return mask[top : rows[-1] + 1, left : columns[-1] + 1], left, top
 
 
 def ellipse(x: float, y: float, across: float, down: float, turned_deg: float) -> Points:

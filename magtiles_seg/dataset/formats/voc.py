@@ -15,11 +15,11 @@ import numpy as np
 
 from magtiles_seg.dataset.formats.masks import by_stem, classes_in, read_colours, read_masks
 from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading
-from magtiles_seg.dataset.formats.shapes import Mask
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 from magtiles_seg.labels import IGNORE, IGNORED
+from magtiles_seg.shapes import Mask
 
 LABELMAP = "labelmap.txt"
 BORDER = 0xE0E0C0

@@ -20,6 +20,7 @@ Points = npt.NDArray[np.float64]
 __all__ = [
     "area_of",
     "clip",
+    "crop",
     "decode_rle",
     "encode_rle",
     "fill",
@@ -95,7 +96,7 @@ def clip(points: Points, height: int, width: int) -> Points:
             if inside[index]:
                 kept.append(here)
         points = np.array(kept, np.float64).reshape(-1, 2)
-    return np.asarray(points)
+    return np.clip(points, 0, (width, height))  # a cut may be off by a rounding
 
 
 def outlines(mask: Mask, *, tolerance_px: float = 0.0) -> list[Points]:
@@ -187,6 +188,15 @@ def _joined(outer: Points, hole: Points) -> Points:
     around = np.roll(hole, -int(to), axis=0)
     back = [outer[at : at + 1], outer[at + 1 :]]
     return np.concatenate([outer[: at + 1], around, around[:1], *back])
+
+
+def crop(mask: Mask) -> tuple[Mask, int, int]:
+    """Return the smallest box of a mask that holds all of it, its left and its top."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return mask[:1, :1], 0, 0
+    top, left = int(rows[0]), int(columns[0])
+    return mask[top : rows[-1] + 1, left : columns[-1] + 1], left, top
 
 
 def encode_rle(mask: Mask) -> npt.NDArray[np.int64]:

@@ -1,0 +1,206 @@
+"""From any format to the project's own: classes renamed, merged or left out, and masks drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from magtiles_seg.dataset import formats
+from magtiles_seg.dataset.formats import masks
+from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading, Region
+from magtiles_seg.dataset.groups import FILE_NAME
+from magtiles_seg.dataset.layouts import CLASS_PREFIX, FORMAT_NAMES, name_key
+from magtiles_seg.dataset.masks import DESCRIPTION
+from magtiles_seg.dataset.samples import raise_problems
+from magtiles_seg.errors import DataError
+from magtiles_seg.files import write_json
+from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED
+
+ALL = "*"
+"""In a class map: every class that has no entry of its own."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is made of a data set of another tool.
+
+    Attributes:
+        labels: Class names by index, background first.
+        class_map: `name=label` each: what a class of the source becomes: one of the labels,
+            `background` or `ignore`. A name may be a mask's value, a colour `#rrggbb`, or `*`.
+        unlabelled: What a picture without a label is: `sound`, or to `skip`; None: refused.
+        layout: Its format, or `auto`.
+    """
+
+    labels: tuple[str, ...]
+    class_map: tuple[str, ...] | None = None
+    unlabelled: str | None = None
+    layout: str = "auto"
+
+    @property
+    def maps(self) -> bool:
+        """Whether also masks in the layout `folder` are to be written anew."""
+        return self.class_map is not None or self.unlabelled is not None
+
+    @property
+    def key(self) -> str:
+        """What a converted data set is known by, beside its source."""
+        parts = (self.layout, self.labels, self.class_map, self.unlabelled)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def format_of(root: Path, wanted: Wanted) -> str | None:
+    """Return the format to convert a data set from, or None where it is read as it lies.
+
+    Raises:
+        DataError: It looks like several.
+    """
+    if wanted.layout in FORMAT_NAMES:
+        return wanted.layout
+    if wanted.layout == "magnetic-tile":
+        return None
+    if wanted.layout == "folder":
+        return "masks" if wanted.maps else None
+    folders = [root, *(path for path in root.iterdir() if path.is_dir())]
+    if any(path.name.startswith(CLASS_PREFIX) for folder in folders for path in folder.iterdir()):
+        return None
+    if not wanted.maps and any((f / "images").is_dir() and (f / "masks").is_dir() for f in folders):
+        return None
+    found = formats.detect(root)
+    if len(found) > 1:
+        raise DataError(
+            f"{root} looks like {' and '.join(found)}; expected one: set data_load.layout"
+        )
+    return found[0] if found else None
+
+
+def convert(
+    root: Path, out: Path, name: str, wanted: Wanted, *, progress: Progress | None = None
+) -> str:
+    """Write a data set of another tool in the layout `folder`, and return what was found.
+
+    Args:
+        root: The data set.
+        out: Where to.
+        name: Its format.
+        wanted: What is made of it.
+        progress: Told pictures that were read.
+
+    Raises:
+        DataError: Files are damaged or do not fit each other, classes are unknown, or pictures
+            have no label and nobody said what they are; names all of it.
+    """
+    reading = mapped(formats.read(name, root, progress=progress), wanted)
+    raise_problems(root, reading.problems)
+    if not reading.pictures:
+        raise DataError(f"{root} holds no picture of the format {name}; name another layout")
+    said = "; ".join([summary(name, reading, wanted), *reading.notes.lines()])
+    masks.write(reading.pictures, out, wanted.labels)
+    groups = sorted((p for p in Files(root).of(".csv") if p.name == FILE_NAME),
+                    key=lambda path: len(path.parts))  # fmt: skip
+    if groups:
+        shutil.copyfile(groups[0], out / FILE_NAME)
+    content = {"labels": list(wanted.labels), "ignore": IGNORED, "format": name, "said": said}
+    write_json(out / DESCRIPTION, content)
+    return said
+
+
+def mapped(reading: Reading, wanted: Wanted) -> Reading:
+    """Return a reading whose classes are those that are wanted; what does not fit is a problem."""
+    rules = dict(entry.rpartition("=")[::2] for entry in wanted.class_map or ())
+    becomes = {name: _label_of(name, rules, wanted.labels) for name in reading.regions()}
+    problems = [*reading.problems, *_unknown(becomes, reading, wanted), *_same_ids(reading)]
+    bare = [picture for picture in reading.pictures if not picture.labelled]
+    if bare and wanted.unlabelled is None:
+        problems.append(
+            f"{bare[0].path}{f' and {len(bare) - 1} more' if len(bare) > 1 else ''}: no label; set "
+            "data_load.unlabelled to 'sound' if such pictures show no defect, or to 'skip'"
+        )
+    pictures = [
+        replace(picture, regions=tuple(_relabelled(picture.regions, becomes)))
+        for picture in reading.pictures
+        if picture.labelled or wanted.unlabelled != "skip"
+    ]
+    return replace(reading, pictures=pictures, problems=problems)
+
+
+def _label_of(name: str, rules: Mapping[str, str], labels: Sequence[str]) -> str | None:
+    """Return what a class becomes, or None where nobody said it."""
+    if name in rules:
+        return rules[name]
+    folded = {key.casefold(): value for key, value in rules.items()}
+    if name.casefold() in folded:
+        return folded[name.casefold()]
+    if ALL in rules:
+        return rules[ALL]
+    known = {label.casefold(): label for label in (*labels, IGNORE)}
+    if name.casefold() in known:
+        return known[name.casefold()]
+    if name.isdecimal() and int(name) < len(labels):
+        return labels[int(name)]
+    return labels[1] if name == str(IGNORED) and len(labels) == 2 else None
+
+
+def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted) -> Iterator[str]:
+    """Yield a line that names the classes without a meaning, and how to give them one."""
+    lost = [name for name, label in becomes.items() if label is None]
+    if not lost:
+        return
+    counts = reading.regions()
+    where = next(
+        picture.path
+        for picture in reading.pictures
+        if any(region.label in lost for region in picture.regions)
+    )
+    listed = ", ".join(f"{name!r} ({counts[name]} regions)" for name in lost)
+    names = ", ".join(list(dict.fromkeys([*reading.labels, *counts])))
+    said = f"the classes {listed} are" if len(lost) > 1 else f"the class {listed} is"
+    yield (
+        f"{where}: {said} none of {list(wanted.labels)}; set data_load.labels: "
+        f"[{BACKGROUND}, {names}], or what each becomes: data_load.class_map: [{lost[0]}=…] (a "
+        f"label, {BACKGROUND} or {IGNORE})"
+    )
+
+
+def _same_ids(reading: Reading) -> Iterator[str]:
+    """Yield a line for each picture whose name is another's, too."""
+    first: dict[str, LabelledPicture] = {}
+    for picture in reading.pictures:
+        other = first.setdefault(name_key(picture.id), picture)
+        if other is not picture:
+            yield f"{picture.path}: same name as {other.path}; expected one of each: rename one"
+
+
+def _relabelled(regions: Sequence[Region], becomes: Mapping[str, str | None]) -> Iterator[Region]:
+    for region in regions:
+        label = becomes[region.label]
+        if label is not None and label != BACKGROUND:
+            yield replace(region, label=label)
+
+
+def summary(name: str, reading: Reading, wanted: Wanted) -> str:
+    """Return in a sentence what a data set holds, as `mapped` gives it."""
+    bare = sum(not picture.labelled for picture in reading.pictures)
+    labelled = len(reading.pictures) - bare
+    counts: Counter[str] = reading.regions()
+    regions = ", ".join(f"{count} {label}" for label, count in sorted(counts.items())) or "none"
+    sound = sum(picture.labelled and not picture.regions for picture in reading.pictures)
+    text = f"{name}: {labelled} labelled pictures, {sound} of them sound; regions: {regions}"
+    if wanted.unlabelled == "sound":
+        text += f"; {bare} pictures without a label count as sound"
+    elif wanted.unlabelled == "skip":
+        text += "; pictures without a label are left out"
+    return text
+
+
+def fingerprint(root: Path) -> str:
+    """Return what tells whether a folder changed: names, sizes and times of its files."""
+    digest = hashlib.sha256()
+    for path in Files(root).all:
+        state = path.stat()
+        digest.update(f"{path.relative_to(root)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

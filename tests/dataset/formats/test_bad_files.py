@@ -1,0 +1,284 @@
+"""What is wrong with a file of another tool is said, with its name and what was expected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from magtiles_seg import pipeline
+from magtiles_seg.config import load_params
+from magtiles_seg.dataset import formats
+from magtiles_seg.dataset.archive import fetch, read_summary, verify
+from magtiles_seg.dataset.formats.convert import Wanted, format_of, mapped
+from magtiles_seg.dataset.samples import load_target
+from magtiles_seg.errors import ConfigError, DataError
+
+LABELS = ("background", "dent")
+TRIANGLE = [[2, 2], [20, 2], [20, 20]]
+
+
+def put(path: Path, hw: tuple[int, int] = (40, 50)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full(hw, 80, np.uint8))
+    return path
+
+
+def label(path: Path, picture: str, *shapes: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"shapes": list(shapes), "imagePath": picture, "imageData": None, **more}
+    path.write_text(json.dumps(content))
+
+
+def shape(points: object = TRIANGLE, name: str = "dent", kind: str = "polygon") -> dict[str, Any]:
+    return {"label": name, "points": points, "shape_type": kind}
+
+
+@pytest.mark.parametrize(
+    ("picture", "drawn", "more", "said"),
+    [
+        ("b.png", shape(), {}, "picture 'b.png' is missing"),
+        ("a.png", shape(), {"imageHeight": 41, "imageWidth": 50}, "50 x 41 px.*is 50 x 40 px"),
+        ("a.png", shape(), {"imageHeight": 50, "imageWidth": 40}, "EXIF"),
+        ("a.png", shape([["x", 1]]), {}, "shape 0: no points"),
+        ("a.png", shape([[1, 2], [3, float("inf")], [4, 5]]), {}, "not finite"),
+        ("a.png", {"label": 3}, {}, "expected a text, got 3"),
+        ("a.png", shape(kind="mask"), {}, "no mask as PNG"),
+        (7, shape(), {}, "expected a file name"),
+    ],
+)
+def test_labelme_file_at_fault_is_named_with_the_reason(
+    picture: object,
+    drawn: dict[str, Any],
+    more: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "a.png")
+    label(tmp_path / "a.json", picture, drawn, **more)
+    (problem,) = formats.read("labelme", tmp_path).problems
+    assert problem.startswith(str(tmp_path / "a.json"))
+    with pytest.raises(DataError, match=said):
+        raise DataError(problem)
+
+
+@pytest.mark.parametrize(
+    ("points", "note"),
+    [
+        ([[1, 1], [5, 5]], "enclose no area"),
+        ([[1, 1], [5, 5], [9, 9]], "enclose no area"),
+        ([[60, 1], [70, 1], [70, 9]], "outside of the picture"),
+        ([[40, 1], [70, 1], [70, 9]], "cut at its border"),
+    ],
+)
+def test_polygon_outside_or_empty_is_noted(
+    points: list[list[float]], note: str, tmp_path: Path
+) -> None:
+    put(tmp_path / "a.png")
+    label(tmp_path / "a.json", "a.png", shape(points))
+    found = formats.read("labelme", tmp_path)
+    assert found.problems == []
+    assert note in found.notes.lines()[0]
+    assert found.pictures[0].target(LABELS).shape == (40, 50)
+
+
+def test_path_out_of_the_data_set_is_never_read(tmp_path: Path) -> None:
+    secret = put(tmp_path / "secret.png")
+    inside = tmp_path / "set"
+    label(inside / "a.json", "../secret.png", shape())
+    label(inside / "b.json", str(secret), shape())
+    found = formats.read("labelme", inside)
+    assert found.pictures == []
+    assert all("is missing in" in problem for problem in found.problems)
+    put(inside / "data" / "secret.png")
+    found = formats.read("labelme", inside)
+    assert [picture.path for picture in found.pictures] == [inside / "data" / "secret.png"]
+    assert "of the picture" in found.problems[0]
+
+
+def test_two_pictures_that_a_name_may_mean_are_both_named(tmp_path: Path) -> None:
+    put(tmp_path / "x" / "a.png"), put(tmp_path / "y" / "a.png")
+    label(tmp_path / "a.json", "a.png", shape())
+    assert "2 pictures may be 'a.png'" in formats.read("labelme", tmp_path).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0 .5 .5 .2 .2", "a box alone"),
+        ("0 .1 .1 .2 .2 .3", "5 numbers; expected pairs"),
+        ("7 .1 .1 .2 .2 .3 .3", "class 7; expected 0 to 0: dent"),
+        ("0 10 10 20 10 20 20", "expected shares of the size"),
+        ("dent .1 .1", "expected a class and numbers"),
+    ],
+)
+def test_yolo_line_at_fault_is_named_with_the_reason(line: str, said: str, tmp_path: Path) -> None:
+    put(tmp_path / "images" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text(f"\n{line}\n")
+    (tmp_path / "labels" / "lost.txt").write_text("")
+    (tmp_path / "data.yaml").write_text("names: [dent]")
+    assert formats.detect(tmp_path) == ["yolo"]
+    problems = formats.read("yolo", tmp_path).problems
+    assert said in problems[0]
+    assert "a.txt: line 2" in problems[0]
+    assert "lost.txt: its picture is missing" in problems[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"category_id": 5}, "category 5 is not listed"),
+        ({"image_id": 9}, "of the image 9, which is not listed"),
+        ({"segmentation": []}, "a box alone"),
+        ({"segmentation": {"size": [40, 50], "counts": [3]}}, "run lengths of 3 px; expected 2000"),
+        ({"segmentation": {"size": [40, 51], "counts": "x"}}, "51 x 40 px"),
+        ({"segmentation": {"size": [40, 50], "counts": "\u00e9"}}, "no run lengths"),
+    ],
+)
+def test_coco_annotation_at_fault_is_named_with_the_reason(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    put(tmp_path / "a.png")
+    drawn = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[2, 2, 9, 2, 9, 9]]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 50}],
+        "categories": [{"id": 1, "name": "dent"}],
+        "annotations": [{**drawn, **change}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    assert said in formats.read("coco", tmp_path).problems[0]
+
+
+def test_label_studio_task_takes_the_ground_truth_and_leaves_a_skipped_one_bare(
+    tmp_path: Path,
+) -> None:
+    def result(name: str) -> list[dict[str, Any]]:
+        value = {"points": [[0, 0], [50, 0], [50, 50]], "polygonlabels": [name]}
+        size = {"original_width": 50, "original_height": 40}
+        return [{"type": "polygonlabels", "value": value, **size}]
+
+    put(tmp_path / "a.png"), put(tmp_path / "b.png")
+    first = {"result": result("dent"), "ground_truth": True, "updated_at": "2024"}
+    tasks = [
+        {
+            "data": {"image": "/data/upload/1/1a2b3c4d-a.png"},
+            "annotations": [first, {"result": result("other"), "updated_at": "2025"}],
+        },
+        {
+            "data": {"image": "/data/local-files/?d=x/b.png"},
+            "annotations": [{"was_cancelled": True}],
+        },
+    ]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    found = formats.read("label-studio", tmp_path)
+    assert found.problems == []
+    assert [(p.id, p.labelled) for p in found.pictures] == [("a", True), ("b", False)]
+    assert found.pictures[0].regions[0].label == "dent"
+
+
+def bsdata(root: Path) -> Path:
+    put(root / "data" / "a.jpg"), put(root / "data" / "b.jpg"), put(root / "data" / "c.jpg")
+    label(root / "label" / "a.json", "a.jpg", shape(name="Pitting"))
+    label(
+        root / "label" / "b.json",
+        "b.jpg",
+        shape(name="blur"),
+        shape([[30, 30], [40, 30], [40, 39]], "Pitting"),
+    )
+    return root
+
+
+def test_load_converts_a_folder_of_labelme_and_says_what_it_found(tmp_path: Path) -> None:
+    source = bsdata(tmp_path / "set")
+    wanted = [
+        f"data_load.source={source}",
+        f"data_load.directory={tmp_path / 'out'}",
+        "data_load.labels=[background, pitting]",
+        "data_load.class_map=[blur=ignore]",
+        "data_load.unlabelled=sound",
+    ]
+    params = load_params(None, wanted)
+    loaded = pipeline.load(params)
+    assert loaded.summary is not None
+    assert "labelme: 2 labelled pictures" in loaded.summary
+    assert "1 pictures without a label count as sound" in loaded.summary
+    samples = {sample.id: sample for sample in pipeline.samples_of(params)}
+    assert {key: sample.label for key, sample in samples.items()} == {
+        "a": "pitting", "b": "pitting", "c": "free",
+    }  # fmt: skip
+    target = load_target(samples["b"], labels=params.data_load.labels)
+    assert sorted(np.unique(target)) == [0, 1, 255]
+    assert pipeline.load(params).samples == loaded.samples
+    label(source / "label" / "c.json", "c.jpg", shape(name="Pitting"))
+    assert pipeline.load(params).samples[2].label == "pitting"
+
+
+def test_load_refuses_what_it_would_have_to_guess(tmp_path: Path) -> None:
+    source = bsdata(tmp_path / "set")
+    with pytest.raises(DataError) as raised:
+        fetch(str(source), tmp_path / "out", wanted=Wanted(LABELS))
+    assert "c.jpg: no label; set data_load.unlabelled" in str(raised.value)
+    assert "'Pitting' (2 regions), 'blur' (1 regions)" in str(raised.value)
+    assert not (tmp_path / "out" / "images").exists()
+
+
+def test_class_map_renames_merges_drops_and_takes_the_rest(tmp_path: Path) -> None:
+    reading = formats.read("labelme", bsdata(tmp_path))
+    everything = mapped(reading, Wanted(LABELS, ("*=dent",), "skip"))
+    assert everything.problems == []
+    assert everything.regions() == {"dent": 3}
+    dropped = mapped(reading, Wanted(LABELS, ("pitting=dent", "blur=background"), "skip"))
+    assert dropped.regions() == {"dent": 2}
+    assert len(dropped.pictures) == 2
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [("[dent]", "name=label"), ("[a=dent, a=ignore]", "twice"), ("[a=dnt]", "did you mean 'dent'")],
+)
+def test_class_map_at_fault_is_refused_with_the_parameters(entries: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_params(None, ["data_load.labels=[background, dent]", f"data_load.class_map={entries}"])
+
+
+def test_colours_and_values_of_masks_become_classes(tmp_path: Path) -> None:
+    put(tmp_path / "set" / "img" / "a.png"), put(tmp_path / "set" / "img" / "b.png")
+    colours = np.zeros((40, 50, 3), np.uint8)
+    colours[5:9, 5:9] = (0, 0, 255)
+    colours[20:, 20:] = (255, 255, 255)
+    (tmp_path / "set" / "mask").mkdir()
+    cv2.imwrite(str(tmp_path / "set" / "mask" / "a.png"), colours)
+    assert format_of(tmp_path / "set", Wanted(LABELS)) == "masks"
+    wanted = Wanted(LABELS, ("#ff0000=dent", "#ffffff=ignore"), "sound")
+    root = fetch(str(tmp_path / "set"), tmp_path / "out", wanted=wanted)
+    first, second = verify(root, labels=LABELS)
+    target = load_target(first, labels=LABELS)
+    assert (target == 1).sum() == 16
+    assert (target == 255).sum() == 600
+    assert second.label == "free"
+    assert "masks: 1 labelled pictures" in (read_summary(root) or "")
+
+
+def test_groups_of_the_source_are_kept(tmp_path: Path) -> None:
+    source = bsdata(tmp_path / "set")
+    (source / "groups.csv").write_text("image,group\na.jpg,1\nb.jpg,1\nc.jpg,2\n")
+    wanted = Wanted(("background", "pitting"), ("blur=ignore",), "sound")
+    samples = verify(fetch(str(source), tmp_path / "out", wanted=wanted), labels=wanted.labels)
+    assert [sample.group for sample in samples] == [0, 0, 1]
+
+
+def test_mvtec_folders_name_a_mask_that_is_missing(tmp_path: Path) -> None:
+    for name in ("train/good/000", "test/good/000", "test/dent/000", "test/dent/001"):
+        put(tmp_path / f"{name}.png")
+    put(tmp_path / "ground_truth" / "dent" / "000_mask.png")
+    assert formats.detect(tmp_path) == ["mvtec"]
+    found = formats.read("mvtec", tmp_path)
+    assert "001_mask.png: mask is missing" in found.problems[0]
+    assert sorted(picture.id for picture in found.pictures) == [
+        "test_dent_000", "test_good_000", "train_good_000",
+    ]  # fmt: skip
