@@ -37,7 +37,7 @@ def two_epochs(adapter: Any) -> None:  # noqa: ANN401
 def test_mlflow_adapter_logs_each_epoch_as_a_step() -> None:
     mlflow, seen = ModuleType("mlflow"), list[tuple[object, ...]]()
     mlflow.__dict__["log_metric"] = lambda name, val, step: seen.append((name, val, step))
-    mlflow.__dict__["log_image"] = lambda val, artifact_file: seen.append((artifact_file,))
+    mlflow.__dict__["log_image"] = lambda _, artifact_file: seen.append((artifact_file,))
     two_epochs(logger(mlflow))
     assert seen == [("loss", 1.0, 0), ("0000/a.png",), ("loss", 0.5, 1), ("0001/a.png",)]
 
