@@ -10,7 +10,14 @@ import numpy as np
 
 from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.regions import DEFECT_COLUMNS
-from magtiles_seg.shapes import Mask, encode_rle, outlines, rle_to_text
+from magtiles_seg.shapes import (
+    Mask,
+    encode_rle,
+    labelme_content,
+    labelme_shape,
+    outlines,
+    rle_to_text,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -81,34 +88,6 @@ def to_labelme(
         for points in outlines(mask, tolerance_px=tolerance_px)
     ]
     return labelme_content(shapes, image_path, height, width)
-
-
-def labelme_content(
-    shapes: list[dict[str, Any]], image_path: str, height: int, width: int
-) -> dict[str, Any]:
-    """Return the content of a LabelMe file for shapes on a picture of a size in px."""
-    return {
-        "version": "5.5.0",
-        "flags": {},
-        "shapes": shapes,
-        "imagePath": image_path,
-        "imageData": None,
-        "imageHeight": height,
-        "imageWidth": width,
-    }
-
-
-def labelme_shape(label: str, kind: str, points: list[list[float]]) -> dict[str, Any]:
-    """Return a shape of LabelMe: its class, kind, and points x, y in px."""
-    return {
-        "label": label,
-        "points": points,
-        "group_id": None,
-        "description": "",
-        "shape_type": kind,
-        "flags": {},
-        "mask": None,
-    }
 
 
 def to_supervision(result: Segmentation) -> Detections:

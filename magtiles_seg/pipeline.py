@@ -208,8 +208,10 @@ def convert(
     wanted = conversion.Wanted(given.labels, given.class_map, given.unlabelled, given.layout)
     found = conversion.format_of(source, wanted)
     if found is None:
-        samples = find_samples(source, layout=given.layout, labels=given.labels)
-        reading = formats.Reading(list(formats.from_samples(samples, given.labels)))
+        said = formats.masks.read_description(source) if given.labels == LABELS else ()
+        wanted = replace(wanted, labels=said or given.labels)
+        samples = find_samples(source, layout=given.layout, labels=wanted.labels)
+        reading = formats.Reading(list(formats.from_samples(samples, wanted.labels)))
         found = "folder"
     else:
         reading = formats.read(found, source, progress=progress)

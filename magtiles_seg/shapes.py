@@ -7,6 +7,7 @@ in an outline when its centre is. A mask's own outline therefore gives the same 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +25,8 @@ __all__ = [
     "decode_rle",
     "encode_rle",
     "fill",
+    "labelme_content",
+    "labelme_shape",
     "outlines",
     "rle_from_text",
     "rle_to_text",
@@ -260,3 +263,31 @@ def rle_from_text(text: str) -> npt.NDArray[np.int64]:
                 value |= -1 << (5 * place)
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
     return np.array(counts, np.int64)
+
+
+def labelme_content(
+    shapes: list[dict[str, Any]], image_path: str, height: int, width: int
+) -> dict[str, Any]:
+    """Return the content of a LabelMe file for shapes on a picture of a size in px."""
+    return {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": image_path,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+    }
+
+
+def labelme_shape(label: str, kind: str, points: list[list[float]]) -> dict[str, Any]:
+    """Return a shape of LabelMe: its class, kind, and points x, y in px."""
+    return {
+        "label": label,
+        "points": points,
+        "group_id": None,
+        "description": "",
+        "shape_type": kind,
+        "flags": {},
+        "mask": None,
+    }

@@ -117,7 +117,7 @@ def test_list_of_labels_becomes_a_tuple(tmp_path: Path) -> None:
         ("train: {architecture: lite}", "expected one of nano.*did you mean 'lite2'|'lite1'"),
         ("data_load: {labels: dent}", "expected tuple.*got str 'dent'"),
         ("data_load: {labels: []}", r"expected a list of names, got \[\]"),
-        ("data_load: {labels: [background]}", "expected 'background' and 1 to 255 classes"),
+        ("data_load: {labels: [background]}", "expected 'background' and 1 to 254 classes"),
         ("data_load: {labels: [dent, background]}", "expected 'background' first"),
         ("data_load: {labels: [background, dent, Dent]}", "differ by more than case"),
         ("data_load: {labels: [background, '']}", "names without spaces around them"),

@@ -312,7 +312,13 @@ def _listed_alone(
 
     def bring_and_check(to: Path) -> None:
         bring(to)
-        root = locate(to)[1]
+        try:
+            root = locate(to)[1]
+        except DataError as error:
+            raise DataError(
+                f"{source}: none of the data set that data_load.checksums lists is in it; for data "
+                f"of your own set data_load.checksums to null ({error})"
+            ) from error
         leave_out(to, root, listed)
         check_files(root, listed, source=source)
 

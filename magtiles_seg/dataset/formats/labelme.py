@@ -31,8 +31,7 @@ from magtiles_seg.dataset.formats.pictures import (
 )
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import encode_png, write_json
-from magtiles_seg.interchange import labelme_content, labelme_shape
-from magtiles_seg.shapes import Mask, crop
+from magtiles_seg.shapes import Mask, crop, labelme_content, labelme_shape
 
 
 def recognises(content: object) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from magtiles_seg import shapes
+from magtiles_seg import cli, shapes
 from magtiles_seg.config import DataLoadParams
 from magtiles_seg.dataset import formats
 from magtiles_seg.dataset.formats import (
@@ -275,3 +275,18 @@ def test_cvat_export_of_boxes_ellipses_and_masks_is_read(tmp_path: Path) -> None
     assert np.argwhere(mask[:4]).tolist() == [[0, 0], [0, 1], [2, 4], [3, 3]]
     assert mask[5, 7] == 1
     assert "a polyline has no area" in found.notes.lines()[0]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_data_convert_writes_any_format_from_any_other(
+    name: str, pictures: list[LabelledPicture], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after, again = tmp_path / "before", tmp_path / "after", tmp_path / "again"
+    formats.write("coco", pictures, before, LABELS)
+    assert cli.main(["data", "convert", str(before), str(after), "--to", name]) == 0
+    assert "coco: 6 labelled pictures, 2 of them sound" in capsys.readouterr().out
+    words = ["data", "convert", str(after), str(again), "--to", "coco"]
+    assert cli.main(words) == 0
+    assert alike(formats.read("coco", again).pictures, pictures)
+    assert cli.main(words) == 2
+    assert "is not empty" in capsys.readouterr().err
