@@ -27,6 +27,8 @@ NOT_RUN = (
     (r"(docker|podman) ", "needs Docker; tests/test_containers.py reads the files"),
     (r"(make|pytest|shtab|MAGTILES_\w+=\S+|\.github/scripts/\S+) ", "is what runs these tests"),
     (r"curl ", "asks a service; tests/serve/test_server.py takes the line from the page"),
+    (r"old/bin/python ", "needs older runtimes in an environment of their own"),
+    (r"magtiles-seg loop ", "needs pictures that were kept; tests/test_loop_story.py"),
     (r"python ", "an example or a server that stays; tests/test_examples.py, test_web_page.py"),
     (r"magtiles-seg (serve|demo)( (?!--new-key)|$)", "stays; tests/serve and tests/demo start it"),
     (r"magtiles-seg (data|train|crossval|evaluate|gate|report)\b", "needs data, or hours of it"),

@@ -63,7 +63,8 @@ def test_picture_is_segmented_and_saved_without_posix(tmp_path: Path) -> None:
     ran = run_python(code)
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"tile_{name}" for name in ("mask.png", "overlay.png", "probability.png", "result.json")
+        f"tile_{name}"
+        for name in ("mask.png", "overlay.png", "panel.png", "probability.png", "result.json")
     }
 
 

@@ -102,6 +102,7 @@ def add(verbs: options.Verbs) -> None:
         help="full queue: let the source wait, or drop lines and report them (default: block)",
     )
     options.add_review(verb)
+    verb.set_defaults(review=None)
     _add_camera(verb)
 
 

@@ -133,8 +133,10 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     weights = {
         _own_name(entry.name): torch.from_numpy(numpy_helper.to_array(entry).astype(np.float32))
         for entry in model.graph.initializer
-        if entry.name.startswith("network.")
     }
+    for node in model.graph.node:  # several may share a bias of equal values
+        if node.op_type == "Conv" and len(node.input) == 3:
+            weights[f"{_own_name(node.input[1])}_bias"] = weights[_own_name(node.input[2])]
     return weights, ModelCard.from_json(cards[CARD_KEY]).labels
 
 
@@ -153,7 +155,10 @@ def _unfold(
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             convolution = name.rpartition(".")[0] + ".0.weight_bias"
-            hooks.append(module.register_forward_pre_hook(_settler(folded[convolution])))
+            bias = folded.get(
+                convolution, torch.zeros(module.num_features)
+            )  # a zero one is left out
+            hooks.append(module.register_forward_pre_hook(_settler(bias)))
     training = network.training
     network.eval()
     try:

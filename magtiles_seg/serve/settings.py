@@ -12,7 +12,6 @@ from typing import Any
 
 from magtiles_seg.config import check_fields, nearest, raise_if_any, within
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.infer.backends.base import default_device
 from magtiles_seg.review.settings import REASONS, ReviewSettings, reasons_of
 
 PREFIX = "MAGTILES_"
@@ -126,6 +125,8 @@ class Settings:
             except (TypeError, ValueError) as error:
                 found.append(f"serve.{name}: {error}")
         raise_if_any(found, "settings")
+        from magtiles_seg.infer.backends.base import default_device
+
         checked["device"] = checked["device"] or default_device(Path(checked["model"] or ""))
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -188,7 +188,7 @@ def test_demo_below_a_path_of_a_proxy_loads_whole_and_works(
 def check_demo(page: Page) -> None:
     """See that the page shows its pictures, and that an example brings others."""
     expect(page.locator("#verdict b")).to_be_visible(timeout=PATIENCE_MS)
-    shown = page.locator("#overlay img")
+    shown = page.locator("#overlay img").first
     expect(shown).to_be_visible()
     before = str(shown.get_attribute("src"))
     page.locator("#examples .thumbnail-item").last.click()

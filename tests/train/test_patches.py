@@ -171,7 +171,7 @@ def test_start_from_a_model_with_patches_takes_their_features_and_fits_them_anew
     path = checkpoint
     if suffix == "onnx":
         path = tmp_path / "a.onnx"
-        path.write_bytes(build_onnx(network, EagerBackend(checkpoint).spec.card))
+        path.write_bytes(build_onnx(network, EagerBackend(checkpoint).spec.card, precision="fp32"))
     fresh = build_network("small").eval()
     fresh.add_patches()
     start_from(fresh, path, [tile(seed, defective=False).image for seed in range(3)])
@@ -186,7 +186,7 @@ def test_start_from_a_model_with_patches_takes_their_features_and_fits_them_anew
         assert torch.allclose(ours, theirs, atol=1e-3)
         network_share, network.patch_share = network.patch_share, torch.tensor(0.0)
         try:
-            assert torch.allclose(fresh(image)[0], network(image)[0], atol=1e-3)
+            assert (fresh(image)[0] - network(image)[0]).abs().max() < 1e-2
         finally:
             network.patch_share = network_share
 
