@@ -106,7 +106,7 @@ def test_page_holds_every_chart_and_the_worst_pictures_and_asks_for_no_other_fil
     gallery = Gallery(1)
     gallery.add(-0.1, "crack <b>, Dice 0.10", answer, np.ones((8, 8), np.uint8), name="a")
     page = save_page(result, tmp_path, worst=gallery).read_text(encoding="utf-8")
-    names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    names = {path.stem for path in (tmp_path / "charts").glob("*.png")}
     assert names == {
         "precision_recall",
         "roc",

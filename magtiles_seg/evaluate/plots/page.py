@@ -79,7 +79,7 @@ def save_page(
     worst: Gallery | None = None,
     more: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write the charts as `plots/*.png`, the worst pictures, and all of it as `report.html`.
+    """Write the charts as `charts/*.png`, the worst pictures, and all of it as `report.html`.
 
     Args:
         result: The evaluation.
@@ -92,7 +92,7 @@ def save_page(
     """
     drawn = charts(result)
     for name, png in drawn.items():
-        write(directory / "plots" / f"{name}.png", png)
+        write(directory / "charts" / f"{name}.png", png)
     images = "\n".join(_image(png, name) for name, png in {**(more or {}), **drawn}.items())
     title = f"Evaluation, protocol {result.protocol.name}"
     parts = [_about(result), _figures(result), "<h2>Curves</h2>"]
