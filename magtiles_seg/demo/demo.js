@@ -44,7 +44,14 @@
   const isOverlay = (event) => event.target.closest && event.target.closest("#overlay");
   document.addEventListener("load", (event) => isOverlay(event) && place(), true);
   window.addEventListener("resize", place);
+  const nameButtons = () => { // Gradio leaves those of its pictures without a name
+    for (const button of document.querySelectorAll(".gradio-container button:not([aria-label])")) {
+      if (!button.textContent.trim()) button.setAttribute("aria-label", button.title || "Show the picture");
+    }
+  };
+  nameButtons();
   new MutationObserver(() => { // the table may come after the picture
+    nameButtons();
     if (!chosen || holds()) return;
     chosen = null;
     place();
