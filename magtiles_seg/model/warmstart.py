@@ -60,7 +60,6 @@ def start_from(
         if any(not isinstance(_owner(network, name), nn.BatchNorm2d) for name in missing):
             raise _misfit(path, network, missing)
         _unfold(network, folded, pictures)
-        _forget_share(network)
         return
     tensors, meta = read_tensors(path)
     same = meta.get("architecture") == network.architecture
@@ -69,7 +68,6 @@ def start_from(
     missing = _take_over(network, tensors, tuple(meta.get("labels", ())))
     if any(same or name.startswith(_ENCODER) for name in missing):
         raise _misfit(path, network, missing)
-    _forget_share(network)
 
 
 def has_patches(path: str | os.PathLike[str]) -> bool:
@@ -82,11 +80,6 @@ def has_patches(path: str | os.PathLike[str]) -> bool:
     is_onnx = path.suffix.lower() == ".onnx"
     weights = _onnx_weights(path)[0] if is_onnx else read_tensors(path)[0]
     return any(name.startswith(_PATCHES) for name in weights)
-
-
-def _forget_share(network: SegmentationNetwork) -> None:
-    if network.patches is not None:
-        network.patch_share.zero_()
 
 
 def _take_over(
@@ -155,9 +148,8 @@ def _unfold(
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             convolution = name.rpartition(".")[0] + ".0.weight_bias"
-            bias = folded.get(
-                convolution, torch.zeros(module.num_features)
-            )  # a zero one is left out
+            none = torch.zeros(module.num_features)  # the exporter leaves zero biases out
+            bias = folded.get(convolution, none)
             hooks.append(module.register_forward_pre_hook(_settler(bias)))
     training = network.training
     network.eval()
