@@ -1,8 +1,8 @@
 """A second opinion from frozen features: the patch classifier is fitted after the network is.
 
-Patches of 8 x 8 px are drawn from every training picture and its mirrored views, as many defective
-ones as sound ones, and two small layers are fitted to their frozen features. It takes minutes, and
-sees the training pictures alone.
+Patches of 8 x 8 px are drawn from every training picture and mirrored views of it, as many
+defective ones as sound ones, and two small layers are fitted to their frozen features. It takes
+minutes, and sees the training pictures alone.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ _MOST = 400_000
 
 _LEAST_DEFECT = 0.25
 """A patch is defective from this share of defect pixels on, and sound without any."""
+
+_MOST_PX = 400_000_000
+"""Of pictures and mirrored views that are looked at; of large pictures, fewer views are."""
 
 _MIRRORED: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 _EPOCHS, _BATCH_SIZE = 3, 512
@@ -72,14 +75,14 @@ def _drawn(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each view's patches: (P, C) float16 features and (P,) float32, 1 for defective."""
     device = network.defect_head.weight.device
-    views = max(1, len(pictures) * len(_MIRRORED))
-    each = min(_PER_CLASS, max(1, _MOST // (2 * views)))
+    count = _views(pictures)
+    each = min(_PER_CLASS, max(1, _MOST // (2 * max(1, len(pictures) * count))))
     for picture in pictures:
         size = [-(-side // network.stride) * network.stride for side in picture.image.shape]
         image = _padded(picture.image, size, mode="reflect").to(device)
         defect, known = _shares(picture, size)
         grey = (image - GREY_CENTRE) / GREY_SCALE
-        for dims in _MIRRORED:
+        for dims in _mirrored(count, rng):
             chosen = _choose(defect, known, each, rng)
             with torch.inference_mode():
                 fine, coarse = patches.features(network.encoder(torch.flip(grey, dims)))
@@ -87,6 +90,18 @@ def _drawn(
             rows = features[0].flatten(1)[:, torch.from_numpy(chosen)]
             labels = torch.from_numpy((defect[chosen] > 0).astype(np.float32))
             yield rows.T.half().cpu(), labels
+
+
+def _views(pictures: Sequence[View]) -> int:
+    """Return in how many views each picture is looked at."""
+    whole_px = sum(picture.image.size for picture in pictures)
+    return min(len(_MIRRORED), max(1, _MOST_PX // max(1, whole_px)))
+
+
+def _mirrored(count: int, rng: np.random.Generator) -> Sequence[tuple[int, ...]]:
+    if count == len(_MIRRORED):
+        return _MIRRORED
+    return [_MIRRORED[index] for index in rng.permutation(len(_MIRRORED))[:count]]
 
 
 def _padded(pixels: NDArray[np.uint8], size: Sequence[int], *, mode: str) -> Tensor:

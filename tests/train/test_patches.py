@@ -25,7 +25,7 @@ from magtiles_seg.model.checkpoint import (
 )
 from magtiles_seg.model.network import LiteEncoder, SegmentationNetwork, build_network
 from magtiles_seg.model.warmstart import has_patches, start_from
-from magtiles_seg.train import loop
+from magtiles_seg.train import loop, patches
 from magtiles_seg.train.patches import fit_patches
 from magtiles_seg.train.state import CHECKPOINT
 
@@ -243,3 +243,16 @@ def test_patch_share_left_open_goes_by_the_architecture(
     changes: dict[str, object], share: float
 ) -> None:
     assert replace(TrainParams(), **changes).effective_patch_share == share  # type: ignore[arg-type]
+
+
+def test_large_pictures_are_looked_at_in_fewer_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [tile(seed, defective=seed % 2 == 0) for seed in range(4)]
+    network = small().eval()
+    assert network.patches is not None
+    whole_px = sum(picture.image.size for picture in pictures)
+    seen = []
+    for budget_px in (4 * whole_px, 2 * whole_px, 1):
+        monkeypatch.setattr(patches, "_MOST_PX", budget_px)
+        rng = np.random.default_rng(0)
+        seen.append(len(list(patches._drawn(network, network.patches, pictures, rng))))
+    assert seen == [16, 8, 4]
