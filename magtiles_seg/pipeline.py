@@ -533,7 +533,7 @@ def screen(
     from magtiles_seg.evaluate.protocols import get_protocol
     from magtiles_seg.export.screen import write_screen
     from magtiles_seg.infer.segmenter import Segmenter
-    from magtiles_seg.train.data import training_pictures
+    from magtiles_seg.train.data import training_pictures, trusted
     from magtiles_seg.train.screen import choose_threshold, fit_screen, screen_card
 
     if not 0 < kept <= 1 or epochs < 1:
@@ -543,16 +543,15 @@ def screen(
         )
     parts = split_parts(manifest, params)
     protocol, labels = get_protocol(params.train.protocol), params.data_load.labels
-    shown, held_out = (
-        training_pictures(parts[name], protocol, labels) for name in ("train", "validation")
-    )
+    training, validation = trusted(parts["train"]), trusted(parts["validation"])
+    shown, held_out = (training_pictures(part, protocol, labels) for part in (training, validation))
     with Segmenter(model) as segmenter:
 
         def find(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
             return segmenter(image).mask
 
         network = fit_screen(
-            parts["train"], shown, find, labels=labels, epochs=epochs, seed=0, progress=progress
+            training, shown, find, labels=labels, epochs=epochs, seed=0, progress=progress
         )
         choice = choose_threshold(network, held_out, find, kept=kept)
         card = screen_card(network, choice, segmenter.spec, epochs=epochs)

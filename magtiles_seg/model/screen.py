@@ -13,6 +13,9 @@ from magtiles_seg.model.network import GREY_CENTRE, GREY_SCALE, NanoEncoder, rea
 CELL_PX = 32
 """Side of the squares of a picture that a screen answers for, in px."""
 
+_PRIOR_LOGIT = -3.0
+"""What an untrained screen answers: most cells hold nothing."""
+
 _CHANNELS, _BLOCKS = (16, 32, 64), (0, 1, 1)
 
 
@@ -30,6 +33,7 @@ class ScreenNetwork(nn.Module):
         super().__init__()
         self.encoder = NanoEncoder(_CHANNELS, _BLOCKS)
         self.head = nn.Conv2d(_CHANNELS[-1], 1, 1)
+        nn.init.constant_(self.head.bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
 
     def forward(self, halved: Tensor) -> Tensor:
         """Return the logits of a batch of halved pictures.
