@@ -139,7 +139,7 @@ def choose_threshold(
     sound: list[NDArray[np.float32]] = []
     for picture in pictures:
         cells = _cells(network, picture.image)
-        passed = cv2.dilate(cells, np.ones((3, 3)))
+        passed = np.asarray(cv2.dilate(cells, np.ones((3, 3))), dtype=np.float32)
         rows, columns = picture.image.shape
         level = passed.repeat(CELL_PX, 0).repeat(CELL_PX, 1)[:rows, :columns]
         count, regions = cv2.connectedComponents(find(picture.image))
