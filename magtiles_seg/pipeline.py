@@ -20,6 +20,7 @@ Example:
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -33,11 +34,14 @@ from magtiles_seg.dataset.layouts import FORMAT_NAMES
 from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
 from magtiles_seg.dataset.samples import Sample, find_samples, raise_problems
 from magtiles_seg.dataset.splits import PARTS, Split
-from magtiles_seg.errors import DataError, ModelError
+from magtiles_seg.errors import ConfigError, DataError, ModelError
 from magtiles_seg.files import write
 from magtiles_seg.labels import BACKGROUND, IGNORE, LABELS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from magtiles_seg.config import Params
     from magtiles_seg.evaluate.decide import Choice
     from magtiles_seg.evaluate.folds import OutOfFold
@@ -63,6 +67,7 @@ __all__ = [
     "load",
     "read_split",
     "samples_of",
+    "screen",
     "split",
     "split_parts",
     "train",
@@ -493,6 +498,65 @@ def export_artefact(
         model, out, order, proof=proof, int8_tiles=int8_tiles, card=card, progress=progress
     )
     return Artefact(path, written, proof)
+
+
+def screen(
+    params: Params,
+    model: str | os.PathLike[str] | None,
+    manifest: Path,
+    out: Path,
+    *,
+    kept: float = 0.99,
+    epochs: int = 150,
+    progress: Callable[..., Any] | None = None,
+) -> ModelCard:
+    """Train a screen for a model, and write it with its threshold.
+
+    Args:
+        params: Where the data set is.
+        model: What the screen is to stand before, as `Segmenter` takes it.
+        manifest: The split: the training part teaches the screen, the validation part chooses its
+            threshold.
+        out: The `.onnx` file to write.
+        kept: Share of the labelled defects that the model finds which must stay found, in (0, 1].
+        epochs: Of 640 crops each.
+        progress: Wraps an iterable `(items, count, title)`, as `magtiles_seg.progress.wrap` does.
+
+    Returns:
+        The screen's card.
+
+    Raises:
+        ConfigError: `kept` or `epochs` is out of its range.
+        FileNotFoundError, DataError, ModelError: An input is missing, damaged, or does not fit.
+        ParityError: The file answers differently from the network; nothing is written.
+    """
+    from magtiles_seg.evaluate.protocols import get_protocol
+    from magtiles_seg.export.screen import write_screen
+    from magtiles_seg.infer.segmenter import Segmenter
+    from magtiles_seg.train.data import training_pictures, trusted
+    from magtiles_seg.train.screen import choose_threshold, fit_screen, screen_card
+
+    if not 0 < kept <= 1 or epochs < 1:
+        raise ConfigError(
+            f"kept is {kept!r}, epochs is {epochs!r}; expected a share above 0 and at most 1, and "
+            "at least 1 epoch"
+        )
+    parts = split_parts(manifest, params)
+    protocol, labels = get_protocol(params.train.protocol), params.data_load.labels
+    training, validation = trusted(parts["train"]), trusted(parts["validation"])
+    shown, held_out = (training_pictures(part, protocol, labels) for part in (training, validation))
+    with Segmenter(model) as segmenter:
+
+        def find(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return segmenter(image).mask
+
+        network = fit_screen(
+            training, shown, find, labels=labels, epochs=epochs, seed=0, progress=progress
+        )
+        choice = choose_threshold(network, held_out, find, kept=kept)
+        card = screen_card(network, choice, segmenter.spec, epochs=epochs)
+    write_screen(network, out, card, [picture.image for picture in held_out[:4]])
+    return card
 
 
 def evaluate(

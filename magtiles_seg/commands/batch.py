@@ -47,6 +47,7 @@ def add(verbs: options.Verbs) -> None:
     )
     options.add_model(verb)
     options.add_device(verb)
+    options.add_screen(verb)
     for name, kind, text in (
         ("workers", int, "processes (default: one a core; one with a GPU)"),
         ("threads", int, "CPU threads of one inference (default: cores / workers)"),
@@ -100,9 +101,13 @@ def _counted(counts: dict[str, int]) -> str:
 
 def _segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:
     from magtiles_seg.decision import OVERRIDES
+    from magtiles_seg.model.bundled import portable_model
 
     found = _present(vars(arguments), *OVERRIDES, "device", "mm_per_px", "threads")
-    return found if arguments.model is None else {**found, "model": arguments.model.absolute()}
+    for name in ("model", "screen"):
+        if (path := getattr(arguments, name)) is not None:
+            found[name] = portable_model(path)
+    return found
 
 
 def _present(values: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def add(verbs: options.Verbs) -> None:
         help="score every picture of it; without it, a part of the split (evaluate.part)",
     )
     options.add_model(verb)
+    options.add_screen(verb)
     options.add_params(verb)
     options.add_manifest(verb, "--split", "the split manifest")
     runs = verb.add_mutually_exclusive_group()

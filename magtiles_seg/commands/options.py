@@ -26,7 +26,7 @@ ACCEPTED, REJECTED, ERROR, INTERNAL, INTERRUPTED = 0, 1, 2, 70, 130
 
 _MOST_PORT = 65535
 
-_SEGMENTER_OPTIONS = ("device", "backend", "mm_per_px", "threads", "rebuild")
+_SEGMENTER_OPTIONS = ("device", "backend", "mm_per_px", "threads", "screen", "rebuild")
 """Options of the verbs that are arguments of `Segmenter` by the same name, beside `OVERRIDES`."""
 
 
@@ -128,6 +128,16 @@ def add_device(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="an engine that does not fit this machine: build it again from its ONNX file",
+    )
+
+
+def add_screen(verb: argparse.ArgumentParser) -> None:
+    """Add `--screen`."""
+    verb.add_argument(
+        "--screen",
+        type=Path,
+        metavar="FILE",
+        help="look only where this file of `magtiles-seg screen` says so; on a CPU",
     )
 
 

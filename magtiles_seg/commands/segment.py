@@ -51,6 +51,7 @@ def add(verbs: options.Verbs) -> None:
     options.add_group_by(verb, "one verdict for all pictures of a tile")
     options.add_model(verb)
     options.add_device(verb)
+    options.add_screen(verb)
     for name, kind, text in (
         ("threshold", float, "a pixel of at least this probability is defect"),
         ("min-area-px", int, "smaller connected regions are dropped"),

@@ -69,6 +69,7 @@ def add(verbs: options.Verbs) -> None:
     verb.add_argument("--json", action="store_true", help="print one line of JSON per defect")
     options.add_model(verb)
     options.add_device(verb)
+    options.add_screen(verb)
     for name, kind, default, text in (
         ("threshold", float, None, "a pixel of at least this probability is defect"),
         ("min-area-px", int, None, "smaller defects are dropped"),

@@ -174,8 +174,9 @@ def build_onnx(network: SegmentationNetwork, card: ModelCard, *, precision: str 
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}: expected one of {PRECISIONS}")
-    model = _trace(network)
-    _tidy(model)
+    image = torch.zeros(2, 75, 107, dtype=torch.uint8)  # No multiple of a stride, so that it pads.
+    graph = InferenceGraph(_with_clips(network))
+    model = trace(graph, image, ["probability", "classes"], least_px=32)
     if precision == "fp16":
         _halve_weights(model)
     domains = {node.domain for node in model.graph.node} - {""}
@@ -240,21 +241,31 @@ def _with_clips(network: SegmentationNetwork) -> SegmentationNetwork:
     return copied
 
 
-def _trace(network: SegmentationNetwork) -> onnx.ModelProto:
-    """Return the graph of picture to answer, with dynamic batch, height and width."""
+def trace(
+    graph: nn.Module, image: Tensor, outputs: Sequence[str], *, least_px: int, step_px: int = 1
+) -> onnx.ModelProto:
+    """Return a module as a graph whose batch, height and width are dynamic.
+
+    Args:
+        graph: Takes (N, H, W) uint8.
+        image: What it is traced with.
+        outputs: Their names.
+        least_px: Smallest side.
+        step_px: What sides are multiples of.
+    """
     dim = torch.export.Dim
-    image = torch.zeros(2, 75, 107, dtype=torch.uint8)  # No multiple of a stride, so that it pads.
+    sides = [dim(name, min=least_px // step_px) for name in ("height", "width")]
+    if step_px > 1:
+        sides = [side * step_px for side in sides]
     with _quiet():
         program = torch.onnx.export(
-            InferenceGraph(_with_clips(network)).eval(),
+            graph.eval(),
             (image,),
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=["probability", "classes"],
-            dynamic_shapes={
-                "image": {0: dim("batch"), 1: dim("height", min=32), 2: dim("width", min=32)}
-            },
+            output_names=list(outputs),
+            dynamic_shapes={"image": {0: dim("batch"), 1: sides[0], 2: sides[1]}},
             verbose=False,
         )
     if program is None:
@@ -262,6 +273,7 @@ def _trace(network: SegmentationNetwork) -> onnx.ModelProto:
             "torch.onnx.export returned no program: check the versions of torch and onnxscript"
         )
     model: onnx.ModelProto = program.model_proto
+    _tidy(model)
     return model
 
 

@@ -17,8 +17,9 @@ from magtiles_seg.errors import ModelError, StaleEngineError
 from magtiles_seg.image import ImageSource, pad_to_min_side, read_image
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import FlippedBackend
+from magtiles_seg.infer.screen import Screen, ScreenedBackend
 from magtiles_seg.infer.selection import open_selected, selection_path
-from magtiles_seg.model.bundled import BUNDLED_MODELS, model_path
+from magtiles_seg.model.bundled import model_path, portable_model
 from magtiles_seg.result import Decision, Segmentation
 from magtiles_seg.tile import TileResult
 
@@ -101,6 +102,7 @@ class Segmenter:
         mm_per_px: float | None = None,
         threads: int | None = None,
         flips: bool = False,
+        screen: str | os.PathLike[str] | None = None,
         rebuild: Rebuild | None = None,
         profile: Profile | None = None,
     ) -> None:
@@ -127,6 +129,9 @@ class Segmenter:
                 process may use.
             flips: Whether each picture's probability is the mean over its four mirrored views:
                 steadier, at four times the cost.
+            screen: A file of `magtiles-seg screen`: a small network that looks at everything, so
+                that the model needs to look only where it says so (`infer.screen`); on a CPU. None:
+                the model sees all.
             rebuild: Builds an engine that does not fit this machine again, which is logged as a
                 warning: `magtiles_seg.export.rebuild.rebuild_engine`. None: that is an error.
             profile: Of device `"tensorrt"`: least, tuned and greatest (N, H, W) of the pictures,
@@ -134,9 +139,9 @@ class Segmenter:
                 meets, and again at each size beyond.
 
         Raises:
-            FileNotFoundError: There is no such model file.
+            FileNotFoundError: There is no such model file, or screen.
             ModelError: The file is damaged, not a model of this package, or an engine that was
-                not built for this machine.
+                not built for this machine; the screen is damaged, or none.
             ParityError: The engine that was built again answers differently from its ONNX file.
             ConfigError: A value is of no sense.
             BackendUnavailableError: The runtime, or its support for the device, is not installed.
@@ -152,7 +157,13 @@ class Segmenter:
             "threads": threads,
             "profile": profile,
         }
-        self._origin = _Origin(_portable(model, path), asked, flips, rebuild)
+        self._origin = _Origin(
+            None if model is None else portable_model(model),
+            asked,
+            flips,
+            rebuild,
+            None if screen is None else Path(screen),
+        )
         self._backend, self._spec = self._origin.open(path)
         self._mm_per_px = mm_per_px
         self._decision = self.spec.card.decision.overridden(
@@ -177,6 +188,12 @@ class Segmenter:
     def lineage(self) -> dict[str, str]:
         """What an answer says of the model: name, sha256 and so on."""
         return dict(self._lineage)
+
+    @property
+    def passed_share(self) -> float | None:
+        """Share of what was seen so far that the screen passed on, in [0, 1]; None without one."""
+        backend = self._backend
+        return backend.passed_share if isinstance(backend, ScreenedBackend) else None
 
     @property
     def decision(self) -> Decision:
@@ -353,19 +370,17 @@ class _Origin:
     asked: dict[str, Any]
     flips: bool
     rebuild: Rebuild | None
+    screen: Path | None
 
     def open(self, path: Path) -> tuple[Backend, BackendSpec]:
-        """Load the model."""
+        """Load the model, and its screen."""
         backend, spec = _open(path, self.asked, self.rebuild)
-        return (FlippedBackend(backend) if self.flips else backend), spec
-
-
-def _portable(model: str | os.PathLike[str] | None, path: Path) -> str | Path | None:
-    """Return a bundled model by its name, which holds on any machine, and others by full path."""
-    if model is None:
-        return None
-    name = os.fspath(model)
-    return name if BUNDLED_MODELS.get(name) == path else path.absolute()
+        if self.flips:
+            backend = FlippedBackend(backend)
+        if self.screen is None:
+            return backend, spec
+        screened = ScreenedBackend(backend, Screen(self.screen, threads=spec.threads))
+        return screened, replace(screened.spec, selection=spec.selection)
 
 
 def _open(
@@ -394,6 +409,7 @@ def _lineage(spec: BackendSpec) -> dict[str, str]:
         "git_revision": spec.card.git_revision,
         "backend": spec.name,
         "device": spec.device,
+        **({"screen_sha256": spec.screen_sha256} if spec.screen else {}),
     }
 
 

@@ -253,6 +253,8 @@ def _doubts(report: WebReport) -> str:
         told.append(f"{report.restarts} restarts of the camera: an unknown number of lines missing")
     if report.unnumbered_lines:
         told.append(f"{report.unnumbered_lines} lines without a number: losses go unnoticed there")
+    if report.passed_share is not None:
+        told.append(f"{report.passed_share:.1%} of the web passed on by the screen")
     if report.longest_silence_s >= 1:
         told.append(f"the web stood for up to {report.longest_silence_s:.0f} s")
     return "".join(f"{line}\n" for line in told)

@@ -134,6 +134,8 @@ class WebReport:
         latency_max_ms: All lines had.
         silence_s: For how long no line has come now, by the source's latest sign of life.
         longest_silence_s: The longest time without a line: a web may stand still.
+        passed_share: Share of the web that the Segmenter's screen passed on to its model, in
+            [0, 1]; None without a screen.
     """
 
     width_px: int
@@ -155,6 +157,7 @@ class WebReport:
     latency_max_ms: float
     silence_s: float
     longest_silence_s: float
+    passed_share: float | None = None
 
     @property
     def whole(self) -> bool:
@@ -221,7 +224,14 @@ class WebCounts:
         for listener in self.listeners:
             listener(missed)
 
-    def report(self, width_px: int, *, pending_lines: int, open_defects: int) -> WebReport:
+    def report(
+        self,
+        width_px: int,
+        *,
+        pending_lines: int,
+        open_defects: int,
+        passed_share: float | None = None,
+    ) -> WebReport:
         """Return the account as it stands."""
         unseen_mm = None if self._line_mm is None else self._uninspected * self._line_mm
         return WebReport(
@@ -244,4 +254,5 @@ class WebCounts:
             latency_max_ms=1e3 * self.latency.worst_s,
             silence_s=self.silence.present_s,
             longest_silence_s=self.silence.longest_s,
+            passed_share=passed_share,
         )

@@ -120,7 +120,10 @@ class LineScanSegmenter:
         """What has happened so far."""
         pending = self._cutter.end_line - self._cutter.undecided_line
         return self._counts.report(
-            self._width_px, pending_lines=pending, open_defects=len(self._regions)
+            self._width_px,
+            pending_lines=pending,
+            open_defects=len(self._regions),
+            passed_share=self._segmenter.passed_share,
         )
 
     def notify(self, listener: Callable[[Uninspected], None]) -> None:

@@ -20,6 +20,12 @@ BUNDLED_MODELS: dict[str, Path] = {name: path for name, path in _FILES.items() i
 """The model files by name, the most accurate and slowest first."""
 
 
+def portable_model(model: str | os.PathLike[str]) -> str | Path:
+    """Return a bundled model by its name, which holds on any machine, and others by full path."""
+    name = os.fspath(model)
+    return name if name in BUNDLED_MODELS and not Path(name).exists() else Path(name).absolute()
+
+
 def model_path(model: str | os.PathLike[str] | None) -> Path:
     """Return the file of a model: of a bundled one by its name, unless a file is called that.
 

@@ -464,7 +464,7 @@ def _reach_px(encoder: nn.Module, decoder: Decoder | NanoDecoder) -> int:
     less than one coarse pixel.
     """
     context = decoder.context.modules() if decoder.context is not None else ()
-    reach, jump = _reach_down((*encoder.modules(), *context))
+    reach, jump = reach_down((*encoder.modules(), *context))
     for block in decoder.blocks:
         reach += jump - 1 - (jump // 2 - 1)
         jump //= 2
@@ -472,7 +472,7 @@ def _reach_px(encoder: nn.Module, decoder: Decoder | NanoDecoder) -> int:
     return reach + 2 * jump - 1
 
 
-def _reach_down(modules: Iterable[nn.Module]) -> tuple[int, int]:
+def reach_down(modules: Iterable[nn.Module]) -> tuple[int, int]:
     """Return how far a chain of convolutions sees, in px, and its stride."""
     reach, jump = 0, 1
     for module in modules:
@@ -488,7 +488,7 @@ def _patch_reach_px(trunk: Iterable[nn.Module], patches: PatchClassifier) -> int
     The coarsest feature's neighbours and two linear enlargements reach a coarse pixel each.
     """
     modules = itertools.chain.from_iterable(part.modules() for part in (*trunk, patches.tail))
-    reach, jump = _reach_down(modules)
+    reach, jump = reach_down(modules)
     return reach + 2 * jump + 2 * PATCH_PX
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from magtiles_seg.dataset.augment import Augmentation, CopyPaste, View, training_view
 from magtiles_seg.dataset.samples import Sample, load_image, load_target
+from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
 from magtiles_seg.labels import FREE, IGNORED
@@ -30,6 +31,15 @@ _LEVEL = 128
 """A warped mask pixel that is at least half defect is defect."""
 
 Item = TypeVar("Item")
+
+
+def trusted(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples whose labels can be trusted; others are not trained on.
+
+    Left out are those that are filed as sound although their tile-mates are masked as defective,
+    and those that are filed as defective with an empty mask.
+    """
+    return [one for one in samples if not one.suspect and one.id not in EMPTY_MASKS]
 
 
 def training_pictures(

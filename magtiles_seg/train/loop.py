@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.augment import Augmentation, CopyPaste, View
 from magtiles_seg.dataset.samples import Sample, load_image
-from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.labels import LABELS
@@ -38,6 +37,7 @@ from magtiles_seg.train.data import (
     TrainingSet,
     epoch_batches,
     training_pictures,
+    trusted,
 )
 from magtiles_seg.train.devices import Devices
 from magtiles_seg.train.kernels import kept_memory
@@ -161,9 +161,7 @@ class _Run:
         if not validation:
             raise DataError("no pictures to validate on: the split's validation part is empty")
         self.params, self.out_dir, self.labels = params, out_dir, labels
-        self.training = [
-            sample for sample in training if not sample.suspect and sample.id not in EMPTY_MASKS
-        ]
+        self.training = trusted(training)
         self.sampler = BalancedSampler(self.training, free_fraction=params.free_fraction)
         self.validation, self.protocol = validation, get_protocol(params.protocol)
         self.steps = max(1, params.pictures_per_epoch // params.batch_size)

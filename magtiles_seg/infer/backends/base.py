@@ -42,6 +42,9 @@ class BackendSpec:
         precision: Of the arithmetic where the file leaves it to the runtime: `"fp32"` or `"bf16"`.
         selection: The file that chose this configuration, see `infer.selection`; empty: the caller
             or the defaults did.
+        screen: The file of the screen that looks at everything first, see `infer.screen`; None:
+            the model sees all.
+        screen_sha256: Of that file; empty without one.
     """
 
     name: str
@@ -53,6 +56,8 @@ class BackendSpec:
     card: ModelCard
     precision: str = "fp32"
     selection: str = ""
+    screen: Path | None = None
+    screen_sha256: str = ""
 
 
 class Backend(Protocol):

@@ -84,7 +84,7 @@ class OrtBackend:
         sha256 = sha256_of(data)
         where = path.absolute()
         open_session = (
-            partial(_open_on_cpu, path=path, threads=threads)
+            partial(open_on_cpu, path=path, threads=threads)
             if kind == "cpu"
             else partial(
                 _open_on_gpu, kind=kind, number=number, sha256=sha256, profile=self._profile
@@ -144,7 +144,12 @@ class OrtBackend:
         self._session.close()
 
 
-def _open_on_cpu(data: bytes, *, path: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_on_cpu(data: bytes, *, path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """Return a session of a model file's bytes.
+
+    Raises:
+        ModelError: onnxruntime cannot load them.
+    """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -149,3 +149,9 @@ def _of(status: StreamStatus) -> Iterator[Metric]:
         "Longest time without a line",
         value=report.longest_silence_s,
     )
+    if report.passed_share is not None:
+        yield GaugeMetricFamily(
+            "magtiles_stream_passed_share",
+            "Share of the web that the screen passed on to the model",
+            value=report.passed_share,
+        )

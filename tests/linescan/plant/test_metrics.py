@@ -23,7 +23,7 @@ def test_metrics_tell_lines_findings_and_the_alarm_of_a_full_disk() -> None:
     counts.unnumbered = 9
     for at_s in (1.0, 3.5):
         counts.silence.hear(at_s, lines=1)
-    report = counts.report(40, pending_lines=3, open_defects=2)
+    report = counts.report(40, pending_lines=3, open_defects=2, passed_share=0.25)
     metrics.show(
         StreamStatus(
             report=report, elapsed_s=1, lines_per_s=250.0, queued_blocks=4, queue_blocks=64
@@ -44,6 +44,7 @@ def test_metrics_tell_lines_findings_and_the_alarm_of_a_full_disk() -> None:
         "magtiles_stream_unnumbered_lines_total 9.0",
         "magtiles_stream_longest_silence_seconds 2.5",
         "magtiles_stream_open_defects 2.0",
+        "magtiles_stream_passed_share 0.25",
         "magtiles_stream_queue_blocks 4.0",
         'magtiles_stream_latency_seconds{quantile="0.99"} 0.0',
     ):

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.errors import ConfigError, ModelError
+from magtiles_seg.export.screen import write_screen
+from magtiles_seg.infer.backends.ort import OrtBackend
+from magtiles_seg.infer.screen import Screen, ScreenedBackend, windows
+from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.linescan.segmenter import LineScanSegmenter
+from magtiles_seg.model.card import ModelCard
+from magtiles_seg.model.screen import CELL_PX, ScreenNetwork
+from magtiles_seg.result import Decision
+
+
+def web(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint8]:
+    tiles = [synthetic_tile(seed + n, defect="crack").image[:128, :128] for n in range(4)]
+    row = np.hstack([tiles[n % 4] for n in range(-(-columns // 128))])
+    return np.vstack([row, row[:, ::-1]] * (-(-rows // 256)))[:rows, :columns].copy()
+
+
+@pytest.fixture(scope="module")
+def screen_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A screen that passes on some cells of `web` and not others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = ScreenNetwork().eval()
+    path = tmp_path_factory.mktemp("screen") / "screen.onnx"
+    card = ModelCard(
+        name="test-screen",
+        architecture="screen",
+        labels=OrtBackend(model).spec.card.labels,
+        stride=CELL_PX,
+        receptive_field_px=network.receptive_field_px,
+    )
+    picture = web(512, 512)
+    write_screen(network, path, card, [picture])
+    threshold = float(np.quantile(Screen(path).cells(picture), 0.97))
+    card = dataclasses.replace(card, decision=Decision(threshold=threshold))
+    write_screen(network, path, card, [picture])
+    return path
+
+
+def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    padded = np.pad(cells, 1)
+    rows, columns = cells.shape
+    shifts = [padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
+    return np.any(shifts, axis=0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 10**6), halo=st.integers(1, 8), share=st.floats(0, 0.2))
+def test_windows_hold_every_passed_cell_and_cost_no_more_than_apart(
+    seed: int, halo: int, share: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    passed = rng.random((int(rng.integers(1, 40)), int(rng.integers(1, 40)))) < share
+    found = windows(passed, halo)
+    covered = np.zeros_like(passed)
+    for window in found:
+        covered[window.top : window.bottom, window.left : window.right] = True
+    assert not (passed & ~covered).any()
+    cost = sum(window.grown(halo, *passed.shape).area for window in found)
+    single = sum(
+        window.grown(halo, *passed.shape).area
+        for y, x in np.argwhere(passed)
+        for window in windows(_only(passed, y, x), halo)
+    )
+    assert cost <= single
+
+
+def _only(passed: NDArray[np.bool_], y: int, x: int) -> NDArray[np.bool_]:
+    one = np.zeros_like(passed)
+    one[y, x] = True
+    return one
+
+
+@pytest.mark.parametrize("size", [(512, 512), (330, 417), (64, 700)])
+def test_screened_answer_is_the_model_s_where_passed_and_sound_elsewhere(
+    model: Path, screen_file: Path, size: tuple[int, int]
+) -> None:
+    picture = web(*size)
+    whole, kinds = OrtBackend(model).infer(picture[None])
+    backend = ScreenedBackend(OrtBackend(model), Screen(screen_file))
+    probability, classes = backend.infer(picture[None])
+    screen = backend.screen
+    cells = dilated(screen.cells(picture) >= screen.card.decision.threshold)
+    passed = cells.repeat(CELL_PX, 0).repeat(CELL_PX, 1)[: size[0], : size[1]]
+    assert 0 < passed.mean() < 1
+    np.testing.assert_array_equal(probability[0], np.where(passed, whole[0], 0))
+    np.testing.assert_array_equal(classes[0], np.where(passed, kinds[0], 1))
+    assert backend.passed_share == cells.mean()
+
+
+def test_screened_web_in_any_blocks_equals_the_whole_picture(
+    model: Path, screen_file: Path
+) -> None:
+    picture = web(900, 384)
+    with Segmenter(model, screen=screen_file, threshold=0.5, min_area_px=1) as segmenter:
+        expected = [(defect.label, defect.area_px) for defect in segmenter(picture).defects]
+        rng = np.random.default_rng(0)
+        lists = []
+        for _ in range(3):
+            scan = LineScanSegmenter(384, segmenter, strip_rows=96)
+            cuts = sorted(rng.integers(0, 900, 7).tolist())
+            blocks = np.split(picture, cuts)
+            found = [defect for block in blocks for defect in scan.push(block)]
+            lists.append([*found, *scan.close()])
+            share = scan.report.passed_share
+            assert share is not None
+            assert 0 < share < 1
+    assert lists[0] == lists[1] == lists[2]
+    assert sorted((one.label, one.area_px) for one in lists[0]) == sorted(expected)
+
+
+def test_segmenter_with_screen_says_so_and_survives_pickling(
+    model: Path, screen_file: Path, tmp_path: Path
+) -> None:
+    picture = web(512, 512)
+    Image.fromarray(picture).save(tmp_path / "web.png")
+    with Segmenter(model, screen=screen_file) as segmenter, Segmenter(model) as alone:
+        result = segmenter(tmp_path / "web.png")
+        assert result.model["screen_sha256"] == segmenter.spec.screen_sha256
+        assert "screen_sha256" not in alone(picture).model
+        assert alone.passed_share is None
+        with pickle.loads(pickle.dumps(segmenter)) as again:
+            np.testing.assert_array_equal(again(picture).probability, result.probability)
+            assert again.passed_share == segmenter.passed_share
+
+
+def test_model_file_as_screen_is_refused(model: Path, screen_file: Path) -> None:
+    with pytest.raises(ModelError, match=r"is no screen: .*magtiles-seg screen"):
+        Segmenter(model, screen=model)
+    with pytest.raises(ModelError, match="is not a magtiles-seg model"):
+        Segmenter(screen_file)
+    with pytest.raises(FileNotFoundError):
+        Segmenter(model, screen="missing.onnx")
+
+
+def test_screen_of_other_classes_is_refused(screen_file: Path, tmp_path: Path) -> None:
+    from magtiles_seg.export.graph import build_onnx
+    from magtiles_seg.model.network import build_network
+
+    labels = ("background", "pitting")
+    network = build_network("nano", labels=labels)
+    card = ModelCard(
+        name="other", architecture="nano", labels=labels, stride=16, receptive_field_px=253
+    )
+    path = tmp_path / "other.onnx"
+    path.write_bytes(build_onnx(network, card))
+    with pytest.raises(ConfigError, match="is for the classes background, blowhole"):
+        Segmenter(path, screen=screen_file)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from magtiles_seg.dataset.augment import View
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.errors import DataError
+from magtiles_seg.labels import FREE, LABELS
+from magtiles_seg.model.screen import CELL_PX, ScreenNetwork
+from magtiles_seg.train import screen as screens
+
+SIDE = 160
+
+
+def picture(seed: int, *, spots: int) -> View:
+    rng = np.random.default_rng(seed)
+    image = rng.normal(120, 6, (SIDE, SIDE)).clip(0, 255).astype(np.uint8)
+    mask = np.zeros_like(image)
+    for _ in range(spots):
+        x, y = rng.integers(20, SIDE - 20, 2).tolist()
+        cv2.circle(image, (x, y), 6, 20, -1)
+        cv2.circle(mask, (x, y), 6, 255, -1)
+    return View(image, mask, (mask > 0).astype(np.uint8))
+
+
+def dark(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return (cv2.GaussianBlur(image, (5, 5), 0) < 70).astype(np.uint8)
+
+
+def sample(index: int, label: str) -> Sample:
+    return Sample(str(index), label, Path("a.png"), None, group=index)
+
+
+@pytest.fixture
+def shown() -> list[View]:
+    return [picture(seed, spots=seed % 2) for seed in range(20)]
+
+
+def fit(shown: list[View], *, epochs: int, seed: int = 1) -> ScreenNetwork:
+    samples = [sample(n, "blowhole" if n % 2 else FREE) for n in range(len(shown))]
+    return screens.fit_screen(samples, shown, dark, labels=LABELS, epochs=epochs, seed=seed)
+
+
+def test_screen_learns_where_defects_are(
+    shown: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screens, "_STEPS", 25)
+    network = fit(shown, epochs=6)
+    held_out = [picture(seed, spots=seed % 2) for seed in range(100, 120)]
+    choice = screens.choose_threshold(network, held_out, dark, kept=0.9)
+    assert choice.kept >= 0.9
+    assert choice.passed < 0.2
+
+
+def test_two_fits_are_equal_and_another_seed_is_not(
+    shown: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screens, "_STEPS", 2)
+    one, same, other = (fit(shown, epochs=1, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.head.weight, same.head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_cell_is_defective_by_mask_or_by_the_model_but_not_where_nobody_knows() -> None:
+    blank = np.zeros((SIDE, SIDE), np.uint8)
+    found = blank.copy()
+    found[:40, :40] = 1
+    view = screens._with_findings(View(blank, blank, blank), found)
+    assert (view.mask == found * 255).all()
+
+
+def test_threshold_keeps_the_share_that_was_asked_for_and_not_more(
+    shown: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_picture = {view.image.tobytes(): index for index, view in enumerate(shown)}
+
+    def ranked(_: object, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        cells = np.zeros((SIDE // CELL_PX,) * 2, np.float32)
+        cells[:] = 0.01 * by_picture[image.tobytes()]
+        return cells
+
+    monkeypatch.setattr(screens, "_cells", ranked)
+    choice = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=0.5)
+    assert choice.threshold == pytest.approx(0.09)  # ten defective: 1, 3 ... 19; the fifth lowest
+    assert choice.kept == 0.6
+    assert choice.passed == 0.5  # sound: 0, 2 ... 18
+    everything = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=1.0)
+    assert everything.threshold == pytest.approx(0.01)
+
+
+def test_pictures_without_a_found_defect_choose_no_threshold(shown: list[View]) -> None:
+    with pytest.raises(DataError, match=r"on 10 pictures .* finds no labelled defect"):
+        screens.choose_threshold(ScreenNetwork().eval(), shown[::2], dark, kept=0.9)
+
+
+def test_cell_sees_as_far_as_it_says_and_no_farther() -> None:
+    torch.manual_seed(0)
+    network = ScreenNetwork().eval()
+    halved = (torch.rand(1, 1, 512, 512) * 255).requires_grad_()
+    network(halved)[0, 0, 16, 16].backward()
+    assert halved.grad is not None
+    rows, columns = torch.nonzero(halved.grad[0, 0], as_tuple=True)
+    for seen in (rows, columns):
+        side_px = 2 * (int(seen.max() - seen.min()) + 1)
+        assert network.receptive_field_px // 2 < side_px <= network.receptive_field_px
