@@ -156,6 +156,7 @@ def _folder() -> Folder:
 
 def _options() -> dict[str, Any]:
     """Return how Gradio shows the page."""
+    script = Path(__file__).with_name("demo.js").read_text(encoding="utf-8")
     return {
         "theme": gr.themes.Default(
             primary_hue="blue",
@@ -164,7 +165,7 @@ def _options() -> dict[str, Any]:
             font_mono=("ui-monospace", "monospace"),
         ),
         "css_paths": [Path(__file__).with_name("demo.css")],
-        "head": f"<script>{Path(__file__).with_name('demo.js').read_text(encoding='utf-8')}</script>",
+        "head": f"<script>{script}</script>",
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,
