@@ -151,7 +151,7 @@ def test_every_file_that_the_design_page_names_is_there() -> None:
 def test_every_test_that_the_design_page_names_is_there() -> None:
     page = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
-    assert len({row for row in re.findall(r"^\| *(\d+) \|", page, flags=re.MULTILINE)}) == 12
+    assert len(set(re.findall(r"^\| *(\d+) \|", page, flags=re.MULTILINE))) == 12
     assert len(named) > 20
     for path, test in named:
         assert f"\ndef {test}(" in (REPOSITORY / path).read_text(encoding="utf-8"), test

@@ -233,7 +233,8 @@ _TRY = """<h3>Try it</h3>
 <p><label>include <input name="include" value="verdict,defects,overlay"></label>
 <label>mask <select name="mask"><option>none<option>rle<option>pred</select></label>
 KEY<p><button>Send</button></form>
-<p><b id="status" role="status"></b></p><p><img id="overlay" alt="" hidden></p><pre id="answer"></pre>
+<p><b id="status" role="status"></b></p>
+<p><img id="overlay" alt="" hidden></p><pre id="answer"></pre>
 <script>
 const form = document.getElementById("try"), show = (id) => document.getElementById(id);
 form.addEventListener("submit", async (event) => {

@@ -76,9 +76,9 @@ def test_stream_of_synthetic_tiles_prints_defects_in_web_coordinates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "web"
-    words = ["stream", "synthetic:tiles=2,width=460,defects=1", "--out", str(out)]
+    words = ["stream", "synthetic:tiles=12,width=460", "--out", str(out)]
     assert main(words) == 1
-    assert "600 lines inspected" in capsys.readouterr().out
+    assert "1800 lines inspected" in capsys.readouterr().out
     found = [json.loads(line) for line in (out / "defects.jsonl").read_text().splitlines()]
     assert found
 
