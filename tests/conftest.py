@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,22 @@ def png() -> bytes:
     file = io.BytesIO()
     Image.fromarray(synthetic_tile(3, defect="blowhole", size_hw=(70, 90)).image).save(file, "PNG")
     return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The Chromium that is installed; tests that take it are marked by NEEDS_CHROMIUM."""
+    from screens import chromium
+
+    pytest.importorskip("playwright")
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(params=["laptop", "phone"])
+def screen(request: pytest.FixtureRequest) -> str:
+    """Name of each of `screens.SCREENS` in turn."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

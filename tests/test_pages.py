@@ -36,7 +36,7 @@ NOT_RUN = (
     (r"magtiles-seg (export|parity|bench)\b", "minutes; tests/export and tests/bench do it"),
     (r"magtiles-seg stream (basler|genicam):", "needs a camera; tests/linescan has emulators"),
     (r"magtiles-seg stream (web/|web\.avi)", "needs your web; tests/linescan/test_sources.py"),
-    (r"magtiles-seg stream synthetic:", "half a minute; tests/commands/test_stream.py"),
+    (r"magtiles-seg stream synthetic:", "half a minute; tests/linescan/test_open.py"),
     (r"magtiles-seg batch (.s3:|inventory)", "needs a store or a cluster; tests/batch has them"),
     (r"magtiles-seg segment .*\.engine", "needs a GPU"),
 )
@@ -146,3 +146,12 @@ def test_every_file_that_the_design_page_names_is_there() -> None:
     named = set(re.findall(r"`([a-z_/]+\.py)`", page))
     assert len(named) > 20
     assert [name for name in named if not (REPOSITORY / "magtiles_seg" / name).is_file()] == []
+
+
+def test_every_test_that_the_design_page_names_is_there() -> None:
+    page = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page)
+    assert len(set(re.findall(r"^\| *(\d+) \|", page, flags=re.MULTILINE))) == 12
+    assert len(named) > 20
+    for path, test in named:
+        assert f"\ndef {test}(" in (REPOSITORY / path).read_text(encoding="utf-8"), test

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from screens import CHROMIUM
 
 pytest.importorskip("sphinx")
 pytest.importorskip("myst_parser")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -49,25 +49,20 @@ def test_reference_shows_what_the_package_exports(site: Path) -> None:
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
-def test_search_leads_a_newcomer_to_the_page(site: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        for words, title in {
-            "own data": "Your own data",
-            "threshold": "Segment your first tile",
-            "browser": "In the browser, without a server",
-            "docker": "Deploy it",
-            "camera": "Inspect a web under a line camera",
-        }.items():
-            page.goto(f"{site.as_uri()}/search.html?q={words.replace(' ', '+')}")
-            page.get_by_text("Search finished").wait_for(timeout=60_000)
-            found = [
-                text.strip() for text in page.locator("#search-results li > a").all_inner_texts()
-            ]
-            assert title in found[:5], (words, found[:5])
-        browser.close()
+def test_search_leads_a_newcomer_to_the_page(site: Path, browser: Any) -> None:  # noqa: ANN401
+    page = browser.new_page()
+    for words, title in {
+        "own data": "Your own data",
+        "threshold": "Segment your first tile",
+        "browser": "In the browser, without a server",
+        "docker": "Deploy it",
+        "camera": "Inspect a web under a line camera",
+    }.items():
+        page.goto(f"{site.as_uri()}/search.html?q={words.replace(' ', '+')}")
+        page.get_by_text("Search finished").wait_for(timeout=60_000)
+        found = [text.strip() for text in page.locator("#search-results li > a").all_inner_texts()]
+        assert title in found[:5], (words, found[:5])
+    page.close()
 
 
 def test_results_show_what_the_files_of_figures_hold() -> None:

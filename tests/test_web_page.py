@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import runpy
 import shutil
@@ -25,23 +24,20 @@ from PIL import Image, ImageCms
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+from screens import NEEDS_CHROMIUM, PATIENCE_MS, keep, new_page, tab_to
 
 import magtiles_seg
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.image import read_image
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NPM = shutil.which("npm")
 pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    *NEEDS_CHROMIUM,
     pytest.mark.skipif(NPM is None, reason="needs npm: apt-get install npm"),
 ]
 
 WEB = Path(__file__).parents[1] / "examples" / "web"
-ARTEFACTS = Path(os.environ.get("MAGTILES_ARTEFACTS", "test-results"))
-PATIENCE_MS = 120_000
 WHOLE = ("label", "area_px", "x0_px", "y0_px", "x1_px", "y1_px")
 ANSWER = """async (name) => {
   const [decide, model, pixels] = await Promise.all(
@@ -110,27 +106,10 @@ def site(folder: Path) -> Iterator[Site]:
     started.stop()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as engine:
-        opened = engine.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-            ],
-        )  # fmt: skip
-        yield opened
-        opened.close()
-
-
-def open_page(browser: Browser, url: str, width: int = 390, scheme: str = "light") -> Page:
-    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
+def open_page(browser: Browser, url: str, screen: str = "phone", scheme: str = "light") -> Page:
+    page = new_page(browser, screen, scheme)
     page.goto(url)
-    expect(page.locator("#status")).to_have_text("Ready.")
+    expect(page.locator("#status")).to_have_text("Ready.", timeout=2 * PATIENCE_MS)
     return page
 
 
@@ -279,25 +258,65 @@ def test_page_works_with_the_server_stopped_and_asks_no_other_origin(
     page.context.close()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
-def test_page_fits_the_screen_by_keyboard_and_camera(
-    browser: Browser, site: Site, width: int, scheme: str
+@pytest.mark.parametrize(("screen", "scheme"), [("phone", "dark"), ("laptop", "light")])
+def test_page_by_keyboard_opens_the_camera_moves_the_threshold_and_saves_the_csv(
+    browser: Browser, site: Site, screen: str, scheme: str
 ) -> None:
-    page = open_page(browser, site.url, width, scheme)
-    page.keyboard.press("Tab")  # Choose pictures
-    page.keyboard.press("Tab")  # Camera
+    page = open_page(browser, site.url, screen, scheme)
+    keep(page, f"web_first_{screen}")
+    tab_to(page, "#camera")
     page.keyboard.press("Enter")
     expect(page.locator("#camera-dialog")).to_be_visible()
     page.wait_for_timeout(1000)
-    page.locator("#take").click()
+    keep(page, f"web_camera_{screen}")
+    tab_to(page, "#take")
+    page.keyboard.press("Enter")
     expect(page.locator("#score")).to_contain_text("camera")
-    page.locator("#example").click()
+    tab_to(page, "#example")
+    page.keyboard.press("Enter")
     expect(page.locator("#score")).to_contain_text("example.png")
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"web_{width}_{scheme}.png", full_page=True)
-    beyond = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate(beyond) == 0
+    keep(page, f"web_answer_{screen}")
+    tab_to(page, "#threshold")
+    page.keyboard.press("End")
+    expect(page.locator("#threshold-value")).to_have_text("0.990")
+    tab_to(page, "#csv")
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    assert "example.png,reject" in download.value.path().read_text(encoding="utf-8")
     page.context.close()
+
+
+def test_dropped_picture_and_chosen_folder_are_listed_with_those_not_read(
+    browser: Browser, site: Site, screen: str, tmp_path: Path
+) -> None:
+    lot = tmp_path / "lot 7"
+    lot.mkdir()
+    for number, defect in enumerate(("crack", None)):
+        tile = synthetic_tile(25, defect=defect, exposure=3).image
+        cv2.imwrite(str(lot / f"tile_{number}.png"), tile)
+    (lot / "notes.txt").write_text("no picture", encoding="utf-8")
+    page = open_page(browser, site.url, screen)
+    page.locator("#folder").set_input_files(lot)
+    expect(page.locator("#pictures option")).to_have_count(3)
+    drop(page, lot / "tile_0.png")
+    expect(page.locator("#pictures option")).to_have_count(4)
+    drop(page, lot)
+    expect(page.locator("#pictures option")).to_have_count(7)
+    page.locator("#pictures").select_option("3")  # the picture that was dropped alone
+    expect(page.locator("#verdict")).to_have_text("reject")
+    listed = page.locator("#pictures option").all_inner_texts()
+    assert sum("not read" in name for name in listed) == 2
+    keep(page, f"web_many_{screen}")
+    page.context.close()
+
+
+def drop(page: Page, path: Path) -> None:
+    """Let a file or folder fall onto the page, as a file manager does."""
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 100, "y": 100, "data": data})
+    session.detach()
 
 
 def test_built_page_says_what_the_models_card_says(folder: Path) -> None:

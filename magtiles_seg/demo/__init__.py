@@ -95,7 +95,7 @@ def mount(app: Starlette, segmenter: Segmenter) -> Starlette:
     blocks.has_launched = True  # Gradio's own check of paths acts only then
     gradio_app = app.router.routes.pop()
     assert isinstance(gradio_app, Mount)
-    gate = Gate(gradio_app.app, blocks, folder)
+    gate = Gate(gradio_app.app, blocks, folder, f"data:image/svg+xml,{quote(_ICON)}")
     app.mount(PATH, gate)
     folder.keep_present()
     folder.on_removal = lambda gone: _forget(blocks, gone)
@@ -156,6 +156,7 @@ def _folder() -> Folder:
 
 def _options() -> dict[str, Any]:
     """Return how Gradio shows the page."""
+    script = Path(__file__).with_name("demo.js").read_text(encoding="utf-8")
     return {
         "theme": gr.themes.Default(
             primary_hue="blue",
@@ -164,8 +165,7 @@ def _options() -> dict[str, Any]:
             font_mono=("ui-monospace", "monospace"),
         ),
         "css_paths": [Path(__file__).with_name("demo.css")],
-        "head": f'<link rel="icon" href="data:image/svg+xml,{quote(_ICON)}">'
-        f"<script>{Path(__file__).with_name('demo.js').read_text(encoding='utf-8')}</script>",
+        "head": f"<script>{script}</script>",
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,

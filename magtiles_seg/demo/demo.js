@@ -3,7 +3,7 @@
   const frameOf = (row) => {
     const slider = document.querySelector("#overlay");
     const image = slider && slider.querySelector("img");
-    if (!image || !row.dataset.box) return null;
+    if (!image || !image.clientHeight || !row.dataset.box) return null; // it comes after the table
     const [x0, y0, x1, y1, width, height] = row.dataset.box.split(",").map(Number);
     const outer = slider.getBoundingClientRect();
     const inner = image.getBoundingClientRect();
@@ -50,10 +50,10 @@
     }
   };
   nameButtons();
-  new MutationObserver(() => { // the table may come after the picture
+  new MutationObserver(() => { // Gradio may draw the table or the picture anew
     nameButtons();
-    if (!chosen || holds()) return;
-    chosen = null;
+    if (!chosen || (holds() && document.querySelector("#region"))) return;
+    if (!holds()) chosen = null;
     place();
   }).observe(document, {childList: true, subtree: true, attributes: true, attributeFilter: ["data-box"]});
 })();

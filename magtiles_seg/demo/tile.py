@@ -407,7 +407,7 @@ def _connect(
         chosen = [key, controls.mm_per_px, controls.model]
         controls.model.input(acts.choose, chosen, [*sliders[:2], *answer[1:]], **quiet)
     gr.on(
-        [slider.input for slider in sliders],
+        [slider.change for slider in sliders],  # "Reset" is no input
         acts.move,
         [key, *controls.inputs],
         shown,

@@ -53,7 +53,7 @@ def add_web_tab(segmenter: Segmenter) -> None:
         share = gr.Slider(0, 1, 0.3, step=0.05, label="Share of tiles with a defect", scale=3)
         start = gr.Button("Start the web", variant="primary", elem_id="start", min_width=120)
         stop = gr.Button("Stop", elem_id="stop", min_width=80)
-    own = gr.File(label="A web of your own: picture, MP4 or MKV", height=110, elem_id="own-web")
+    own = gr.File(label="A web of your own: picture, MP4 or MKV", height=140, elem_id="own-web")
     cards = gr.HTML(elem_id="web-cards")
     picture = gr.Image(
         label="The web, moving to the left",

@@ -156,11 +156,18 @@ def answer_table(answers: Sequence[Answer]) -> str:
             rows.append([name, _pill("notice", "Not read"), "", said])
             continue
         result = answer.result
-        found = (f"{_chip(result.labels, d.label)} {d.area_px} px" for d in result.defects[:4])
-        more = f" +{len(result.defects) - 4}" if len(result.defects) > 4 else ""
         verdict = _pill(result.verdict, _WORDS[result.verdict])
-        rows.append([name, verdict, f"{result.score:.2f}", " ".join(found) + more])
+        rows.append([name, verdict, f"{result.score:.2f}", _found(result)])
     return _table(head, rows)
+
+
+def _found(result: Segmentation) -> str:
+    """Return a picture's largest defects in one cell; of a rejected one without any, why."""
+    if not result.defects and result.verdict != "accept":
+        return '<span class="why">by its score: no region above the threshold</span>'
+    found = (f"{_chip(result.labels, d.label)} {d.area_px} px" for d in result.defects[:4])
+    more = f" +{len(result.defects) - 4}" if len(result.defects) > 4 else ""
+    return " ".join(found) + more
 
 
 def answer_counts(answers: Sequence[Answer], total: int) -> str:

@@ -16,7 +16,7 @@ _PROBLEMS = {
     "408": "The upload came too slowly",
     "413": "The request or the picture is too large",
     "415": "No form, or a file of a format that is not taken",
-    "503": "Too busy, or too slow: try again after `Retry-After` seconds",
+    "503": "Too busy, or too slow: try again after Retry-After seconds",
 }
 _PNG_URL = {"type": "string", "pattern": "^data:image/png;base64,"}
 _PIXELS = {"type": "integer", "minimum": 0}
@@ -216,7 +216,12 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff }
 pre, code { background: #f3f3f3; border-radius: 4px; padding: .1em .3em }
-pre { padding: .8em; overflow-x: auto }
+pre { padding: .8em; max-height: 28rem; overflow: auto }
+td code { white-space: nowrap }
+label { display: inline-block; margin: 0 1rem .3rem 0 }
+input, select, button { min-height: 2.4rem; max-width: 100%; box-sizing: border-box; font: inherit }
+button { padding: 0 1.5rem }
+#answer:empty { display: none }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem }
 td, th { border-bottom: 1px solid #ddd; padding: .3em .6em; text-align: left; vertical-align: top }
 h2 { margin-top: 2rem }
@@ -228,7 +233,8 @@ _TRY = """<h3>Try it</h3>
 <p><label>include <input name="include" value="verdict,defects,overlay"></label>
 <label>mask <select name="mask"><option>none<option>rle<option>pred</select></label>
 KEY<p><button>Send</button></form>
-<p id="status" role="status"></p><p><img id="overlay" alt="" hidden></p><pre id="answer"></pre>
+<p><b id="status" role="status"></b></p>
+<p><img id="overlay" alt="" hidden></p><pre id="answer"></pre>
 <script>
 const form = document.getElementById("try"), show = (id) => document.getElementById(id);
 form.addEventListener("submit", async (event) => {

@@ -1,11 +1,9 @@
-"""The demo in a real browser. MAGTILES_ARTEFACTS names the folder of the screenshots."""
+"""The demo in a real browser."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,28 +19,13 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
+from screens import NEEDS_CHROMIUM, PATIENCE_MS, keep, new_page, tab_to
 
 from magtiles_seg.dataset.synthetic import synthetic_tile
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-]
+pytestmark = NEEDS_CHROMIUM
 
-ARTEFACTS = Path(os.environ.get("MAGTILES_ARTEFACTS", "test-results"))
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-quic",
-    "--disable-sync",
-    "--no-first-run",
-]
-SCREENS = {"laptop": (1366, 768), "phone": (390, 844)}
-PATIENCE_MS = 60_000
 COLLECT_WEB_PICTURES = """() => {
   window.webPictures = new Set();
   const look = () => {
@@ -73,7 +56,7 @@ def address() -> Iterator[str]:
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         assert process.poll() is None
         try:
@@ -84,36 +67,11 @@ def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.3)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as engine:
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(params=SCREENS)
-def screen(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def open_page(browser: Browser, address: str, screen: str = "laptop") -> Page:
-    width, height = SCREENS[screen]
-    page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(PATIENCE_MS)
-    expect.set_options(timeout=PATIENCE_MS)
+    page = new_page(browser, screen)
     page.goto(address)
     expect(page.locator("#verdict b")).to_be_visible()
     return page
-
-
-def keep(page: Page, name: str) -> None:
-    """Keep a screenshot, and see that nothing lies beyond the screen's right edge."""
-    page.wait_for_timeout(500)
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"demo_{name}.png", full_page=True)
-    beyond = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate(beyond) == 0
 
 
 def white_px(page: Page, mask: Locator) -> int:
@@ -126,15 +84,14 @@ def white_px(page: Page, mask: Locator) -> int:
 def test_page_at_first_sight_shows_an_answer_and_asks_no_other_host(
     browser: Browser, address: str, screen: str
 ) -> None:
-    width, height = SCREENS[screen]
-    page = browser.new_page(viewport={"width": width, "height": height})
+    page = new_page(browser, screen)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address)
     expect(page.locator("#verdict b")).to_be_visible(timeout=PATIENCE_MS)
     expect(page.locator("#overlay img").first).to_be_visible()
     expect(page.get_by_role("tab")).to_have_text(["One tile", "Many tiles", "Line scan"])
-    keep(page, f"first_{screen}")
+    keep(page, f"demo_first_{screen}")
     foreign = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
     assert asked
     assert not foreign
@@ -156,7 +113,7 @@ def test_upload_brings_overlay_and_table_and_the_slider_changes_the_mask(
     expect(page.locator("#overlay img").last).not_to_have_attribute("src", str(overlay))
     uploaded, shown = white_px(page, mask), str(mask.get_attribute("src"))
     assert uploaded > before  # a fray is larger than the example's crack
-    keep(page, f"upload_{screen}")
+    keep(page, f"demo_upload_{screen}")
     page.locator("#threshold input[type=number]").fill("0.97")
     page.locator("#threshold input[type=number]").press("Enter")
     expect(mask).not_to_have_attribute("src", shown)
@@ -164,7 +121,7 @@ def test_upload_brings_overlay_and_table_and_the_slider_changes_the_mask(
     page.locator("#reject-score input[type=number]").fill("0.999")
     page.locator("#reject-score input[type=number]").press("Enter")
     expect(page.locator("#verdict")).to_contain_text("the reject score 0.999")
-    keep(page, f"slider_{screen}")
+    keep(page, f"demo_slider_{screen}")
     page.close()
 
 
@@ -172,7 +129,7 @@ def test_example_is_taken_by_a_click(browser: Browser, address: str) -> None:
     page = open_page(browser, address)
     page.locator("#examples .thumbnail-item").last.click()
     expect(page.locator("#verdict b")).to_have_text("Accept")
-    keep(page, "accepted_laptop")
+    keep(page, "demo_accepted_laptop")
     page.close()
 
 
@@ -187,7 +144,7 @@ def test_bad_upload_gets_a_message_and_no_result(
     expect(page.locator("#verdict")).to_contain_text("The file is no picture in a format that")
     expect(page.locator("#defects tbody tr")).to_have_count(0)
     expect(page.locator("#picture img")).to_have_count(0)
-    keep(page, "bad_laptop")
+    keep(page, "demo_bad_laptop")
     page.close()
 
 
@@ -217,14 +174,20 @@ def test_click_on_a_row_frames_its_region_on_the_picture(
 ) -> None:
     page = open_page(browser, address, screen)
     row = page.locator("#defects tbody tr").first
-    row.click()
     frame, picture = page.locator("#region"), page.locator("#overlay img").first
+    expect(picture).to_be_visible()
+    page.wait_for_timeout(1000)
+    unframed = page.locator("#overlay").screenshot()
+    row.click()
+    expect(frame).to_be_visible()
+    page.mouse.move(0, 0)
+    assert page.locator("#overlay").screenshot() != unframed  # it may lie behind the picture
+    keep(page, f"demo_region_{screen}")
     inner, outer = frame.bounding_box(), picture.bounding_box()
     assert inner
     assert outer
     assert outer["x"] - 8 <= inner["x"]
     assert inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 8
-    keep(page, f"region_{screen}")
     page.locator("#examples .thumbnail-item").nth(1).click()
     expect(frame).to_have_count(0)
     page.close()
@@ -239,7 +202,7 @@ def test_noise_raises_the_question_whether_it_is_a_tile(
     page.locator("#picture button[aria-label='Remove Image']").click()
     page.locator("#picture input[type=file]").set_input_files(path)
     expect(page.locator(".doubt")).to_contain_text("Is this a tile?")
-    keep(page, "noise_phone")
+    keep(page, "demo_noise_phone")
     page.close()
 
 
@@ -262,7 +225,68 @@ def test_many_files_are_listed_and_their_csv_downloads(
     names = {"notes.txt", "tile_0.png", "tile_1.png", "tile_2.png"}
     assert {row["picture"] for row in rows} == names
     assert [row["picture"] for row in rows if row["verdict"] == "not read"] == ["notes.txt"]
-    keep(page, f"many_{screen}")
+    keep(page, f"demo_many_{screen}")
+    page.close()
+
+
+def test_several_exposures_of_one_tile_get_one_verdict(
+    browser: Browser, address: str, screen: str, tmp_path: Path
+) -> None:
+    for light in (2, 3, 4):
+        tile = synthetic_tile(22, defect="fray", exposure=light, size_hw=(300, 240))
+        cv2.imwrite(str(tmp_path / f"p7_light{light}.png"), tile.image)
+    page = open_page(browser, address, screen)
+    page.get_by_role("tab", name="Many tiles").click()
+    page.locator("#many input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
+    expect(page.locator("#answers tbody tr")).to_have_count(3)
+    page.get_by_label("All of them show one tile").check()
+    expect(page.locator("#counts .verdict")).to_contain_text("One tile, 3 pictures")
+    expect(page.locator("#counts .verdict b")).to_have_text("Reject")
+    keep(page, f"demo_exposures_{screen}")
+    page.close()
+
+
+def test_first_tab_by_keyboard_takes_an_example_moves_the_threshold_and_frames_a_region(
+    browser: Browser, address: str, screen: str
+) -> None:
+    page = open_page(browser, address, screen)
+    expect(page.locator("#overlay img").first).to_be_visible()
+    tab_to(page, "#examples button[aria-label='Thumbnail 4 of 6']")
+    page.keyboard.press("Enter")
+    expect(page.locator("#defects tbody")).to_contain_text("fray")
+    tab_to(page, "#threshold input[type=range]")
+    page.keyboard.press("End")
+    expect(page.locator("#defects")).to_contain_text("No region above the threshold")
+    page.keyboard.press("Shift+Tab")  # Reset to default value
+    page.keyboard.press("Enter")
+    expect(page.locator("#defects tbody")).to_contain_text("fray")
+    tab_to(page, "#defects tr[data-box]")
+    page.keyboard.press("Enter")
+    expect(page.locator("#region")).to_be_visible()
+    keep(page, f"demo_keyboard_{screen}")
+    page.close()
+
+
+def test_other_tabs_by_keyboard_inspect_twelve_tiles_and_let_a_web_pass(
+    browser: Browser, address: str, screen: str
+) -> None:
+    page = open_page(browser, address, screen)
+    page.get_by_role("tab", name="Many tiles").focus()
+    page.keyboard.press("Enter")
+    tab_to(page, "#sample")
+    page.keyboard.press("Enter")
+    expect(page.locator("#answers .pill")).to_have_count(12)
+    said = page.locator("#answers .pill").all_inner_texts()
+    drawn = ["Accept", "Reject"] * 6
+    assert sum(one == other for one, other in zip(said, drawn, strict=True)) >= 11
+    keep(page, f"demo_twelve_{screen}")
+    page.get_by_role("tab", name="Line scan").focus()
+    page.keyboard.press("Enter")
+    tab_to(page, "#start")
+    page.keyboard.press("Enter")
+    expect(page.locator("#web-defects tbody tr")).not_to_have_count(0)
+    tab_to(page, "#stop")
+    page.keyboard.press("Enter")
     page.close()
 
 
@@ -275,5 +299,5 @@ def test_web_grows_and_its_defects_are_listed(browser: Browser, address: str, sc
     page.wait_for_function("() => window.webPictures.size > 1")
     page.locator("#stop").click()
     page.wait_for_timeout(1500)
-    keep(page, f"web_{screen}")
+    keep(page, f"demo_web_{screen}")
     page.close()

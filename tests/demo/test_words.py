@@ -58,6 +58,16 @@ def test_names_of_files_and_messages_are_escaped() -> None:
     assert "<b>x</b>" not in notice_card("<b>x</b>", "")
 
 
+def test_table_of_many_says_why_a_picture_without_a_region_is_rejected(
+    result: Segmentation,
+) -> None:
+    bare = result.redecide(threshold=1.0)
+    why = "no region above the threshold"
+    assert why in answer_table([Answer(name="a", result=bare)])
+    assert why not in answer_table([Answer(name="a", result=result)])
+    assert why not in answer_table([Answer(name="a", result=bare.redecide(reject_score=0.95))])
+
+
 def test_counts_of_many_add_up(result: Segmentation) -> None:
     answers = [Answer(name="a", result=result), Answer(name="b", error="bad")]
     text = answer_counts(answers, 5)

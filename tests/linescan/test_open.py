@@ -72,6 +72,17 @@ def test_stream_with_pictures_but_no_folder_is_an_error(
     assert "add --out DIR" in capsys.readouterr().err
 
 
+def test_stream_of_synthetic_tiles_prints_defects_in_web_coordinates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "web"
+    words = ["stream", "synthetic:tiles=12,width=460", "--out", str(out)]
+    assert main(words) == 1
+    assert "1800 lines inspected" in capsys.readouterr().out
+    found = [json.loads(line) for line in (out / "defects.jsonl").read_text().splitlines()]
+    assert found
+
+
 def test_synthetic_source_has_the_tiles_asked_for() -> None:
     source = open_source("synthetic:tiles=4,width=460")
     assert source.width_px == 460

@@ -6,7 +6,6 @@ from __future__ import annotations
 import http.client
 import http.server
 import runpy
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -20,17 +19,13 @@ import pytest
 pytest.importorskip("gradio")
 pytest.importorskip("playwright")
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+from screens import NEEDS_CHROMIUM, PATIENCE_MS
 
 from magtiles_seg.serve.limits import new_key
 
 HELP = runpy.run_path(str(Path(__file__).parents[1] / "stand_ins" / "demo_page.py"))
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-]
-PATIENCE_MS = 60_000
+pytestmark = NEEDS_CHROMIUM
 ASK = """async ([url, key, bytes]) => {
   const form = new FormData()
   form.append("image", new Blob([new Uint8Array(bytes)]), "tile.png")
@@ -39,15 +34,6 @@ ASK = """async ([url, key, bytes]) => {
   return [reply.status, reply.headers.get("X-Verdict"), reply.headers.get("X-Model-SHA256"),
           (await reply.text()).slice(0, 100)]
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as engine:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        opened = engine.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield opened
-        opened.close()
 
 
 @contextmanager
@@ -104,7 +90,6 @@ def test_docs_page_sends_a_picture_and_shows_the_answer_below_a_path_of_a_proxy(
             time.sleep(0.1)
         with serving(proxy_of(int(server.url.rpartition(":")[2]), {})) as origin:
             page = browser.new_page()
-            expect.set_options(timeout=PATIENCE_MS)
             page.goto(f"{origin}/line3/docs")
             picture = {"name": "tile.png", "mimeType": "image/png", "buffer": png}
             page.get_by_label("Picture").set_input_files(picture)

@@ -123,7 +123,8 @@ def _image(png: bytes, name: str) -> str:
 def _about(result: EvaluationResult) -> str:
     tiles = len(np.unique(result.records.group))
     notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
-    about = f"{result.protocol.summary}: {len(result.records)} pictures of {tiles} tiles."
+    summary = result.protocol.summary
+    about = f"{summary[:1].upper()}{summary[1:]}: {len(result.records)} pictures of {tiles} tiles."
     return f"<p>{escape(about)}</p><ul>{notes}</ul>"
 
 
