@@ -315,7 +315,9 @@ class ExportParams(_Section):
         min_dice: Least Dice between the two masks, pooled over the pictures compared.
         max_abs_diff: Greatest difference of a pixel's probability.
         max_flipped_fraction: Greatest share of pictures whose verdict changes.
-        fp16_*, int8_*: Likewise, for what computes in fp16 and in int8.
+        fp16_*, bf16_*, int8_*: Likewise, for what computes in fp16, bf16 and int8, and least Dice
+            over the pictures of any one class of defect. No limit stands on one pixel's
+            probability, which decides nothing: masks and verdicts do.
         int8_pictures_per_class: Most pictures of each class that int8 takes its ranges from.
         parity_per_class: Most pictures of each class that artefacts are compared on.
     """
@@ -326,10 +328,13 @@ class ExportParams(_Section):
     max_abs_diff: float = within(0.02, 0, 1)
     max_flipped_fraction: float = within(0.0, 0, 1)
     fp16_min_dice: float = within(0.999, 0, 1)
-    fp16_max_abs_diff: float = within(0.1, 0, 1)
+    fp16_min_class_dice: float = within(0.99, 0, 1)
     fp16_max_flipped_fraction: float = within(0.0, 0, 1)
-    int8_min_dice: float = within(0.99, 0, 1)
-    int8_max_abs_diff: float = within(0.7, 0, 1)
+    bf16_min_dice: float = within(0.995, 0, 1)
+    bf16_min_class_dice: float = within(0.97, 0, 1)
+    bf16_max_flipped_fraction: float = within(0.005, 0, 1)
+    int8_min_dice: float = within(0.995, 0, 1)
+    int8_min_class_dice: float = within(0.97, 0, 1)
     int8_max_flipped_fraction: float = within(0.005, 0, 1)
     int8_pictures_per_class: int = within(16, 1)
     parity_per_class: int = within(40, 1)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from magtiles_seg.export.graph import EXACT_CONVOLUTIONS, before_convolutions
+from magtiles_seg.infer.backends.base import available_cores
 
 _RANGE = 6.0
 _LEAST = 1e-3
@@ -129,8 +132,6 @@ def _measure(
     model: onnx.ModelProto, names: Sequence[str], pictures: Sequence[npt.NDArray[np.uint8]]
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Return the greatest absolute value of each channel of each tensor over the pictures."""
-    import onnxruntime
-
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     probe.graph.ClearField("output")
@@ -142,7 +143,7 @@ def _measure(
             helper.make_node("ReduceMax", [size, "all_but_channels"], [most], keepdims=0)
         )
         probe.graph.output.append(helper.make_tensor_value_info(most, onnx.TensorProto.FLOAT, None))
-    session = onnxruntime.InferenceSession(probe.SerializeToString())
+    session = _session(probe)
     answers = [session.run(None, {"image": picture[None]}) for picture in pictures]
     tops = [np.max(values, axis=0) for values in zip(*answers, strict=True)]
     return dict(zip(names, tops, strict=True))
@@ -165,10 +166,6 @@ def _set(tensor: onnx.TensorProto, values: npt.NDArray[np.float32]) -> None:
     tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
 
 
-_PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")
-"""Metadata by which onnxruntime knows a graph that needs no tidying, and does not ask for it."""
-
-
 def quantize(
     model: onnx.ModelProto,
     pictures: Sequence[npt.NDArray[np.uint8]],
@@ -176,44 +173,51 @@ def quantize(
     *,
     unsigned: bool = False,
 ) -> onnx.ModelProto:
-    """Return the model with int8 convolutions: QDQ, symmetric, weights per channel.
+    """Return the model with int8 convolutions: QDQ, weights symmetric and per channel.
 
     Only what a convolution reads is quantized: its output runs through clip or addition in fp32
     first, which a runtime fuses with the convolution. The bias stays fp32; TensorRT takes no other.
+    Ranges are those of the least squared error, of activations and of each weight channel: up to
+    the greatest value that was seen, one bright pixel would cost all others half a bit. What the
+    rounding of the weights moves on average is taken out of the bias.
 
     Args:
         model: An fp32 graph of this package; it is changed on the way.
         pictures: (H, W) uint8 each, from which the ranges are taken.
         progress: Called with (pictures done, pictures).
         unsigned: Whether activations are uint8 with a zero point instead of symmetric int8. It is
-            what OpenVINO's CPU kernels take; 2026.4 rounds joined int8 activations of this network
-            to whole numbers.
+            what the kernels of CPUs take; OpenVINO 2026.4 rounds joined int8 activations of this
+            network to whole numbers.
     """
     equalise(model, pictures)
-    model.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
     kept = _float_layers(model)
-    for index, node in enumerate(model.graph.node):
-        node.name = f"{node.op_type}_{index}"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        quantize_static(
-            model,
-            path,
-            _Reader(pictures, progress),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=True,
-            activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=[node.name for node in model.graph.node if node.output[0] in kept],
-            extra_options={
-                "ActivationSymmetric": not unsigned,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": ["Conv"],
-            },
-        )
-        return onnx.load(path)
+    layers = [n for n in model.graph.node if n.op_type == "Conv" and n.output[0] not in kept]
+    seen = _watch(model, sorted({node.input[0] for node in layers}), pictures, progress)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for index, node in enumerate(layers):
+        node.name = f"int8_{index}"
+        _settle_weights(node, weights, seen[node.input[0]].means)
+    ranges = {name: tensor.range_of(unsigned=unsigned) for name, tensor in seen.items()}
+    quantizer = QDQQuantizer(
+        model,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+        nodes_to_quantize=[node.name for node in layers],
+        nodes_to_exclude=[],
+        op_types_to_quantize=["Conv"],
+        extra_options={
+            "ActivationSymmetric": not unsigned,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "OpTypesToExcludeOutputQuantization": ["Conv"],
+        },
+    )
+    quantizer.quantize_model()
+    quantized: onnx.ModelProto = quantizer.model.model
+    return quantized
 
 
 def _float_layers(model: onnx.ModelProto) -> set[str]:
@@ -225,21 +229,110 @@ def _float_layers(model: onnx.ModelProto) -> set[str]:
     return first | heads
 
 
-class _Reader:
-    """Hands over the pictures that the ranges are taken from, one at a time."""
+_LEVELS, _WEIGHT_LEVELS = 255, 127
+_FACTORS = np.linspace(0.2, 1, 17)
+"""Of the range that was seen, tried for the one of the least squared error."""
 
-    def __init__(
-        self,
-        pictures: Sequence[npt.NDArray[np.uint8]],
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._pictures = enumerate(pictures)
-        self._count = len(pictures)
-        self._progress = progress
+_SAMPLE = 2000
+"""Values of a tensor that are kept of each picture."""
 
-    def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        """Return the next picture as the model's input, or None after the last."""
-        done, picture = next(self._pictures, (self._count, None))
-        if self._progress is not None:
-            self._progress(done, self._count)
-        return None if picture is None else {"image": picture[None]}
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the pictures brought to a tensor (N, C, H, W).
+
+    Attributes:
+        values: (V,) float32, some of its values.
+        extent: The least and the greatest of all, 0 among them.
+        means: (C,) float64, of each channel.
+    """
+
+    values: npt.NDArray[np.float32]
+    extent: tuple[float, float]
+    means: npt.NDArray[np.float64]
+
+    def range_of(self, *, unsigned: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return the least and greatest number that 255 levels span with the least error."""
+        low, high = self.extent
+        if not unsigned:
+            low, high = -max(-low, high), max(-low, high)
+        spans = [(low * factor, high * factor) for factor in _FACTORS]
+        errors = [self._error(*span) for span in spans]
+        low, high = spans[int(np.argmin(errors))]
+        return np.array(low, np.float32), np.array(high, np.float32)
+
+    def _error(self, low: float, high: float) -> float:
+        step = max(high - low, 1e-9) / _LEVELS
+        zero = round(-low / step)
+        levels = np.clip(np.rint(self.values / step), -zero, _LEVELS - zero)
+        return float(np.square(levels * step - self.values).mean())
+
+
+def _watch(
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    pictures: Sequence[npt.NDArray[np.uint8]],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, _Seen]:
+    """Run the pictures through the model and return what came to each tensor."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    for name in names:
+        probe.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    session = _session(probe)
+    random = np.random.default_rng(0)
+    values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
+    extents = dict.fromkeys(names, (0.0, 0.0))
+    means: dict[str, npt.NDArray[np.float64]] = {}
+    for done, picture in enumerate(pictures, start=1):
+        for name, tensor in zip(names, session.run(names, {"image": picture[None]}), strict=True):
+            values[name].append(random.choice(tensor.ravel(), _SAMPLE))
+            low, high = extents[name]
+            extents[name] = min(low, float(tensor.min())), max(high, float(tensor.max()))
+            mean = tensor.mean(axis=(0, 2, 3), dtype=np.float64) / len(pictures)
+            means[name] = means[name] + mean if name in means else mean
+        if progress is not None:
+            progress(done, len(pictures))
+    return {name: _Seen(np.concatenate(values[name]), extents[name], means[name]) for name in names}
+
+
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = available_cores()
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+def _settle_weights(
+    node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], means: npt.NDArray[np.float64]
+) -> None:
+    """Clip a layer's weights to their best range, and make its bias good for their rounding.
+
+    Source: https://arxiv.org/abs/1906.04721 (section 4.2, bias correction).
+    """
+    weight, bias = weights[node.input[1]], weights[node.input[2]]
+    values = numpy_helper.to_array(weight)
+    clipped, rounded = _rounded(values.reshape(len(values), -1))
+    change = (rounded - values.reshape(rounded.shape)).reshape(*values.shape[:2], -1).sum(axis=2)
+    groups = _attribute(node, "group", 1)
+    grouped = change.reshape(groups, -1, values.shape[1]), means.reshape(groups, -1)
+    shift = np.einsum("goc,gc->go", *grouped).ravel()
+    _set(weight, clipped.reshape(values.shape))
+    _set(bias, numpy_helper.to_array(bias) - shift)
+
+
+def _rounded(
+    rows: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return rows (O, V) clipped to the range of the least error each, and those after rounding."""
+    greatest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)
+    least = np.full((len(rows), 1), np.inf)
+    best = rows, rows
+    for factor in _FACTORS[::-1]:
+        clipped = np.clip(rows, -greatest * factor, greatest * factor)
+        step = greatest * factor / _WEIGHT_LEVELS
+        rounded = np.rint(clipped / step) * step
+        error = np.square(rounded - rows).mean(axis=1, keepdims=True)
+        better = error < least
+        least = np.where(better, error, least)
+        best = np.where(better, clipped, best[0]), np.where(better, rounded, best[1])
+    return best
