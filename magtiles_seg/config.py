@@ -318,6 +318,8 @@ class ExportParams(_Section):
         fp16_*, bf16_*, int8_*: Likewise, for what computes in fp16, bf16 and int8, and least Dice
             over the pictures of any one class of defect. No limit stands on one pixel's
             probability, which decides nothing: masks and verdicts do.
+        int8_min_speedup: Least speed of an int8 file for a CPU, as a multiple of fp32's in the same
+            runtime on the machine that exports; 0: any.
         int8_pictures_per_class: Most pictures of each class that int8 takes its ranges from.
         parity_per_class: Most pictures of each class that artefacts are compared on.
     """
@@ -336,6 +338,7 @@ class ExportParams(_Section):
     int8_min_dice: float = within(0.995, 0, 1)
     int8_min_class_dice: float = within(0.97, 0, 1)
     int8_max_flipped_fraction: float = within(0.005, 0, 1)
+    int8_min_speedup: float = within(1.0, 0, 100)
     int8_pictures_per_class: int = within(16, 1)
     parity_per_class: int = within(40, 1)
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ __all__ = [
     "evaluate_folds",
     "export",
     "export_artefact",
+    "gate_tiles",
     "import_reviewed",
     "load",
     "read_split",
@@ -476,15 +477,18 @@ def export_artefact(
         model: A checkpoint, an fp32 `.onnx` file, or a bundled model by name; None: `lite0`.
         out: Folder for the artefact and its manifest.
         order: What is to be made.
-        manifest: A split: int8 takes its ranges from the training part; the others are compared.
-        data: Without a split: a folder of labelled pictures, half of its tiles for each. Without
-            either, synthetic tiles serve.
+        manifest: The split that the model was trained by: int8 takes its ranges from the training
+            part, the others are compared.
+        data: Without a split: a folder of pictures that the model has not seen, half of its tiles
+            for each. Without either, synthetic tiles serve, but for int8.
         name: What people call the model, where it is a checkpoint.
         progress: Told (stage, done, total).
 
     Raises:
         ParityError: The artefact answers differently; nothing is written.
-        FileNotFoundError, DataError, ModelError: An input is missing or damaged.
+        FileNotFoundError, ModelError: An input is missing or damaged.
+        DataError: So is the data set, or it is what the model was trained on.
+        ConfigError: int8 has neither a split nor tiles.
         BackendUnavailableError: What builds it is not installed.
     """
     from magtiles_seg.export.artefacts import export_artefact as make
@@ -493,7 +497,7 @@ def export_artefact(
     model = model_path(model)
     is_checkpoint = model.suffix.lower() == ".safetensors"
     card = _card(params, model, manifest, None, name) if is_checkpoint else None
-    proof, int8_tiles = _tiles(params, manifest, data, order.precision)
+    proof, int8_tiles = gate_tiles(params, model, order.precision, manifest=manifest, data=data)
     path, written = make(
         model, out, order, proof=proof, int8_tiles=int8_tiles, card=card, progress=progress
     )
@@ -708,25 +712,105 @@ def _card(
     return replace(card, decision=decision)
 
 
-def _tiles(
-    params: Params, manifest: Path | None, data: Path | None, precision: str
+def gate_tiles(
+    params: Params,
+    model: Path,
+    precision: str,
+    *,
+    manifest: Path | None = None,
+    data: Path | None = None,
 ) -> tuple[TileSet, TileSet | None]:
-    """Return the tiles to compare on, and those that int8 takes its ranges from."""
+    """Return the tiles that the parity gate compares on, and those that int8 takes its ranges from.
+
+    None that is compared on was trained on, as far as the model's card tells: what a model has
+    learnt by heart it answers far from its thresholds, where no rounding shows.
+
+    Args:
+        params: How many of each class.
+        model: A checkpoint or an `.onnx` file.
+        precision: Only `"int8"` has ranges to take.
+        manifest: As of `export_artefact`.
+        data: Likewise.
+
+    Raises:
+        FileNotFoundError, ModelError: An input is missing or damaged.
+        DataError: So is the data set, or it is what the model was trained on.
+        ConfigError: int8 has neither a split nor tiles.
+    """
     from magtiles_seg.export import parity
     from magtiles_seg.inputs import photographs
 
     many, few = params.export.parity_per_class, params.export.int8_pictures_per_class
     wanted = precision == "int8"
     if manifest is not None:
-        parts = split_parts(manifest, params)
-        held_out, training = [*parts["validation"], *parts["test"]], parts["train"]
+        training, held_out = _known_parts(manifest, params, _card_of(model))
+        seen = "not trained on"
     elif data is not None and (paths := photographs(data)):
         ranges, proof = parity.plain_tiles(paths, few if wanted else 0, many)
         return proof, ranges if wanted else None
     elif data is not None:
-        training, held_out = parity.halves(samples_of(params, data))
+        samples = samples_of(params, data)
+        _refuse_training_set(samples, data, _card_of(model))
+        training, held_out = parity.halves(samples)
+        seen = ""
+    elif wanted:
+        raise ConfigError(
+            "int8 takes its ranges from real tiles, and is proved on others that the model was not "
+            "trained on: name the --split that it was trained by, or your own tiles by --data"
+        )
     else:
-        int8_tiles = parity.synthetic_tiles(few, for_int8=True) if wanted else None
-        return parity.synthetic_tiles(min(many, 4)), int8_tiles
+        return parity.synthetic_tiles(min(many, 4)), None
     int8_tiles = parity.real_tiles(training, few) if wanted else None
-    return parity.real_tiles(held_out, many), int8_tiles
+    return replace(parity.real_tiles(held_out, many), seen=seen), int8_tiles
+
+
+def _card_of(model: Path) -> ModelCard:
+    from magtiles_seg.infer.backends import open_backend
+
+    with closing(open_backend(model, device="cpu")) as backend:
+        return backend.spec.card
+
+
+def _known_parts(
+    manifest: Path, params: Params, card: ModelCard
+) -> tuple[list[Sample], list[Sample]]:
+    """Return a split's training part and the others, if it is the split of a model's training.
+
+    Raises:
+        DataError: The model was trained on other pictures, or nothing was held out.
+    """
+    from magtiles_seg.dataset.splits import part_sha256
+
+    parts = split_parts(manifest, params)
+    training, held_out = parts["train"], [*parts["validation"], *parts["test"]]
+    said = card.training.get("training_sha256")
+    if said not in (None, part_sha256(sample.id for sample in training)):
+        raise DataError(
+            f"{manifest}: the model {card.name} was trained on other pictures than this split's "
+            "training part, so its other parts may hold some of them; name the split that it was "
+            "trained by, or unseen tiles by --data"
+        )
+    if not held_out:
+        raise DataError(
+            f"{manifest} holds nothing out: there is no tile to compare on that the model was not "
+            "trained on; name unseen tiles by --data"
+        )
+    return training, held_out
+
+
+def _refuse_training_set(samples: Sequence[Sample], root: Path, card: ModelCard) -> None:
+    """Check that a data set is not the one that a model was made from, as far as its card tells.
+
+    Raises:
+        DataError: It is.
+    """
+    from magtiles_seg.dataset.splits import data_sha256, part_sha256
+
+    training = card.training
+    known = {training.get(part, {}).get("data_sha256") for part in ("split", "finished")}
+    is_whole = data_sha256(samples) in known
+    if is_whole or part_sha256(sample.id for sample in samples) == training.get("training_sha256"):
+        raise DataError(
+            f"{root} is what the model {card.name} was trained on: a comparison there says nothing "
+            "of new tiles; name the --split that it was trained by, or a folder of unseen tiles"
+        )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from magtiles_seg.errors import ConfigError, ParityError
 from magtiles_seg.export.parity import (
+    TileSet,
     Tolerance,
     check,
     compare,
@@ -32,7 +30,7 @@ def select_fastest(
     model: Path,
     *,
     tolerance: Callable[[Candidate], Tolerance] | None = None,
-    pictures: Sequence[npt.NDArray[np.uint8]] | None = None,
+    proof: TileSet | None = None,
     refused: Callable[[Candidate, ParityError], None] | None = None,
 ) -> Selection:
     """Return the fastest candidate of a report that passes parity with the model.
@@ -44,7 +42,7 @@ def select_fastest(
         report: What `bench.measure` returned.
         model: The model file that was measured.
         tolerance: How far a candidate may stray; None: the defaults for fp32.
-        pictures: (H, W) uint8 each, to compare on; None: `parity.frozen_pictures()`.
+        proof: What to compare on; None: `parity.frozen_pictures()`.
         refused: Called with each faster candidate that fails, and why.
 
     Raises:
@@ -53,13 +51,14 @@ def select_fastest(
     """
     ranked = _ranking(report)
     reference = OrtBackend(model)
-    images = frozen_pictures() if pictures is None else pictures
+    proof = proof or TileSet(pictures=tuple(frozen_pictures()), classes=(), origin="synthetic")
     for candidate, seconds in ranked:
         with candidate.open() as segmenter:
             try:
                 allowed = tolerance(candidate) if tolerance else Tolerance()
-                shown = fit_to_engine(images, candidate.path)
-                check(compare(reference, segmenter.backend, shown), allowed)
+                shown = fit_to_engine(proof.pictures, candidate.path)
+                found = compare(reference, segmenter.backend, shown, classes=proof.classes)
+                check(found, allowed)
             except ParityError as error:
                 if refused is not None:
                     refused(candidate, error)

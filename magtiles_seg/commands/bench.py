@@ -15,13 +15,13 @@ from magtiles_seg.progress import bar, complain
 if TYPE_CHECKING:
     from magtiles_seg.bench.entries import Candidate, Case
     from magtiles_seg.bench.run import BenchReport
-    from magtiles_seg.config import ExportParams
-    from magtiles_seg.export.parity import Tolerance
+    from magtiles_seg.config import ExportParams, Params
+    from magtiles_seg.export.parity import TileSet, Tolerance
 
 _EXAMPLES = """
   magtiles-seg bench
   magtiles-seg bench --size 288x220 256x2048 --threads 1 2 --reference --out bench/
-  magtiles-seg bench --also int8/model.onnx --select
+  magtiles-seg bench --select --data my-tiles/     int8 and bf16 take part if they pass on these
 """
 
 
@@ -55,7 +55,17 @@ def add(verbs: options.Verbs) -> None:
     verb.add_argument(
         "--select",
         action="store_true",
-        help="from now on segment with the fastest that passes parity",
+        help="from now on segment with the fastest that passes parity; threads are chosen, too",
+    )
+    verb.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="with --select: tiles that the model was not trained on, to make an int8 file by and "
+        "to compare on",
+    )
+    verb.add_argument(
+        "--split", type=Path, metavar="FILE", help="the same, of the model's own split"
     )
 
 
@@ -68,13 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.out:
         options.check_output(arguments.out)
+    params = options.read_params(arguments)
+    proof, made = _contestants(arguments, params)
     with bar("bench", "round") as progress:
         report = bench.measure(
             arguments.model,
             cases=_cases(arguments),
-            also=arguments.also,
+            also=[*arguments.also, *made],
             backends=arguments.backend,
-            threads=arguments.threads,
+            threads=arguments.threads or (thread_counts() if arguments.select else []),
             rounds=arguments.rounds,
             reference=arguments.reference,
             memory=arguments.memory,
@@ -90,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         benchtable.draw_chart(report).save(chart, "PNG")
         write(arguments.out / "bench.png", mark_png(chart.getvalue()))
     if arguments.select:
-        _select(arguments, report)
+        _select(arguments, report, params.export, proof)
     return options.ACCEPTED
 
 
@@ -109,16 +121,70 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
     ]
 
 
-def _select(arguments: argparse.Namespace, report: BenchReport) -> None:
+def thread_counts() -> list[int]:
+    """Return the numbers of threads among which the fastest is looked for: all cores, and fewer.
+
+    A network of a few megabytes does not fill many cores.
+    """
+    from magtiles_seg.infer.backends.base import available_cores
+
+    cores = available_cores()
+    return sorted({cores, cores // 2, cores // 4} - {0})
+
+
+def _contestants(
+    arguments: argparse.Namespace, params: Params
+) -> tuple[TileSet | None, tuple[Path, ...]]:
+    """Return the tiles to choose on, and the int8 file made for this machine if it is any good."""
+    tiles = {"data": arguments.data, "manifest": arguments.split}
+    if not any(tiles.values()):
+        return None, ()
+    if not arguments.select:
+        raise errors.ConfigError("--data and --split are what --select compares on: add --select")
+    artefacts = options.import_extra("magtiles_seg.export.artefacts", "export")
+    from magtiles_seg import pipeline
+    from magtiles_seg.export.parity import Tolerance
+    from magtiles_seg.infer.backends.base import file_sha256
+    from magtiles_seg.infer.selection import runtime_of, selection_path
+    from magtiles_seg.model.bundled import model_path
+
+    model = model_path(arguments.model)
+    proof, _ = pipeline.gate_tiles(params, model, "fp32", **tiles)
+    order = artefacts.Order(
+        target="openvino" if runtime_of("openvino") else "onnx",
+        precision="int8",
+        tolerance=Tolerance.of(params.export, "int8"),
+        min_speedup=params.export.int8_min_speedup,
+    )
+    folder = selection_path().parent / "models" / file_sha256(model)[:16]
+    with bar("int8", "step") as show:
+        try:
+            made = pipeline.export_artefact(
+                params,
+                model,
+                folder,
+                order,
+                progress=lambda _stage, done, total: show(done, total),
+                **tiles,
+            )
+        except errors.ParityError as error:
+            complain(error)
+            return proof, ()
+    return proof, (made.path,)
+
+
+def _select(
+    arguments: argparse.Namespace, report: BenchReport, params: ExportParams, proof: TileSet | None
+) -> None:
     from magtiles_seg.bench.select import select_fastest
     from magtiles_seg.infer.selection import save_selection
     from magtiles_seg.model.bundled import model_path
 
-    params = options.read_params(arguments).export
     selection = select_fastest(
         report,
         model_path(arguments.model),
         tolerance=lambda candidate: _tolerance(candidate, params),
+        proof=proof,
         refused=lambda _, error: complain(error),
     )
     path = save_selection(report.model_sha256, selection)
@@ -131,7 +197,7 @@ def _tolerance(candidate: Candidate, params: ExportParams) -> Tolerance:
     from magtiles_seg.infer.manifest import Manifest, manifest_path
 
     if candidate.precision == "bf16":
-        return Tolerance.of(params, "fp16")
+        return Tolerance.of(params, "bf16")
     if not manifest_path(candidate.path).exists():
         return Tolerance.of(params, "fp32")
     return Tolerance.of(params, Manifest.read(candidate.path).precision)

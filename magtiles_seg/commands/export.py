@@ -71,15 +71,16 @@ def add(verbs: options.Verbs) -> None:
         "--data",
         type=Path,
         metavar="DIR",
-        help="take the ranges of int8 from these real tiles, and compare on them: a data set, or a "
-        "folder of plain photographs",
+        help="tiles that the model was not trained on, a data set or plain photographs: int8 takes "
+        "its ranges from half of them, the others are compared",
     )
     verb.add_argument(
         "--split",
         type=Path,
         metavar="FILE",
-        help="take the ranges of int8 from this manifest's train part, compare on the others; "
-        "for a checkpoint, choose the thresholds on its validation part",
+        help="the split that the model was trained by: int8 takes its ranges from its training "
+        "part, the others are compared; for a checkpoint, choose the thresholds on its validation "
+        "part",
     )
     verb.add_argument(
         "--choice",
@@ -118,6 +119,9 @@ def run(arguments: argparse.Namespace) -> int:
     for subject, figures in manifest.parity.items():
         if isinstance(figures, dict) and "dice" in figures:
             print(f"  {subject} on {figures['ran_on']}: {_figures(figures)}")
+            print(f"    Dice by class: {_by_class(figures['per_class'])}")
+    if "times_fp32" in manifest.parity:
+        print(f"  {manifest.parity['times_fp32']:.2f} times the speed of fp32 on one core here")
     if "artefact" not in manifest.parity:
         print("  no GPU here that runs the engine: its ONNX graph was compared in its place")
     return options.ACCEPTED
@@ -128,6 +132,13 @@ def _figures(figures: dict[str, Any]) -> str:
         f"Dice {figures['dice']:.5f}, |difference of probability| max {figures['max_abs_diff']:.4f}"
         f" p99.9 {figures['p999_abs_diff']:.4f}, flipped verdicts {figures['flipped_verdicts']} of "
         f"{figures['pictures']}"
+    )
+
+
+def _by_class(per_class: dict[str, dict[str, float]]) -> str:
+    return ", ".join(
+        f"{name} {figures['dice']:.4f} ({figures['pictures']})"
+        for name, figures in per_class.items()
     )
 
 
@@ -149,6 +160,7 @@ def _order(arguments: argparse.Namespace, params: Params, module: Any) -> Any:  
         with_decision=arguments.with_decision,
         compute_capabilities=tuple(wanted.split(",")) if wanted else (),
         tolerance=parity.Tolerance.of(params.export, precision),
+        min_speedup=params.export.int8_min_speedup if precision == "int8" else 0.0,
         **({} if arguments.device is None else {"device": arguments.device}),
     )
 

@@ -20,6 +20,7 @@ _SYNTHETIC_PER_CLASS = 4
 _EXAMPLES = """
   magtiles-seg parity model.onnx artefacts/model-int8.onnx --data my-tiles/
   magtiles-seg parity model.safetensors model.engine --precision fp16 --json
+  magtiles-seg parity model.onnx model.onnx --precision bf16    what bf16 of this CPU changes
 
   Exit code: 0 the second answers as the first, 1 it does not, 2 an error.
 """
@@ -40,7 +41,9 @@ def add(verbs: options.Verbs) -> None:
         "--split", type=Path, metavar="FILE", help="compare on this manifest's test part"
     )
     verb.add_argument(
-        "--precision", default="fp32", help="whose tolerance: fp32 (default), fp16 or int8"
+        "--precision",
+        default="fp32",
+        help="whose tolerance: fp32 (default), fp16, int8, or bf16, in which OpenVINO then runs B",
     )
     verb.add_argument("--device", help="where B runs: cpu (default), cuda (an engine's) or cuda:N")
     verb.add_argument("--backend", help="what runs B (default: by its suffix)")
@@ -58,9 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     tiles = _tiles(arguments, params)
     first, second = arguments.reference, arguments.candidate
     device = arguments.device or default_device(second)
+    is_bf16 = arguments.precision == "bf16"
+    backend = arguments.backend or ("openvino" if is_bf16 else None)
+    precision = "bf16" if is_bf16 else None
     with (
         Segmenter(first, device=default_device(first)) as reference,
-        Segmenter(second, device=device, backend=arguments.backend) as candidate,
+        Segmenter(second, device=device, backend=backend, precision=precision) as candidate,
         bar("parity", "picture") as progress,
     ):
         report = compare(

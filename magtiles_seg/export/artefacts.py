@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError, StaleEngineError
+import numpy as np
+import numpy.typing as npt
+
+from magtiles_seg.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    ModelError,
+    ParityError,
+    StaleEngineError,
+)
 from magtiles_seg.export.decision_graph import check_decision, with_decision, without_decision
 from magtiles_seg.export.engine import Recipe
 from magtiles_seg.export.parity import ParityReport, TileSet, Tolerance, check, compare
@@ -49,6 +59,9 @@ ENGINES = ("tensorrt", "rtx")
 SERVERS = {"triton": write_triton_config, "ovms": write_ovms_config}
 """Targets that are a folder which an inference server loads, and what describes a model to it."""
 
+_TURNS, _CALLS = 12, 3
+"""Of the timing of an int8 file beside fp32."""
+
 StageProgress = Callable[[str, int, int], None]
 """Called with what goes on (`"quantize"`, `"build"` or `"compare"`), how much is done, and of how
 much."""
@@ -65,6 +78,8 @@ class Order:
         with_decision: Whether the graph gives mask, score and verdict as well; not of an engine.
         compute_capabilities: Of an engine of `"rtx"`, as `("SM86", "SM120")`; empty: the recipe's.
         tolerance: How far the artefact may stray from the fp32 model.
+        min_speedup: Least speed of a file for a CPU, as a multiple of fp32's in the same runtime on
+            this machine; 0: it is not measured.
         device: The GPU that an engine is built and compared on, `"cuda"` or `"cuda:N"`.
 
     Raises:
@@ -77,6 +92,7 @@ class Order:
     with_decision: bool = False
     compute_capabilities: tuple[str, ...] = ()
     tolerance: Tolerance = field(default_factory=Tolerance)
+    min_speedup: float = 0.0
     device: str = "cuda"
 
     def __post_init__(self) -> None:
@@ -132,7 +148,7 @@ def export_artefact(
     Raises:
         FileNotFoundError: There is no such model.
         ModelError: It is damaged, no fp32 model, or the runtime cannot compile it.
-        ParityError: The artefact answers differently; nothing is written.
+        ParityError: The artefact answers differently, or is not worth it; nothing is written.
         ConfigError: The order is invalid, int8 lacks its tiles, or a server takes no such name.
         DataError: The folder has a `config.json` that is no list of models for the server.
         BackendUnavailableError: The runtime is not installed.
@@ -147,7 +163,7 @@ def export_artefact(
         source,
         order.precision,
         pictures=pictures,
-        unsigned=TARGETS[order.target] == "openvino",
+        unsigned=order.target not in ENGINES,
         progress=_part(progress, "quantize"),
     )
     if order.with_decision:
@@ -155,6 +171,7 @@ def export_artefact(
         check_decision(data, proof.pictures)
     with tempfile.TemporaryDirectory() as scratch, _reference(model, source, scratch) as reference:
         gate = _Gate(reference, order.tolerance, proof, Path(scratch), _part(progress, "compare"))
+        gate.plain.write_bytes(source)
         manifest = _draft(data, order)
         if order.precision == "fp16":
             gate.pass_bytes("rehearsal", rehearse_fp16(source))
@@ -228,6 +245,8 @@ def _write(path: Path, content: bytes, manifest: Manifest, gate: _Gate, order: O
         try:
             with closing(_open(part, order)) as candidate:
                 gate.pass_backend("artefact", candidate)
+            if order.min_speedup and order.target not in ENGINES:
+                gate.pass_speed(part, TARGETS[order.target], order.min_speedup)
         except (BackendUnavailableError, StaleEngineError):  # no GPU here, or none it is built for
             if order.target != "rtx":
                 raise
@@ -292,6 +311,7 @@ class _Gate:
         self._proof = proof
         self._scratch = scratch
         self._progress = progress
+        self.plain = scratch / "fp32.onnx"
 
     def fit(self, profile: Mapping[str, list[int]]) -> None:
         """Bring the tiles to the shapes (N, H, W) that an engine takes."""
@@ -324,3 +344,34 @@ class _Gate:
         )
         check(report, self._tolerance)
         self.parity[subject] = {"ran_on": candidate.spec.provider, **report.to_dict()}
+
+    def pass_speed(self, path: Path, backend: str, least: float) -> None:
+        """Time an artefact beside the fp32 file `plain`, by turns, on one core.
+
+        Raises:
+            ParityError: It is too slow.
+        """
+        picture = self._proof.pictures[0][None]
+        with ExitStack() as stack:
+            plain, candidate = (
+                stack.enter_context(closing(open_backend(one, backend=backend, threads=1)))
+                for one in (self.plain, path)
+            )
+            ratios = [_cpu_s(plain, picture) / _cpu_s(candidate, picture) for _ in range(_TURNS)]
+        gained = float(np.median(ratios[1:]))
+        if gained < least:
+            raise ParityError(
+                f"the file answers as its reference, but runs at {gained:.2f} times the speed of "
+                f"fp32 on {backend} here, expected at least {least:g}: use fp32, or export for "
+                "openvino; --set export.int8_min_speedup=0 writes it for another machine"
+            )
+        self.parity["times_fp32"] = round(gained, 3)
+
+
+def _cpu_s(model: Backend, picture: npt.NDArray[np.uint8]) -> float:
+    """Return the CPU time of a few inferences, which other work on the machine leaves alone."""
+    model.infer(picture)
+    start = time.process_time()
+    for _ in range(_CALLS):
+        model.infer(picture)
+    return time.process_time() - start

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from magtiles_seg.config import ExportParams
 
 
-_PROOF_SEED, _INT8_SEED = 0, 1000
 _EXPOSURES = 6
 _UNLABELLED = "unlabelled"
 _NO_DEFECT = (FREE, _UNLABELLED)
@@ -41,11 +40,14 @@ class TileSet:
         pictures: (H, W) uint8 each.
         classes: One name per picture, `"free"` for a sound tile.
         origin: `"real"` or `"synthetic"`.
+        seen: What is known of them and the model's training, such as `"not trained on"`; empty:
+            nothing.
     """
 
     pictures: tuple[npt.NDArray[np.uint8], ...]
     classes: tuple[str, ...]
     origin: str
+    seen: str = ""
 
     def within(self, least_hw: Sequence[int], greatest_hw: Sequence[int]) -> TileSet:
         """Return the tiles mirrored on or cut to sizes that an engine takes.
@@ -57,8 +59,9 @@ class TileSet:
         return replace(self, pictures=tuple(fit(self.pictures, least_hw, greatest_hw)))
 
     def __str__(self) -> str:
-        """Return how many of which origin."""
-        return f"{len(self.pictures)} {self.origin} tiles"
+        """Return how many of which origin, and whether the model was trained on them."""
+        words = f"{len(self.pictures)} {self.origin} tiles"
+        return f"{words}, {self.seen}" if self.seen else words
 
 
 def fit(
@@ -159,17 +162,11 @@ def plain_tiles(
     return (sets[0] if half else None), sets[1]
 
 
-def synthetic_tiles(per_class: int, *, for_int8: bool = False) -> TileSet:
-    """Return so many synthetic tiles of each class, the same ones every time.
-
-    Args:
-        per_class: Pictures of a class.
-        for_int8: Whether to draw those that int8 takes its ranges from; none is in the other set.
-    """
-    first = _INT8_SEED if for_int8 else _PROOF_SEED
+def synthetic_tiles(per_class: int) -> TileSet:
+    """Return so many synthetic tiles of each class, the same ones every time."""
     wanted = [(label, index) for label in (None, *DEFECTS) for index in range(per_class)]
     tiles = [
-        synthetic_tile(first + seed, defect=label, exposure=index % _EXPOSURES + 1)
+        synthetic_tile(seed, defect=label, exposure=index % _EXPOSURES + 1)
         for seed, (label, index) in enumerate(wanted)
     ]
     return TileSet(

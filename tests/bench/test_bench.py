@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,3 +190,35 @@ def test_bench_verb_writes_report_and_selects(
 def test_bench_verb_with_wrong_size_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "--size", "288"]) == 2
     assert "expected height x width" in capsys.readouterr().err
+
+
+def test_bench_verb_with_tiles_and_no_choice_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--data", "tiles"]) == 2
+    assert "add --select" in capsys.readouterr().err
+
+
+def test_thread_counts_are_all_cores_and_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from magtiles_seg.commands.bench import thread_counts
+    from magtiles_seg.infer.backends import base
+
+    for cores, counts in ((1, [1]), (2, [1, 2]), (16, [4, 8, 16])):
+        monkeypatch.setattr(base, "available_cores", lambda cores=cores: cores)
+        assert thread_counts() == counts
+
+
+def test_choice_on_tiles_limits_each_class(
+    report: BenchReport, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from magtiles_seg.bench import select
+    from magtiles_seg.export.parity import TileSet, compare
+
+    shown: list[tuple[str, ...]] = []
+
+    def compared(*backends: Any, **options: Any) -> Any:
+        shown.append(options["classes"])
+        return compare(*backends, **options)
+
+    monkeypatch.setattr(select, "compare", compared)
+    tiles = TileSet(pictures=(SMALL.pictures()[0],), classes=("crack",), origin="real")
+    select_fastest(report, model, proof=tiles)
+    assert shown == [("crack",)]

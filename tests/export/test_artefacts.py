@@ -88,6 +88,18 @@ def test_export_that_fails_leaves_the_older_artefact(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_export_of_what_is_not_faster_writes_nothing(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"times the speed of fp32 on onnxruntime here, expected"):
+        artefacts.export_artefact(
+            model, tmp_path, order("fp32", min_speedup=99), proof=TILES, int8_tiles=TILES
+        )
+    assert list(tmp_path.iterdir()) == []
+    _, manifest = artefacts.export_artefact(
+        model, tmp_path, order("fp32", min_speedup=1e-3), proof=TILES
+    )
+    assert manifest.parity["times_fp32"] > 0
+
+
 class BuiltEngine:
     plan = b"plan"
     timing_cache = b"measured"

@@ -6,7 +6,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from magtiles_seg.export.quantize import equalise
+from magtiles_seg.export.quantize import _Seen, _settle_weights, equalise
 
 WIDTH = 3
 RANDOM = np.random.default_rng(0)
@@ -82,3 +82,34 @@ def test_equalise_leaves_alone_what_a_clip_writes() -> None:
     before = model.SerializeToString()
     assert equalise(model, [PICTURE]) == 0
     assert model.SerializeToString() == before
+
+
+def test_range_of_least_error_gives_up_a_lone_greatest_value() -> None:
+    values = np.append(RANDOM.uniform(0, 1, 5000), 4).astype(np.float32)
+    seen = _Seen(values, (0.0, 4.0), np.zeros(1))
+    low, high = seen.range_of(unsigned=True)
+    assert low == 0
+    assert 1 <= high < 4
+    assert seen._error(0.0, float(high)) < seen._error(0.0, 4.0)
+    low, high = seen.range_of(unsigned=False)
+    assert low == -high
+
+
+def test_settled_bias_takes_out_what_the_rounding_of_weights_moves() -> None:
+    for groups, shape in ((1, (8, 6, 3, 3)), (6, (6, 1, 3, 3)), (2, (4, 3, 1, 1))):
+        weights = {
+            "w": numpy_helper.from_array(RANDOM.normal(size=shape).astype(np.float32), "w"),
+            "b": numpy_helper.from_array(np.zeros(shape[0], np.float32), "b"),
+        }
+        before = numpy_helper.to_array(weights["w"])
+        means = RANDOM.uniform(0, 6, groups * shape[1])
+        _settle_weights(
+            helper.make_node("Conv", ["x", "w", "b"], ["y"], group=groups), weights, means
+        )
+        clipped, bias = (numpy_helper.to_array(weights[name]) for name in "wb")
+        step = np.abs(clipped).max(axis=(1, 2, 3), keepdims=True) / 127
+        rounded = np.rint(clipped / step) * step
+        inputs = means.reshape(groups, 1, shape[1])
+        moved = (rounded - before).reshape(groups, -1, shape[1], shape[2] * shape[3]).sum(axis=3)
+        assert np.abs((moved * inputs).sum(axis=2).ravel()).max() > 1e-3
+        assert np.allclose((moved * inputs).sum(axis=2).ravel() + bias, 0, atol=1e-4)
