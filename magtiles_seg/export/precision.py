@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
 from magtiles_seg.export.graph import core_of
-from magtiles_seg.export.quantize import quantize
+from magtiles_seg.export.quantize import drop_unused, quantize
 from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.model.card import ModelCard
 
@@ -173,7 +173,7 @@ def _halve(model: onnx.ModelProto) -> None:
             node.input[place] = renamed.get(name, node.input[place])
         nodes.append(node)
     _replace_nodes(model, nodes)
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def _cast(name: str, to: int, renamed: dict[str, str], nodes: list[onnx.NodeProto]) -> str:
@@ -198,10 +198,3 @@ def _replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> N
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     model.graph.ClearField("node")
     model.graph.node.extend(kept)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    graph.ClearField("initializer")
-    graph.initializer.extend(kept)

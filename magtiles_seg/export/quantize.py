@@ -193,10 +193,15 @@ def quantize(
     kept = _float_layers(model)
     layers = [n for n in model.graph.node if n.op_type == "Conv" and n.output[0] not in kept]
     seen = _watch(model, sorted({node.input[0] for node in layers}), pictures, progress)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for index, node in enumerate(layers):
         node.name = f"int8_{index}"
-        _settle_weights(node, weights, seen[node.input[0]].means)
+        # Tensors of its own: those of the exporter may be another layer's, too.
+        settled = _settled(node, weights, seen[node.input[0]].means)
+        names = [f"{node.name}_weight", f"{node.name}_bias"]
+        model.graph.initializer.extend(map(numpy_helper.from_array, settled, names))
+        node.input[1:] = names
+    drop_unused(model.graph)
     ranges = {name: tensor.range_of(unsigned=unsigned) for name, tensor in seen.items()}
     quantizer = QDQQuantizer(
         model,
@@ -302,22 +307,23 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
 
-def _settle_weights(
-    node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], means: npt.NDArray[np.float64]
-) -> None:
-    """Clip a layer's weights to their best range, and make its bias good for their rounding.
+def _settled(
+    node: onnx.NodeProto,
+    weights: dict[str, npt.NDArray[np.float32]],
+    means: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return a layer's weights clipped to their best range, and a bias good for their rounding.
 
     Source: https://arxiv.org/abs/1906.04721 (section 4.2, bias correction).
     """
-    weight, bias = weights[node.input[1]], weights[node.input[2]]
-    values = numpy_helper.to_array(weight)
+    values = weights[node.input[1]]
+    bias = weights[node.input[2]] if len(node.input) > 2 else np.zeros(len(values), np.float32)
     clipped, rounded = _rounded(values.reshape(len(values), -1))
     change = (rounded - values.reshape(rounded.shape)).reshape(*values.shape[:2], -1).sum(axis=2)
     groups = _attribute(node, "group", 1)
     grouped = change.reshape(groups, -1, values.shape[1]), means.reshape(groups, -1)
     shift = np.einsum("goc,gc->go", *grouped).ravel()
-    _set(weight, clipped.reshape(values.shape))
-    _set(bias, numpy_helper.to_array(bias) - shift)
+    return clipped.reshape(values.shape).astype(np.float32), (bias - shift).astype(np.float32)
 
 
 def _rounded(
@@ -336,3 +342,11 @@ def _rounded(
         least = np.where(better, error, least)
         best = np.where(better, clipped, best[0]), np.where(better, rounded, best[1])
     return best
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Drop the weights that no node reads."""
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    graph.ClearField("initializer")
+    graph.initializer.extend(kept)

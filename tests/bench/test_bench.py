@@ -214,7 +214,7 @@ def test_choice_on_tiles_limits_each_class(
 
     shown: list[tuple[str, ...]] = []
 
-    def compared(*backends: Any, **options: Any) -> Any:
+    def compared(*backends: Any, **options: Any) -> Any:  # noqa: ANN401
         shown.append(options["classes"])
         return compare(*backends, **options)
 

@@ -80,7 +80,7 @@ def test_gate_on_the_data_set_of_the_training_is_refused(
         "ids": {"training_sha256": part_sha256(whole.train)},
     }
     known = trained(model, tmp_path / "m.onnx", **training[said])
-    with pytest.raises(DataError, match="is what the model .* was trained on"):
+    with pytest.raises(DataError, match=r"is what the model .* was trained on"):
         gate_tiles(params, known, "fp16", data=tiles)
     proof, ranges = gate_tiles(params, model, "fp16", data=tiles)
     assert (proof.origin, proof.seen, ranges) == ("real", "", None)
