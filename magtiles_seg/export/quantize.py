@@ -221,6 +221,7 @@ def quantize(
         },
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
     return quantized
 
