@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from magtiles_seg.bench.run import BenchReport
 
 
+_NO_TILES = (
+    "bf16 is not chosen by synthetic tiles, on which no rounding shows: name real ones that the model "
+    "was not trained on (--data or --split)"
+)
+
+
 def select_fastest(
     report: BenchReport,
     model: Path,
@@ -42,7 +48,8 @@ def select_fastest(
         report: What `bench.measure` returned.
         model: The model file that was measured.
         tolerance: How far a candidate may stray; None: the defaults for fp32.
-        proof: What to compare on; None: `parity.frozen_pictures()`.
+        proof: What to compare on; None: `parity.frozen_pictures()`, which are synthetic and prove
+            nothing of bf16: it is then refused.
         refused: Called with each faster candidate that fails, and why.
 
     Raises:
@@ -51,8 +58,13 @@ def select_fastest(
     """
     ranked = _ranking(report)
     reference = OrtBackend(model)
+    shown_real = proof is not None
     proof = proof or TileSet(pictures=tuple(frozen_pictures()), classes=(), origin="synthetic")
     for candidate, seconds in ranked:
+        if candidate.precision == "bf16" and not shown_real:
+            if refused is not None:
+                refused(candidate, ParityError(_NO_TILES))
+            continue
         with candidate.open() as segmenter:
             try:
                 allowed = tolerance(candidate) if tolerance else Tolerance()

@@ -222,3 +222,16 @@ def test_choice_on_tiles_limits_each_class(
     tiles = TileSet(pictures=(SMALL.pictures()[0],), classes=("crack",), origin="real")
     select_fastest(report, model, proof=tiles)
     assert shown == [("crack",)]
+
+
+def test_choice_without_real_tiles_refuses_bf16_unopened(report: BenchReport, model: Path) -> None:
+    plain = Candidate(path=model, backend="onnxruntime", threads=1)
+    fast = Candidate(path=Path("none.onnx"), backend="openvino", threads=1, precision="bf16")
+    errors: list[str] = []
+    chosen = select_fastest(
+        _with_times(report, (plain, 20.0), (fast, 10.0)),
+        model,
+        refused=lambda _, error: errors.append(str(error)),
+    )
+    assert chosen.backend == "onnxruntime"
+    assert "name real ones that the model was not trained on" in errors[0]
