@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 _NO_TILES = (
-    "bf16 is not chosen by synthetic tiles, on which no rounding shows: name real ones that the model "
-    "was not trained on (--data or --split)"
+    "bf16 is not chosen by synthetic tiles, on which no rounding shows: name real ones that the "
+    "model was not trained on (--data or --split)"
 )
 
 
