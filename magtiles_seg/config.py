@@ -410,6 +410,12 @@ RENAMED = {
 }
 """Former to present name of a parameter; the former ones are read for one release."""
 
+REMOVED = {
+    "export.fp16_max_abs_diff": "export.fp16_min_class_dice limits the masks of each class",
+    "export.int8_max_abs_diff": "export.int8_min_class_dice limits the masks of each class",
+}
+"""Parameters that are no more, and what there is instead; for one release they change nothing."""
+
 
 def present_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return values of a section with each former key under its present name, in their order."""
@@ -529,6 +535,12 @@ def _renamed(section: str, values: Mapping[str, Any], found: list[str]) -> dict[
     """Return values by their present names, with a warning for each that was given by a former."""
     for key in values:
         full = f"{section}.{key}"
+        if full in REMOVED:
+            warnings.warn(
+                f"{full} is no more and changes nothing: {REMOVED[full]}",
+                FutureWarning,
+                stacklevel=2,
+            )
         now = RENAMED.get(full)
         if now is None:
             continue
@@ -539,7 +551,8 @@ def _renamed(section: str, values: Mapping[str, Any], found: list[str]) -> dict[
             FutureWarning,
             stacklevel=2,
         )
-    return present_names(section, values)
+    kept = {key: value for key, value in values.items() if f"{section}.{key}" not in REMOVED}
+    return present_names(section, kept)
 
 
 def _apply_override(sections: dict[str, dict[str, Any]], override: str, found: list[str]) -> None:

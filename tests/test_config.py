@@ -186,3 +186,9 @@ def test_section_written_as_overrides_reads_back_the_same(train: TrainParams) ->
     values: dict[str, Any] = asdict(train)
     overrides = [f"train.{key}={yaml.safe_dump(value)}" for key, value in values.items()]
     assert load_params(None, overrides).train == train
+
+
+def test_removed_parameter_is_a_warning_that_names_what_there_is_instead() -> None:
+    with pytest.warns(FutureWarning, match="int8_max_abs_diff is no more.*int8_min_class_dice"):
+        params = load_params(None, ["export.int8_max_abs_diff=0.7"])
+    assert params.export.int8_min_class_dice == 0.97
