@@ -17,8 +17,8 @@ from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, DataError, MagtilesError
 from magtiles_seg.train import crossval
 from magtiles_seg.train.crossval import (
-    _environment,
     Processes,
+    _environment,
     runs_at_a_time,
     train_folds,
     write_splits,
