@@ -64,9 +64,9 @@ def main(data: str, manifest: str, crops: str, *settings: str) -> None:
     ):
         crop_s, validation_s = (end - start) / int(crops), validated - end
         rate = EPOCH / (EPOCH * crop_s + validation_s)
-        print(
+        sys.stdout.write(
             f"{kind}: {1000 * crop_s:.1f} ms a crop, {validation_s:.1f} s a validation, "
-            f"{rate:.2f} crops/s in an epoch of {EPOCH}"
+            f"{rate:.2f} crops/s in an epoch of {EPOCH}\n"
         )
 
 
