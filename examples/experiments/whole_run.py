@@ -248,7 +248,8 @@ def side_by_side(whole: Whole) -> float:
     params = whole.params.train
     steps = [step for name, step in whole.done.items() if name.startswith("train ")]
     crops = len(steps) * params.epochs * params.pictures_per_epoch
-    return crops * whole.slots / sum(step["seconds"] for step in steps)
+    seconds: float = sum(step["seconds"] for step in steps)
+    return crops * whole.slots / seconds
 
 
 def throughput(whole: Whole) -> float:

@@ -26,6 +26,7 @@ from magtiles_seg.train import loop
 
 WARM_UP_STEPS = 4
 EPOCH = 640
+_PARTS = ("train", "validation")
 
 
 class Clock:
@@ -55,10 +56,10 @@ def main(data: str, manifest: str, crops: str, *settings: str) -> None:
     params = TrainParams(epochs=1, pictures_per_epoch=8 * steps, threads=1, **values)
     samples = {sample.id: sample for sample in find_samples(Path(data))}
     split = json.loads(Path(manifest).read_text(encoding="utf-8"))
-    parts = [[samples[name] for name in split[part]] for part in ("train", "validation")]
+    training, held_out = ([samples[name] for name in split[part]] for part in _PARTS)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(*parts, params, Path(folder), progress=clock.batches, logger=clock)
+        loop.train(training, held_out, params, Path(folder), progress=clock.batches, logger=clock)
     for kind, (start, end, validated) in zip(
         ("wall", "processor"), zip(*clock.marks, strict=True), strict=True
     ):
