@@ -84,7 +84,7 @@ def train_folds(
     """
     kind = device_kind(params.device, params.devices)
     parallel = parallel or runs_at_a_time(len(folders), params, kind)
-    running = _Processes()
+    running = Processes()
     with ThreadPoolExecutor(parallel, thread_name_prefix="folds") as pool:
         jobs = {
             pool.submit(
@@ -92,6 +92,7 @@ def train_folds(
                 [sys.executable, "-m", "magtiles_seg", "train", *_paths(folder), *words],
                 _environment(kind, params, number, parallel),
                 folder / _LOG,
+                f"training in {folder}",
             ): folder
             for number, folder in enumerate(folders)
         }
@@ -136,7 +137,7 @@ def _environment(kind: str, params: TrainParams, number: int, parallel: int) -> 
     return environment
 
 
-class _Processes:
+class Processes:
     """Runs commands and, when one fails, ends those that are under way."""
 
     def __init__(self) -> None:
@@ -144,16 +145,21 @@ class _Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 
-    def run(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, title: str
+    ) -> bool:
         """Run a command to its end, what it prints in a log file.
 
+        Returns:
+            Whether it came to its end; False after `stop`.
+
         Raises:
-            MagtilesError: It failed.
+            MagtilesError: It failed; `title` says what did.
         """
         with log.open("wb") as file:
             with self._lock:
                 if self._stopped:
-                    return
+                    return False
                 process = subprocess.Popen(
                     command, env=environment, stdout=file, stderr=subprocess.STDOUT
                 )
@@ -162,11 +168,9 @@ class _Processes:
         with self._lock:
             self._running.discard(process)
             if not code or self._stopped:
-                return
+                return not code
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["-"]
-        raise MagtilesError(
-            f"training in {log.parent} failed, exit code {code}: {lines[-1]} ({log})"
-        )
+        raise MagtilesError(f"{title} failed, exit code {code}: {lines[-1]} ({log})")
 
     def stop(self) -> None:
         """End what is under way; what was to come does not start."""

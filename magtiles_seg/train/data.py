@@ -6,6 +6,7 @@ one ahead of the network; `views` draws them on a GPU.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections import defaultdict, deque
@@ -254,11 +255,9 @@ def stack(views: Sequence[View], *, class_stride: int) -> Batch:
     classes = np.stack([view.classes for view in views])
     ignored = classes == IGNORED
     classes = classes * (defect & ~ignored)
-    count, height, width = classes.shape
-    blocks = classes.reshape(
-        count, height // class_stride, class_stride, width // class_stride, class_stride
-    )
-    class_target = torch.from_numpy(blocks.max(axis=(2, 4)).astype(np.int64)) - 1
+    rows = functools.reduce(np.maximum, (classes[:, i::class_stride] for i in range(class_stride)))
+    most = functools.reduce(np.maximum, (rows[:, :, i::class_stride] for i in range(class_stride)))
+    class_target = torch.from_numpy(most.astype(np.int64)) - 1
     class_target[class_target < 0] = IGNORED_CLASS
     target = np.where(ignored, np.float32(IGNORED_PIXEL), defect.astype(np.float32))
     return Batch(image, torch.from_numpy(target)[:, None], class_target)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
-from magtiles_seg.train.kernels import use_fast_depthwise
+from magtiles_seg.train.kernels import use_fast_gradients
 
 if TYPE_CHECKING:
     from magtiles_seg.config import TrainParams
@@ -83,7 +83,7 @@ class Devices:
         CPU, and to common batch norm on several devices.
         """
         if self.device.type == "cpu":
-            use_fast_depthwise(network)
+            use_fast_gradients(network)
         if self.count > 1:
             for module in network.modules():
                 if isinstance(module, nn.BatchNorm2d):

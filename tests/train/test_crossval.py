@@ -17,8 +17,8 @@ from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, DataError, MagtilesError
 from magtiles_seg.train import crossval
 from magtiles_seg.train.crossval import (
+    Processes,
     _environment,
-    _Processes,
     runs_at_a_time,
     train_folds,
     write_splits,
@@ -85,11 +85,11 @@ def test_train_folds_that_fail_say_why_and_where(
 
 
 def test_processes_stop_ends_what_is_under_way_and_starts_no_more(tmp_path: Path) -> None:
-    running = _Processes()
+    running = Processes()
     script = f"import time; open({str(tmp_path / 'started')!r}, 'w'); time.sleep(60)"
 
     job = threading.Thread(
-        target=running.run, args=([sys.executable, "-c", script], os.environ, tmp_path / "log")
+        target=running.run, args=([sys.executable, "-c", script], os.environ, tmp_path / "log", "-")
     )
     job.start()
     while not (tmp_path / "started").exists():
@@ -97,7 +97,8 @@ def test_processes_stop_ends_what_is_under_way_and_starts_no_more(tmp_path: Path
     running.stop()
     job.join(timeout=20)
     assert not job.is_alive()
-    running.run([sys.executable, "-c", "raise SystemExit(3)"], os.environ, tmp_path / "later")
+    later = [sys.executable, "-c", "raise SystemExit(3)"]
+    assert not running.run(later, os.environ, tmp_path / "later", "-")
 
 
 def test_runs_at_a_time_fit_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import build_network
-from magtiles_seg.train.kernels import DepthwiseConv2d, kept_memory, use_fast_depthwise
+from magtiles_seg.train.kernels import DepthwiseConv2d, Doubling, kept_memory, use_fast_gradients
 
 
 def _gradients(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -37,7 +37,7 @@ def test_depthwise_has_the_gradients_of_torch(
     plain = nn.Conv2d(24, 24, kernel, stride, kernel // 2, groups=24, bias=False)
     fast = nn.Sequential(nn.Conv2d(24, 24, kernel, stride, kernel // 2, groups=24, bias=False))
     fast[0].load_state_dict(plain.state_dict())
-    use_fast_depthwise(fast)
+    use_fast_gradients(fast)
     assert isinstance(fast[0], DepthwiseConv2d)
     x = torch.randn(3, 24, *size_hw)
     exact = _gradients(plain, x, torch.float32)
@@ -46,13 +46,32 @@ def test_depthwise_has_the_gradients_of_torch(
         assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
-def test_use_fast_depthwise_leaves_what_a_network_learns_and_answers() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_doubling_has_the_gradients_of_torch(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain = nn.Upsample(scale_factor=2, mode="nearest")
+    fast = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"))
+    use_fast_gradients(fast)
+    assert isinstance(fast[0], Doubling)
+    image, gradient = torch.randn(2, 5, 4, 3, dtype=dtype), torch.randn(2, 5, 8, 6, dtype=dtype)
+    found = []
+    for layer in (plain, fast):
+        x = image.clone().to(memory_format=torch.channels_last).requires_grad_()
+        answer = layer(x)
+        answer.backward(gradient)
+        found.append((answer, x.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs) if dtype == torch.float32 else torch.allclose(ours, theirs)
+
+
+def test_use_fast_gradients_leaves_what_a_network_learns_and_answers() -> None:
     torch.manual_seed(0)
     plain = build_network("small").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fast = build_network("small").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fast.load_state_dict(plain.state_dict())
-    use_fast_depthwise(fast)
+    use_fast_gradients(fast)
     assert sum(isinstance(module, DepthwiseConv2d) for module in fast.modules()) == 11
+    assert any(isinstance(module, Doubling) for module in fast.modules())
     image = torch.rand(2, 1, 96, 96) * 255
     target, class_target = (
         (torch.rand(2, 1, 96, 96) > 0.8).float(),
@@ -72,7 +91,7 @@ def test_use_fast_depthwise_leaves_what_a_network_learns_and_answers() -> None:
         assert torch.equal(fast.eval()(image)[0], plain.eval()(image)[0])
 
 
-def test_use_fast_depthwise_leaves_other_convolutions_alone() -> None:
+def test_use_fast_gradients_leaves_other_convolutions_alone() -> None:
     others = nn.Sequential(
         nn.Conv2d(8, 8, 3, padding=1, bias=False),
         nn.Conv2d(8, 16, 3, padding=1, groups=8, bias=False),
@@ -80,7 +99,7 @@ def test_use_fast_depthwise_leaves_other_convolutions_alone() -> None:
         nn.Conv2d(8, 8, 3, groups=8, bias=False),
         nn.Conv2d(8, 8, (3, 5), padding=(1, 2), groups=8, bias=False),
     )
-    use_fast_depthwise(others)
+    use_fast_gradients(others)
     assert all(type(module) is nn.Conv2d for module in others)
 
 
