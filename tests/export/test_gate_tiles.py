@@ -75,7 +75,7 @@ def test_gate_on_the_data_set_of_the_training_is_refused(
 ) -> None:
     samples = samples_of(params, tiles)
     whole = make_split(samples, fold=None, validation_fraction=0)
-    training = {
+    training: dict[str, dict[str, object]] = {
         "split": {"split": whole.origin},
         "ids": {"training_sha256": part_sha256(whole.train)},
     }

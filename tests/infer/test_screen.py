@@ -56,7 +56,7 @@ def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded = np.pad(cells, 1)
     rows, columns = cells.shape
     shifts = [padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
-    return np.any(shifts, axis=0)
+    return np.asarray(np.any(shifts, axis=0))
 
 
 @settings(max_examples=200, deadline=None)
