@@ -76,7 +76,7 @@ def test_own_upload_is_inspected_and_its_answer_can_be_fetched(page: Any, png: b
 
 
 def test_model_that_is_no_choice_is_refused(page: Any) -> None:
-    body = {"fn_index": page.functions["threshold.input"], "session_hash": page.session}
+    body = {"fn_index": page.functions["threshold.change"], "session_hash": page.session}
     for model in ("/etc/passwd", "../x.onnx", None, 3, ["a"], ""):
         body["data"] = ["example:0", 0.5, 0.5, 0, model]
         assert page.client.post("/gradio_api/queue/join", json=body).status_code == 400
@@ -252,10 +252,10 @@ def test_route_that_the_page_does_not_use_is_closed(demo: Any, method: str, path
     ],
 )
 def test_call_that_the_page_never_makes_is_refused(page: Any, change: dict[str, Any]) -> None:
-    body = {"fn_index": page.functions["threshold.input"], "session_hash": page.session}
+    body = {"fn_index": page.functions["threshold.change"], "session_hash": page.session}
     body |= {"data": ["example:0", 0.5, 0.5, 0], **change}
     if isinstance(body["data"], list):
-        body["data"] = [*body["data"], *page.chosen[page.functions["threshold.input"]]]
+        body["data"] = [*body["data"], *page.chosen[page.functions["threshold.change"]]]
     text = json.dumps(body).encode()
     reply = page.client.post("/gradio_api/queue/join", content=text)
     assert reply.status_code in (400, 403)
@@ -274,7 +274,7 @@ def test_body_larger_than_any_call_is_refused(page: Any) -> None:
 
 
 def test_slider_after_the_result_was_dropped_says_so_and_shows_no_other(page: Any) -> None:
-    message = page.call("threshold.input", ["x" * 32, 0.5, 0.5, 0])
+    message = page.call("threshold.change", ["x" * 32, 0.5, 0.5, 0])
     verdict, overlay = message["output"]["data"][:2]
     assert "give the picture again" in verdict
     assert overlay is None
