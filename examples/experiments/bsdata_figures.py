@@ -1,16 +1,18 @@
 """Count the figures of BSData with and without what is doubtful in it: those of docs/results.md.
 
     magtiles-seg evaluate --params bs.yaml --folds f0 f1 f2 f3 f4 --out joined
-    python examples/experiments/bsdata_figures.py joined/pictures.csv
+    python examples/experiments/bsdata_figures.py joined/pictures.csv --published image_data.json
 
 The names of its pictures tell place and time. Two places, 395000_270 and 397500_315, lie 2.5 mm and
 45 degrees apart and show the same pit. Pictures of a place without a label, taken after the place
-was labelled first, are suspect, and so are those of the day before.
+was labelled first, are suspect, and so are those of the day before. `image_data.json` of the
+repository names the authors' test part: a row tells what the folds say of its pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--leaked", nargs="*", default=[], help="places whose neighbour was trained"
     )
+    parser.add_argument("--published", type=Path, help="image_data.json of the repository")
     arguments = parser.parse_args()
     records = _grouped(read_pictures(arguments.pictures.read_text(encoding="utf-8")))
     leaked = np.array([_place(name) in arguments.leaked for name in records.ids])
@@ -51,6 +54,9 @@ def main() -> None:
         "and without the unlabelled pictures of labelled places": ~leaked & ~after,
         "and without those of the day before": ~leaked & ~after & ~before,
     }
+    if arguments.published:
+        tested = _published(arguments.published)
+        variants["the authors' test pictures"] = np.isin(records.ids, tested)
     print(f"| | pictures | sound | {' | '.join(COLUMNS.values())} | mean IoU of labelled ones |")
     print(f"|---|{'---:|' * (len(COLUMNS) + 3)}")
     for name, kept in variants.items():
@@ -58,11 +64,12 @@ def main() -> None:
 
 
 def _row(name: str, records: Records) -> str:
-    values, ranges = estimate(records, ("binary", "pictures", "verdict"), resamples=1000)
+    verdict = () if records.is_defect.all() else ("verdict",)
+    values, ranges = estimate(records, ("binary", "pictures", *verdict), resamples=1000)
     cells = [name, str(len(records)), str(int((~records.is_defect).sum()))]
     for figure in COLUMNS:
-        low, high = ranges[figure]
-        cells.append(f"{values[figure]:.3f} ({low:.3f}-{high:.3f})")
+        low, high = ranges.get(figure, (0.0, 0.0))
+        cells.append(f"{values[figure]:.3f} ({low:.3f}-{high:.3f})" if figure in values else "")
     cells.append(f"{iou(records.counts[records.is_defect]).mean():.3f}")
     return f"| {' | '.join(cells)} |"
 
@@ -89,6 +96,11 @@ def _suspects(records: Records) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
             after[row] = when > start
             before[row] = start - timedelta(days=1) <= when < start
     return after, before
+
+
+def _published(path: Path) -> list[str]:
+    listed = json.loads(path.read_text(encoding="utf-8"))["images"]
+    return [Path(one["filename"]).stem for one in listed if one["train_test_split"] == "test"]
 
 
 def _place(name: str) -> str:
