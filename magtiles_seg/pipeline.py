@@ -59,6 +59,7 @@ __all__ = [
     "DataSet",
     "ModelFile",
     "convert",
+    "count_tiles",
     "evaluate",
     "evaluate_folds",
     "export",
@@ -252,6 +253,19 @@ def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     samples = _grouped(find_samples(root, layout=_layout_of(params), labels=wanted.labels), params)
     reviewed = reviewed_samples(directory, wanted.labels, samples)
     return tuple(sorted((*samples, *reviewed), key=lambda sample: sample.id))
+
+
+def count_tiles(loaded: DataSet, params: Params) -> int:
+    """Return the number of physical tiles of a loaded data set, by `data_split.group_pattern` too.
+
+    Raises:
+        DataError: The pattern does not fit every name.
+        ConfigError: It is invalid.
+    """
+    own = tuple(sample for sample in loaded.samples if not sample.train_only)
+    reviewed = {sample.group for sample in loaded.samples if sample.train_only}
+    known = {sample.group for sample in own}
+    return len({sample.group for sample in _grouped(own, params)}) + len(reviewed - known)
 
 
 def _grouped(samples: tuple[Sample, ...], params: Params) -> tuple[Sample, ...]:

@@ -3,9 +3,10 @@
     python examples/experiments/loop_figures.py new-class DATA OUT --old data --count 30
     python examples/experiments/loop_figures.py few DATA OUT --count 10 20 50
 
-`new-class` trains the bundled model on with its own training part and N pictures of a class that it
-has never seen, and compares the two on other groups: those of the new class, and the old test part,
-which the bundled model was itself trained on. `few` trains the bundled model on with N pictures of
+`new-class` trains a model on (`--start`, the checkpoint of the old data's fold 0) with its own
+training part and N pictures of a class that it has never seen, and compares the two on other
+groups: those of the new class, and the old test part. Without `--start` it is the bundled model,
+which was trained on that test part too. `few` trains the bundled model on with N pictures of
 another product alone. DATA is a data set in a layout of ours, of the new pictures.
 """
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--labels", default="", help="class names by index, a comma between")
     parser.add_argument("--count", type=int, nargs="+", default=[30])
     parser.add_argument("--old", type=Path, help="the data set that the model was trained on")
+    parser.add_argument("--start", type=Path, help="the model to train on (default: bundled)")
     parser.add_argument("--tune", nargs="*", default=[], metavar="train.KEY=VALUE")
     parser.add_argument("--test", type=int, default=150, help="pictures to score, at most")
     arguments = parser.parse_args()
@@ -64,7 +66,8 @@ def new_class(
     pool, held_out = _halves(new, arguments.test)
     old = [sample for sample in find_samples(arguments.old) if not sample.label_issue]
     train_part, validation, old_test = _parts(old, arguments.test)
-    records, limit = _score(BUNDLED_MODEL, [*old_test, *held_out], validation, labels)
+    start = arguments.start or BUNDLED_MODEL
+    records, limit = _score(start, [*old_test, *held_out], validation, labels)
     scored = {"before": (records, limit)}
     figures: dict[str, Any] = {"pictures": {"new": len(held_out), "old": len(old_test)}}
     figures["defective, of groups"] = [
@@ -73,7 +76,8 @@ def new_class(
     ]
     for count in arguments.count:
         reviewed = _half_sound(pool, count)
-        params = replace(load_params(None, arguments.tune).train, start="bundled", keep="last")
+        params = load_params(None, arguments.tune).train
+        params = replace(params, start=str(start), keep="last")
         began = time.monotonic()
         out = arguments.out / f"after-{count}"
         model = train([*train_part, *reviewed], validation, params, out, labels=labels)

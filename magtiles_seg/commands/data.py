@@ -161,7 +161,8 @@ def run_load(arguments: argparse.Namespace) -> int:
         loaded = pipeline.load(params, on_fetch=on_fetch, on_verify=on_verify, note=remark)
     if loaded.summary:
         print(loaded.summary)
-    print(f"{loaded.root}: {len(loaded.samples)} pictures of {loaded.tiles} tiles, all whole")
+    tiles = pipeline.count_tiles(loaded, params)
+    print(f"{loaded.root}: {len(loaded.samples)} pictures of {tiles} tiles, all whole")
     return options.ACCEPTED
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,9 @@ import numpy.typing as npt
 
 from magtiles_seg.image import read_image
 from magtiles_seg.registration import fine_texture
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 Progress: TypeAlias = Callable[[int, "int | None"], None]
 """Told `(done, total)`."""
@@ -50,6 +53,8 @@ _MOST_CHANCE_MEETINGS = 5
 
 _MOST_PAIRS = 20_000_000
 """Above that many pairs in memory, those with a single vote so far are forgotten."""
+
+_HANDFUL = 32
 
 _SCRAMBLE = 2654435761
 _WORD = 1 << 32
@@ -138,11 +143,21 @@ def fingerprints(
         mirrored = fingerprint(np.ascontiguousarray(texture[:, ::-1]), MIRRORED_FEATURES)
         return fingerprint(texture), mirrored.descriptors
 
+    for done, found in enumerate(spread(read, paths, threads), start=1):
+        yield found
+        if progress:
+            progress(done, len(paths))
+
+
+def spread(work: Callable[[Item], Result], items: Sequence[Item], threads: int) -> Iterator[Result]:
+    """Yield what some work gives for each item, in their order, done by several threads.
+
+    A thread takes a handful at a time: handing each over alone costs more than a small picture.
+    """
+    handfuls = [items[start : start + _HANDFUL] for start in range(0, len(items), _HANDFUL)]
     with ThreadPoolExecutor(threads) as pool:
-        for done, found in enumerate(pool.map(read, paths), start=1):
-            yield found
-            if progress:
-                progress(done, len(paths))
+        for found in pool.map(lambda handful: [work(item) for item in handful], handfuls):
+            yield from found
 
 
 def find_candidates(

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from math import atan2, degrees, exp, hypot
+from math import atan2, degrees, exp, hypot, sqrt
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,6 +28,7 @@ from magtiles_seg.dataset.fingerprints import (
     find_candidates,
     fingerprint,
     fingerprints,
+    spread,
     texture_of,
 )
 
@@ -279,8 +279,7 @@ def _verified(
         known = _laid(np.ones_like(texture(second)), matrix, mirrored, here.shape) > 0.99
         return _judged(first, second, mirrored, matrix, inliers, here, laid, known)
 
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(check, range(len(candidates.pairs)))
+    yield from spread(check, range(len(candidates.pairs)), workers)
 
 
 def _registration(
@@ -289,14 +288,14 @@ def _registration(
     """Return the matrix that takes points of the second to the first, and how many agree."""
     if min(len(here.points), len(there.points)) < _LEAST_INLIERS:
         return None, 0
-    near = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(here.descriptors, there.descriptors, 2)
-    kept = [
-        pair[0] for pair in near if len(pair) == 2 and pair[0].distance < _RATIO * pair[1].distance
-    ]
+    # What BFMatcher.knnMatch gives, as arrays: objects would hold the other threads up.
+    distance, nearest = cv2.batchDistance(
+        here.descriptors, there.descriptors, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=2
+    )
+    kept = np.flatnonzero(distance[:, 0] < _RATIO * distance[:, 1])
     if len(kept) < _LEAST_INLIERS:
         return None, 0
-    source = there.points[[match.trainIdx for match in kept]]
-    target = here.points[[match.queryIdx for match in kept]]
+    source, target = there.points[nearest[kept, 0]], here.points[kept]
     matrix, inside = cv2.estimateAffinePartial2D(
         source, target, ransacReprojThreshold=_REACH_PX, maxIters=500
     )
@@ -305,7 +304,8 @@ def _registration(
     scale = hypot(matrix[0, 0], matrix[1, 0])
     if not _SCALES[0] < scale < _SCALES[1]:
         return None, 0
-    places = np.unique(np.round(target[inside.ravel() > 0] / _REACH_PX), axis=0)
+    x, y = np.round(target[inside.ravel() > 0].T / _REACH_PX)
+    places = np.unique(x + 1j * y)
     return np.asarray(matrix, np.float32), len(places)
 
 
@@ -332,9 +332,8 @@ def _judged(
     """Return the match with how sure it is, or None where next to nothing is on both."""
     scale = hypot(matrix[0, 0], matrix[1, 0])
     overlap = min(1.0, float(known.mean() / min(1.0, scale**2 * laid.size / here.size)))
-    if overlap < _LEAST_OVERLAP or not (here[known].std() and laid[known].std()):
+    if overlap < _LEAST_OVERLAP or (correlation := _correlation(here[known], laid[known])) is None:
         return None
-    correlation = float(np.corrcoef(here[known], laid[known])[0, 1])
     rows = [[float(value) for value in row] for row in matrix]
     return Match(
         first=first,
@@ -348,6 +347,13 @@ def _judged(
         mirrored=mirrored,
         matrix=((rows[0][0], rows[0][1], rows[0][2]), (rows[1][0], rows[1][1], rows[1][2])),
     )
+
+
+def _correlation(here: npt.NDArray[np.float32], there: npt.NDArray[np.float32]) -> float | None:
+    """Return the correlation of two (N,) arrays, -1..1, or None where one is the same all over."""
+    here, there = here - here.mean(), there - there.mean()
+    size = float(here @ here) * float(there @ there)
+    return float(here @ there) / sqrt(size) if size else None
 
 
 def certainty_of(inliers: int, correlation: float) -> float:

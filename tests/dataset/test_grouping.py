@@ -99,6 +99,7 @@ def test_group_pattern_of_the_parameters_groups_the_split_and_refuses_what_it_do
                 cv2.imwrite(str(path), np.full((40, 40), level, np.uint8))
     common = [f"data_load.source={tmp_path}", "data_load.labels=[background, x]"]
     params = load_params(None, [*common, r"data_split.group_pattern='^(p\d+)_'"])
+    assert pipeline.count_tiles(pipeline.load(params), params) == 10
     drawn = pipeline.split(params)
     parts = [{name.split("_")[0] for name in part} for part in (drawn.train, drawn.test)]
     assert len(drawn.test) == 4

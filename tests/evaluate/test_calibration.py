@@ -39,6 +39,12 @@ def test_fit_of_one_kind_is_refused() -> None:
         calibration.fit(np.zeros(3), np.ones(3), np.zeros(3))
 
 
+def test_fit_of_a_model_that_tells_nothing_apart_is_refused() -> None:
+    everywhere = np.array([0, 5e8, 0])  # so many that Newton's matrix was singular, to the last bit
+    with pytest.raises(ConfigError, match="learnt nothing yet"):
+        calibration.fit(np.array([-4, -3.5, 3]), everywhere, everywhere / 317)
+
+
 def test_fit_of_a_model_that_ranks_backwards_is_refused() -> None:
     with pytest.raises(ConfigError, match="do not rise with defects"):
         calibration.fit(np.array([-3.0, 3.0]), np.array([1, 9]), np.array([9, 1]))
