@@ -234,7 +234,8 @@ class TrainParams(_Section):
 
     Attributes:
         protocol: Whose picture geometry and mask rule are trained for.
-        architecture: Network by name.
+        architecture: Network by name; `patches` is fitted in minutes, to sound pictures alone if
+            need be, and takes no notice of epochs, batches and rates.
         pretrained: Whether the encoder starts from ImageNet weights.
         start: Model whose weights are taken over instead: a checkpoint, an ONNX file, or `bundled`.
         epochs: Passes of `pictures_per_epoch` pictures each.
@@ -269,7 +270,7 @@ class TrainParams(_Section):
 
     name: ClassVar[str] = "train"
     protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
-    architecture: str = one_of("lite0", "nano", "small", "lite0", "lite1", "lite2")
+    architecture: str = one_of("lite0", "nano", "small", "lite0", "lite1", "lite2", "patches")
     pretrained: bool = True
     start: str | None = None
     epochs: int = within(20, 1)
@@ -351,6 +352,8 @@ class EvaluateParams(_Section):
         protocol: What becomes of picture and mask, and which figures; `T` is the honest one.
         part: Which part of the split is scored.
         recall: Share of defective pictures that must be found when the reject score is chosen.
+        false_reject: Share of sound pictures that may be rejected, where there are only such to
+            choose it by.
         flips: Whether the model sees each picture in four mirrored views, and their mean counts.
     """
 
@@ -358,6 +361,7 @@ class EvaluateParams(_Section):
     protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
     part: str = one_of("test", "test", "validation", "all")
     recall: float = within(0.95, 0.01, 1)
+    false_reject: float = within(0.05, 0.001, 0.999)
     flips: bool = False
 
 

@@ -36,7 +36,7 @@ from magtiles_seg.dataset.samples import Sample, find_samples, raise_problems
 from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import ConfigError, DataError, ModelError
 from magtiles_seg.files import write
-from magtiles_seg.labels import BACKGROUND, IGNORE, LABELS
+from magtiles_seg.labels import BACKGROUND, FREE, IGNORE, LABELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -687,6 +687,7 @@ def evaluate_folds(
         open_model=partial(Segmenter, flips=params.evaluate.flips),
         protocol=protocol or params.evaluate.protocol,
         recall=params.evaluate.recall,
+        false_reject=params.evaluate.false_reject,
         resamples=resamples,
         progress=progress,
         watch=watch,
@@ -716,14 +717,25 @@ def _card(
             return replace(card, decision=choice.decision)
         if manifest is None:
             return card
+        held_out = split_parts(manifest, params)["validation"]
+        card = replace(card, training={**card.training, **_sound_alone(held_out, params)})
         decision = choose_decision(
             segmenter,
-            split_parts(manifest, params)["validation"],
+            held_out,
             recall=params.evaluate.recall,
+            false_reject=params.evaluate.false_reject,
             protocol=params.train.protocol,
             labels=card.labels,
         )
     return replace(card, decision=decision)
+
+
+def _sound_alone(held_out: Sequence[Sample], params: Params) -> dict[str, Any]:
+    """Return what a card says of thresholds that were chosen without any defect."""
+    if any(sample.label != FREE for sample in held_out):
+        return {}
+    allowed = {"sound_pictures": len(held_out), "false_reject": params.evaluate.false_reject}
+    return {"thresholds_from": allowed}
 
 
 def gate_tiles(

@@ -32,11 +32,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
-        facts["card"]["training"] = "see --json"  # some forty parameters
+        facts["card"]["training"] = _origin(facts["card"]["training"])
         lines = [*_lines(facts)]
         width = max(len(name) for name, _ in lines) + 2
         print("\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines))
     return options.ACCEPTED
+
+
+def _origin(training: Mapping[str, Any]) -> str:
+    """Return what a model was made of, in words; the rest is some forty parameters."""
+    learnt = training.get("learnt_from", {})
+    counts = [f"{number} {name.replace('_', ' ')}" for name, number in learnt.items()]
+    return "; ".join([*([", ".join(counts)] if counts else []), "see --json"])
 
 
 def _lines(facts: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, str]]:

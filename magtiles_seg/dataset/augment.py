@@ -201,18 +201,28 @@ class CopyPaste:
     Source: https://arxiv.org/abs/2012.07177.
     """
 
-    def __init__(self, pictures: Sequence[View], labels: Sequence[str]) -> None:
+    def __init__(
+        self, pictures: Sequence[View], labels: Sequence[str], *, draws_any: bool = False
+    ) -> None:
         """Collect the donors.
 
         Args:
             pictures: Training pictures; those with small defects are donors.
             labels: Class names by index, background first; drawn are those of the magnetic tiles.
+            draws_any: Whether a single class of another name is drawn as well: as each of these.
         """
         self._donors: dict[int, list[Donor]] = {}
         for picture in pictures:
             for donor in donors(picture):
                 self._donors.setdefault(donor.class_index, []).append(donor)
         self._drawn = [(labels.index(label), label) for label in DRAWN_LABELS if label in labels]
+        if draws_any and not self._drawn and len(labels) == 2:
+            self._drawn = [(1, label) for label in DRAWN_LABELS]
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there is anything to put on a sound view."""
+        return bool(self._drawn or self._donors)
 
     def onto(self, sound: View, rng: np.random.Generator) -> View:
         """Return a sound view with a defect; unchanged when there is nothing to paste."""

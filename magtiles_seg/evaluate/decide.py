@@ -46,6 +46,9 @@ MIN_AREAS_PX = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MARGINS_PX = (0, 4, 8, 12, 16)
 """Margins along the border that a score may leave out."""
 
+SOUND_AREA_PX = 32
+"""Smallest region where no defect is known to choose it by: half a patch of 8 x 8 px."""
+
 
 def threshold_counts(histogram: AnyArray) -> IntArray:
     """Return `[TP, FP, FN, TN]` at each threshold 0/256 … 255/256.
@@ -162,6 +165,7 @@ def choose_decision(
     samples: Iterable[Sample],
     *,
     recall: float = 0.95,
+    false_reject: float = 0.05,
     protocol: str | Protocol = "T",
     labels: Sequence[str] = LABELS,
 ) -> Decision:
@@ -171,16 +175,19 @@ def choose_decision(
         predictor: A `Segmenter`, or a function from a picture to (probability, defect class).
         samples: Pictures of tiles that the model was not trained on, defective and sound.
         recall: Share of the defective pictures that the reject score must catch, 0 < recall <= 1.
+        false_reject: Where all are sound: the share of such pictures that may be rejected, and
+            that may show a region, 0 < false_reject < 1.
         protocol: Whose pictures and mask rule to use.
         labels: Class names by index, background first.
 
     Returns:
         The predictor's own decision with `threshold` (highest pooled Dice), `min_area_px` (highest
         Dice per picture, all classes alike), `score_margin_px` (highest AUROC) and
-        `reject_score` (`ranking.score_at_recall`) chosen; no `review_score`.
+        `reject_score` (`ranking.score_at_recall`) chosen; no `review_score`. Where all are sound,
+        threshold and reject score are those that `false_reject` allows.
 
     Raises:
-        ConfigError: No sample has a defect.
+        ConfigError: There are no samples, or none that is sound or has a defect pixel.
     """
     fixed, names = get_protocol(protocol), tuple(labels)
     search = DecisionSearch()
@@ -189,7 +196,7 @@ def choose_decision(
         result = as_segmentation(predictor(image), image, decide=lambda given: given, labels=labels)
         result, target = without_ignored(result, target)
         search.add(result, target, 0 if sample.label == FREE else names.index(sample.label))
-    return search.decision(recall=recall)
+    return search.decision(recall=recall, false_reject=false_reject)
 
 
 class DecisionSearch:
@@ -205,6 +212,7 @@ class DecisionSearch:
         self._kept: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = []
         self._scores: list[list[float]] = []
         self._labels: list[int] = []
+        self._own_scores: list[float] = []
         self._own = Decision()
 
     def add(self, result: Segmentation, target: AnyArray, label: int) -> None:
@@ -219,21 +227,30 @@ class DecisionSearch:
         if label and not truth.any():
             return
         self._own = result.decision
+        self._own_scores.append(result.decision.score_of(result.probability))
         self._histogram += probability_histogram(result.probability, truth)
         self._kept.append((probability_bins(result.probability), truth))
         decisions = [replace(result.decision, score_margin_px=margin) for margin in MARGINS_PX]
         self._scores.append([decision.score_of(result.probability) for decision in decisions])
         self._labels.append(label)
 
-    def decision(self, *, recall: float) -> Decision:
+    @property
+    def is_sound(self) -> bool:
+        """Whether there are pictures, and none of them is defective."""
+        return bool(self._labels) and not any(self._labels)
+
+    def decision(self, *, recall: float, false_reject: float = 0.05) -> Decision:
         """Return the last picture's decision with threshold, region, margin, reject score chosen.
 
         Args:
             recall: Share of the defective pictures that the reject score must catch.
+            false_reject: Where all are sound: the share of them that may be rejected.
 
         Raises:
-            ConfigError: No picture has a defect.
+            ConfigError: There are no pictures, or none that is sound or has a defect pixel.
         """
+        if self.is_sound:
+            return self._of_sound(false_reject)
         threshold = best_threshold(self._histogram)
         level, label = round(threshold * BINS), np.asarray(self._labels)
         overlap = [dice_by_min_area(bins >= level, truth) for bins, truth in self._kept]
@@ -248,6 +265,46 @@ class DecisionSearch:
             reject_score=score_at_recall(at_margin, label > 0, recall=recall),
             review_score=None,
         )
+
+    def _of_sound(self, false_reject: float) -> Decision:
+        """Return the decision whose mask and score leave all but a share of sound pictures alone.
+
+        The margin stays as it is: nothing speaks for another one.
+        """
+        area = max(self._own.min_area_px, SOUND_AREA_PX)
+        levels = [np.partition(bins.ravel(), -min(area, bins.size))[-area:].min()
+                  for bins, _ in self._kept]  # fmt: skip
+        level = sound_limit(np.asarray(levels, float), false_reject)
+        score = sound_limit(np.asarray(self._own_scores), false_reject)
+        return replace(
+            self._own,
+            threshold=min(level + 1, BINS - 1) / BINS,
+            min_area_px=area,
+            reject_score=min(1.0, score + _GRAIN),
+            review_score=None,
+        )
+
+
+def sound_limit(values: AnyArray, false_reject: float) -> float:
+    """Return what all but a share of further sound pictures are expected not to exceed.
+
+    Args:
+        values: (N,) float, of sound pictures, N >= 1.
+        false_reject: The share, 0 < false_reject < 1.
+
+    Returns:
+        The ceil((1 - false_reject) (N + 1))-th smallest value, or the largest where N is too small
+        for that to exist.
+
+    Raises:
+        ConfigError: The share is out of range.
+
+    Source: https://arxiv.org/abs/2107.07511, section 1.
+    """
+    if not 0 < false_reject < 1:
+        raise ConfigError(f"false_reject is {false_reject}; expected a share above 0 and below 1")
+    rank = math.ceil((1 - false_reject) * (len(values) + 1))
+    return float(np.sort(values)[min(rank, len(values)) - 1])
 
 
 Diagrams: TypeAlias = "dict[str, tuple[list[dict[str, Any]], float]]"

@@ -97,7 +97,8 @@ class OutOfFold:
         result: Figures over all folds, each picture scored by the model that has not seen it, and
             of each fold.
         run_of: Which run scored each picture, by sample id.
-        choice: For a model that is trained on all tiles; None where a protocol fixes the threshold.
+        choice: For a model that is trained on all tiles; None where a protocol fixes the threshold,
+            or all pictures are sound.
         reliability: Diagrams and calibration error; empty where the protocol fixes the threshold.
     """
 
@@ -114,6 +115,7 @@ def evaluate_folds(
     open_model: OpenModel,
     protocol: str = "T",
     recall: float = 0.95,
+    false_reject: float = 0.05,
     resamples: int = 1000,
     progress: PictureProgress | None = None,
     watch: Watch | None = None,
@@ -129,6 +131,7 @@ def evaluate_folds(
         open_model: `Segmenter`.
         protocol: Name of one of `PROTOCOLS`.
         recall: Share of defective pictures that a reject score must catch.
+        false_reject: Share of sound pictures that it may, where a validation part has only such.
         resamples: For the bootstrap intervals.
         progress: Told after each scored picture.
         watch: Shown each out-of-fold answer.
@@ -156,7 +159,12 @@ def evaluate_folds(
             if fixed.threshold is None:
                 held = run.part("validation", samples)
                 decision = choose_decision(
-                    model, held, recall=recall, protocol=fixed, labels=labels
+                    model,
+                    held,
+                    recall=recall,
+                    false_reject=false_reject,
+                    protocol=fixed,
+                    labels=labels,
                 )
             tested = run.part("test", samples)
             parts.append(
@@ -176,7 +184,7 @@ def evaluate_folds(
         for run, part in zip(runs, parts, strict=True)
     }
     result = summarize(joined, protocol=fixed, resamples=resamples, left_out=left_out)
-    free = fixed.threshold is None
+    free = fixed.threshold is None and not search.is_sound
     tiles = len(np.unique(result.records.group))
     choice = choose_for_all_folds(search, counts, recall=recall, tiles=tiles) if free else None
     return OutOfFold(

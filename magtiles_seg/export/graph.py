@@ -27,7 +27,7 @@ from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.checkpoint import load_checkpoint
-from magtiles_seg.model.network import SegmentationNetwork
+from magtiles_seg.model.patch_network import Network
 
 __all__ = [
     "OPSET",
@@ -160,7 +160,7 @@ def checkpoint_onnx(checkpoint: str | os.PathLike[str], card: ModelCard | None =
     return build_onnx(network, _with_facts(card or facts, facts), precision="fp32")
 
 
-def build_onnx(network: SegmentationNetwork, card: ModelCard, *, precision: str = "fp16") -> bytes:
+def build_onnx(network: Network, card: ModelCard, *, precision: str = "fp16") -> bytes:
     """Return a network as a sealed ONNX file.
 
     Args:
@@ -231,7 +231,7 @@ class _Clip(nn.Module):
         return clip("Clip", (x, *bounds), dtype=x.dtype, shape=x.shape, version=13)
 
 
-def _with_clips(network: SegmentationNetwork) -> SegmentationNetwork:
+def _with_clips(network: Network) -> Network:
     """Return a copy that is quicker to trace, and cannot run."""
     copied = copy.deepcopy(network)
     for module in list(copied.modules()):

@@ -17,7 +17,8 @@ from torch import Tensor
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.files import write
 from magtiles_seg.jsontext import parse_json
-from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.network import build_network
+from magtiles_seg.model.patch_network import PATCHES, Network, PatchNetwork
 
 _META_KEY = "magtiles_seg"
 _PATCH_SHARE = "patch_share"
@@ -73,14 +74,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_checkpoint(
-    path: str | os.PathLike[str], network: SegmentationNetwork, meta: Mapping[str, Any]
+    path: str | os.PathLike[str], network: Network, meta: Mapping[str, Any]
 ) -> None:
     """Write a network's weights, architecture and labels, and `meta` (JSON values)."""
     identity = {"architecture": network.architecture, "labels": list(network.labels)}
     write_tensors(Path(path), network.state_dict(), {**meta, **identity})
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> tuple[SegmentationNetwork, dict[str, Any]]:
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Network, dict[str, Any]]:
     """Return a checkpoint's network, in evaluation mode, and its metadata.
 
     Raises:
@@ -89,15 +90,23 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[SegmentationNetwork, 
     """
     tensors, meta = read_tensors(Path(path))
     try:
-        network = build_network(_text(meta["architecture"]), labels=_labels(meta["labels"]))
-        if _PATCH_SHARE in tensors:
-            network.add_patches()
+        network = _empty(_text(meta["architecture"]), _labels(meta["labels"]), tensors)
         network.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path} does not hold a network of this version ({error}): train or export it again"
         ) from error
     return network.eval(), meta
+
+
+def _empty(architecture: str, labels: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Network:
+    """Return the network that the tensors are of, with other weights."""
+    if architecture == PATCHES:
+        return PatchNetwork(labels)
+    network = build_network(architecture, labels=labels)
+    if _PATCH_SHARE in tensors:
+        network.add_patches()
+    return network
 
 
 def _labels(values: object) -> tuple[str, ...]:
@@ -146,7 +155,7 @@ def calibrate_checkpoint(
             "calibrate the checkpoint that training wrote"
         )
     with torch.no_grad():
-        heads = [network.defect_head]
+        heads = [] if isinstance(network, PatchNetwork) else [network.defect_head]
         if network.patches is not None:
             heads.append(network.patches.answer)
         for head in heads:

@@ -164,6 +164,7 @@ LITE_STAGES: dict[str, tuple[_Stage, ...]] = {
 """`small` begins as `lite0` does, and stops after eight of its sixteen blocks."""
 
 ARCHITECTURES: tuple[str, ...] = ("nano", *LITE_STAGES)
+"""Of a `SegmentationNetwork`; that of a `patch_network.PatchNetwork` is not among them."""
 
 
 class InvertedResidual(nn.Module):
@@ -285,7 +286,7 @@ class Decoder(nn.Module):
 PATCH_PX = 8
 """Side of the squares that a `PatchClassifier` judges, in px."""
 
-_TRUNK_STAGES = 3
+TRUNK_STAGES = 3
 """Features of the strides 2, 4 and 8 come from the trunk, the part of an encoder that is shared."""
 
 
@@ -330,17 +331,20 @@ class PatchClassifier(nn.Module):
             fine: (N, C, H / 8, W / 8), the strides 4 and 8.
             coarse: (N, C', H / 16, W / 16). Those of 8 and 16 are means over 3 x 3 neighbours.
         """
-        _, fine, same = encoded[:_TRUNK_STAGES]
+        _, fine, same = encoded[:TRUNK_STAGES]
         coarse = same
         for block in self.tail:
             coarse = block(coarse)
         pooled = nn.functional.avg_pool2d(fine, 2)
         return torch.cat([pooled, _neighbourhood_mean(same)], dim=1), _neighbourhood_mean(coarse)
 
+    def hidden(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Return what the answer is made of, (N, 64, H / 8, W / 8), from the `features`."""
+        return nn.functional.relu(self.hidden_fine(fine) + enlarged(self.hidden_coarse(coarse), 2))
+
     def judge(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Return the patches' logits, (N, 1, H / 8, W / 8), from their `features`."""
-        hidden = self.hidden_fine(fine) + enlarged(self.hidden_coarse(coarse), 2)
-        logit: Tensor = self.answer(nn.functional.relu(hidden))
+        logit: Tensor = self.answer(self.hidden(fine, coarse))
         return logit
 
     def forward(self, encoded: Sequence[Tensor]) -> Tensor:
@@ -437,7 +441,7 @@ class SegmentationNetwork(nn.Module):
         encoder = self.encoder
         if not isinstance(encoder, LiteEncoder):
             return ()
-        return (encoder.stem, *encoder.blocks[: encoder.taps[_TRUNK_STAGES - 1] + 1])
+        return (encoder.stem, *encoder.blocks[: encoder.taps[TRUNK_STAGES - 1] + 1])
 
     def train(self, mode: bool = True) -> SegmentationNetwork:
         """Set the mode; a trunk that a second opinion shares stays in evaluation mode."""
@@ -452,7 +456,7 @@ class SegmentationNetwork(nn.Module):
         """Side of the square of input pixels that one output pixel can depend on, in px."""
         reach = _reach_px(self.encoder, self.decoder)
         if self.patches is not None:
-            reach = max(reach, _patch_reach_px(self._trunk(), self.patches))
+            reach = max(reach, patch_reach_px(self._trunk(), self.patches))
         return 2 * reach + 1
 
 
@@ -482,7 +486,7 @@ def reach_down(modules: Iterable[nn.Module]) -> tuple[int, int]:
     return reach, jump
 
 
-def _patch_reach_px(trunk: Iterable[nn.Module], patches: PatchClassifier) -> int:
+def patch_reach_px(trunk: Iterable[nn.Module], patches: PatchClassifier) -> int:
     """Return how far a patch classifier can see.
 
     The coarsest feature's neighbours and two linear enlargements reach a coarse pixel each.
@@ -510,13 +514,22 @@ def build_network(
         raise ConfigError(
             f"unknown architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}"
         )
-    if len(labels) < 2:
-        raise ConfigError(
-            f"labels must name the background and at least one defect, got {labels!r}"
-        )
+    check_labels(labels)
     network = SegmentationNetwork(architecture, tuple(labels))
     if pretrained:
         from magtiles_seg.model.imagenet import load_imagenet_weights
 
         load_imagenet_weights(network.encoder, architecture)
     return network
+
+
+def check_labels(labels: tuple[str, ...]) -> None:
+    """Check the class names of a network.
+
+    Raises:
+        ConfigError: There is no class of defect among them.
+    """
+    if len(labels) < 2:
+        raise ConfigError(
+            f"labels must name the background and at least one defect, got {labels!r}"
+        )

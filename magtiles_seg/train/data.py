@@ -43,6 +43,20 @@ def trusted(samples: Sequence[Sample]) -> list[Sample]:
     return [one for one in samples if not one.suspect and one.id not in EMPTY_MASKS]
 
 
+def learnt_from(training: Sequence[Sample], validation: Sequence[Sample]) -> list[Sample]:
+    """Return the training pictures that can be trusted.
+
+    Raises:
+        DataError: There are none, or none to validate on.
+    """
+    if not validation:
+        raise DataError("no pictures to validate on: the split's validation part is empty")
+    kept = trusted(training)
+    if not kept:
+        raise DataError("no pictures to train on: the split's training part is empty")
+    return kept
+
+
 def training_pictures(
     samples: Sequence[Sample], protocol: Protocol, labels: Sequence[str]
 ) -> list[View]:

@@ -14,6 +14,7 @@ from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol as TypingProtocol
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +24,14 @@ from torch import Tensor, nn
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.augment import Augmentation, CopyPaste, View
 from magtiles_seg.dataset.samples import Sample, load_image
+from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.protocols import get_protocol
-from magtiles_seg.labels import LABELS
+from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.patch_network import PATCHES, Network, PatchNetwork
 from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train.data import (
     BalancedSampler,
@@ -36,10 +39,11 @@ from magtiles_seg.train.data import (
     BatchPlan,
     TrainingSet,
     epoch_batches,
+    learnt_from,
     training_pictures,
-    trusted,
 )
 from magtiles_seg.train.devices import Devices
+from magtiles_seg.train.frozen import train_patches
 from magtiles_seg.train.kernels import kept_memory
 from magtiles_seg.train.patches import fit_patches
 from magtiles_seg.train.state import (
@@ -57,6 +61,8 @@ from magtiles_seg.train.state import (
 )
 from magtiles_seg.train.validation import Validation, ValidationPart
 from magtiles_seg.train.views import DeviceViews, fits_on
+
+NetworkT = TypeVar("NetworkT", bound=Network)
 
 WARM_UP = 0.1
 """Share of the run over which the rate rises."""
@@ -126,6 +132,13 @@ def train(
         torch.set_num_threads(params.threads)
     if is_finished(out_dir, identity(training, validation, params, labels)):
         return out_dir / CHECKPOINT
+    if params.architecture == PATCHES:
+        found, state = train_patches(
+            training, validation, params, out_dir, labels=labels, known=known
+        )
+        if logger:
+            _log(logger, found, state)
+        return out_dir / CHECKPOINT
     run = _Run(training, validation, params, out_dir, labels, known)
     if not run.finished():
         _fit(run, progress, logger)
@@ -158,10 +171,9 @@ class _Run:
         labels: tuple[str, ...],
         known: Fingerprints | None,
     ) -> None:
-        if not validation:
-            raise DataError("no pictures to validate on: the split's validation part is empty")
         self.params, self.out_dir, self.labels = params, out_dir, labels
-        self.training = trusted(training)
+        self.training = learnt_from(training, validation)
+        _check_defects(self.training, params, labels)
         self.sampler = BalancedSampler(self.training, free_fraction=params.free_fraction)
         self.validation, self.protocol = validation, get_protocol(params.protocol)
         self.steps = max(1, params.pictures_per_epoch // params.batch_size)
@@ -199,7 +211,7 @@ class _Run:
             start_from(network, start_path(params.start), [load_image(sample) for sample in few])
         return _placed(network, self.devices.device)
 
-    def _load_teacher(self) -> SegmentationNetwork | None:
+    def _load_teacher(self) -> Network | None:
         """Return the network whose probabilities are taught, its weights fixed."""
         if self.params.teacher is None:
             return None
@@ -320,7 +332,7 @@ class _Run:
         if not share:
             return
         network, meta = load_checkpoint(self.out_dir / CHECKPOINT)
-        if network.patches is None or network.patch_share:
+        if isinstance(network, PatchNetwork) or network.patches is None or network.patch_share:
             return
         _placed(network, self.devices.device)
         fit_patches(network, self.pictures, share=share, seed=self.params.seed)
@@ -329,6 +341,19 @@ class _Run:
         )
         figures = held_out.score(network.eval(), self.devices).figures
         save_checkpoint(self.out_dir / CHECKPOINT, network, {**meta, "validation": figures})
+
+
+def _check_defects(
+    training: Sequence[Sample], params: TrainParams, labels: tuple[str, ...]
+) -> None:
+    """Refuse to fit a network to pictures that will never show it a defect."""
+    drawn = params.copy_paste_fraction > 0 and not set(labels).isdisjoint(DRAWN_LABELS)
+    if not drawn and all(sample.label == FREE for sample in training):
+        raise DataError(
+            f"none of the {len(training)} training pictures has a defect, so a "
+            f"{params.architecture!r} network would learn to find none: set train.architecture to "
+            f"{PATCHES!r}, which learns from sound pictures alone"
+        )
 
 
 def _judges_patches(params: TrainParams) -> bool:
@@ -352,7 +377,7 @@ def _judges_patches(params: TrainParams) -> bool:
     return frozen
 
 
-def _placed(network: SegmentationNetwork, device: torch.device) -> SegmentationNetwork:
+def _placed(network: NetworkT, device: torch.device) -> NetworkT:
     """Return the network on a device, its weights in the order that convolutions are fastest in."""
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network

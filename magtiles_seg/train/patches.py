@@ -1,12 +1,14 @@
-"""A second opinion from frozen features: the patch classifier is fitted after the network is.
+"""Fits a patch classifier: the second opinion of a network, or one that answers alone.
 
 Patches of 8 x 8 px are drawn from every training picture and mirrored views of it, as many
 defective ones as sound ones, and two small layers are fitted to their frozen features. It takes
-minutes, and sees the training pictures alone.
+minutes, and sees the training pictures alone. One that answers alone also sees defects that are put
+on the sound pictures, so that it needs no defective one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from magtiles_seg.dataset.augment import View
+from magtiles_seg.dataset.augment import CopyPaste, View
+from magtiles_seg.errors import DataError
 from magtiles_seg.labels import IGNORED
 from magtiles_seg.model.network import (
     GREY_CENTRE,
@@ -25,6 +28,7 @@ from magtiles_seg.model.network import (
     SegmentationNetwork,
     enlarged,
 )
+from magtiles_seg.model.patch_network import Network, PatchNetwork
 
 _PER_CLASS = 90
 """Defective patches of a view, and sound ones, that are learnt from."""
@@ -40,8 +44,14 @@ _MOST_PX = 400_000_000
 
 _MIRRORED: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
 _EPOCHS, _BATCH_SIZE = 3, 512
+_LEAST_STEPS = 1000
+"""Of one that answers alone: from few pictures, so many more epochs are made."""
 _LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 0.05
 _DROPOUT = (0.2, 0.3)
+_DEFECT_PRIOR = 0.01
+"""Share of the patches that are taken to be defective where a classifier answers alone."""
+
+_MOST_OF_CLASSES, _CLASS_STEPS = 20_000, 40
 
 
 def fit_patches(
@@ -60,36 +70,69 @@ def fit_patches(
     if patches is None:
         raise ValueError("the network has no patch classifier: add_patches comes first")
     network.eval()
-    found = list(_drawn(network, patches, pictures, np.random.default_rng(seed)))
+    rng = np.random.default_rng(seed)
+    found = list(_drawn(network, patches, [(picture, None) for picture in pictures], rng))
     if found:
-        features, defective = (torch.cat(part) for part in zip(*found, strict=True))
-        _fit(patches, features, defective, seed)
+        features, classes = (torch.cat(part) for part in zip(*found, strict=True))
+        _fit(patches, features, (classes > 0).float(), seed)
     network.patch_share.fill_(share)
 
 
+def fit_alone(
+    network: PatchNetwork, pictures: Sequence[View], copy_paste: CopyPaste, *, seed: int
+) -> None:
+    """Fit a patch classifier that answers alone, and what tells the classes apart.
+
+    Args:
+        network: Is changed in place; its features stay.
+        pictures: The training pictures, of any sizes.
+        copy_paste: Puts a defect on each mirrored view of the sound ones.
+        seed: Of every random choice.
+
+    Raises:
+        DataError: No picture has a defect, and none could be put on one.
+    """
+    rng = np.random.default_rng(seed)
+    shown = [(picture, None if picture.mask.any() else copy_paste) for picture in pictures]
+    found = list(_drawn(network, network.patches, shown, rng))
+    features, classes = (torch.cat(part) for part in zip(*found, strict=True))
+    if not classes.any() or classes.all():
+        side = "sound" if classes.all() else "defective"
+        raise DataError(f"nothing to learn from: not one patch of the training pictures is {side}")
+    _fit(network.patches, features, (classes > 0).float(), seed, _LEAST_STEPS)
+    with torch.no_grad():  # as many defective patches as sound ones were drawn, and few are
+        network.patches.answer.bias.add_(math.log(_DEFECT_PRIOR / (1 - _DEFECT_PRIOR)))  # type: ignore[union-attr]
+    if len(network.labels) > 2:
+        defective = classes > 0
+        _fit_classes(network, features[defective], classes[defective] - 1, seed)
+
+
 def _drawn(
-    network: SegmentationNetwork,
+    network: Network,
     patches: PatchClassifier,
-    pictures: Sequence[View],
+    shown: Sequence[tuple[View, CopyPaste | None]],
     rng: np.random.Generator,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each view's patches: (P, C) float16 features and (P,) float32, 1 for defective."""
-    device = network.defect_head.weight.device
-    count = _views(pictures)
-    each = min(_PER_CLASS, max(1, _MOST // (2 * max(1, len(pictures) * count))))
-    for picture in pictures:
-        size = [-(-side // network.stride) * network.stride for side in picture.image.shape]
-        image = _padded(picture.image, size, mode="reflect").to(device)
-        defect, known = _shares(picture, size)
-        grey = (image - GREY_CENTRE) / GREY_SCALE
+    """Yield the patches of each view, on which a defect is put where that is asked for.
+
+    They are (P, C) float16 features and (P,) int64 classes, 0 for sound.
+    """
+    device = network.class_head.weight.device
+    count = _views([picture for picture, _ in shown])
+    each = min(_PER_CLASS, max(1, _MOST // (2 * max(1, len(shown) * count))))
+    for picture, copy_paste in shown:
         for dims in _mirrored(count, rng):
+            view = picture if copy_paste is None else copy_paste.onto(picture, rng)
+            size = [-(-side // network.stride) * network.stride for side in view.image.shape]
+            grey = _padded(view.image, size, mode="reflect").to(device)
+            defect, known = _shares(view, size)
             chosen = _choose(defect, known, each, rng)
             with torch.inference_mode():
-                fine, coarse = patches.features(network.encoder(torch.flip(grey, dims)))
+                flipped = torch.flip((grey - GREY_CENTRE) / GREY_SCALE, dims)
+                fine, coarse = patches.features(network.encoder(flipped))
                 features = torch.flip(torch.cat([fine, enlarged(coarse, 2)], dim=1), dims)
             rows = features[0].flatten(1)[:, torch.from_numpy(chosen)]
-            labels = torch.from_numpy((defect[chosen] > 0).astype(np.float32))
-            yield rows.T.half().cpu(), labels
+            yield rows.T.half().cpu(), torch.from_numpy(_classes(view, size)[chosen])
 
 
 def _views(pictures: Sequence[View]) -> int:
@@ -118,6 +161,13 @@ def _shares(picture: View, size: Sequence[int]) -> tuple[NDArray[np.float32], ND
     return defect_share, known
 
 
+def _classes(picture: View, size: Sequence[int]) -> NDArray[np.int64]:
+    """Return the class in each patch, in reading order; 0 where there is no defect."""
+    solid = (picture.mask >= 128) & (picture.classes != IGNORED)
+    classes = _padded(picture.classes * solid, size, mode="constant")
+    return functional.max_pool2d(classes, PATCH_PX).ravel().numpy().astype(np.int64)
+
+
 def _choose(
     defect: NDArray[np.float32],
     known: NDArray[np.float32],
@@ -129,7 +179,13 @@ def _choose(
     return np.concatenate([rng.permutation(np.flatnonzero(m))[:each] for m in (defective, sound)])
 
 
-def _fit(patches: PatchClassifier, features: Tensor, defective: Tensor, seed: int) -> None:
+def _fit(
+    patches: PatchClassifier,
+    features: Tensor,
+    defective: Tensor,
+    seed: int,
+    least_steps: int = 0,
+) -> None:
     """Fit the two layers on a CPU: they are small, and so the fit is the same everywhere."""
     mean, spread = features.float().mean(0), features.float().std(0) + 1e-3
     generator = torch.Generator().manual_seed(seed)
@@ -140,7 +196,7 @@ def _fit(patches: PatchClassifier, features: Tensor, defective: Tensor, seed: in
         layers = nn.Sequential(
             nn.Dropout(_DROPOUT[0]), hidden, nn.ReLU(), nn.Dropout(_DROPOUT[1]), answer
         )
-        _descend(layers, features, (mean, spread), defective, generator)
+        _descend(layers, features, (mean, spread), defective, generator, least_steps)
     with torch.no_grad():  # the features' normalization goes into the first layer
         weight = (hidden.weight / spread)[:, :, None, None]
         fine = patches.hidden_fine.in_channels
@@ -151,20 +207,49 @@ def _fit(patches: PatchClassifier, features: Tensor, defective: Tensor, seed: in
         patches.answer.bias.copy_(answer.bias)  # type: ignore[union-attr]
 
 
+def _fit_classes(network: PatchNetwork, features: Tensor, classes: Tensor, seed: int) -> None:
+    """Fit what names the class of a defective patch, every class alike, by what the answer sees."""
+    patches, head = network.patches, network.class_head
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.randperm(len(features), generator=generator)[:_MOST_OF_CLASSES]
+    parts = (patches.hidden_fine.weight, patches.hidden_coarse.weight)
+    weight, bias = torch.cat(parts, dim=1)[:, :, 0, 0].cpu(), patches.hidden_fine.bias
+    hidden = functional.relu(functional.linear(features[few].float(), weight, bias.cpu()))  # type: ignore[union-attr]
+    counts = torch.bincount(classes[few], minlength=head.out_channels).clamp(min=1)
+    fitted = nn.Linear(head.in_channels, head.out_channels)
+    nn.init.zeros_(fitted.weight)
+    nn.init.zeros_(fitted.bias)
+    optimizer = torch.optim.LBFGS(fitted.parameters(), max_iter=_CLASS_STEPS)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        error = functional.cross_entropy(fitted(hidden), classes[few], weight=1 / counts)
+        error.backward()  # type: ignore[no-untyped-call]
+        return error
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        head.weight.copy_(fitted.weight[:, :, None, None])
+        head.bias.copy_(fitted.bias)  # type: ignore[union-attr]
+
+
 def _descend(
     layers: nn.Sequential,
     features: Tensor,
     scale: tuple[Tensor, Tensor],
     defective: Tensor,
     generator: torch.Generator,
+    least_steps: int,
 ) -> None:
     mean, spread = scale
     optimizer = torch.optim.AdamW(
         layers.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
     )
-    steps = _EPOCHS * -(-len(features) // _BATCH_SIZE)
+    each = -(-len(features) // _BATCH_SIZE)
+    epochs = max(_EPOCHS, -(-least_steps // each))
+    steps = epochs * each
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(_EPOCHS):
+    for _ in range(epochs):
         order = torch.randperm(len(features), generator=generator)
         for batch in torch.split(order, _BATCH_SIZE):
             logits = layers((features[batch].float() - mean) / spread)[:, 0]

@@ -20,7 +20,7 @@ from magtiles_seg.evaluate.plots.gallery import triptych
 from magtiles_seg.evaluate.protocols import Protocol, prepare
 from magtiles_seg.evaluate.scoring import Recorder, Records
 from magtiles_seg.infer.backends.eager import InferenceGraph
-from magtiles_seg.model.network import SegmentationNetwork
+from magtiles_seg.model.patch_network import Network
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ValidationPart:
             for first in range(0, len(indices), _BATCH_SIZE)
         ]
 
-    def score(self, network: SegmentationNetwork, devices: Devices) -> Validation:
+    def score(self, network: Network, devices: Devices) -> Validation:
         """Score a network at p >= .5, in the precision of the devices."""
         results: dict[int, Segmentation] = dict(self._answers(network, devices))
         recorder = Recorder(self._labels)
@@ -92,9 +92,7 @@ class ValidationPart:
                 triptychs[sample.id] = triptych(results[index], target)
         return Validation(_figures(recorder.records()), triptychs)
 
-    def _answers(
-        self, network: SegmentationNetwork, devices: Devices
-    ) -> Iterator[tuple[int, Segmentation]]:
+    def _answers(self, network: Network, devices: Devices) -> Iterator[tuple[int, Segmentation]]:
         graph = InferenceGraph(folded(network))
         for size, indices in self._batches:
             images = [self._pictures[index][0] for index in indices]
@@ -116,7 +114,7 @@ class ValidationPart:
                 )
 
 
-def folded(network: SegmentationNetwork) -> SegmentationNetwork:
+def folded(network: Network) -> Network:
     """Return a copy in evaluation mode whose batch norms are folded into the convolutions."""
     copy = deepcopy(network).eval()
     for block in copy.modules():

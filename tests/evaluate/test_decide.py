@@ -23,7 +23,7 @@ from magtiles_seg.evaluate.decide import (
     choose_for_all_folds,
 )
 from magtiles_seg.evaluate.metrics import score_at_recall
-from magtiles_seg.result import Decision
+from magtiles_seg.result import Decision, Segmentation
 
 Array = npt.NDArray[Any]
 
@@ -170,3 +170,45 @@ def test_choose_without_exposures_leaves_tiles_to_the_picture_s_score() -> None:
     one.group = [-1] * len(one.group)
     choice = choose_for_all_folds(cast("DecisionSearch", Chosen()), [one], recall=0.9, tiles=40)
     assert choice.decision.tile_reject_score is None
+
+
+def test_sound_limit_is_the_rank_that_further_pictures_rarely_exceed() -> None:
+    values = np.arange(1, 20) / 20  # 19 pictures: rank ceil(0.9 * 20) = 18
+    assert decide.sound_limit(values[::-1], 0.1) == 18 / 20
+    assert decide.sound_limit(values, 0.05) == 19 / 20
+    assert decide.sound_limit(values, 0.001) == 19 / 20, "too few pictures: the largest"
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_sound_limit_of_no_share_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="false_reject"):
+        decide.sound_limit(np.ones(3), share)
+
+
+def answer_of(probability: Array) -> Segmentation:
+    """Return an answer of that probability."""
+    black, ones = np.zeros(probability.shape, np.uint8), np.ones(probability.shape, np.uint8)
+    return Segmentation.from_prediction(
+        black, probability, ones, decision=Decision(), labels=("background", "defect")
+    )
+
+
+def test_choose_on_sound_pictures_rejects_and_marks_no_more_than_the_share() -> None:
+    search = DecisionSearch()
+    answers = []
+    for number in range(19):
+        probability = np.full((40, 40), 0.01, np.float32)
+        probability[:8, :16] = number / 20
+        answers.append(answer_of(probability))
+        search.add(answers[-1], np.zeros((40, 40), np.uint8), 0)
+    chosen = search.decision(recall=0.95, false_reject=0.1)
+    decided = [answer.redecide(**chosen.to_dict()) for answer in answers]
+    assert [one.verdict for one in decided] == ["accept"] * 18 + ["reject"]
+    assert [bool(one.defects) for one in decided] == [False] * 18 + [True]
+    assert chosen.min_area_px == decide.SOUND_AREA_PX
+    assert search.is_sound
+
+
+def test_choose_on_no_pictures_is_refused() -> None:
+    with pytest.raises(ConfigError, match="defect pixel"):
+        DecisionSearch().decision(recall=0.95)

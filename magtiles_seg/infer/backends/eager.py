@@ -31,7 +31,7 @@ try:
     from torch import Tensor, nn
 
     from magtiles_seg.model.checkpoint import load_checkpoint
-    from magtiles_seg.model.network import SegmentationNetwork
+    from magtiles_seg.model.patch_network import Network
 except Exception as error:  # torch answers a missing library with errors of many types
     raise BackendUnavailableError(
         "the eager backend needs torch and safetensors "
@@ -50,7 +50,7 @@ class InferenceGraph(nn.Module):
         network: Answers with logits, for sizes that are multiples of its stride.
     """
 
-    def __init__(self, network: SegmentationNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         """Wrap a network; its weights are shared."""
         super().__init__()
         self.network = network
@@ -169,7 +169,7 @@ def _spare_threads() -> None:
 
 
 def card_of(
-    network: SegmentationNetwork,
+    network: Network,
     meta: Mapping[str, Any],
     *,
     name: str,
