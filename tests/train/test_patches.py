@@ -250,9 +250,10 @@ def test_large_pictures_are_looked_at_in_fewer_views(monkeypatch: pytest.MonkeyP
     network = small().eval()
     assert network.patches is not None
     whole_px = sum(picture.image.size for picture in pictures)
+    shown = [(picture, None) for picture in pictures]
     seen = []
     for budget_px in (4 * whole_px, 2 * whole_px, 1):
         monkeypatch.setattr(patches, "_MOST_PX", budget_px)
         rng = np.random.default_rng(0)
-        seen.append(len(list(patches._drawn(network, network.patches, pictures, rng))))
+        seen.append(len(list(patches._drawn(network, network.patches, shown, rng))))
     assert seen == [16, 8, 4]
