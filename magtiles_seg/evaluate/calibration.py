@@ -84,8 +84,7 @@ def fit(logits: AnyArray, sound: AnyArray, defect: AnyArray) -> Affine:
         defect: (B,) how many defective ones.
 
     Raises:
-        ConfigError: One kind is missing, all logits are alike, or higher ones do not speak for a
-            defect.
+        ConfigError: One kind is missing, or higher logits do not speak for a defect.
 
     Source: Platt 1999; Lin, Lin and Weng 2007 (Newton's method).
     """
@@ -96,11 +95,8 @@ def fit(logits: AnyArray, sound: AnyArray, defect: AnyArray) -> Affine:
             f"{sound.sum():.0f} and {defect.sum():.0f}. Fit it on pictures of both kinds."
         )
     total = sound + defect
-    if not np.ptp(logits[total > 0]):
-        raise ConfigError(
-            "The model gives all pixels the same probability, or all pictures the same score: it "
-            "has learnt nothing yet, and cannot be calibrated. Train it for longer."
-        )
+    if not np.ptp(logits[total > 0]):  # an untrained model tells nothing apart: it stays as it is
+        return Affine(1.0, 0.0)
     high, low = (defect.sum() + 1) / (defect.sum() + 2), 1 / (sound.sum() + 2)
     wanted = defect * high + sound * low
     design = np.stack([logits, np.ones_like(logits)])

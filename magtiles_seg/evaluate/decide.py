@@ -213,6 +213,7 @@ class DecisionSearch:
         self._scores: list[list[float]] = []
         self._labels: list[int] = []
         self._own_scores: list[float] = []
+        self._empty = False  # whether a defective picture had nothing marked
         self._own = Decision()
 
     def add(self, result: Segmentation, target: AnyArray, label: int) -> None:
@@ -225,6 +226,7 @@ class DecisionSearch:
         """
         truth = target != 0
         if label and not truth.any():
+            self._empty = True
             return
         self._own = result.decision
         self._own_scores.append(result.decision.score_of(result.probability))
@@ -237,7 +239,7 @@ class DecisionSearch:
     @property
     def is_sound(self) -> bool:
         """Whether there are pictures, and none of them is defective."""
-        return bool(self._labels) and not any(self._labels)
+        return bool(self._labels) and not any(self._labels) and not self._empty
 
     def decision(self, *, recall: float, false_reject: float = 0.05) -> Decision:
         """Return the last picture's decision with threshold, region, margin, reject score chosen.
