@@ -525,6 +525,7 @@ def screen(
     out: Path,
     *,
     kept: float = 0.99,
+    threshold: float | None = None,
     epochs: int = 150,
     progress: Callable[..., Any] | None = None,
 ) -> ModelCard:
@@ -537,6 +538,7 @@ def screen(
             threshold.
         out: The `.onnx` file to write.
         kept: Share of the labelled defects that the model finds which must stay found, in (0, 1].
+        threshold: Of a cell's probability, instead of one that is chosen so, in (0, 1].
         epochs: Of 640 crops each.
         progress: Wraps an iterable `(items, count, title)`, as `magtiles_seg.progress.wrap` does.
 
@@ -544,7 +546,7 @@ def screen(
         The screen's card.
 
     Raises:
-        ConfigError: `kept` or `epochs` is out of its range.
+        ConfigError: `kept`, `threshold` or `epochs` is out of its range.
         FileNotFoundError, DataError, ModelError: An input is missing, damaged, or does not fit.
         ParityError: The file answers differently from the network; nothing is written.
     """
@@ -554,11 +556,12 @@ def screen(
     from magtiles_seg.train.data import training_pictures, trusted
     from magtiles_seg.train.screen import choose_threshold, fit_screen, screen_card
 
-    if not 0 < kept <= 1 or epochs < 1:
-        raise ConfigError(
-            f"kept is {kept!r}, epochs is {epochs!r}; expected a share above 0 and at most 1, and "
-            "at least 1 epoch"
-        )
+    shares = {"kept": kept, "threshold": 1 if threshold is None else threshold}
+    for name, value in shares.items():
+        if not 0 < value <= 1:
+            raise ConfigError(f"{name} is {value!r}; expected a number above 0 and at most 1")
+    if epochs < 1:
+        raise ConfigError(f"epochs is {epochs!r}; expected at least 1")
     parts = split_parts(manifest, params)
     protocol, labels = get_protocol(params.train.protocol), params.data_load.labels
     training, validation = trusted(parts["train"]), trusted(parts["validation"])
@@ -571,7 +574,7 @@ def screen(
         network = fit_screen(
             training, shown, find, labels=labels, epochs=epochs, seed=0, progress=progress
         )
-        choice = choose_threshold(network, held_out, find, kept=kept)
+        choice = choose_threshold(network, held_out, find, kept=kept, threshold=threshold)
         card = screen_card(network, choice, segmenter.spec, epochs=epochs)
     write_screen(network, out, card, [picture.image for picture in held_out[:4]])
     return card

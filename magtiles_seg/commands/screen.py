@@ -39,6 +39,12 @@ def add(verbs: options.Verbs) -> None:
         help="share of the defects that the model finds which must stay found (default: 0.99)",
     )
     verb.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="of a cell's probability, instead of one chosen by --kept; lower passes on more",
+    )
+    verb.add_argument(
         "--epochs", type=int, default=150, metavar="N", help="of 640 crops each (default: 150)"
     )
 
@@ -56,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.split,
         arguments.out,
         kept=arguments.kept,
+        threshold=arguments.threshold,
         epochs=arguments.epochs,
         progress=wrap,
     )

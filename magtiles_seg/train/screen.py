@@ -37,6 +37,7 @@ _WARM_UP = 0.1
 _LEAST_DEFECT_PX = 4
 """A cell holds something from this many pixels on."""
 
+_MOST_THRESHOLD = 0.5
 _DEFECT = 128
 """A mask pixel of at least this is defect."""
 
@@ -120,16 +121,20 @@ def choose_threshold(
     find: Finder,
     *,
     kept: float,
+    threshold: float | None = None,
 ) -> ScreenChoice:
     """Choose the highest threshold that keeps a share of what the model finds.
 
-    A region of the model's mask stays found where at least half of its pixels are passed on.
+    A region of the model's mask stays found where at least half of its pixels are passed on. On few
+    regions the highest threshold would be one that unseen defects do not reach: it is never above
+    .5, so that a cell which rather holds something than not is always passed on.
 
     Args:
         network: In evaluation mode.
         pictures: Such as neither screen nor model was trained on.
         find: The model.
         kept: Share of the found regions that touch a labelled defect, in (0, 1].
+        threshold: Is taken instead of a chosen one.
 
     Raises:
         DataError: The model finds no labelled defect on these pictures.
@@ -155,7 +160,9 @@ def choose_threshold(
             f"on {len(pictures)} pictures to choose a threshold on, the model finds no labelled "
             "defect: expected some in the split's validation part"
         )
-    threshold = float(np.quantile(found[true], 1 - kept, method="lower"))
+    if threshold is None:
+        lowest = float(np.quantile(found[true], 1 - kept, method="lower"))
+        threshold = min(lowest, _MOST_THRESHOLD)
     shares = np.concatenate(sound) >= threshold if sound else np.ones(1, bool)
     return ScreenChoice(
         threshold=threshold,

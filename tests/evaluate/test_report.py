@@ -320,6 +320,8 @@ def test_choose_decision_cuts_between_levels_and_keeps_the_recall(samples: list[
     assert chosen.review_score is None
 
 
-def test_choose_decision_by_defective_pictures_without_a_mask_is_refused(samples: list[Sample]) -> None:
+def test_choose_decision_by_defective_pictures_without_a_mask_is_refused(
+    samples: list[Sample],
+) -> None:
     with pytest.raises(ConfigError, match="without any defect pixel"):
         choose_decision(predict_bright, [*samples[2:4], samples[5]])

@@ -90,8 +90,19 @@ def test_threshold_keeps_the_share_that_was_asked_for_and_not_more(
     assert choice.threshold == pytest.approx(0.09)  # ten defective: 1, 3 ... 19; the fifth lowest
     assert choice.kept == 0.6
     assert choice.passed == 0.5  # sound: 0, 2 ... 18
+    given = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=0.5, threshold=0.15)
+    assert (given.threshold, given.kept) == (0.15, 0.3)  # 15, 17, 19
     everything = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=1.0)
     assert everything.threshold == pytest.approx(0.01)
+
+
+def test_threshold_is_never_above_a_half(
+    shown: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sure = np.full((SIDE // CELL_PX,) * 2, 0.98, np.float32)
+    monkeypatch.setattr(screens, "_cells", lambda _, __: sure)
+    choice = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=1.0)
+    assert choice.threshold == 0.5
 
 
 def test_pictures_without_a_found_defect_choose_no_threshold(shown: list[View]) -> None:
