@@ -13,6 +13,7 @@ import numpy as np
 
 from magtiles_seg.batch.work import Job, PartWorker
 from magtiles_seg.errors import BackendError, BackendUnavailableError
+from magtiles_seg.infer.backends.vendor import first_line
 
 try:
     import ray
@@ -65,11 +66,12 @@ def run_ray(
         report: Told how many pictures are done and how many of those got an error.
 
     Raises:
-        BackendError: A worker failed for another reason than a lost process or node.
+        BackendError: Ray does not start or is not reached; a worker failed for another reason than
+            a lost process or node.
     """
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        _start(address)
     try:
         _run(job, parts, workers, threads, gpus, report)
     except ray.exceptions.RayError as error:
@@ -78,6 +80,17 @@ def run_ray(
     finally:
         if started:
             ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except Exception as error:  # Ray has no type of its own for a start that fails
+        where = f"the Ray cluster {address} is not reached" if address else "Ray does not start"
+        raise BackendError(
+            f"{where}: {first_line(error)}; check the cluster and this machine's load, or take "
+            "--engine local"
+        ) from error
 
 
 def _run(

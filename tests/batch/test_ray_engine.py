@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from magtiles_seg.batch import Engine, Job, run_batch
+from magtiles_seg.errors import BackendError
 
 pytest.importorskip("ray")
 
@@ -81,3 +82,24 @@ def test_run_ray_goes_on_where_the_local_engine_was_stopped(
     kept = job.part_path(0).stat().st_mtime_ns
     assert run_batch(job, Engine(name="ray", workers=1)).pictures == 60
     assert job.part_path(0).stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [(None, "Ray does not start"), ("10.0.0.9:6379", r"Ray cluster 10\.0\.0\.9:6379 is not")],
+)
+def test_ray_that_does_not_start_is_an_error_of_ours(
+    address: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from magtiles_seg.batch import ray_engine
+
+    def fail(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as Ray's
+
+    monkeypatch.setattr(ray_engine.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_engine.ray, "init", fail)
+    job = Job(source=str(tmp_path), out=tmp_path / "out")
+    with pytest.raises(BackendError, match=words):
+        ray_engine.run_ray(
+            job, [0], workers=1, threads=1, address=address, report=lambda _, __: None
+        )
