@@ -91,13 +91,15 @@ def test_run_ray_goes_on_where_the_local_engine_was_stopped(
 def test_ray_that_does_not_start_is_an_error_of_ours(
     address: str | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import ray
+
     from magtiles_seg.batch import ray_engine
 
     def fail(**_: object) -> None:
-        raise Exception("The current node timed out during startup.")  # noqa: TRY002 - as Ray's
+        raise Exception("The current node timed out during startup.")
 
-    monkeypatch.setattr(ray_engine.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray_engine.ray, "init", fail)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
     job = Job(source=str(tmp_path), out=tmp_path / "out")
     with pytest.raises(BackendError, match=words):
         ray_engine.run_ray(

@@ -20,7 +20,7 @@ from magtiles_seg.infer import segmenter as pictures_module
 from magtiles_seg.infer.segmenter import Segmenter, segment
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.model import bundled as bundled_module
-from magtiles_seg.model.bundled import BUNDLED_MODEL, BUNDLED_MODELS, model_path
+from magtiles_seg.model.bundled import BUNDLED_MODEL, BUNDLED_MODELS, model_path, portable_model
 
 
 def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -174,6 +174,16 @@ def test_model_path_prefers_a_file_of_a_bundled_name(
     Path("lite0").touch()
     assert model_path("lite0") == Path("lite0")
     assert model_path(Path("gone.onnx")) == Path("gone.onnx")
+
+
+def test_portable_model_keeps_a_bundled_name_and_makes_paths_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable_model("lite0") == portable_model(Path("lite0")) == "lite0"
+    assert portable_model("own.onnx") == tmp_path / "own.onnx"
+    Path("lite0").touch()
+    assert portable_model("lite0") == tmp_path / "lite0"
 
 
 @pytest.fixture
