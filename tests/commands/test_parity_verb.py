@@ -55,7 +55,8 @@ def test_export_verb_writes_artefact_and_names_its_figures(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    few = ["--set", "export.parity_per_class=1", "--set", "export.fp16_min_dice=0.9"]
+    settings = ("parity_per_class=1", "fp16_min_dice=0.9", "fp16_min_class_dice=0.9")
+    few = [word for setting in settings for word in ("--set", f"export.{setting}")]
     code = main(["export", "--model", str(model), "--precision", "fp16", *few, "--out", "made"])
     assert code == 0
     assert {path.name for path in Path("made").iterdir()} == {

@@ -46,7 +46,10 @@ def bright_segmenter(backend: BrightBackend | None = None) -> Segmenter:
         receptive_field_px=9,
     )
     fake = SimpleNamespace(
-        backend=backend or BrightBackend(), spec=SimpleNamespace(card=card), decision=Decision()
+        backend=backend or BrightBackend(),
+        spec=SimpleNamespace(card=card),
+        decision=Decision(),
+        passed_share=None,
     )
     return cast("Segmenter", fake)
 
