@@ -89,8 +89,10 @@ def test_pattern_with_a_group_of_that_name_is_named_by_it_alone() -> None:
 
 
 def test_group_pattern_of_the_parameters_groups_the_split_and_refuses_what_it_does_not_fit(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     for part in range(10):
         for light in range(2):
             for folder, level in (("images", 90), ("masks", 255 * (part % 2))):
