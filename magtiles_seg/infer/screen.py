@@ -26,6 +26,7 @@ from magtiles_seg.infer.backends.onnxfile import read_again, read_onnx
 from magtiles_seg.infer.backends.ort import open_on_cpu
 from magtiles_seg.infer.backends.vendor import first_line
 from magtiles_seg.model.card import CARD_KEY, ModelCard
+from magtiles_seg.model.cells import halved
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -80,15 +81,9 @@ class Screen:
         Raises:
             InferenceError: The screen is closed, or onnxruntime failed.
         """
-        height, width = image.shape
-        cell_px = self.card.stride
-        bottom, right = -height % cell_px, -width % cell_px
-        if bottom or right:
-            image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)  # type: ignore[assignment]
-        rows, columns = image.shape
-        halved = cv2.resize(image, (columns // 2, rows // 2), interpolation=cv2.INTER_AREA)
+        small = halved(image, self.card.stride)
         try:
-            (cells,) = self._session.get().run(["cells"], {"image": halved[None]})
+            (cells,) = self._session.get().run(["cells"], {"image": small[None]})
         except Exception as error:
             raise InferenceError(
                 f"the screen {self.path} failed on a picture {image.shape}: {first_line(error)}"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from magtiles_seg.model.cells import CELL_PX, halved
 from magtiles_seg.model.network import GREY_CENTRE, GREY_SCALE, NanoEncoder, reach_down
-
-CELL_PX = 32
-"""Side of the squares of a picture that a screen answers for, in px."""
 
 _PRIOR_LOGIT = -3.0
 """What an untrained screen answers: most cells hold nothing."""
@@ -67,14 +64,8 @@ class ScreenGraph(nn.Module):
         """Return (N, h / 16, w / 16) float32 in [0, 1] of (N, h, w) uint8."""
         return torch.sigmoid(self.network(image.float().unsqueeze(1)))[:, 0]
 
-
-def halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a picture as a screen takes it, by the formula of `infer.screen`.
-
-    Args:
-        image: (H, W) uint8; mirrored at its bottom and right up to whole cells.
-    """
-    rows, columns = (-(-side // CELL_PX) * CELL_PX for side in image.shape)
-    missing = [(0, rows - image.shape[0]), (0, columns - image.shape[1])]
-    whole = np.pad(image, missing, mode="reflect")
-    return np.asarray(cv2.resize(whole, (columns // 2, rows // 2), interpolation=cv2.INTER_AREA))
+    def cells(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what `infer.screen.Screen.cells` does of a picture (H, W) uint8."""
+        with torch.inference_mode():
+            found: NDArray[np.float32] = self(torch.from_numpy(halved(picture))[None])[0].numpy()
+        return found

@@ -22,8 +22,9 @@ from magtiles_seg.decision import Decision
 from magtiles_seg.errors import DataError
 from magtiles_seg.infer.backends.base import BackendSpec
 from magtiles_seg.model.card import ModelCard
+from magtiles_seg.model.cells import CELL_PX
 from magtiles_seg.model.losses import IGNORED_PIXEL
-from magtiles_seg.model.screen import CELL_PX, ScreenGraph, ScreenNetwork, halve
+from magtiles_seg.model.screen import ScreenGraph, ScreenNetwork
 from magtiles_seg.train.data import BalancedSampler, Batch, BatchPlan, TrainingSet, epoch_batches
 
 _BATCH_SIZE, _CROP_PX = 16, 224
@@ -203,10 +204,7 @@ def screen_card(
 
 
 def _cells(network: ScreenNetwork, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        answer = ScreenGraph(network)(torch.from_numpy(halve(image))[None])[0]
-    cells: NDArray[np.float32] = answer.numpy()
-    return cells
+    return ScreenGraph(network).cells(image)
 
 
 def _with_findings(picture: View, found: NDArray[np.uint8]) -> View:

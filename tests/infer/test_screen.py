@@ -20,7 +20,8 @@ from magtiles_seg.infer.screen import Screen, ScreenedBackend, windows
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.model.card import ModelCard
-from magtiles_seg.model.screen import CELL_PX, ScreenNetwork
+from magtiles_seg.model.cells import CELL_PX
+from magtiles_seg.model.screen import ScreenNetwork
 from magtiles_seg.result import Decision
 
 

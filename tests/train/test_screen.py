@@ -12,7 +12,8 @@ from magtiles_seg.dataset.augment import View
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
 from magtiles_seg.labels import FREE, LABELS
-from magtiles_seg.model.screen import CELL_PX, ScreenNetwork
+from magtiles_seg.model.cells import CELL_PX
+from magtiles_seg.model.screen import ScreenNetwork
 from magtiles_seg.train import screen as screens
 
 SIDE = 160
