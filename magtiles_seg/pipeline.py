@@ -23,27 +23,31 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from magtiles_seg.dataset.archive import converted_from, source_folder
-from magtiles_seg.dataset.layouts import FORMAT_NAMES
+from magtiles_seg.dataset.from_params import (
+    grouped,
+    layout_of,
+    read_split,
+    samples_of,
+    split_parts,
+)
 from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
-from magtiles_seg.dataset.samples import Sample, find_samples, raise_problems
-from magtiles_seg.dataset.splits import PARTS, Split
+from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.splits import Split
 from magtiles_seg.errors import ConfigError, DataError, ModelError
 from magtiles_seg.files import write
-from magtiles_seg.labels import BACKGROUND, FREE, IGNORE, LABELS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from magtiles_seg.config import Params
-    from magtiles_seg.evaluate.decide import Choice
     from magtiles_seg.evaluate.folds import OutOfFold
     from magtiles_seg.evaluate.report import EvaluationResult
     from magtiles_seg.evaluate.scoring import Watch
@@ -58,13 +62,11 @@ __all__ = [
     "Artefact",
     "DataSet",
     "ModelFile",
-    "convert",
     "count_tiles",
     "evaluate",
     "evaluate_folds",
     "export",
     "export_artefact",
-    "gate_tiles",
     "import_reviewed",
     "load",
     "read_split",
@@ -163,7 +165,7 @@ def load(
         waiting=note,
     )
     samples = verify(
-        root, layout=_layout_of(params), labels=wanted.labels, progress=on_verify, note=note
+        root, layout=layout_of(params), labels=wanted.labels, progress=on_verify, note=note
     )
     folder = source_folder(wanted.source)
     if folder is not None and not converted_from(folder, directory):
@@ -171,88 +173,6 @@ def load(
     verify_parts(directory)
     reviewed = reviewed_samples(directory, wanted.labels, samples)
     return DataSet(root, (*samples, *reviewed), read_summary(root))
-
-
-def _layout_of(params: Params) -> str:
-    """Return the layout that `load` leaves: data sets of other tools become folders."""
-    layout = params.data_load.layout
-    return "folder" if layout in FORMAT_NAMES else layout
-
-
-def convert(
-    params: Params,
-    source: Path,
-    out: Path,
-    name: str,
-    *,
-    as_polygons: bool | None = None,
-    tolerance_px: float = 0.0,
-    progress: Progress | None = None,
-) -> str:
-    """Write a data set in another format, and return in a sentence what it holds.
-
-    Args:
-        params: How the source is read; its classes keep their names unless `data_load` has labels
-            other than the magnetic tiles' or a class map.
-        source: A folder in any format or layout.
-        out: A new folder.
-        name: The format to write, one of `magtiles_seg.dataset.formats.FORMATS`.
-        as_polygons: As of `formats.write`.
-        tolerance_px: As of `formats.write`.
-        progress: Told pictures that were read.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ConfigError: The format is unknown.
-        DataError: The source is not whole, `out` is not empty, or the format cannot say it.
-    """
-    from magtiles_seg.dataset import formats
-    from magtiles_seg.dataset.formats import convert as conversion
-
-    if not source.is_dir():
-        raise FileNotFoundError(f"no folder {source}; expected a data set, unpacked")
-    given = params.data_load
-    wanted = conversion.Wanted(given.labels, given.class_map, given.unlabelled, given.layout)
-    found = conversion.format_of(source, wanted)
-    if found is None:
-        said = formats.masks.read_description(source) if given.labels == LABELS else ()
-        wanted = replace(wanted, labels=said or given.labels)
-        samples = find_samples(source, layout=given.layout, labels=wanted.labels)
-        reading = formats.Reading(list(formats.from_samples(samples, wanted.labels)))
-        found = "folder"
-    else:
-        reading = formats.read(found, source, progress=progress)
-        if given.class_map is None and given.labels == LABELS:
-            names = dict.fromkeys([*reading.labels, *reading.regions()])
-            names.pop(IGNORE, None)
-            wanted = replace(wanted, labels=(BACKGROUND, *names))
-        reading = conversion.mapped(reading, wanted)
-        raise_problems(source, reading.problems)
-    write_format = partial(formats.write, as_polygons=as_polygons, tolerance_px=tolerance_px)
-    write_format(name, reading.pictures, out, wanted.labels)
-    return "; ".join([conversion.summary(found, reading, wanted), *reading.notes.lines()])
-
-
-def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
-    """Return the samples of a folder, or of the data set that `load` brings.
-
-    The latter with its reviewed parts, which `loop import` writes.
-
-    Raises:
-        FileNotFoundError, DataError: There is no such data set, it is not whole, or
-            `params.data_split.group_pattern` does not fit every name in it.
-        ConfigError: The pattern is invalid.
-    """
-    wanted, directory = params.data_load, Path(params.data_load.directory)
-    if root is not None:
-        return _grouped(find_samples(root, layout=_layout_of(params), labels=wanted.labels), params)
-    folder = source_folder(wanted.source)
-    if folder is not None and converted_from(folder, directory):
-        folder = None  # others are used where they lie
-    root = directory if folder is None else folder
-    samples = _grouped(find_samples(root, layout=_layout_of(params), labels=wanted.labels), params)
-    reviewed = reviewed_samples(directory, wanted.labels, samples)
-    return tuple(sorted((*samples, *reviewed), key=lambda sample: sample.id))
 
 
 def count_tiles(loaded: DataSet, params: Params) -> int:
@@ -265,14 +185,7 @@ def count_tiles(loaded: DataSet, params: Params) -> int:
     own = tuple(sample for sample in loaded.samples if not sample.train_only)
     reviewed = {sample.group for sample in loaded.samples if sample.train_only}
     known = {sample.group for sample in own}
-    return len({sample.group for sample in _grouped(own, params)}) + len(reviewed - known)
-
-
-def _grouped(samples: tuple[Sample, ...], params: Params) -> tuple[Sample, ...]:
-    from magtiles_seg.dataset.grouping import regrouped
-
-    pattern = params.data_split.group_pattern
-    return samples if pattern is None else tuple(regrouped(samples, pattern))
+    return len({sample.group for sample in grouped(own, params)}) + len(reviewed - known)
 
 
 def import_reviewed(
@@ -335,43 +248,6 @@ def split(params: Params, out: Path | None = None) -> Split:
     if out is not None:
         write(out, drawn.to_json())
     return drawn
-
-
-def read_split(manifest: Path) -> Split:
-    """Return the split of a manifest file.
-
-    Raises:
-        DataError: The file is no manifest, or was altered.
-        FileNotFoundError: There is none.
-        OSError: It cannot be read.
-    """
-    try:
-        return Split.from_json(manifest.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"no split manifest at {manifest}; draw the split first: magtiles-seg data split"
-        ) from None
-    except (DataError, UnicodeDecodeError) as error:
-        raise DataError(f"{manifest}: {error}") from error
-
-
-def split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
-    """Return the samples of each part of a split manifest.
-
-    Raises:
-        FileNotFoundError: There is no such manifest or data set.
-        DataError: The manifest is damaged, or names pictures that the data set lacks.
-    """
-    drawn = read_split(manifest)
-    samples = {sample.id: sample for sample in samples_of(params)}
-    parts = {name: getattr(drawn, name) for name in PARTS}
-    missing = sorted(name for part in parts.values() for name in part if name not in samples)
-    if missing:
-        raise DataError(
-            f"{manifest} names {len(missing)} pictures that the data set lacks, {missing[0]} among "
-            "them; load the data it was made from, or split again"
-        )
-    return {name: [samples[key] for key in part] for name, part in parts.items()}
 
 
 def train(
@@ -447,6 +323,7 @@ def export(
     from magtiles_seg.evaluate.decide import Choice
     from magtiles_seg.export.graph import export_onnx
     from magtiles_seg.export.parity import Tolerance
+    from magtiles_seg.export.unseen import checkpoint_card
     from magtiles_seg.model.checkpoint import calibrate_checkpoint
 
     if checkpoint.suffix.lower() != ".safetensors":
@@ -461,7 +338,7 @@ def export(
             calibrate_checkpoint(
                 source, checkpoint, scale=chosen.pixel.scale, bias=chosen.pixel.bias
             )
-        card = _card(params, checkpoint, manifest, chosen, name)
+        card = checkpoint_card(params, checkpoint, manifest, chosen, name)
         report = export_onnx(
             checkpoint,
             out,
@@ -506,11 +383,12 @@ def export_artefact(
         BackendUnavailableError: What builds it is not installed.
     """
     from magtiles_seg.export.artefacts import export_artefact as make
+    from magtiles_seg.export.unseen import checkpoint_card, gate_tiles
     from magtiles_seg.model.bundled import model_path
 
     model = model_path(model)
     is_checkpoint = model.suffix.lower() == ".safetensors"
-    card = _card(params, model, manifest, None, name) if is_checkpoint else None
+    card = checkpoint_card(params, model, manifest, None, name) if is_checkpoint else None
     proof, int8_tiles = gate_tiles(params, model, order.precision, manifest=manifest, data=data)
     path, written = make(
         model, out, order, proof=proof, int8_tiles=int8_tiles, card=card, progress=progress
@@ -695,151 +573,3 @@ def evaluate_folds(
         progress=progress,
         watch=watch,
     )
-
-
-def _card(
-    params: Params,
-    checkpoint: Path,
-    manifest: Path | None,
-    choice: Choice | None,
-    name: str | None,
-) -> ModelCard:
-    """Return a checkpoint's card, with thresholds as chosen, or of the split's validation part."""
-    from magtiles_seg.environment import git_revision
-    from magtiles_seg.evaluate.decide import choose_decision
-    from magtiles_seg.infer.segmenter import Segmenter
-
-    with Segmenter(checkpoint) as segmenter:
-        card = replace(segmenter.spec.card, git_revision=git_revision())
-        if name:
-            card = replace(card, name=name)
-        if manifest is not None:
-            origin = read_split(manifest).origin
-            card = replace(card, training={**card.training, "split": origin})
-        if choice is not None:
-            return replace(card, decision=choice.decision)
-        if manifest is None:
-            return card
-        held_out = split_parts(manifest, params)["validation"]
-        card = replace(card, training={**card.training, **_sound_alone(held_out, params)})
-        decision = choose_decision(
-            segmenter,
-            held_out,
-            recall=params.evaluate.recall,
-            false_reject=params.evaluate.false_reject,
-            protocol=params.train.protocol,
-            labels=card.labels,
-        )
-    return replace(card, decision=decision)
-
-
-def _sound_alone(held_out: Sequence[Sample], params: Params) -> dict[str, Any]:
-    """Return what a card says of thresholds that were chosen without any defect."""
-    if any(sample.label != FREE for sample in held_out):
-        return {}
-    allowed = {"sound_pictures": len(held_out), "false_reject": params.evaluate.false_reject}
-    return {"thresholds_from": allowed}
-
-
-def gate_tiles(
-    params: Params,
-    model: Path,
-    precision: str,
-    *,
-    manifest: Path | None = None,
-    data: Path | None = None,
-) -> tuple[TileSet, TileSet | None]:
-    """Return the tiles that the parity gate compares on, and those that int8 takes its ranges from.
-
-    None that is compared on was trained on, as far as the model's card tells: what a model has
-    learnt by heart it answers far from its thresholds, where no rounding shows.
-
-    Args:
-        params: How many of each class.
-        model: A checkpoint or an `.onnx` file.
-        precision: Only `"int8"` has ranges to take.
-        manifest: As of `export_artefact`.
-        data: Likewise.
-
-    Raises:
-        FileNotFoundError, ModelError: An input is missing or damaged.
-        DataError: So is the data set, or it is what the model was trained on.
-        ConfigError: int8 has neither a split nor tiles.
-    """
-    from magtiles_seg.export import parity
-    from magtiles_seg.inputs import photographs
-
-    many, few = params.export.parity_per_class, params.export.int8_pictures_per_class
-    wanted = precision == "int8"
-    if manifest is not None:
-        training, held_out = _known_parts(manifest, params, _card_of(model))
-        seen = "not trained on"
-    elif data is not None and (paths := photographs(data)):
-        ranges, proof = parity.plain_tiles(paths, few if wanted else 0, many)
-        return proof, ranges if wanted else None
-    elif data is not None:
-        samples = samples_of(params, data)
-        _refuse_training_set(samples, data, _card_of(model))
-        training, held_out = parity.halves(samples)
-        seen = ""
-    elif wanted:
-        raise ConfigError(
-            "int8 takes its ranges from real tiles, and is proved on others that the model was not "
-            "trained on: name the --split that it was trained by, or your own tiles by --data"
-        )
-    else:
-        return parity.synthetic_tiles(min(many, 4)), None
-    int8_tiles = parity.real_tiles(training, few) if wanted else None
-    return replace(parity.real_tiles(held_out, many), seen=seen), int8_tiles
-
-
-def _card_of(model: Path) -> ModelCard:
-    from magtiles_seg.infer.backends import open_backend
-
-    with closing(open_backend(model, device="cpu")) as backend:
-        return backend.spec.card
-
-
-def _known_parts(
-    manifest: Path, params: Params, card: ModelCard
-) -> tuple[list[Sample], list[Sample]]:
-    """Return a split's training part and the others, if it is the split of a model's training.
-
-    Raises:
-        DataError: The model was trained on other pictures, or nothing was held out.
-    """
-    from magtiles_seg.dataset.splits import part_sha256
-
-    parts = split_parts(manifest, params)
-    training, held_out = parts["train"], [*parts["validation"], *parts["test"]]
-    said = card.training.get("training_sha256")
-    if said not in (None, part_sha256(sample.id for sample in training)):
-        raise DataError(
-            f"{manifest}: the model {card.name} was trained on other pictures than this split's "
-            "training part, so its other parts may hold some of them; name the split that it was "
-            "trained by, or unseen tiles by --data"
-        )
-    if not held_out:
-        raise DataError(
-            f"{manifest} holds nothing out: there is no tile to compare on that the model was not "
-            "trained on; name unseen tiles by --data"
-        )
-    return training, held_out
-
-
-def _refuse_training_set(samples: Sequence[Sample], root: Path, card: ModelCard) -> None:
-    """Check that a data set is not the one that a model was made from, as far as its card tells.
-
-    Raises:
-        DataError: It is.
-    """
-    from magtiles_seg.dataset.splits import data_sha256, part_sha256
-
-    training = card.training
-    known = {training.get(part, {}).get("data_sha256") for part in ("split", "finished")}
-    is_whole = data_sha256(samples) in known
-    if is_whole or part_sha256(sample.id for sample in samples) == training.get("training_sha256"):
-        raise DataError(
-            f"{root} is what the model {card.name} was trained on: a comparison there says nothing "
-            "of new tiles; name the --split that it was trained by, or a folder of unseen tiles"
-        )

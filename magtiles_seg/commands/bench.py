@@ -144,12 +144,13 @@ def _contestants(
     artefacts = options.import_extra("magtiles_seg.export.artefacts", "export")
     from magtiles_seg import pipeline
     from magtiles_seg.export.parity import Tolerance
+    from magtiles_seg.export.unseen import gate_tiles
     from magtiles_seg.infer.backends.base import file_sha256
     from magtiles_seg.infer.selection import runtime_of, selection_path
     from magtiles_seg.model.bundled import model_path
 
     model = model_path(arguments.model)
-    proof, _ = pipeline.gate_tiles(params, model, "fp32", **tiles)
+    proof, _ = gate_tiles(params, model, "fp32", **tiles)
     order = artefacts.Order(
         target="openvino" if runtime_of("openvino") else "onnx",
         precision="int8",

@@ -168,15 +168,15 @@ def run_load(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Read a data set in one format and write it in another."""
-    from magtiles_seg import pipeline
+    from magtiles_seg.dataset.formats.convert import Wanted, rewrite
 
-    params = options.read_params(arguments)
+    given = options.read_params(arguments).data_load
     with bar("data convert", "picture") as progress:
-        said = pipeline.convert(
-            params,
+        said = rewrite(
             arguments.source,
             arguments.out,
             arguments.to,
+            Wanted(given.labels, given.class_map, given.unlabelled, given.layout),
             as_polygons=arguments.polygons,
             tolerance_px=arguments.tolerance,
             progress=progress,

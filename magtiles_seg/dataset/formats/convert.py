@@ -1,4 +1,4 @@
-"""From any format to the project's own: classes renamed, merged or left out, and masks drawn."""
+"""From any format to the project's own or another: classes renamed, merged or left out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progre
 from magtiles_seg.dataset.groups import FILE_NAME
 from magtiles_seg.dataset.layouts import CLASS_PREFIX, FORMAT_NAMES, name_key
 from magtiles_seg.dataset.masks import DESCRIPTION
-from magtiles_seg.dataset.samples import raise_problems
+from magtiles_seg.dataset.samples import find_samples, raise_problems
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write_json
-from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED
+from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED, LABELS
 
 ALL = "*"
 """In a class map: every class that has no entry of its own."""
@@ -107,6 +107,61 @@ def convert(
     content = {"labels": list(wanted.labels), "ignore": IGNORED, "format": name, "said": said}
     write_json(out / DESCRIPTION, content)
     return said
+
+
+def rewrite(
+    source: Path,
+    out: Path,
+    name: str,
+    wanted: Wanted,
+    *,
+    as_polygons: bool | None = None,
+    tolerance_px: float = 0.0,
+    progress: Progress | None = None,
+) -> str:
+    """Write a data set in another format, and return in a sentence what it holds.
+
+    Args:
+        source: A folder in any format or layout.
+        out: A new folder.
+        name: The format to write, one of `magtiles_seg.dataset.formats.FORMATS`.
+        wanted: How the source is read; its classes keep their names unless there are labels other
+            than the magnetic tiles' or a class map.
+        as_polygons: As of `formats.write`.
+        tolerance_px: As of `formats.write`.
+        progress: Told pictures that were read.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ConfigError: The format is unknown.
+        DataError: The source is not whole, `out` is not empty, or the format cannot say it.
+    """
+    if not source.is_dir():
+        raise FileNotFoundError(f"no folder {source}; expected a data set, unpacked")
+    found = format_of(source, wanted)
+    if found is None:
+        said = masks.read_description(source) if wanted.labels == LABELS else ()
+        wanted = replace(wanted, labels=said or wanted.labels)
+        samples = find_samples(source, layout=wanted.layout, labels=wanted.labels)
+        reading = Reading(list(formats.from_samples(samples, wanted.labels)))
+        found = "folder"
+    else:
+        reading = formats.read(found, source, progress=progress)
+        if wanted.class_map is None and wanted.labels == LABELS:
+            names = dict.fromkeys([*reading.labels, *reading.regions()])
+            names.pop(IGNORE, None)
+            wanted = replace(wanted, labels=(BACKGROUND, *names))
+        reading = mapped(reading, wanted)
+        raise_problems(source, reading.problems)
+    formats.write(
+        name,
+        reading.pictures,
+        out,
+        wanted.labels,
+        as_polygons=as_polygons,
+        tolerance_px=tolerance_px,
+    )
+    return "; ".join([summary(found, reading, wanted), *reading.notes.lines()])
 
 
 def mapped(reading: Reading, wanted: Wanted) -> Reading:

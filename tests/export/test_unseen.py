@@ -15,8 +15,9 @@ from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.export.graph import rewrite_card
 from magtiles_seg.export.sealed import parse_sealed
+from magtiles_seg.export.unseen import gate_tiles
 from magtiles_seg.files import write
-from magtiles_seg.pipeline import gate_tiles, samples_of
+from magtiles_seg.pipeline import samples_of
 
 
 @pytest.fixture(scope="module")

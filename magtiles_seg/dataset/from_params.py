@@ -1,0 +1,94 @@
+"""The samples that params name: of a folder, of the loaded data set, of the parts of a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magtiles_seg.dataset.archive import converted_from, source_folder
+from magtiles_seg.dataset.layouts import FORMAT_NAMES
+from magtiles_seg.dataset.reviewed import reviewed_samples
+from magtiles_seg.dataset.samples import Sample, find_samples
+from magtiles_seg.dataset.splits import PARTS, Split
+from magtiles_seg.errors import DataError
+
+if TYPE_CHECKING:
+    from magtiles_seg.config import Params
+
+
+def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
+    """Return the samples of a folder, or of the data set that `load` brings.
+
+    The latter with its reviewed parts, which `loop import` writes.
+
+    Raises:
+        FileNotFoundError, DataError: There is no such data set, it is not whole, or
+            `params.data_split.group_pattern` does not fit every name in it.
+        ConfigError: The pattern is invalid.
+    """
+    wanted, directory = params.data_load, Path(params.data_load.directory)
+    if root is not None:
+        return grouped(find_samples(root, layout=layout_of(params), labels=wanted.labels), params)
+    folder = source_folder(wanted.source)
+    if folder is not None and converted_from(folder, directory):
+        folder = None  # others are used where they lie
+    root = directory if folder is None else folder
+    samples = grouped(find_samples(root, layout=layout_of(params), labels=wanted.labels), params)
+    reviewed = reviewed_samples(directory, wanted.labels, samples)
+    return tuple(sorted((*samples, *reviewed), key=lambda sample: sample.id))
+
+
+def grouped(samples: tuple[Sample, ...], params: Params) -> tuple[Sample, ...]:
+    """Return the samples with the groups that `data_split.group_pattern` names, where it is set.
+
+    Raises:
+        DataError: The pattern does not fit every name.
+        ConfigError: It is invalid.
+    """
+    from magtiles_seg.dataset.grouping import regrouped
+
+    pattern = params.data_split.group_pattern
+    return samples if pattern is None else tuple(regrouped(samples, pattern))
+
+
+def layout_of(params: Params) -> str:
+    """Return the layout that `load` leaves: data sets of other tools become folders."""
+    layout = params.data_load.layout
+    return "folder" if layout in FORMAT_NAMES else layout
+
+
+def read_split(manifest: Path) -> Split:
+    """Return the split of a manifest file.
+
+    Raises:
+        DataError: The file is no manifest, or was altered.
+        FileNotFoundError: There is none.
+        OSError: It cannot be read.
+    """
+    try:
+        return Split.from_json(manifest.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no split manifest at {manifest}; draw the split first: magtiles-seg data split"
+        ) from None
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{manifest}: {error}") from error
+
+
+def split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
+    """Return the samples of each part of a split manifest.
+
+    Raises:
+        FileNotFoundError: There is no such manifest or data set.
+        DataError: The manifest is damaged, or names pictures that the data set lacks.
+    """
+    drawn = read_split(manifest)
+    samples = {sample.id: sample for sample in samples_of(params)}
+    parts = {name: getattr(drawn, name) for name in PARTS}
+    missing = sorted(name for part in parts.values() for name in part if name not in samples)
+    if missing:
+        raise DataError(
+            f"{manifest} names {len(missing)} pictures that the data set lacks, {missing[0]} among "
+            "them; load the data it was made from, or split again"
+        )
+    return {name: [samples[key] for key in part] for name, part in parts.items()}
