@@ -100,10 +100,9 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    from magtiles_seg.decision import OVERRIDES
     from magtiles_seg.model.bundled import portable_model
 
-    found = _present(vars(arguments), *OVERRIDES, "device", "mm_per_px", "threads")
+    found = options.segmenter_options(arguments)
     for name in ("model", "screen"):
         if (path := getattr(arguments, name)) is not None:
             found[name] = portable_model(path)

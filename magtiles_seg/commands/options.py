@@ -237,15 +237,21 @@ def read_params(arguments: argparse.Namespace) -> Params:
 
 def open_segmenter(arguments: argparse.Namespace, **more: Any) -> Any:  # noqa: ANN401  (loaded only when used)
     """Return the `Segmenter` that the verb's options, and what else is given, describe."""
-    from magtiles_seg.decision import OVERRIDES
     from magtiles_seg.infer.segmenter import Segmenter
+
+    return Segmenter(arguments.model, **segmenter_options(arguments), **more)
+
+
+def segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `Segmenter` that the verb's options name, beside its model."""
+    from magtiles_seg.decision import OVERRIDES
 
     names = (*OVERRIDES, *_SEGMENTER_OPTIONS)
     given = {name: getattr(arguments, name, None) for name in names}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if options.pop("rebuild", None):
         options["rebuild"] = import_extra("magtiles_seg.export.rebuild", "export").rebuild_engine
-    return Segmenter(arguments.model, **options, **more)
+    return options
 
 
 def import_extra(module: str, extra: str) -> Any:  # noqa: ANN401  (a module)

@@ -100,7 +100,7 @@ def _tile_section(content: Mapping[str, Any], protocol: str) -> str:
     named = {"T": "### Protocol T-tile: one verdict a tile\n\n", "T-tile": ""}
     head = named.get(protocol, "### One verdict a tile\n\n")  # T-tile is of T's split alone
     head += (
-        f"{content['defective']} defective and {sound} sound tiles. A tile's score is the median "
+        f"Tiles: {content['defective']} defective, {sound} sound. A tile's score is the median "
         "of its pictures' scores (of an even number the mean of the middle two); it is defective "
         "if any of its pictures is."
     )

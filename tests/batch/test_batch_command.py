@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import cv2
+import numpy as np
 import pytest
 
 from magtiles_seg.cli import main
@@ -25,3 +29,13 @@ def test_batch_help_names_the_engines(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         main(["batch", "--help"])
     assert "{local,ray}" in capsys.readouterr().out
+
+
+def test_batch_takes_the_backend_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "shots").mkdir()
+    cv2.imwrite(str(tmp_path / "shots/tile.png"), np.zeros((64, 64), np.uint8))
+    words = ["--out", str(tmp_path / "rows"), "--workers", "1", "--backend", "eager"]
+    assert main(["batch", str(tmp_path / "shots"), *words]) == 2
+    assert "eager" in capsys.readouterr().err
