@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -25,7 +25,6 @@ def luma(rgb: NDArray[Any]) -> NDArray[Any]:
     return levels.round()
 
 
-@settings(deadline=None)
 @given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_read_image_grey_array_is_unchanged_and_not_shared(array: NDArray[Any]) -> None:
     picture = read_image(array)
@@ -75,7 +74,6 @@ def test_read_image_colour_is_the_same_for_array_and_file(kind: str) -> None:
     assert np.array_equal(read_image(Image.fromarray(RGB)), read_image(RGB))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 255))
 def test_read_image_grey_stored_as_colour_keeps_its_level(level: int) -> None:
     assert read_image(np.full((2, 3, 3), level, np.uint8)).tolist() == [[level] * 3] * 2

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pictures import GREY, RGB, assert_picture, encoded, png_header
@@ -130,7 +130,6 @@ def test_read_image_truncated_file_is_refused(kind: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(deadline=None)
 @given(data=st.data())
 def test_read_image_damaged_file_is_read_or_refused_but_never_crashes(
     kind: str, data: st.DataObject
@@ -145,7 +144,6 @@ def test_read_image_damaged_file_is_read_or_refused_but_never_crashes(
     assert_picture(picture, picture.shape)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_read_image_arbitrary_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(ImageError, match=r"expected .*; "):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from predictions import LEVELS, predictions, segment
@@ -41,7 +41,6 @@ def flood_fill(mask: NDArray[Any]) -> list[list[tuple[int, int]]]:
 # ---- mask and defects
 
 
-@settings(deadline=None)
 @given(predictions(), st.sampled_from(LEVELS), st.integers(1, 4))
 def test_defects_of_any_prediction_are_those_of_a_flood_fill(
     prediction: tuple[NDArray[np.float32], NDArray[np.uint8]], threshold: float, min_area_px: int
@@ -84,7 +83,6 @@ def test_defects_of_equal_area_come_in_reading_order_behind_larger_ones() -> Non
     assert corners == [(4, 8), (7, 1), (1, 5), (5, 5)]
 
 
-@settings(deadline=None)
 @given(predictions())
 def test_rotated_size_of_any_defect_encloses_its_pixels(
     prediction: tuple[NDArray[np.float32], NDArray[np.uint8]],
@@ -140,7 +138,6 @@ def test_prediction_in_other_memory_order_gives_the_same_result() -> None:
 # ---- score and verdict
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 40),
     st.integers(1, 40),
@@ -177,7 +174,6 @@ def test_defect_in_the_margin_is_in_the_mask_and_not_in_the_score() -> None:
     assert result.redecide(score_margin_px=1).score == pytest.approx(0.9)
 
 
-@settings(deadline=None)
 @given(predictions(), st.sampled_from(LEVELS), st.sampled_from(LEVELS))
 def test_higher_threshold_never_adds_to_the_mask_nor_changes_the_score(
     prediction: tuple[NDArray[np.float32], NDArray[np.uint8]], one: float, other: float
@@ -188,7 +184,6 @@ def test_higher_threshold_never_adds_to_the_mask_nor_changes_the_score(
     assert high.score == low.score
 
 
-@settings(deadline=None)
 @given(
     predictions(),
     st.sampled_from(LEVELS),

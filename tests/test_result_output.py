@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from numpy.typing import NDArray
 from predictions import predictions, segment
 
@@ -141,7 +141,6 @@ def test_overlay_alpha_out_of_range_is_a_config_error() -> None:
         segment([[0.9]]).overlay(1.5)
 
 
-@settings(deadline=None)
 @given(predictions())
 def test_json_of_any_result_is_its_dictionary(
     prediction: tuple[NDArray[np.float32], NDArray[np.uint8]],

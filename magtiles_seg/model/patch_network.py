@@ -6,13 +6,12 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from magtiles_seg.model.encoders import LITE_STAGES, LiteEncoder
 from magtiles_seg.model.network import (
     GREY_CENTRE,
     GREY_SCALE,
-    LITE_STAGES,
     PATCH_PX,
     TRUNK_STAGES,
-    LiteEncoder,
     PatchClassifier,
     SegmentationNetwork,
     check_labels,

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from magtiles_seg.model.cells import CELL_PX, halved
-from magtiles_seg.model.network import GREY_CENTRE, GREY_SCALE, NanoEncoder, reach_down
+from magtiles_seg.model.encoders import NanoEncoder
+from magtiles_seg.model.network import GREY_CENTRE, GREY_SCALE, reach_down
 
 _PRIOR_LOGIT = -3.0
 """What an untrained screen answers: most cells hold nothing."""

@@ -12,7 +12,7 @@ from magtiles_seg.batch.source import Listing, freeze
 NAMES = st.lists(st.text(st.characters(codec=None), min_size=1, max_size=4), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(names=NAMES, part_rows=st.integers(1, 9), run=st.integers(1, 9))
 def test_freeze_any_names_come_back_once_in_full_parts(
     names: list[str], part_rows: int, run: int

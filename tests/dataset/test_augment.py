@@ -33,7 +33,7 @@ def _picture(height: int, width: int, seed: int = 0) -> View:
     return View(np.where(classes > 0, 220, 30).astype(np.uint8), mask, classes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(20, 200), st.integers(20, 200))
 def test_training_view_moves_picture_mask_and_classes_together(
     seed: int, height: int, width: int
@@ -119,7 +119,7 @@ def test_donors_sound_or_invisible_defect_gives_none() -> None:
     assert not list(donors(View(sound.image, unseen, unseen // 255)))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_transplant_changes_only_what_it_marks(seed: int) -> None:
     (donor,) = donors(_view(3, "blowhole"))

@@ -59,7 +59,7 @@ def public() -> list[Sample]:
     return samples_of([500_000 + 7 * index for index in range(len(labels))], labels)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 360_000), min_size=40, max_size=150, unique=True),
     st.integers(0, 4),

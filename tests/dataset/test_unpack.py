@@ -229,7 +229,7 @@ def test_unpack_that_cannot_write_is_a_data_error_with_the_reason(tmp_path: Path
     assert said == f"cannot write {tmp_path / 'out' / 'a.png'}: File too large\n"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6))
 def test_unpack_any_mutated_archive_is_unpacked_or_a_data_error(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]

@@ -87,7 +87,7 @@ def written(levels: NDArray[Any], options: dict[str, Any]) -> bytes | None:
     return stream.getvalue()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(varieties())
 def test_read_image_any_tiff_is_the_truth_or_refused(variety: tuple[NDArray[Any], Any]) -> None:
     levels, options = variety

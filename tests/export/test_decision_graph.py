@@ -64,7 +64,7 @@ decisions = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     decision=decisions,
     seed=st.integers(0, 2**32 - 1),

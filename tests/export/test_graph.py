@@ -45,7 +45,7 @@ def exported(whole: Path) -> OrtBackend:
     return OrtBackend(whole, threads=1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(1, 3), height=st.integers(32, 140), width=st.integers(32, 140))
 @example(count=1, height=32, width=32)
 @example(count=2, height=33, width=129)

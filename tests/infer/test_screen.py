@@ -60,7 +60,7 @@ def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(np.any(shifts, axis=0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 10**6), halo=st.integers(1, 8), share=st.floats(0, 0.2))
 def test_windows_hold_every_passed_cell_and_cost_no_more_than_apart(
     seed: int, halo: int, share: float

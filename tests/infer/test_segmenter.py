@@ -42,7 +42,7 @@ def test_call_answers_as_the_backend_at_the_pictures_size(segmenter: Segmenter) 
     assert 0 < result.mask.mean() < 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(height=st.integers(1, 40), width=st.integers(1, 40))
 def test_call_on_small_picture_answers_as_on_its_mirrored_padding(
     height: int, width: int, segmenter: Segmenter

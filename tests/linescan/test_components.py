@@ -19,7 +19,7 @@ def key(one: Defect) -> tuple[object, ...]:
     return (one.bbox_xyxy_px, one.area_px, one.centroid_xy_px)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(seed=st.integers(0, 10**6), min_area_px=st.integers(1, 9), data=st.data())
 def test_regions_of_a_picture_are_those_of_its_strips_in_every_measure(
     seed: int, min_area_px: int, data: st.DataObject

@@ -32,7 +32,7 @@ ranges = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), limits=ranges, timed=st.booleans(), known=st.booleans())
 def test_frames_are_placed_where_they_were_over_gaps_duplicates_and_wraps(
     data: st.DataObject, limits: tuple[int, int], timed: bool, known: bool
@@ -66,7 +66,7 @@ def test_frames_are_placed_where_they_were_over_gaps_duplicates_and_wraps(
             assert (place.position, place.kind) == (frame, "repeated")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     limits=ranges,
     run=st.integers(70, 30_000),

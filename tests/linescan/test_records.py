@@ -181,7 +181,7 @@ def test_file_is_rotated_by_time_even_if_nothing_is_found(
 
 
 @EVERY_KIND
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(sizes=st.lists(st.integers(0, 400), max_size=6), lines=st.integers(1, 30))
 def test_full_disk_is_an_alarm_and_every_line_is_written_when_there_is_room(
     tmp_path_factory: pytest.TempPathFactory,

@@ -36,7 +36,7 @@ def test_random_cuts_of_random_webs_give_one_and_the_same_list() -> None:
     assert found_any > 60
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), strip_rows=st.integers(1, 64), min_area_px=st.integers(1, 9))
 def test_web_in_strips_equals_the_whole_picture(
     seed: int, strip_rows: int, min_area_px: int

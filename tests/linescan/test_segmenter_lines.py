@@ -70,7 +70,7 @@ def test_piece_behind_a_gap_is_inspected_as_a_picture_of_its_own() -> None:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     blocks=st.lists(st.tuples(st.integers(0, 250), st.integers(0, 90)), min_size=1, max_size=8),
 )

@@ -60,7 +60,7 @@ def overlapping(picture: Picture, seams: list[int], overlaps: list[int]) -> list
     return parts
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_cameras_side_by_side_give_the_one_camera_web(data: st.DataObject, seed: int) -> None:
     picture = random_web(seed)
@@ -79,7 +79,7 @@ def test_cameras_side_by_side_give_the_one_camera_web(data: st.DataObject, seed:
     assert [camera.closed for camera in cameras] == [1] * len(cameras)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_lost_frames_of_one_camera_leave_only_its_width_uninspected(
     data: st.DataObject, seed: int

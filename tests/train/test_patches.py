@@ -23,7 +23,8 @@ from magtiles_seg.model.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from magtiles_seg.model.network import LiteEncoder, SegmentationNetwork, build_network
+from magtiles_seg.model.encoders import LiteEncoder
+from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train import loop, patches
 from magtiles_seg.train.patches import fit_patches
