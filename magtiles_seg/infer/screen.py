@@ -308,7 +308,7 @@ class ScreenedBackend:
         )
 
     def _aligned(self, window: Window, shape: tuple[int, ...]) -> tuple[slice, slice]:
-        """Return a window's rows and columns in px, of which whole cells reach to the picture's end.
+        """Return a window in px, with whole cells from its end to that of the picture.
 
         A model that is shown mirrored views counts its strides from there.
         """

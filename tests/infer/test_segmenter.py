@@ -248,7 +248,7 @@ def test_segmenter_unpickled_where_the_file_is_another_is_model_error(
     sent = pickle.dumps(Segmenter(path))
     other, card = parse_sealed(model.read_bytes(), "model")
     path.write_bytes(sealed(other, replace(card, name="other")))
-    with pytest.raises(ModelError, match="model.onnx is another file here"):
+    with pytest.raises(ModelError, match=r"model\.onnx is another file here"):
         pickle.loads(sent)
     path.unlink()
     with pytest.raises(FileNotFoundError):
