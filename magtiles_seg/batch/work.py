@@ -77,7 +77,7 @@ class Job:
         return Segmenter(**{**given, **self.segmenter})
 
     def identity(self, segmenter: Segmenter) -> dict[str, object]:
-        """Return what makes two runs the same run, as JSON values; None is as if it were not said."""
+        """Return what makes two runs the same run, as JSON values; None: as ever."""
         source = as_text(without_secrets(self.source))
         if not is_url(source) and Path(self.source).is_file():
             source = f"{source} sha256:{sha256_of(Path(self.source))}"

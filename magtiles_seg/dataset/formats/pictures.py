@@ -341,12 +341,14 @@ def size_of(source: Path | bytes) -> tuple[int, int]:
     return (header.width, header.height) if turned else (header.height, header.width)
 
 
-def check_size(where: str, declared_hw: tuple[Any, Any], actual_hw: tuple[int, int]) -> None:
+def check_size(where: str, declared_hw: tuple[Any, ...], actual_hw: tuple[int, int]) -> None:
     """Refuse a label that is of another picture's size.
 
     Raises:
-        DataError: The sizes differ.
+        DataError: The sizes differ, or it is no size.
     """
+    if len(declared_hw) != 2:
+        raise DataError(f"{where}: size {declared_hw!r:.80}; expected height and width")
     if declared_hw != actual_hw and None not in declared_hw:
         turned = declared_hw == actual_hw[::-1]
         hint = "; is the picture turned by its EXIF orientation?" if turned else ""
@@ -371,7 +373,7 @@ def polygon(values: object, where: str, picture_hw: tuple[int, int], notes: Note
     try:
         points = np.asarray(values, np.float64)
         points = points.reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: no points of a polygon: {values!r:.80}") from None
     if not np.isfinite(points).all():
         raise DataError(f"{where}: a point is not finite; expected coordinates in px")
@@ -421,15 +423,28 @@ def ellipse(x: float, y: float, across: float, down: float, turned_deg: float) -
     return np.asarray(points @ matrix + (x, y))
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a text file.
+
+    Raises:
+        DataError: It cannot be read, or is no text in UTF-8; says which file.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no text in UTF-8: {error}; save it so") from error
+
+
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     """Return the content of a JSON file.
 
     Raises:
         DataError: It cannot be read, or is no JSON; says which file.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON: {error}; export it again") from error
 
 
