@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magtiles_seg.commands import options
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.files import write
+from magtiles_seg.files import read_text, write
 from magtiles_seg.progress import bar
 
 _EXAMPLES = """
@@ -159,7 +159,7 @@ def _scored(arguments: argparse.Namespace) -> int:
             f"--scored gives the figures of T-tile, printed and as --json; got protocol {protocol}"
             f"{' and --out' if arguments.out else ''}: score the pictures anew for others"
         )
-    records = read_pictures(arguments.scored.read_text(encoding="utf-8"))
+    records = read_pictures(read_text(arguments.scored))
     result = summarize(records, protocol=protocol)
     if arguments.json:
         write(arguments.json, result.to_json())

@@ -285,9 +285,9 @@ class DecisionSearch:
         score = sound_limit(np.asarray(self._own_scores), false_reject)
         if level > BINS - 2 or score >= 1:
             raise ConfigError(
-                f"on {len(self._kept)} sound pictures the model is sure of defects, so no threshold "
-                f"leaves all but {false_reject:g} of them alone: train it on more pictures, or on "
-                "larger ones"
+                f"on {len(self._kept)} sound pictures the model is sure of defects, so no "
+                f"threshold leaves all but {false_reject:g} of them alone: train it on more "
+                "pictures, or on larger ones"
             )
         return replace(
             self._own,

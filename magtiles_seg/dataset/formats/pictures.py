@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from magtiles_seg import files
 from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES, is_junk, name_key
 from magtiles_seg.dataset.samples import Sample, load_target
 from magtiles_seg.decoding import read_header
-from magtiles_seg.errors import DataError
+from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.labels import IGNORE, IGNORED
 from magtiles_seg.shapes import (
     Mask,
@@ -430,9 +431,11 @@ def read_text(path: Path) -> str:
         DataError: It cannot be read, or is no text in UTF-8; says which file.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no text in UTF-8: {error}; save it so") from error
+        return files.read_text(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
