@@ -223,3 +223,29 @@ def test_synth_into_a_file_says_what_is_in_the_way(
     (tmp_path / "a.jpg").touch()
     assert cli.main(["data", "synth", str(tmp_path / "a.jpg"), "--tiles", "1"]) == 2
     assert "a.jpg cannot be the output folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("screen.bin", "expected a name that ends in .onnx"),
+        ("folder.onnx", "is a folder; expected the name of a file"),
+        ("file/screen.onnx", "cannot be the output folder"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["screen", "export --model m.safetensors"])
+def test_output_that_cannot_be_written_is_told_before_the_work(
+    verb: str,
+    out: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if verb.startswith("export") and not out.endswith(".onnx"):
+        pytest.skip("a folder of artefacts")
+    monkeypatch.chdir(tmp_path)
+    Path("folder.onnx").mkdir()
+    Path("file").touch()
+    assert cli.main([*verb.split(), "--out", out]) == 2
+    assert said in capsys.readouterr().err
