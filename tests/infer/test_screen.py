@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from PIL import Image
 
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError
+from magtiles_seg.infer.backends.base import BackendSpec
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.screen import Screen, ScreenedBackend, windows
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.model.card import ModelCard
-from magtiles_seg.model.cells import CELL_PX
+from magtiles_seg.model.cells import CELL_PX, halved
 
 
 def web(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -189,3 +191,51 @@ def test_screen_of_other_classes_is_refused(screen_file: Path, tmp_path: Path) -
     path.write_bytes(build_onnx(network, card))
     with pytest.raises(ConfigError, match="is for the classes background, blowhole"):
         Segmenter(path, screen=screen_file)
+
+
+class Elsewhere:
+    """A backend that says other things of itself than the one that it wraps."""
+
+    def __init__(self, inner: OrtBackend, spec: BackendSpec) -> None:
+        self.spec, self.infer, self.close = spec, inner.infer, inner.close
+
+
+def test_screen_before_a_model_on_a_gpu_is_refused(model: Path, screen_file: Path) -> None:
+    inner = OrtBackend(model)
+    elsewhere = Elsewhere(inner, replace(inner.spec, device="cuda:0"))
+    with pytest.raises(ConfigError, match="this one runs on cuda:0: leave the screen out"):
+        ScreenedBackend(elsewhere, Screen(screen_file))
+
+
+def test_screen_before_a_model_of_unknown_sight_is_refused(model: Path, screen_file: Path) -> None:
+    inner = OrtBackend(model)
+    blind = replace(inner.spec.card, receptive_field_px=0)
+    with pytest.raises(ModelError, match="does not say how far it sees"):
+        ScreenedBackend(Elsewhere(inner, replace(inner.spec, card=blind)), Screen(screen_file))
+
+
+@pytest.mark.parametrize("model_sight_px", [33, 5001])
+def test_screened_model_sees_as_far_as_the_farther_of_both_with_a_cells_neighbours(
+    model: Path, screen_file: Path, model_sight_px: int
+) -> None:
+    inner, screen = OrtBackend(model), Screen(screen_file)
+    card = replace(inner.spec.card, receptive_field_px=model_sight_px)
+    backend = ScreenedBackend(Elsewhere(inner, replace(inner.spec, card=card)), screen)
+    by_screen_px = screen.card.receptive_field_px + 4 * CELL_PX
+    assert backend.spec.card.receptive_field_px == max(model_sight_px, by_screen_px)
+
+
+def test_closing_a_screened_backend_closes_model_and_screen(model: Path, screen_file: Path) -> None:
+    inner, screen = OrtBackend(model), Screen(screen_file)
+    ScreenedBackend(inner, screen).close()
+    with pytest.raises(InferenceError, match="is closed"):
+        inner.infer(web(64, 64)[None])
+    with pytest.raises(InferenceError, match="is closed"):
+        screen.cells(web(64, 64))
+
+
+def test_halved_picture_is_the_mean_of_four_pixels_and_mirrored_at_its_end() -> None:
+    rows = np.array([[0, 0, 0, 0], [40, 60, 40, 40], [80, 80, 80, 80]], np.uint8)
+    np.testing.assert_array_equal(halved(rows, 4), [[25, 20], [65, 60]])
+    np.testing.assert_array_equal(halved(rows.T.copy(), 4), [[25, 65], [20, 60]])
+    assert halved(np.zeros((33, 1), np.uint8)).shape == (32, 16)
