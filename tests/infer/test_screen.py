@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from magtiles_seg.dataset.synthetic import synthetic_tile
-from magtiles_seg.errors import ConfigError, InferenceError, ModelError
+from magtiles_seg.errors import ConfigError, InferenceError, ModelError, ParityError
 from magtiles_seg.infer.backends.base import BackendSpec
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.screen import Screen, ScreenedBackend, windows
@@ -21,6 +21,7 @@ from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.cells import CELL_PX, halved
+from magtiles_seg.model.screen import ScreenGraph
 
 
 def web(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -239,3 +240,13 @@ def test_halved_picture_is_the_mean_of_four_pixels_and_mirrored_at_its_end() -> 
     np.testing.assert_array_equal(halved(rows, 4), [[25, 20], [65, 60]])
     np.testing.assert_array_equal(halved(rows.T.copy(), 4), [[25, 65], [20, 60]])
     assert halved(np.zeros((33, 1), np.uint8)).shape == (32, 16)
+
+
+def test_screen_that_answers_otherwise_than_its_network_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ScreenGraph.cells
+    monkeypatch.setattr(ScreenGraph, "cells", lambda graph, image: own(graph, image) + 0.01)
+    with pytest.raises(ParityError, match=r"differs by 0\.01 in probability"):
+        make_screen(tmp_path / "screen.onnx", web(64, 96))
+    assert not list(tmp_path.iterdir())

@@ -110,7 +110,7 @@ def _key_of(entry: object, name: str, where: str) -> float | str | None:
         DataError: It is no id.
     """
     key = expect(entry, dict, where).get(name)
-    return None if key is None else expect(key, (int, float, str), f"{where}: {name}")  # type: ignore[no-any-return]
+    return None if key is None else expect(key, (int, float, str), f"{where}: {name}")
 
 
 def _picture(
