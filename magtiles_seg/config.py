@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.files import read_text
 from magtiles_seg.labels import IGNORE, LABELS, mistake_of_labels
 
 if TYPE_CHECKING:
@@ -452,11 +453,12 @@ def load_params(
         overrides: Values for this run, each as `"train.epochs=5"`; what follows `=` is YAML.
 
     Raises:
-        ConfigError: Unknown sections or keys, wrong types, values out of range: all at once.
+        ConfigError: Unknown sections or keys, wrong types, values out of range: all at once; or the
+            file is no YAML.
         FileNotFoundError: `path` does not exist.
     """
     where = "parameters" if path is None else str(path)
-    document = None if path is None else _parse(Path(path).read_text(encoding="utf-8"), where)
+    document = None if path is None else _parse(read_text(Path(path)), where)
     found: list[str] = []
     sections = _as_sections(document, found)
     for override in overrides:
@@ -513,7 +515,7 @@ def _parse(text: str, where: str) -> Any:  # noqa: ANN401  (any YAML value)
 
     try:
         return yaml.load(text, _loader())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 

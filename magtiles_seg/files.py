@@ -124,6 +124,21 @@ class Lock:
         self.release()
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a text file in UTF-8, without the mark that Windows puts first.
+
+    Raises:
+        OSError: It cannot be read.
+        ConfigError: It is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is no text in UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
+        ) from error
+
+
 def sha256_of(content: bytes | Path) -> str:
     """Return the SHA-256 of bytes, or of the file at a path, in 64 hexadecimal digits.
 

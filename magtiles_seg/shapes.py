@@ -215,10 +215,11 @@ def decode_rle(counts: npt.NDArray[np.int64], height: int, width: int) -> Mask:
     Raises:
         DataError: A run is negative, or together they are not the picture's pixels.
     """
-    if (counts < 0).any() or int(counts.sum()) != height * width:
+    pixels = height * width
+    total = sum(counts.tolist())  # in Python's numbers, which do not wrap
+    if (counts < 0).any() or total != pixels:
         raise DataError(
-            f"run lengths of {int(counts.sum())} px; expected {height * width}, of a picture of "
-            f"{width} x {height} px"
+            f"run lengths of {total} px; expected {pixels}, of a picture of {width} x {height} px"
         )
     values = np.arange(len(counts)) % 2 == 1
     return np.repeat(values, counts).reshape(width, height).T.copy()
@@ -262,7 +263,10 @@ def rle_from_text(text: str) -> npt.NDArray[np.int64]:
             if not more and bits & 0x10:
                 value |= -1 << (5 * place)
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-    return np.array(counts, np.int64)
+    try:
+        return np.array(counts, np.int64)
+    except OverflowError:
+        raise DataError(f"no run lengths in COCO's form: {text[:40]!r}") from None
 
 
 def labelme_content(

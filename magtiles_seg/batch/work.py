@@ -77,7 +77,7 @@ class Job:
         return Segmenter(**{**given, **self.segmenter})
 
     def identity(self, segmenter: Segmenter) -> dict[str, object]:
-        """Return what makes two runs the same run, as JSON values."""
+        """Return what makes two runs the same run, as JSON values; None: as ever."""
         source = as_text(without_secrets(self.source))
         if not is_url(source) and Path(self.source).is_file():
             source = f"{source} sha256:{sha256_of(Path(self.source))}"
@@ -86,6 +86,9 @@ class Job:
             "model_sha256": spec.sha256,
             "backend": spec.name,
             "device": spec.device.partition(":")[0],
+            "precision": None if spec.precision == "fp32" else spec.precision,
+            "screen_sha256": spec.screen_sha256 or None,
+            "flips": self.segmenter.get("flips") or None,
             "decision": segmenter.decision.to_dict(),
             "mm_per_px": self.segmenter.get("mm_per_px"),
             "source": source,

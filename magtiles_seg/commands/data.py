@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from magtiles_seg.commands import audit, grouping, options
 from magtiles_seg.dataset.layouts import FORMAT_NAMES
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.files import read_text
 from magtiles_seg.progress import bar, remark
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ def run_leak(arguments: argparse.Namespace) -> int:
     from magtiles_seg.evaluate.compare import compare, read_pictures
     from magtiles_seg.evaluate.folds import leak_to_markdown
 
-    texts = [path.read_text(encoding="utf-8") for path in (arguments.grouped, arguments.random)]
+    texts = [read_text(path) for path in (arguments.grouped, arguments.random)]
     print(leak_to_markdown(compare(*map(read_pictures, texts))))
     return options.ACCEPTED
 
@@ -274,6 +275,7 @@ def run_synth(arguments: argparse.Namespace) -> int:
     """Write the tiles."""
     from magtiles_seg.dataset.synthetic import write_dataset
 
+    options.check_output(arguments.directory)
     with bar("data synth", "tile") as progress:
         root = write_dataset(
             arguments.directory, tiles=arguments.tiles, seed=arguments.seed, progress=progress

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magtiles_seg.commands import options
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.files import write
+from magtiles_seg.files import read_text, write
 from magtiles_seg.progress import bar
 
 _EXAMPLES = """
@@ -82,22 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     for out in (arguments.out, arguments.json and arguments.json.parent):
         if out:
             options.check_output(out)
-    if arguments.triptychs < 0 or (arguments.triptychs and not arguments.out):
-        raise ConfigError(
-            f"--triptychs {arguments.triptychs} needs a number of at least 0 and a folder to write "
-            "to: add --out DIR"
-        )
-    several = arguments.folds or arguments.repeats
-    if arguments.triptychs and (arguments.repeats or arguments.scored):
-        raise ConfigError("--triptychs is for pictures that are scored once, now; leave it out")
-    if arguments.group_by is not None and (several or arguments.scored):
-        raise ConfigError(
-            "--group-by is for pictures that are scored now; runs and scored pictures know their "
-            "tiles: leave it out"
-        )
+    _check_asked(arguments)
     if arguments.scored:
         return _scored(arguments)
-    if several:
+    if arguments.folds or arguments.repeats:
         from magtiles_seg.commands import runs
 
         return (runs.join if arguments.folds else runs.spread)(arguments, params)
@@ -126,6 +114,40 @@ def run(arguments: argparse.Namespace) -> int:
     return options.ACCEPTED
 
 
+def _check_asked(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go together: none is left out without a word."""
+    if arguments.triptychs < 0 or (arguments.triptychs and not arguments.out):
+        raise ConfigError(
+            f"--triptychs {arguments.triptychs} needs a number of at least 0 and a folder to write "
+            "to: add --out DIR"
+        )
+    if arguments.triptychs and (arguments.repeats or arguments.scored):
+        raise ConfigError("--triptychs is for pictures that are scored once, now; leave it out")
+    if arguments.write_card and arguments.screen is not None:
+        raise ConfigError(
+            "--write-card is for figures of the model alone, these are of the model behind a "
+            "screen: leave one of them out"
+        )
+    if not (arguments.folds or arguments.repeats or arguments.scored):
+        return
+    if arguments.group_by is not None:
+        raise ConfigError(
+            "--group-by is for pictures that are scored now; runs and scored pictures know their "
+            "tiles: leave it out"
+        )
+    given = {
+        "DATASET_DIR": arguments.dataset,
+        "--model": arguments.model,
+        "--screen": arguments.screen,
+        "--write-card": arguments.write_card or None,
+    }
+    if unused := [word for word, value in given.items() if value is not None]:
+        raise ConfigError(
+            f"{' and '.join(unused)} {'is' if len(unused) == 1 else 'are'} for one model that is "
+            "scored now; runs bring their own models, scored pictures need none: leave it out"
+        )
+
+
 def _scored(arguments: argparse.Namespace) -> int:
     """Print and write what one verdict a tile makes of pictures that were scored before."""
     from magtiles_seg.evaluate.compare import read_pictures
@@ -137,7 +159,7 @@ def _scored(arguments: argparse.Namespace) -> int:
             f"--scored gives the figures of T-tile, printed and as --json; got protocol {protocol}"
             f"{' and --out' if arguments.out else ''}: score the pictures anew for others"
         )
-    records = read_pictures(arguments.scored.read_text(encoding="utf-8"))
+    records = read_pictures(read_text(arguments.scored))
     result = summarize(records, protocol=protocol)
     if arguments.json:
         write(arguments.json, result.to_json())

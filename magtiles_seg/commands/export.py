@@ -175,6 +175,7 @@ def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
                 f"--{option.replace('_', '-')} is for an artefact: give --out a folder, "
                 f"got {arguments.out}"
             )
+    options.check_output_file(arguments.out, ".onnx")
     options.import_extra("magtiles_seg.export.graph", "export")
     from magtiles_seg import pipeline
 

@@ -102,9 +102,30 @@ def check_output(out: Path) -> None:
         )
 
 
+def check_output_file(out: Path, suffix: str) -> None:
+    """Check that a file can be written, before any work is done for it; its folder is made.
+
+    Raises:
+        ConfigError: Its name does not end so, a folder is in the way, or its folder cannot be
+            written to.
+    """
+    if out.suffix.lower() != suffix:
+        raise errors.ConfigError(f"--out {out}: expected a name that ends in {suffix}")
+    if out.is_dir():
+        raise errors.ConfigError(f"{out} is a folder; expected the name of a file as --out")
+    check_output(out.parent)
+
+
 def as_epilog(examples: str) -> str:
     """Return the end of a help page."""
     return f"examples:\n{indent(cleandoc(examples), '  ')}"
+
+
+def bundled_names() -> str:
+    """Return the names of the models that this installation carries, the default first."""
+    from magtiles_seg.model.bundled import BUNDLED_MODELS
+
+    return ", ".join(BUNDLED_MODELS).replace("lite0", "lite0 (default)")
 
 
 def add_model(verb: argparse.ArgumentParser) -> None:
@@ -113,7 +134,7 @@ def add_model(verb: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="FILE",
-        help="a model file, or a bundled model: lite0 (default), small, nano",
+        help=f"a model file, or a bundled model: {bundled_names()}",
     )
 
 

@@ -10,7 +10,7 @@ from magtiles_seg.progress import wrap
 
 _EXAMPLES = """
   magtiles-seg screen --model runs/model.onnx --out runs/screen.onnx
-  magtiles-seg screen --model nano --split data/split.json --kept 0.995 --out screen.onnx
+  magtiles-seg screen --model lite0 --split data/split.json --kept 0.995 --out screen.onnx
   magtiles-seg stream web/ --model runs/model.onnx --screen runs/screen.onnx
 
   It prints what was kept and passed on, on the split's validation part. The less is passed on, the
@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train the screen and print what it does."""
     from magtiles_seg import pipeline
 
+    options.check_output_file(arguments.out, ".onnx")
     params = options.read_params(arguments)
     options.import_extra("magtiles_seg.train.screen", "train")
     options.import_extra("magtiles_seg.export.screen", "export")

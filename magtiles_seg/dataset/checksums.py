@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from magtiles_seg.dataset.groups import FILE_NAME as GROUPS
 from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES, REVIEWED
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.files import sha256_of
+from magtiles_seg.files import read_text, sha256_of
 
 _LINE = re.compile(r"(?P<sha256>[0-9a-f]{64}) [ *](?P<path>[^\\]+)")
 _SHOWN = 20
@@ -27,8 +27,8 @@ def read_checksums(path: Path) -> Checksums:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ConfigError: A line has another form, a path leads out of the data set, or stands there
-            twice.
+        ConfigError: It is no text, a line has another form, a path leads out of the data set, or
+            stands there twice.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -36,7 +36,7 @@ def read_checksums(path: Path) -> Checksums:
             "write it with sha256sum, or set data_load.checksums=null"
         )
     listed: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         match = _LINE.fullmatch(line)
         if match is None or not _is_inside(match["path"]):
             raise ConfigError(

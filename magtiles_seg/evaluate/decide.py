@@ -187,7 +187,8 @@ def choose_decision(
         threshold and reject score are those that `false_reject` allows.
 
     Raises:
-        ConfigError: There are no samples, or none that is sound or has a defect pixel.
+        ConfigError: There are no samples, or none that is sound or has a defect pixel; or all are
+            sound, and the model is sure of defects on too many.
     """
     fixed, names = get_protocol(protocol), tuple(labels)
     search = DecisionSearch()
@@ -249,7 +250,8 @@ class DecisionSearch:
             false_reject: Where all are sound: the share of them that may be rejected.
 
         Raises:
-            ConfigError: There are no pictures, or none that is sound or has a defect pixel.
+            ConfigError: There are no pictures, or none that is sound or has a defect pixel; or all
+                are sound, and the model is sure of defects on too many.
         """
         if self.is_sound:
             return self._of_sound(false_reject)
@@ -272,15 +274,24 @@ class DecisionSearch:
         """Return the decision whose mask and score leave all but a share of sound pictures alone.
 
         The margin stays as it is: nothing speaks for another one.
+
+        Raises:
+            ConfigError: No threshold does.
         """
         area = max(self._own.min_area_px, SOUND_AREA_PX)
         levels = [np.partition(bins.ravel(), -min(area, bins.size))[-area:].min()
                   for bins, _ in self._kept]  # fmt: skip
         level = sound_limit(np.asarray(levels, float), false_reject)
         score = sound_limit(np.asarray(self._own_scores), false_reject)
+        if level > BINS - 2 or score >= 1:
+            raise ConfigError(
+                f"on {len(self._kept)} sound pictures the model is sure of defects, so no "
+                f"threshold leaves all but {false_reject:g} of them alone: train it on more "
+                "pictures, or on larger ones"
+            )
         return replace(
             self._own,
-            threshold=min(level + 1, BINS - 1) / BINS,
+            threshold=(level + 1) / BINS,
             min_area_px=area,
             reject_score=min(1.0, score + _GRAIN),
             review_score=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -156,9 +156,11 @@ def evaluate(
     """
     fixed = get_protocol(protocol)
     used: set[Decision] = set()
+    screens: set[str] = set()
 
     def see(sample: Sample, answer: Segmentation, target: NDArray[np.uint8]) -> None:
         used.add(answer.decision)
+        screens.update({answer.model.get("screen_sha256", "")} - {""})
         if watch is not None:
             watch(sample, answer, target)
 
@@ -172,7 +174,7 @@ def evaluate(
         progress=progress,
         watch=see,
     )
-    return summarize(
+    result = summarize(
         records,
         protocol=fixed,
         decision=used.pop() if len(used) == 1 else None,
@@ -180,6 +182,12 @@ def evaluate(
         seed=seed,
         left_out=len(samples) - sum(map(fixed.scores, samples)),
     )
+    behind = (
+        f"These figures are of the model behind a screen (SHA-256 {sha256}): where that saw "
+        "nothing, the model did not look."
+        for sha256 in sorted(screens)
+    )
+    return replace(result, notes=(*behind, *result.notes))
 
 
 def summarize(

@@ -58,7 +58,7 @@ class Screen:
             ModelError: The file is damaged, or is no screen.
         """
         threads = check_threads(threads)
-        data = read_onnx(path)
+        data = _read(path)
         self.path, self.sha256 = path, sha256_of(data)
         opened = partial(open_on_cpu, path=path, threads=threads)
         where = path.absolute()
@@ -82,8 +82,9 @@ class Screen:
             InferenceError: The screen is closed, or onnxruntime failed.
         """
         small = halved(image, self.card.stride)
+        session = self._session.get()
         try:
-            (cells,) = self._session.get().run(["cells"], {"image": small[None]})
+            (cells,) = session.run(["cells"], {"image": small[None]})
         except Exception as error:
             raise InferenceError(
                 f"the screen {self.path} failed on a picture {image.shape}: {first_line(error)}"
@@ -111,6 +112,13 @@ class Screen:
     def close(self) -> None:
         """Free the session once the calls in progress have ended."""
         self._session.close()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_onnx(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no screen at {path}; `magtiles-seg screen` writes one") from None
 
 
 def _read_card(session: onnxruntime.InferenceSession, path: Path) -> ModelCard:
@@ -277,7 +285,8 @@ class ScreenedBackend:
         cell_px = self._cell_px
         for window in windows(cells, self._halo):
             shown = window.grown(self._halo, *cells.shape)
-            seen, kinds = self._inner.infer(np.ascontiguousarray(image[self._pixels(shown)])[None])
+            part_of = self._aligned(shown, image.shape)
+            seen, kinds = self._inner.infer(np.ascontiguousarray(image[part_of])[None])
             inside = self._pixels(window)
             own = (
                 slice((window.top - shown.top) * cell_px, None),
@@ -297,6 +306,18 @@ class ScreenedBackend:
             slice(window.top * cell_px, window.bottom * cell_px),
             slice(window.left * cell_px, window.right * cell_px),
         )
+
+    def _aligned(self, window: Window, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Return a window in px, with whole cells from its end to that of the picture.
+
+        A model that is shown mirrored views counts its strides from there.
+        """
+        rows, columns = self._pixels(window)
+        ends = [
+            side - max(0, side - part.stop) // self._cell_px * self._cell_px
+            for side, part in zip(shape, (rows, columns), strict=True)
+        ]
+        return slice(rows.start, ends[0]), slice(columns.start, ends[1])
 
     def close(self) -> None:
         """Close the model and the screen."""

@@ -162,7 +162,7 @@ class Segmenter:
             asked,
             flips,
             rebuild,
-            None if screen is None else Path(screen),
+            None if screen is None else Path(screen).absolute(),
         )
         self._backend, self._spec = self._origin.open(path)
         self._mm_per_px = mm_per_px
@@ -267,19 +267,23 @@ class Segmenter:
         """Load the model again.
 
         Raises:
-            ModelError: The file is another one than it was, or damaged.
+            ModelError: The model file, or the screen, is another one than it was, or damaged.
             FileNotFoundError, BackendUnavailableError: It or its runtime is not here.
         """
         self.__dict__.update(state)
-        known = self._spec.sha256
+        known = self._spec
         self._backend, self._spec = self._origin.open(model_path(self._origin.model))
-        if self._spec.sha256 != known:
-            self.close()
-            raise ModelError(
-                f"{self._spec.path} is another model here (SHA-256 {self._spec.sha256[:12]}…) than "
-                f"the one that the Segmenter was made with ({known[:12]}…): copy that file here, "
-                "or make a new Segmenter"
-            )
+        for path, found, wanted in (
+            (self._spec.path, self._spec.sha256, known.sha256),
+            (self._spec.screen, self._spec.screen_sha256, known.screen_sha256),
+        ):
+            if found != wanted:
+                self.close()
+                raise ModelError(
+                    f"{path} is another file here (SHA-256 {found[:12]}…) than the one that the "
+                    f"Segmenter was made with ({wanted[:12]}…): copy that file here, or make a "
+                    "new Segmenter"
+                )
 
     def __enter__(self) -> Segmenter:
         """Return this Segmenter."""

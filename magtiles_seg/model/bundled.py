@@ -23,7 +23,7 @@ BUNDLED_MODELS: dict[str, Path] = {name: path for name, path in _FILES.items() i
 def portable_model(model: str | os.PathLike[str]) -> str | Path:
     """Return a bundled model by its name, which holds on any machine, and others by full path."""
     name = os.fspath(model)
-    return name if name in BUNDLED_MODELS and not Path(name).exists() else Path(name).absolute()
+    return name if name in _FILES and not Path(name).exists() else Path(name).absolute()
 
 
 def model_path(model: str | os.PathLike[str] | None) -> Path:
@@ -33,7 +33,7 @@ def model_path(model: str | os.PathLike[str] | None) -> Path:
         model: A name from `BUNDLED_MODELS`, or a path; None: the default model.
 
     Raises:
-        FileNotFoundError: The installation carries no default model.
+        FileNotFoundError: The installation does not carry that model.
     """
     if model is None:
         if not BUNDLED_MODEL.exists():
@@ -43,4 +43,11 @@ def model_path(model: str | os.PathLike[str] | None) -> Path:
             )
         return BUNDLED_MODEL
     path = Path(model)
-    return path if path.exists() else BUNDLED_MODELS.get(os.fspath(model), path)
+    name = os.fspath(model)
+    if name in _FILES and name not in BUNDLED_MODELS and not path.exists():
+        raise FileNotFoundError(
+            f"this installation does not carry the model {name!r}, only "
+            f"{', '.join(BUNDLED_MODELS) or 'none'}; train it with `magtiles-seg train --set "
+            f"train.architecture={name}`, or name a model file"
+        )
+    return path if path.exists() else BUNDLED_MODELS.get(name, path)

@@ -35,6 +35,7 @@ from magtiles_seg.serve.shadow import Shadow
 from magtiles_seg.tile import TileResult
 
 _MAX_FIELDS = 16
+_QUERY = ("include", "mask", "tile")
 _CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "windows-1252"}
 _JSON, _PNG = "application/json", "image/png"
 
@@ -45,6 +46,12 @@ def wish_of(request: Request) -> Wish:
     Raises:
         Problem: 400 for an unknown word, 406 for a type that is not made here.
     """
+    if strange := [name for name in request.query_params if name not in _QUERY]:
+        raise Problem(
+            400,
+            f"unknown query word {strange[0]!r}; expected {', '.join(_QUERY)}: thresholds and "
+            "scale are those that the service was started with",
+        )
     words = ",".join(request.query_params.getlist("include"))
     include = frozenset(word for word in words.split(",") if word)
     if include - set(INCLUDES):

@@ -16,8 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from made_screens import make_screen
 
 from magtiles_seg.batch import Engine, Job, run_batch, summarize
+from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.errors import ConfigError, DataError
 
 ONE = Engine(workers=1)
@@ -112,6 +114,26 @@ def test_run_batch_with_another_model_is_refused(make_job: Callable[..., Job]) -
     (job.out / "run.json").write_text(json.dumps(found))
     with pytest.raises(ConfigError, match="holds a run with another model_sha256"):
         run_batch(job, ONE)
+
+
+def test_run_batch_with_another_screen_or_with_one_is_refused(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    picture = synthetic_tile(0, defect="crack", size_hw=(256, 256)).image
+    screens = [make_screen(tmp_path / f"{seed}.onnx", picture, seed=seed) for seed in (3, 4)]
+    without, one, other = (
+        make_job(segmenter={"model": make_job().segmenter["model"], "threads": 1, **given})
+        for given in ({}, *({"screen": screen} for screen in screens))
+    )
+    one.out.mkdir()
+    with one.open_segmenter() as segmenter:
+        (one.out / "run.json").write_text(json.dumps(one.identity(segmenter)))
+    for job in (without, other):
+        with pytest.raises(ConfigError, match="holds a run with another screen_sha256"):
+            run_batch(job, ONE)
+    flipped = replace(one, segmenter={**one.segmenter, "flips": True})
+    with pytest.raises(ConfigError, match="holds a run with another flips"):
+        run_batch(flipped, ONE)
 
 
 def test_run_batch_into_a_run_that_does_not_say_its_part_rows_is_refused(

@@ -174,3 +174,78 @@ def test_needed_package_that_cannot_be_loaded_is_no_bug_but_a_wrong_import_of_ou
     assert answer(ImportError("libGL.so.1: cannot open shared object file", name="cv2")) == 2
     assert "libGL.so.1" in capsys.readouterr().err
     assert answer(ImportError("no such name", name="magtiles_seg.image")) == 70
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data split --params odd.txt",
+        "evaluate --scored odd.txt",
+        "data leak odd.txt odd.txt",
+        "data load --set data_load.source=pictures --set data_load.checksums=odd.txt",
+    ],
+)
+def test_text_file_in_another_encoding_is_named_and_no_bug(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("odd.txt").write_bytes("Schäden".encode("latin-1"))
+    Path("pictures").mkdir()
+    assert cli.main(words.split()) == 2
+    said = "odd.txt is no text in UTF-8: invalid continuation byte at byte 3; save it as UTF-8"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["2024-02-31", "[" * 3000])
+def test_parameter_that_yaml_cannot_make_is_named_and_no_bug(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "split", "--set", f"train.start={value}"]) == 2
+    assert "override 'train.start=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["set", "set/out", "set/a/../b"])
+def test_convert_into_its_own_source_is_refused(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("set/a").mkdir(parents=True)
+    assert cli.main(["data", "convert", "set", out, "--to", "coco"]) == 2
+    assert (
+        f"{out} lies in set, which would then hold every picture twice" in capsys.readouterr().err
+    )
+
+
+def test_synth_into_a_file_says_what_is_in_the_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jpg").touch()
+    assert cli.main(["data", "synth", str(tmp_path / "a.jpg"), "--tiles", "1"]) == 2
+    assert "a.jpg cannot be the output folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("screen.bin", "expected a name that ends in .onnx"),
+        ("folder.onnx", "is a folder; expected the name of a file"),
+        ("file/screen.onnx", "cannot be the output folder"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["screen", "export --model m.safetensors"])
+def test_output_that_cannot_be_written_is_told_before_the_work(
+    verb: str,
+    out: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if verb.startswith("export") and not out.endswith(".onnx"):
+        pytest.skip("a folder of artefacts")
+    monkeypatch.chdir(tmp_path)
+    Path("folder.onnx").mkdir()
+    Path("file").touch()
+    assert cli.main([*verb.split(), "--out", out]) == 2
+    assert said in capsys.readouterr().err

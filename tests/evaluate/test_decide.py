@@ -209,6 +209,29 @@ def test_choose_on_sound_pictures_rejects_and_marks_no_more_than_the_share() -> 
     assert search.is_sound
 
 
+@pytest.mark.parametrize("sure_px", [100, 40])
+def test_choose_on_sound_pictures_that_a_model_is_sure_are_defective_is_refused(
+    sure_px: int,
+) -> None:
+    search = DecisionSearch()
+    probability = np.zeros((40, 40), np.float32)
+    probability.ravel()[:sure_px] = 1.0
+    for _ in range(20):
+        search.add(answer_of(probability), np.zeros((40, 40), np.uint8), 0)
+    with pytest.raises(ConfigError, match=r"on 20 sound pictures the model is sure of defects"):
+        search.decision(recall=0.95)
+
+
+def test_choose_on_sound_pictures_a_few_of_which_the_model_is_sure_of_leaves_the_others() -> None:
+    search = DecisionSearch()
+    sound, sure = (answer_of(np.full((40, 40), level, np.float32)) for level in (0.98, 1.0))
+    for answer in [sound] * 19 + [sure]:
+        search.add(answer, np.zeros((40, 40), np.uint8), 0)
+    chosen = search.decision(recall=0.95, false_reject=0.1)
+    decided = sound.redecide(**chosen.to_dict())
+    assert (decided.verdict, decided.defects) == ("accept", ())
+
+
 def test_choose_on_no_pictures_is_refused() -> None:
     with pytest.raises(ConfigError, match="defect pixel"):
         DecisionSearch().decision(recall=0.95)

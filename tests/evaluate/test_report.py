@@ -55,6 +55,19 @@ def samples(tmp_path: Path) -> list[Sample]:
     ]
 
 
+def test_evaluate_behind_a_screen_says_so_in_its_notes(samples: list[Sample]) -> None:
+    def screened(image: Pixels) -> Segmentation:
+        model = {"name": "m", "screen_sha256": "ab12"}
+        answer = predict_bright(image)
+        return Segmentation.from_prediction(image, *answer, decision=Decision(), model=model)
+
+    result = evaluate(screened, samples, resamples=0)
+    said = "These figures are of the model behind a screen (SHA-256 ab12)"
+    assert result.notes[0].startswith(said)
+    assert said in result.to_markdown()
+    assert not any("screen" in note for note in evaluate(predict_bright, samples).notes)
+
+
 def test_evaluate_native_gives_the_pooled_figures(samples: list[Sample]) -> None:
     figures = evaluate(predict_bright, samples, resamples=0).figures
     tp, fp, fn, tn = 4, 2 + 2 + 16, 2 + 4, 8 + 12 + 16 + 14

@@ -150,3 +150,19 @@ def test_evaluate_scored_pictures_gives_t_tile_without_a_model(
     assert "--scored gives the figures of T-tile" in capsys.readouterr().err
     assert cli.main([*words, "--group-by", "(.)"]) == 2
     assert "--group-by is for pictures that are scored now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--write-card", "--screen", "s.onnx"], "--write-card is for figures of the model alone"),
+        (["--scored", "p.csv", "--model", "m.onnx"], "--model is for one model that is scored now"),
+        (["--folds", "a", "--screen", "s.onnx"], "--screen is for one model that is scored now"),
+        (["tiles", "--write-card", "--repeats", "a"], "DATASET_DIR and --write-card are for one"),
+    ],
+)
+def test_evaluate_refuses_options_that_it_would_leave_out(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", *words]) == 2
+    assert said in capsys.readouterr().err

@@ -1,28 +1,27 @@
 from __future__ import annotations
 
-import dataclasses
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_screens import make_screen
 from numpy.typing import NDArray
 from PIL import Image
 
 from magtiles_seg.dataset.synthetic import synthetic_tile
-from magtiles_seg.errors import ConfigError, ModelError
-from magtiles_seg.export.screen import write_screen
+from magtiles_seg.errors import ConfigError, InferenceError, ModelError, ParityError
+from magtiles_seg.infer.backends.base import BackendSpec
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.screen import Screen, ScreenedBackend, windows
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.model.card import ModelCard
-from magtiles_seg.model.cells import CELL_PX
-from magtiles_seg.model.screen import ScreenNetwork
-from magtiles_seg.result import Decision
+from magtiles_seg.model.cells import CELL_PX, halved
+from magtiles_seg.model.screen import ScreenGraph
 
 
 def web(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -32,25 +31,9 @@ def web(rows: int, columns: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def screen_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def screen_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A screen that passes on some cells of `web` and not others."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        network = ScreenNetwork().eval()
-    path = tmp_path_factory.mktemp("screen") / "screen.onnx"
-    card = ModelCard(
-        name="test-screen",
-        architecture="screen",
-        labels=OrtBackend(model).spec.card.labels,
-        stride=CELL_PX,
-        receptive_field_px=network.receptive_field_px,
-    )
-    picture = web(512, 512)
-    write_screen(network, path, card, [picture])
-    threshold = float(np.quantile(Screen(path).cells(picture), 0.97))
-    card = dataclasses.replace(card, decision=Decision(threshold=threshold))
-    write_screen(network, path, card, [picture])
-    return path
+    return make_screen(tmp_path_factory.mktemp("screen") / "screen.onnx", web(512, 512))
 
 
 def dilated(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -145,8 +128,55 @@ def test_model_file_as_screen_is_refused(model: Path, screen_file: Path) -> None
         Segmenter(model, screen=model)
     with pytest.raises(ModelError, match="is not a magtiles-seg model"):
         Segmenter(screen_file)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"^no screen at .*missing.onnx; `magtiles-seg scr"):
         Segmenter(model, screen="missing.onnx")
+
+
+def test_screen_is_found_from_another_folder_and_no_other_is_taken_for_it(
+    model: Path, screen_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "screen.onnx"
+    copied.write_bytes(screen_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with Segmenter(model, screen="screen.onnx") as segmenter:
+        sent = pickle.dumps(segmenter)
+    monkeypatch.chdir("/")
+    with pickle.loads(sent) as again:
+        assert again.spec.screen == copied
+    make_screen(copied, web(512, 512), seed=4)
+    with pytest.raises(ModelError, match=r"screen\.onnx is another file here \(SHA-256 "):
+        pickle.loads(sent)
+
+
+def test_closed_segmenter_with_a_screen_says_that_it_is_closed(
+    model: Path, screen_file: Path
+) -> None:
+    segmenter = Segmenter(model, screen=screen_file)
+    segmenter.close()
+    segmenter.close()
+    with pytest.raises(InferenceError, match=r"^the model .*screen.onnx is closed"):
+        segmenter(web(64, 64))
+
+
+@pytest.mark.parametrize("size", [(512, 512), (530, 1217), (493, 700)])
+def test_screened_answer_of_mirrored_views_is_the_model_s_where_passed(
+    model: Path, screen_file: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def two_cells(_: Screen, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        passed = np.zeros([-(-side // CELL_PX) for side in image.shape], np.bool_)
+        passed[2, 3] = passed[8, 14] = True
+        return passed
+
+    monkeypatch.setattr(Screen, "passes", two_cells)
+    picture = web(*size)
+    with (
+        Segmenter(model, flips=True) as alone,
+        Segmenter(model, flips=True, screen=screen_file) as segmenter,
+    ):
+        found = segmenter(picture).probability
+        passed = found > 0
+        assert passed.sum() == 2 * CELL_PX**2
+        np.testing.assert_array_equal(found[passed], alone(picture).probability[passed])
 
 
 def test_screen_of_other_classes_is_refused(screen_file: Path, tmp_path: Path) -> None:
@@ -162,3 +192,61 @@ def test_screen_of_other_classes_is_refused(screen_file: Path, tmp_path: Path) -
     path.write_bytes(build_onnx(network, card))
     with pytest.raises(ConfigError, match="is for the classes background, blowhole"):
         Segmenter(path, screen=screen_file)
+
+
+class Elsewhere:
+    """A backend that says other things of itself than the one that it wraps."""
+
+    def __init__(self, inner: OrtBackend, spec: BackendSpec) -> None:
+        self.spec, self.infer, self.close = spec, inner.infer, inner.close
+
+
+def test_screen_before_a_model_on_a_gpu_is_refused(model: Path, screen_file: Path) -> None:
+    inner = OrtBackend(model)
+    elsewhere = Elsewhere(inner, replace(inner.spec, device="cuda:0"))
+    with pytest.raises(ConfigError, match="this one runs on cuda:0: leave the screen out"):
+        ScreenedBackend(elsewhere, Screen(screen_file))
+
+
+def test_screen_before_a_model_of_unknown_sight_is_refused(model: Path, screen_file: Path) -> None:
+    inner = OrtBackend(model)
+    blind = replace(inner.spec.card, receptive_field_px=0)
+    with pytest.raises(ModelError, match="does not say how far it sees"):
+        ScreenedBackend(Elsewhere(inner, replace(inner.spec, card=blind)), Screen(screen_file))
+
+
+@pytest.mark.parametrize("model_sight_px", [33, 5001])
+def test_screened_model_sees_as_far_as_the_farther_of_both_with_a_cells_neighbours(
+    model: Path, screen_file: Path, model_sight_px: int
+) -> None:
+    inner, screen = OrtBackend(model), Screen(screen_file)
+    card = replace(inner.spec.card, receptive_field_px=model_sight_px)
+    backend = ScreenedBackend(Elsewhere(inner, replace(inner.spec, card=card)), screen)
+    by_screen_px = screen.card.receptive_field_px + 4 * CELL_PX
+    assert backend.spec.card.receptive_field_px == max(model_sight_px, by_screen_px)
+
+
+def test_closing_a_screened_backend_closes_model_and_screen(model: Path, screen_file: Path) -> None:
+    inner, screen = OrtBackend(model), Screen(screen_file)
+    ScreenedBackend(inner, screen).close()
+    with pytest.raises(InferenceError, match="is closed"):
+        inner.infer(web(64, 64)[None])
+    with pytest.raises(InferenceError, match="is closed"):
+        screen.cells(web(64, 64))
+
+
+def test_halved_picture_is_the_mean_of_four_pixels_and_mirrored_at_its_end() -> None:
+    rows = np.array([[0, 0, 0, 0], [40, 60, 40, 40], [80, 80, 80, 80]], np.uint8)
+    np.testing.assert_array_equal(halved(rows, 4), [[25, 20], [65, 60]])
+    np.testing.assert_array_equal(halved(rows.T.copy(), 4), [[25, 65], [20, 60]])
+    assert halved(np.zeros((33, 1), np.uint8)).shape == (32, 16)
+
+
+def test_screen_that_answers_otherwise_than_its_network_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ScreenGraph.cells
+    monkeypatch.setattr(ScreenGraph, "cells", lambda graph, image: own(graph, image) + 0.01)
+    with pytest.raises(ParityError, match=r"differs by 0\.01 in probability"):
+        make_screen(tmp_path / "screen.onnx", web(64, 96))
+    assert not list(tmp_path.iterdir())

@@ -166,6 +166,15 @@ def test_bundled_models_segment_by_their_names_and_travel_by_them() -> None:
             copied.close()
 
 
+def test_model_that_this_installation_does_not_carry_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bundled_module, "BUNDLED_MODELS", {"lite0": BUNDLED_MODEL})
+    with pytest.raises(FileNotFoundError, match=r"does not carry the model 'nano', only lite0; tr"):
+        Segmenter("nano")
+    assert portable_model("nano") == "nano"
+
+
 def test_model_path_prefers_a_file_of_a_bundled_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,7 +257,7 @@ def test_segmenter_unpickled_where_the_file_is_another_is_model_error(
     sent = pickle.dumps(Segmenter(path))
     other, card = parse_sealed(model.read_bytes(), "model")
     path.write_bytes(sealed(other, replace(card, name="other")))
-    with pytest.raises(ModelError, match="is another model here"):
+    with pytest.raises(ModelError, match=r"model\.onnx is another file here"):
         pickle.loads(sent)
     path.unlink()
     with pytest.raises(FileNotFoundError):

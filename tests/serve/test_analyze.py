@@ -45,7 +45,9 @@ def test_wish_reads_words_of_repeated_and_joined_queries() -> None:
     assert wish.mask == "rle"
 
 
-@pytest.mark.parametrize("query", ["include=verdikt", "mask=png", "mask="])
+@pytest.mark.parametrize(
+    "query", ["include=verdikt", "mask=png", "mask=", "threshold=0.9", "mask=rle&tiles=true"]
+)
 def test_wish_of_unknown_word_is_400(query: str) -> None:
     with pytest.raises(Problem, match="expected") as caught:
         wish_of(request(query))

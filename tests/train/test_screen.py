@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from magtiles_seg.dataset.augment import View
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import DataError
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.model.cells import CELL_PX
+from magtiles_seg.model.losses import IGNORED_PIXEL
 from magtiles_seg.model.screen import ScreenNetwork
 from magtiles_seg.train import screen as screens
+from magtiles_seg.train.data import Batch
 
 SIDE = 160
 
@@ -95,6 +98,35 @@ def test_threshold_keeps_the_share_that_was_asked_for_and_not_more(
     assert (given.threshold, given.kept) == (0.15, 0.3)  # 15, 17, 19
     everything = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=1.0)
     assert everything.threshold == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("width_px", "kept"), [(100, 1.0), (160, 0.0)])
+def test_region_stays_found_where_half_of_its_pixels_are_passed_on(
+    width_px: int, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = np.zeros((SIDE // CELL_PX,) * 2, np.float32)
+    cells[0, 0] = 0.4  # with its neighbours, 64 px are passed on
+    monkeypatch.setattr(screens, "_cells", lambda _, __: cells)
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[:10, :width_px] = 255
+    views = [View(mask, mask, mask)]
+    choice = screens.choose_threshold(
+        ScreenNetwork(), views, lambda image: image // 255, kept=1.0, threshold=0.4
+    )
+    assert choice.kept == choice.kept_all == kept
+
+
+def test_cells_that_nobody_knows_teach_nothing() -> None:
+    torch.manual_seed(0)
+    network = ScreenNetwork().eval()
+    target = torch.zeros(1, 1, 64, 64)
+    target[..., 32:] = IGNORED_PIXEL
+    image = torch.rand(1, 1, 64, 64) * 255
+    with torch.inference_mode():
+        logit = network(functional.avg_pool2d(image, 2).round())[0, 0]
+        found = screens._loss(network, Batch(image, target, torch.zeros(1)))
+    expected = float(functional.softplus(logit[:, 0]).mean())
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 def test_threshold_is_never_above_a_half(

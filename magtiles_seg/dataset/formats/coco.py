@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from magtiles_seg.dataset.formats.pictures import (
     Files,
@@ -73,7 +74,7 @@ def _read_file(
     images = _by_id(content["images"], f"{path}: image")
     drawn: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
-        drawn[expect(annotation, dict, f"{path}: annotation").get("image_id")].append(annotation)
+        drawn[_key_of(annotation, "image_id", f"{path}: annotation")].append(annotation)
     for key in drawn.keys() - images.keys():
         found.problems.append(
             f"{path}: annotation {drawn[key][0].get('id')} is of the image {key!r}, which is not "
@@ -102,6 +103,16 @@ def _by_id(entries: list[Any], where: str) -> dict[Any, dict[str, Any]]:
     return found
 
 
+def _key_of(entry: object, name: str, where: str) -> float | str | None:
+    """Return the id that an entry refers to.
+
+    Raises:
+        DataError: It is no id.
+    """
+    key = expect(entry, dict, where).get(name)
+    return None if key is None else expect(key, (int, float, str), f"{where}: {name}")
+
+
 def _picture(
     path: Path,
     image: dict[str, Any],
@@ -116,9 +127,10 @@ def _picture(
     regions = list[Region]()
     for annotation in drawn:
         where = f"{path}: annotation {annotation.get('id')} of {source.name}"
-        if annotation.get("category_id") not in labels:
-            raise DataError(f"{where}: category {annotation.get('category_id')!r} is not listed")
-        label = labels[annotation["category_id"]]
+        category = _key_of(annotation, "category_id", where)
+        if category not in labels:
+            raise DataError(f"{where}: category {category!r} is not listed")
+        label = labels[category]
         region = _region(label, annotation.get("segmentation"), where, size, notes)
         if region is not None:
             regions.append(region)
@@ -130,12 +142,10 @@ def _region(
 ) -> Region | None:
     if isinstance(drawn, dict):
         counts = drawn.get("counts")
-        check_size(where, tuple(drawn.get("size") or (None, None)), size)
-        if isinstance(counts, str):
-            runs = rle_from_text(counts)
-        else:
-            runs = np.asarray(expect(counts, list, f"{where}: counts"), np.int64)
+        declared = expect(drawn.get("size") or [None, None], list, f"{where}: size")
+        check_size(where, tuple(declared), size)
         try:
+            runs = rle_from_text(counts) if isinstance(counts, str) else _runs(counts)
             decode_rle(runs, *size)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
@@ -150,6 +160,19 @@ def _region(
     ]
     kept = tuple(points for points in outlines if points is not None)
     return Region(label, kept) if kept else None
+
+
+def _runs(counts: object) -> npt.NDArray[np.int64]:
+    """Return run lengths that are numbers.
+
+    Raises:
+        DataError: They are none.
+    """
+    whole = [expect(count, int, "counts") for count in expect(counts, list, "counts")]
+    try:
+        return np.array(whole, np.int64)
+    except OverflowError:
+        raise DataError(f"counts: a run of {max(whole, key=abs):g} px") from None
 
 
 def write(

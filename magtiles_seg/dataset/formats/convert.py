@@ -134,10 +134,16 @@ def rewrite(
     Raises:
         FileNotFoundError: There is no such folder.
         ConfigError: The format is unknown.
-        DataError: The source is not whole, `out` is not empty, or the format cannot say it.
+        DataError: The source is not whole, `out` is not empty or lies in it, or the format cannot
+            say it.
     """
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}; expected a data set, unpacked")
+    if source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise DataError(
+            f"{out} lies in {source}, which would then hold every picture twice; name a folder "
+            "outside of it"
+        )
     found = format_of(source, wanted)
     if found is None:
         said = masks.read_description(source) if wanted.labels == LABELS else ()

@@ -39,7 +39,7 @@ def recognises(path: Path) -> bool:
     try:
         for _, element in ElementTree.iterparse(path, events=("start",)):
             return bool(element.tag == "annotations")
-    except (ElementTree.ParseError, OSError):
+    except (ElementTree.ParseError, LookupError, ValueError, OSError):
         pass
     return False
 
@@ -58,7 +58,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
             continue
         try:
             tree = ElementTree.parse(path).getroot()
-        except (ElementTree.ParseError, OSError) as error:
+        except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
             found.problems.append(f"{path}: no XML: {error}; export it again")
             continue
         names = [name.text or "" for name in tree.iterfind("./meta//labels/label/name")]
@@ -88,7 +88,7 @@ def _picture(path: Path, image: ElementTree.Element, files: Files, notes: Notes)
     declared = tuple(_number(image, key, where) for key in ("height", "width"))
     check_size(where, (declared[0], declared[1]), size)
     shapes = [shape for shape in image if shape.tag in _SHAPES]
-    shapes.sort(key=lambda shape: int(shape.get("z_order") or 0))
+    shapes.sort(key=lambda shape: _number(shape, "z_order", where, 0))
     regions = [
         region
         for number, shape in enumerate(shapes)
@@ -131,12 +131,15 @@ def _mask(shape: ElementTree.Element, where: str, size: tuple[int, int]) -> np.n
     )
     try:
         counts = np.array((shape.get("rle") or "").split(","), np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise DataError(f"{where}: rle {shape.get('rle')!r:.60}; expected numbers") from None
-    if (counts < 0).any() or int(counts.sum()) != width * height or min(width, height) < 1:
+    if not (1 <= width <= size[1] and 1 <= height <= size[0]):
         raise DataError(
-            f"{where}: run lengths of {int(counts.sum())} px; expected {width} x {height}"
+            f"{where}: {width} x {height} px; expected at most the picture's {size[1]} x {size[0]}"
         )
+    wanted = width * height
+    if ((counts < 0) | (counts > wanted)).any() or int(counts.sum()) != wanted:
+        raise DataError(f"{where}: run lengths are not of {width} x {height} px")
     part = np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width)
     return placed(part, left, top, *size)
 

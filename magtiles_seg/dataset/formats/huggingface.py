@@ -7,6 +7,7 @@ https://huggingface.co/docs/datasets/image_dataset. Besides `file_name` a line n
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,7 +15,14 @@ from typing import Any
 
 from magtiles_seg.dataset.formats.masks import read_masks
 from magtiles_seg.dataset.formats.masks import write as write_masks
-from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading, expect
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Progress,
+    Reading,
+    expect,
+    read_text,
+)
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 
@@ -76,18 +84,18 @@ def _read_list(
 
 
 def _rows(path: Path) -> list[Any]:
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
-            return list(csv.DictReader(text.splitlines()))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def _column(path: Path, rows: Sequence[Any]) -> str:
     """Return the column that names masks."""
-    names = {key for row in rows if isinstance(row, dict) for key in row}
+    names = {str(key) for row in rows if isinstance(row, dict) for key in row}
     for column in (*_COLUMNS, *sorted(names)):
         if column in names and (column == "mask" or column.endswith("_file_name")):
             return str(column)

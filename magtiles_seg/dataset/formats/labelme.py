@@ -110,7 +110,7 @@ def _outline(kind: str, points: object, where: str) -> object:
     """Return the polygon of a rectangle's corners, or of a circle's centre and a point on it."""
     try:
         (x0, y0), (x1, y1), *_ = [[float(value) for value in point] for point in points]  # type: ignore[attr-defined]  # what it is not is told
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: a {kind} of two points was expected: {points!r:.80}") from None
     if kind == "rectangle":
         return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
@@ -122,7 +122,7 @@ def _mask(given: dict[str, Any], where: str, size: tuple[int, int]) -> Mask:
     part = decode_png_mask(given.get("mask") or "", where)
     try:
         left, top = (round(float(value)) for value in given["points"][0])
-    except (TypeError, ValueError, KeyError, IndexError):
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError):
         raise DataError(f"{where}: no corner of the mask; expected two points") from None
     return placed(part, left, top, *size)
 

@@ -89,7 +89,8 @@ def _picture(
         expect(task.get("annotations") or [], list, f"{where}: annotations"), where, notes
     )
     regions = list[Region]()
-    for number, item in enumerate(chosen.get("result") or [] if chosen else []):
+    drawn = chosen.get("result") or [] if chosen else []
+    for number, item in enumerate(expect(drawn, list, f"{where}: result")):
         at = f"{where}: result {number}"
         region = _region(expect(item, dict, at), at, size, notes)
         if region is not None:
@@ -157,7 +158,7 @@ def _outline(kind: str, value: dict[str, Any], where: str) -> npt.NDArray[np.flo
             return np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
         if kind == "ellipselabels" and not value.get("rotation"):
             return ellipse(x, y, float(value["radiusX"]), float(value["radiusY"]), 0)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: no {kind}: {error!r:.80}") from error
     if value.get("rotation"):
         raise DataError(f"{where}: a turned {kind}; expected polygons or brush masks")

@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from magtiles_seg import files
 from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES, is_junk, name_key
 from magtiles_seg.dataset.samples import Sample, load_target
 from magtiles_seg.decoding import read_header
-from magtiles_seg.errors import DataError
+from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.labels import IGNORE, IGNORED
 from magtiles_seg.shapes import (
     Mask,
@@ -341,12 +342,14 @@ def size_of(source: Path | bytes) -> tuple[int, int]:
     return (header.width, header.height) if turned else (header.height, header.width)
 
 
-def check_size(where: str, declared_hw: tuple[Any, Any], actual_hw: tuple[int, int]) -> None:
+def check_size(where: str, declared_hw: tuple[Any, ...], actual_hw: tuple[int, int]) -> None:
     """Refuse a label that is of another picture's size.
 
     Raises:
-        DataError: The sizes differ.
+        DataError: The sizes differ, or it is no size.
     """
+    if len(declared_hw) != 2:
+        raise DataError(f"{where}: size {declared_hw!r:.80}; expected height and width")
     if declared_hw != actual_hw and None not in declared_hw:
         turned = declared_hw == actual_hw[::-1]
         hint = "; is the picture turned by its EXIF orientation?" if turned else ""
@@ -371,7 +374,7 @@ def polygon(values: object, where: str, picture_hw: tuple[int, int], notes: Note
     try:
         points = np.asarray(values, np.float64)
         points = points.reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: no points of a polygon: {values!r:.80}") from None
     if not np.isfinite(points).all():
         raise DataError(f"{where}: a point is not finite; expected coordinates in px")
@@ -421,15 +424,30 @@ def ellipse(x: float, y: float, across: float, down: float, turned_deg: float) -
     return np.asarray(points @ matrix + (x, y))
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a text file.
+
+    Raises:
+        DataError: It cannot be read, or is no text in UTF-8; says which file.
+    """
+    try:
+        return files.read_text(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+
+
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
     """Return the content of a JSON file.
 
     Raises:
         DataError: It cannot be read, or is no JSON; says which file.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: no JSON: {error}; export it again") from error
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from magtiles_seg.dataset.formats.masks import by_stem, classes_in, read_colours, read_masks
-from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Progress,
+    Reading,
+    read_text,
+)
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
@@ -70,12 +76,12 @@ def read_labelmap(path: Path) -> dict[int, str]:
     """Return the classes by their colours; none where there is no such file.
 
     Raises:
-        DataError: A line is not `name:red,green,blue:parts:actions`.
+        DataError: It is no text in UTF-8, or a line is not `name:red,green,blue:parts:actions`.
     """
     found = dict[int, str]()
     if not path.is_file():
         return found
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         name, _, rest = line.partition(":")

@@ -20,12 +20,14 @@ from magtiles_seg.dataset.formats.pictures import (
     Reading,
     Region,
     polygon,
+    read_text,
     size_of,
 )
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 
 NAME = "data.yaml"
+_MOST_CLASSES = 10_000
 _NO_LABELS = frozenset({"classes.txt", "labels.txt", "readme.txt", "notes.txt", "obj.names"})
 
 
@@ -88,29 +90,42 @@ def _names(files: Files) -> tuple[str, ...]:
         DataError: The list cannot be read.
     """
     for path in sorted(files.of(".yaml", ".yml"), key=lambda path: len(path.parts)):
+        text = read_text(path)
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-        except (yaml.YAMLError, ValueError, OSError) as error:
+            content = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: no YAML: {error}") from error
         names = content.get("names") if isinstance(content, dict) else None
-        if isinstance(names, dict) and all(isinstance(key, int) and key >= 0 for key in names):
-            return tuple(str(names.get(index, index)) for index in range(max(names) + 1))
         if isinstance(names, list):
-            return tuple(map(str, names))
+            names = dict(enumerate(names))
+        if isinstance(names, dict) and names and all(isinstance(key, int) for key in names):
+            _check_names(path, names)
+            return tuple(str(names.get(index, index)) for index in range(max(names) + 1))
     for path in files.of(".txt"):
         if path.name.lower() == "classes.txt":
-            return tuple(path.read_text(encoding="utf-8-sig").split("\n"))
+            return tuple(read_text(path).split("\n"))
     return ()
+
+
+def _check_names(path: Path, names: dict[int, object]) -> None:
+    """Refuse what is no list of names, before it is written out: a few letters of YAML may be much.
+
+    Raises:
+        DataError: A number is out of range, or a name is a list or the like.
+    """
+    for index, name in names.items():
+        if not 0 <= index < _MOST_CLASSES or not isinstance(name, str | int | float | None):
+            raise DataError(
+                f"{path}: names: {index}: {type(name).__name__}; expected a number from 0 to "
+                f"{_MOST_CLASSES - 1} and a name for each class"
+            )
 
 
 def _picture(
     path: Path, text: Path, names: Sequence[str], files: Files, notes: Notes
 ) -> LabelledPicture:
     height, width = size_of(path)
-    try:
-        lines = text.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{text}: no text: {error}") from error
+    lines = read_text(text).splitlines()
     regions = list[Region]()
     for number, line in enumerate(lines, start=1):
         where = f"{text}: line {number}"

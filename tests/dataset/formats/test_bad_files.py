@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from magtiles_seg import pipeline
 from magtiles_seg.config import load_params
@@ -17,6 +20,7 @@ from magtiles_seg.dataset.archive import fetch, read_summary, verify
 from magtiles_seg.dataset.formats.convert import Wanted, format_of, mapped
 from magtiles_seg.dataset.samples import load_target
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.files import encode_png
 
 LABELS = ("background", "dent")
 TRIANGLE = [[2, 2], [20, 2], [20, 20]]
@@ -282,3 +286,155 @@ def test_mvtec_folders_name_a_mask_that_is_missing(tmp_path: Path) -> None:
     assert sorted(picture.id for picture in found.pictures) == [
         "test_dent_000", "test_good_000", "train_good_000",
     ]  # fmt: skip
+
+
+def one_of(tmp_path: Path, name: str, files: dict[str, bytes]) -> formats.Reading:
+    """Read a data set of one picture of 50 x 40 px and some files."""
+    (tmp_path / "images").mkdir()
+    Image.new("L", (50, 40)).save(tmp_path / "images" / "a.png")
+    for file, content in files.items():
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    return formats.read(name, tmp_path)
+
+
+def coco_file(drawn: object, **change: object) -> bytes:
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": drawn, **change}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 50}],
+        "categories": [{"id": 1, "name": "dent"}],
+        "annotations": [annotation],
+    }
+    return json.dumps(content).encode()
+
+
+SQUARE = [[1, 1, 20, 1, 20, 20, 1, 20]]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "change", "said"),
+    [
+        (SQUARE, {"category_id": [1]}, r"category_id: expected .*, got \[1\]"),
+        (SQUARE, {"image_id": {"a": 1}}, "image_id: expected .*, got {'a': 1}"),
+        ([[10**400, 1, 20, 1, 20, 20]], {}, "no points of a polygon"),
+        ({"size": 5, "counts": [2000]}, {}, "size: expected a list, got 5"),
+        ({"size": [40], "counts": [2000]}, {}, r"size \(40,\); expected height and width"),
+        ({"size": [40, 50], "counts": [2**62] * 4 + [2000]}, {}, "px; expected 2000"),
+        ({"size": [40, 50], "counts": [2**70]}, {}, "a run of 1.18059e"),
+        ({"size": [40, 50], "counts": [1000.5, 999.5]}, {}, "expected a number, got 1000.5"),
+        ({"size": [40, 50], "counts": "oooooooooooo?"}, {}, "no run lengths in COCO's form"),
+    ],
+)
+def test_coco_value_that_is_no_id_size_or_run_is_named(
+    drawn: object, change: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    (problem,) = one_of(tmp_path, "coco", {"a.json": coco_file(drawn, **change)}).problems
+    assert re.search(rf"a\.json: annotation.*{said}", problem)
+
+
+def test_coco_ids_that_a_table_made_decimal_are_those_numbers(tmp_path: Path) -> None:
+    found = one_of(tmp_path, "coco", {"a.json": coco_file(SQUARE, category_id=1.0, image_id=1.0)})
+    assert [[region.label for region in one.regions] for one in found.pictures] == [["dent"]]
+
+
+MASK = b'<mask label="dent" left="0" top="0" width="%s" height="1" rle="%s"/>'
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        (MASK % (b"20000000000", b"0,20000000000"), "expected at most the picture's 50 x 40"),
+        (MASK % (b"9", b"9" * 30), "expected numbers"),
+        (MASK % (b"9", b"4611686018427387904," * 4 + b"9"), "run lengths are not of 9 x 1 px"),
+        (b'<polygon label="dent" z_order="top" points="1,1;9,1;9,9"/>', "z_order is 'top'"),
+    ],
+)
+def test_cvat_shape_that_would_fill_the_memory_or_is_no_number_is_named(
+    inside: bytes, said: str, tmp_path: Path
+) -> None:
+    text = b'<annotations><image name="a.png" width="50" height="40">%s</image></annotations>'
+    (problem,) = one_of(tmp_path, "cvat", {"a.xml": text % inside}).problems
+    assert said in problem
+
+
+def test_cvat_file_of_an_unknown_encoding_is_left_to_others(tmp_path: Path) -> None:
+    text = b'<?xml version="1.0" encoding="nonsense"?><annotations/>'
+    assert not one_of(tmp_path, "cvat", {"a.xml": text}).problems
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("names: {999999999: dent}", "names: 999999999: str; expected a number from 0 to 9999"),
+        ("names: {-1: dent}", "names: -1: str; expected"),
+        ("a: &a [x]\nnames: [*a]", "names: 0: list; expected"),
+    ],
+)
+def test_yolo_names_that_would_fill_the_memory_are_refused(
+    names: str, said: str, tmp_path: Path
+) -> None:
+    text = b"0 .1 .1 .2 .2 .3 .1\n"
+    files = {"data.yaml": names.encode(), "labels/a.txt": text}
+    assert said in one_of(tmp_path, "yolo", files).problems[0]
+
+
+def test_yolo_empty_names_are_as_none(tmp_path: Path) -> None:
+    files = {"data.yaml": b"names: {}", "labels/a.txt": b"0 .1 .1 .2 .2 .3 .1\n"}
+    found = one_of(tmp_path, "yolo", files)
+    assert not found.problems
+    assert found.pictures[0].regions[0].label == "0"
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("yolo", {"classes.txt": "Schäden".encode("latin-1"), "labels/a.txt": b""}),
+        (
+            "voc",
+            {"labelmap.txt": "Schäden:1,2,3::".encode("latin-1"), "SegmentationClass/a.png": b""},
+        ),
+        ("huggingface", {"metadata.csv": "file_name,mask\nä.png,".encode("latin-1")}),
+        ("labelme", {"a.json": '{"shapes": "ä"}'.encode("latin-1")}),
+    ],
+)
+def test_text_in_another_encoding_is_named_once(
+    name: str, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    problems = one_of(tmp_path, name, files).problems
+    said = [problem for problem in problems if "no text in UTF-8" in problem]
+    assert len(said) == 1
+    assert said[0].count(str(tmp_path)) == 1
+
+
+def test_metadata_of_a_row_too_long_or_of_two_lines_is_read(tmp_path: Path) -> None:
+    text = b'file_name,note,mask_file_name\nimages/a.png,"two\nlines",,more\n'
+    found = one_of(tmp_path, "huggingface", {"metadata.csv": text})
+    assert not found.problems
+    assert [one.id for one in found.pictures] == ["a"]
+
+
+def test_metadata_without_a_column_of_masks_whose_row_is_too_long_is_named(tmp_path: Path) -> None:
+    text = b"file_name\nimages/a.png,more\n"
+    (problem,) = one_of(tmp_path, "huggingface", {"metadata.csv": text}).problems
+    assert "no column of masks among None, file_name" in problem
+
+
+def test_metadata_line_with_a_line_separator_in_a_text_is_one_line(tmp_path: Path) -> None:
+    line = '{"file_name": "images/a.png", "text": "x\u2028y", "mask": null}\n'
+    found = one_of(tmp_path, "huggingface", {"metadata.jsonl": line.encode()})
+    assert not found.problems
+
+
+def test_label_studio_result_that_is_no_list_is_named(tmp_path: Path) -> None:
+    tasks = [{"data": {"image": "?d=images/a.png"}, "annotations": [{"result": 7}]}]
+    (problem,) = one_of(tmp_path, "label-studio", {"t.json": json.dumps(tasks).encode()}).problems
+    assert "result: expected a list, got 7" in problem
+
+
+def test_labelme_mask_at_infinity_is_named(tmp_path: Path) -> None:
+    png = base64.b64encode(encode_png(np.full((2, 2), 255, np.uint8))).decode()
+    drawn = {"label": "dent", "shape_type": "mask", "mask": png, "points": [[float("inf"), 0]]}
+    content = {"shapes": [drawn], "imagePath": "images/a.png"}
+    (problem,) = one_of(tmp_path, "labelme", {"a.json": json.dumps(content).encode()}).problems
+    assert "no corner of the mask" in problem
