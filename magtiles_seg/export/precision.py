@@ -65,7 +65,7 @@ def convert(
     if precision == "fp16":
         _halve(model)
     elif precision == "int8":
-        model = quantize(model, pictures, progress, unsigned=unsigned)
+        model = quantize(model, pictures, card.decision.threshold, progress, unsigned=unsigned)
     onnx.checker.check_model(model, full_check=True)
     return sealed(model, card)
 
