@@ -56,6 +56,7 @@ def convert(
         ConfigError: The precision is unknown, or int8 was given no pictures.
         ModelError: The file is damaged, is no fp32 model of this package, or holds weights that
             fp16 cannot.
+        ParityError: int8 suits none of its convolutions.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}: expected one of {PRECISIONS}")

@@ -180,8 +180,8 @@ def quantize(
     """Return the model with int8 convolutions: QDQ, weights symmetric and per channel.
 
     Which convolutions stay fp32 is measured (`sensitivity`); the heads do in any case. Only what a
-    convolution reads is quantized: its output runs through clip or addition in fp32
-    first, which a runtime fuses with the convolution. The bias stays fp32; TensorRT takes no other.
+    convolution reads is quantized: its output runs through clip or addition in fp32 first, which a
+    runtime fuses with the convolution. The bias stays fp32; TensorRT takes no other.
     Ranges are those of the least squared error, of activations and of each weight channel: up to
     the greatest value that was seen, one bright pixel would cost all others half a bit. What the
     rounding of the weights moves on average is taken out of the bias.
@@ -196,7 +196,7 @@ def quantize(
             network to whole numbers.
 
     Raises:
-        ModelError: Each convolution alone moves the answers too far.
+        ParityError: Each convolution alone moves the answers too far.
     """
     equalise(model, pictures)
     prepared = _prepare(model, pictures, progress, unsigned=unsigned)

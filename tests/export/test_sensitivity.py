@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from magtiles_seg.errors import ModelError
+from magtiles_seg.errors import ParityError
 from magtiles_seg.export.sensitivity import MOST_ERROR, choose_layers
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -38,7 +38,7 @@ def shifted(errors: dict[str, float]) -> Callable[[Collection[str]], onnx.ModelP
 
 
 def test_choose_layers_keeps_in_float_what_costs_most_for_its_work() -> None:
-    small, large = 0.4 * MOST_ERROR, 0.7 * MOST_ERROR
+    small, large = 0.6 * MOST_ERROR, 0.9 * MOST_ERROR
     errors = {"first": large, "cheap": small, "busy": large}
     chosen = choose_layers(
         graph(), {"first": 1, "cheap": 1, "busy": 100}, shifted(errors), [GREY], 0.5
@@ -47,11 +47,11 @@ def test_choose_layers_keeps_in_float_what_costs_most_for_its_work() -> None:
     chosen = choose_layers(
         graph(), {"first": 1, "cheap": 1, "busy": 1}, shifted(errors | {"busy": 0.0}), [GREY], 0.5
     )
-    assert chosen == ["cheap", "busy"]
+    assert sorted(chosen) == ["busy", "cheap"]
 
 
 def test_choose_layers_takes_all_that_err_little_together() -> None:
-    errors = dict.fromkeys("abc", 0.3 * MOST_ERROR)
+    errors = dict.fromkeys("abc", 0.55 * MOST_ERROR)
     seen: list[tuple[int, int]] = []
     chosen = choose_layers(
         graph(),
@@ -75,5 +75,5 @@ def test_choose_layers_counts_errors_by_how_near_the_threshold_they_are(
     if fits:
         assert choose_layers(graph(), {"a": 1}, quantized, [GREY], threshold) == ["a"]
     else:
-        with pytest.raises(ModelError, match="suits none of the model's convolutions"):
+        with pytest.raises(ParityError, match="suits none of the model's convolutions"):
             choose_layers(graph(), {"a": 1}, quantized, [GREY], threshold)
