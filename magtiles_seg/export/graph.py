@@ -41,7 +41,7 @@ __all__ = [
 
 
 EXACT_CONVOLUTIONS = 3
-"""How many stay fp32 at the input, in any precision: their weights reach 100 where others reach 1,
+"""How many stay fp32 at the input in fp16: their weights reach 100 where others reach 1,
 and rounding them moves the answers as much as rounding all the rest."""
 
 

@@ -56,6 +56,7 @@ def convert(
         ConfigError: The precision is unknown, or int8 was given no pictures.
         ModelError: The file is damaged, is no fp32 model of this package, or holds weights that
             fp16 cannot.
+        ParityError: int8 suits none of its convolutions.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}: expected one of {PRECISIONS}")
@@ -65,7 +66,7 @@ def convert(
     if precision == "fp16":
         _halve(model)
     elif precision == "int8":
-        model = quantize(model, pictures, progress, unsigned=unsigned)
+        model = quantize(model, pictures, card.decision.threshold, progress, unsigned=unsigned)
     onnx.checker.check_model(model, full_check=True)
     return sealed(model, card)
 

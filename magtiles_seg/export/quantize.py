@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from magtiles_seg.export.graph import EXACT_CONVOLUTIONS, before_convolutions
-from magtiles_seg.infer.backends.base import available_cores
+from magtiles_seg.export.graph import before_convolutions
+from magtiles_seg.export.sensitivity import choose_layers, open_session
+
+_Parameters: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+"""Weights (O, I, kH, kW) and bias (O,) of a convolution."""
 
 _RANGE = 6.0
 _LEAST = 1e-3
@@ -143,7 +146,7 @@ def _measure(
             helper.make_node("ReduceMax", [size, "all_but_channels"], [most], keepdims=0)
         )
         probe.graph.output.append(helper.make_tensor_value_info(most, onnx.TensorProto.FLOAT, None))
-    session = _session(probe)
+    session = open_session(probe)
     answers = [session.run(None, {"image": picture[None]}) for picture in pictures]
     tops = [np.max(values, axis=0) for values in zip(*answers, strict=True)]
     return dict(zip(names, tops, strict=True))
@@ -169,14 +172,16 @@ def _set(tensor: onnx.TensorProto, values: npt.NDArray[np.float32]) -> None:
 def quantize(
     model: onnx.ModelProto,
     pictures: Sequence[npt.NDArray[np.uint8]],
+    threshold: float,
     progress: Callable[[int, int], None] | None,
     *,
     unsigned: bool = False,
 ) -> onnx.ModelProto:
     """Return the model with int8 convolutions: QDQ, weights symmetric and per channel.
 
-    Only what a convolution reads is quantized: its output runs through clip or addition in fp32
-    first, which a runtime fuses with the convolution. The bias stays fp32; TensorRT takes no other.
+    Which convolutions stay fp32 is measured (`sensitivity`); the heads do in any case. Only what a
+    convolution reads is quantized: its output runs through clip or addition in fp32 first, which a
+    runtime fuses with the convolution. The bias stays fp32; TensorRT takes no other.
     Ranges are those of the least squared error, of activations and of each weight channel: up to
     the greatest value that was seen, one bright pixel would cost all others half a bit. What the
     rounding of the weights moves on average is taken out of the bias.
@@ -184,55 +189,103 @@ def quantize(
     Args:
         model: An fp32 graph of this package; it is changed on the way.
         pictures: (H, W) uint8 each, from which the ranges are taken.
-        progress: Called with (pictures done, pictures).
+        threshold: The probability from which a pixel is a defect's.
+        progress: Called with (steps done, steps).
         unsigned: Whether activations are uint8 with a zero point instead of symmetric int8. It is
             what the kernels of CPUs take; OpenVINO 2026.4 rounds joined int8 activations of this
             network to whole numbers.
+
+    Raises:
+        ParityError: Each convolution alone moves the answers too far.
     """
     equalise(model, pictures)
-    kept = _float_layers(model)
-    layers = [n for n in model.graph.node if n.op_type == "Conv" and n.output[0] not in kept]
+    prepared = _prepare(model, pictures, progress, unsigned=unsigned)
+    chosen = choose_layers(model, prepared.work, prepared.quantized, pictures, threshold, progress)
+    return prepared.quantized(chosen)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model of which any convolutions can be quantized.
+
+    Attributes:
+        model: In fp32.
+        settled: Weights and bias of each convolution that can be int8, by its output's name.
+        ranges: Of each activation that they read.
+        work: Multiplications of each of them, by its output's name, on an average picture.
+        unsigned: See `quantize`.
+    """
+
+    model: onnx.ModelProto
+    settled: Mapping[str, _Parameters]
+    ranges: Mapping[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+    work: Mapping[str, float]
+    unsigned: bool
+
+    def quantized(self, outputs: Collection[str]) -> onnx.ModelProto:
+        """Return the model with the convolutions that write these tensors in int8."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        layers = [node for node in model.graph.node if node.output[0] in outputs]
+        for index, node in enumerate(layers):
+            node.name = f"int8_{index}"
+            # Tensors of its own: those of the exporter may be another layer's, too.
+            names = [f"{node.name}_weight", f"{node.name}_bias"]
+            own = map(numpy_helper.from_array, self.settled[node.output[0]], names)
+            model.graph.initializer.extend(own)
+            node.input[1:] = names
+        drop_unused(model.graph)
+        quantizer = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8 if self.unsigned else QuantType.QInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, dict(self.ranges)),
+            nodes_to_quantize=[node.name for node in layers],
+            nodes_to_exclude=[],
+            op_types_to_quantize=["Conv"],
+            extra_options={
+                "ActivationSymmetric": not self.unsigned,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": ["Conv"],
+            },
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        made: onnx.ModelProto = quantizer.model.model
+        return made
+
+
+def _prepare(
+    model: onnx.ModelProto,
+    pictures: Sequence[npt.NDArray[np.uint8]],
+    progress: Callable[[int, int], None] | None,
+    *,
+    unsigned: bool,
+) -> _Prepared:
+    """Measure what all convolutions read, but for the heads, which no other one reads."""
+    read = before_convolutions(model.graph)
+    layers = [n for n in model.graph.node if n.op_type == "Conv" and n.output[0] in read]
     seen = _watch(model, sorted({node.input[0] for node in layers}), pictures, progress)
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for index, node in enumerate(layers):
-        node.name = f"int8_{index}"
-        # Tensors of its own: those of the exporter may be another layer's, too.
-        settled = _settled(node, weights, seen[node.input[0]].means)
-        names = [f"{node.name}_weight", f"{node.name}_bias"]
-        model.graph.initializer.extend(map(numpy_helper.from_array, settled, names))
-        node.input[1:] = names
-    drop_unused(model.graph)
-    ranges = {name: tensor.range_of(unsigned=unsigned) for name, tensor in seen.items()}
-    quantizer = QDQQuantizer(
-        model,
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8 if unsigned else QuantType.QInt8,
-        tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
-        nodes_to_quantize=[node.name for node in layers],
-        nodes_to_exclude=[],
-        op_types_to_quantize=["Conv"],
-        extra_options={
-            "ActivationSymmetric": not unsigned,
-            "WeightSymmetric": True,
-            "QuantizeBias": False,
-            "OpTypesToExcludeOutputQuantization": ["Conv"],
+    return _Prepared(
+        model=model,
+        settled={n.output[0]: _settled(n, weights, seen[n.input[0]].means) for n in layers},
+        ranges={name: tensor.range_of(unsigned=unsigned) for name, tensor in seen.items()},
+        work={
+            n.output[0]: weights[n.input[1]].size * seen[n.input[0]].positions / _stride(n)
+            for n in layers
         },
+        unsigned=unsigned,
     )
-    quantizer.quantize_model()
-    quantizer.model.topological_sort()
-    quantized: onnx.ModelProto = quantizer.model.model
-    return quantized
 
 
-def _float_layers(model: onnx.ModelProto) -> set[str]:
-    """Return the outputs of the first convolutions and of the heads, which stay fp32."""
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    read = before_convolutions(model.graph)
-    heads = {node.output[0] for node in convolutions if node.output[0] not in read}
-    first = {node.output[0] for node in convolutions[:EXACT_CONVOLUTIONS]}
-    return first | heads
+def _stride(node: onnx.NodeProto) -> int:
+    """Return how many positions of its input a convolution takes for one of its output."""
+    steps = next((entry.ints for entry in node.attribute if entry.name == "strides"), (1, 1))
+    return math.prod(steps)
 
 
 _LEVELS, _WEIGHT_LEVELS = 255, 127
@@ -251,11 +304,13 @@ class _Seen:
         values: (V,) float32, some of its values.
         extent: The least and the greatest of all, 0 among them.
         means: (C,) float64, of each channel.
+        positions: Mean of H times W.
     """
 
     values: npt.NDArray[np.float32]
     extent: tuple[float, float]
     means: npt.NDArray[np.float64]
+    positions: float
 
     def range_of(self, *, unsigned: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return the least and greatest number that 255 levels span with the least error."""
@@ -285,11 +340,12 @@ def _watch(
     probe.CopyFrom(model)
     for name in names:
         probe.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = _session(probe)
+    session = open_session(probe)
     random = np.random.default_rng(0)
     values: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     extents = dict.fromkeys(names, (0.0, 0.0))
     means: dict[str, npt.NDArray[np.float64]] = {}
+    positions = dict.fromkeys(names, 0.0)
     for done, picture in enumerate(pictures, start=1):
         for name, tensor in zip(names, session.run(names, {"image": picture[None]}), strict=True):
             values[name].append(random.choice(tensor.ravel(), _SAMPLE))
@@ -297,22 +353,20 @@ def _watch(
             extents[name] = min(low, float(tensor.min())), max(high, float(tensor.max()))
             mean = tensor.mean(axis=(0, 2, 3), dtype=np.float64) / len(pictures)
             means[name] = means[name] + mean if name in means else mean
+            positions[name] += math.prod(tensor.shape[2:]) / len(pictures)
         if progress is not None:
             progress(done, len(pictures))
-    return {name: _Seen(np.concatenate(values[name]), extents[name], means[name]) for name in names}
-
-
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = available_cores()
-    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return {
+        name: _Seen(np.concatenate(values[name]), extents[name], means[name], positions[name])
+        for name in names
+    }
 
 
 def _settled(
     node: onnx.NodeProto,
     weights: dict[str, npt.NDArray[np.float32]],
     means: npt.NDArray[np.float64],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> _Parameters:
     """Return a layer's weights clipped to their best range, and a bias good for their rounding.
 
     Source: https://arxiv.org/abs/1906.04721 (section 4.2, bias correction).

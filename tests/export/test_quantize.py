@@ -86,7 +86,7 @@ def test_equalise_leaves_alone_what_a_clip_writes() -> None:
 
 def test_range_of_least_error_gives_up_a_lone_greatest_value() -> None:
     values = np.append(RANDOM.uniform(0, 1, 50000), 2).astype(np.float32)
-    seen = _Seen(values, (0.0, 2.0), np.zeros(1))
+    seen = _Seen(values, (0.0, 2.0), np.zeros(1), 1)
     low, high = seen.range_of(unsigned=True)
     assert low == 0
     assert 1 <= high < 2
