@@ -41,7 +41,7 @@ from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import Split
 from magtiles_seg.errors import ConfigError, DataError, ModelError
-from magtiles_seg.files import write
+from magtiles_seg.files import read_text, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -331,7 +331,7 @@ def export(
             f"{checkpoint} is no checkpoint: expected a .safetensors file; for an artefact of an "
             "ONNX model, give a folder to write to"
         )
-    chosen = Choice.from_json(choice.read_text(encoding="utf-8")) if choice else None
+    chosen = Choice.from_json(read_text(choice)) if choice else None
     with tempfile.TemporaryDirectory() as folder:
         if chosen is not None:
             source, checkpoint = checkpoint, Path(folder) / "calibrated.safetensors"
@@ -432,7 +432,7 @@ def screen(
     from magtiles_seg.export.screen import write_screen
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.train.data import training_pictures, trusted
-    from magtiles_seg.train.screen import choose_threshold, fit_screen, screen_card
+    from magtiles_seg.train.screen import choose_threshold, findings, fit_screen, screen_card
 
     shares = {"kept": kept, "threshold": 1 if threshold is None else threshold}
     for name, value in shares.items():
@@ -449,10 +449,11 @@ def screen(
         def find(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
             return segmenter(image).mask
 
+        found = findings(held_out, find)  # first of all: without any, the training were for nothing
         network = fit_screen(
             training, shown, find, labels=labels, epochs=epochs, seed=0, progress=progress
         )
-        choice = choose_threshold(network, held_out, find, kept=kept, threshold=threshold)
+        choice = choose_threshold(network, held_out, found, kept=kept, threshold=threshold)
         card = screen_card(network, choice, segmenter.spec, epochs=epochs)
     write_screen(network, out, card, [picture.image for picture in held_out[:4]])
     return card

@@ -116,6 +116,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_asked(arguments: argparse.Namespace) -> None:
     """Refuse options that do not go together: none is left out without a word."""
+    from magtiles_seg.model.bundled import BUNDLED_MODELS, model_path
+
     if arguments.triptychs < 0 or (arguments.triptychs and not arguments.out):
         raise ConfigError(
             f"--triptychs {arguments.triptychs} needs a number of at least 0 and a folder to write "
@@ -129,6 +131,8 @@ def _check_asked(arguments: argparse.Namespace) -> None:
             "screen: leave one of them out"
         )
     if not (arguments.folds or arguments.repeats or arguments.scored):
+        if arguments.write_card and model_path(arguments.model) in BUNDLED_MODELS.values():
+            raise ConfigError("--write-card changes a model's file: name yours with --model FILE")
         return
     if arguments.group_by is not None:
         raise ConfigError(

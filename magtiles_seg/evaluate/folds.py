@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from magtiles_seg.dataset.from_params import read_split
 from magtiles_seg.dataset.samples import MaskRule, Sample
 from magtiles_seg.dataset.splits import Split
 from magtiles_seg.errors import ConfigError, DataError
@@ -77,8 +78,7 @@ def find_runs(directories: Iterable[Path]) -> tuple[Run, ...]:
             raise DataError(
                 f"{directory} is no run: expected split.json and {' or '.join(MODEL_NAMES)} in it"
             )
-        text = manifest.read_text(encoding="utf-8")
-        runs.append(Run(directory, models[0], Split.from_json(text)))
+        runs.append(Run(directory, models[0], read_split(manifest)))
     return tuple(runs)
 
 

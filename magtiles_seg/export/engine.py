@@ -16,7 +16,7 @@ import yaml
 
 from magtiles_seg.config import check_fields, one_of, raise_if_any, within
 from magtiles_seg.errors import ConfigError, ModelError
-from magtiles_seg.files import sha256_of
+from magtiles_seg.files import read_text, sha256_of
 from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.infer.backends.vendor import Cuda, import_tensorrt, make_logger, runtime_name
 
@@ -110,7 +110,7 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ConfigError(f"{path} is no recipe: more than {_MOST_BYTES} bytes")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"no recipe at {path}") from None
     except OSError as error:

@@ -116,10 +116,26 @@ class ScreenChoice:
     passed: float
 
 
+def findings(pictures: Sequence[View], find: Finder) -> list[NDArray[np.uint8]]:
+    """Return what a model finds on the pictures to choose a threshold on, (H, W) uint8 each.
+
+    Raises:
+        DataError: No labelled defect is among it.
+    """
+    found = [find(picture.image) for picture in pictures]
+    masks = zip(pictures, found, strict=True)
+    if not any((picture.mask[mask > 0] >= _DEFECT).any() for picture, mask in masks):
+        raise DataError(
+            f"on {len(pictures)} pictures to choose a threshold on, the model finds no labelled "
+            "defect: expected some in the split's validation part"
+        )
+    return found
+
+
 def choose_threshold(
     network: ScreenNetwork,
     pictures: Sequence[View],
-    find: Finder,
+    found: Sequence[NDArray[np.uint8]],
     *,
     kept: float,
     threshold: float | None = None,
@@ -133,42 +149,34 @@ def choose_threshold(
     Args:
         network: In evaluation mode.
         pictures: Such as neither screen nor model was trained on.
-        find: The model.
+        found: What the model finds on each, as of `findings`.
         kept: Share of the found regions that touch a labelled defect, in (0, 1].
         threshold: Is taken instead of a chosen one.
-
-    Raises:
-        DataError: The model finds no labelled defect on these pictures.
     """
     levels: list[float] = []
     labelled: list[bool] = []
     sound: list[NDArray[np.float32]] = []
-    for picture in pictures:
+    for picture, mask in zip(pictures, found, strict=True):
         cells = _cells(network, picture.image)
         passed = np.asarray(cv2.dilate(cells, np.ones((3, 3))), dtype=np.float32)
         rows, columns = picture.image.shape
         level = passed.repeat(CELL_PX, 0).repeat(CELL_PX, 1)[:rows, :columns]
-        count, regions = cv2.connectedComponents(find(picture.image))
+        count, regions = cv2.connectedComponents(mask)
         for region in range(1, count):
             inside = regions == region
             levels.append(float(np.median(level[inside])))
             labelled.append(bool((picture.mask[inside] >= _DEFECT).any()))
         if not picture.mask.any():
             sound.append(passed.ravel())
-    found, true = np.array(levels), np.array(labelled, dtype=bool)
-    if not true.any():
-        raise DataError(
-            f"on {len(pictures)} pictures to choose a threshold on, the model finds no labelled "
-            "defect: expected some in the split's validation part"
-        )
+    reached, true = np.array(levels), np.array(labelled, dtype=bool)
     if threshold is None:
-        lowest = float(np.quantile(found[true], 1 - kept, method="lower"))
+        lowest = float(np.quantile(reached[true], 1 - kept, method="lower"))
         threshold = min(lowest, _MOST_THRESHOLD)
     shares = np.concatenate(sound) >= threshold if sound else np.ones(1, bool)
     return ScreenChoice(
         threshold=threshold,
-        kept=float((found[true] >= threshold).mean()),
-        kept_all=float((found >= threshold).mean()),
+        kept=float((reached[true] >= threshold).mean()),
+        kept_all=float((reached >= threshold).mean()),
         passed=float(shares.mean()),
     )
 

@@ -158,6 +158,7 @@ def test_evaluate_scored_pictures_gives_t_tile_without_a_model(
         (["--write-card", "--screen", "s.onnx"], "--write-card is for figures of the model alone"),
         (["--scored", "p.csv", "--model", "m.onnx"], "--model is for one model that is scored now"),
         (["--folds", "a", "--screen", "s.onnx"], "--screen is for one model that is scored now"),
+        (["tiles", "--write-card"], "--write-card changes a model's file: name yours"),
         (["tiles", "--write-card", "--repeats", "a"], "DATASET_DIR and --write-card are for one"),
     ],
 )

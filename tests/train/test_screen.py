@@ -9,12 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from magtiles_seg import pipeline
+from magtiles_seg.config import load_params
 from magtiles_seg.dataset.augment import View
 from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import DataError
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.model.cells import CELL_PX
+from magtiles_seg.model.checkpoint import save_checkpoint
 from magtiles_seg.model.losses import IGNORED_PIXEL
+from magtiles_seg.model.network import build_network
 from magtiles_seg.model.screen import ScreenNetwork
 from magtiles_seg.train import screen as screens
 from magtiles_seg.train.data import Batch
@@ -51,13 +56,20 @@ def fit(shown: list[View], *, epochs: int, seed: int = 1) -> ScreenNetwork:
     return screens.fit_screen(samples, shown, dark, labels=LABELS, epochs=epochs, seed=seed)
 
 
+def choose(
+    network: ScreenNetwork, pictures: list[View], kept: float, threshold: float | None = None
+) -> screens.ScreenChoice:
+    found = screens.findings(pictures, dark)
+    return screens.choose_threshold(network, pictures, found, kept=kept, threshold=threshold)
+
+
 def test_screen_learns_where_defects_are(
     shown: list[View], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(screens, "_STEPS", 25)
     network = fit(shown, epochs=6)
     held_out = [picture(seed, spots=seed % 2) for seed in range(100, 120)]
-    choice = screens.choose_threshold(network, held_out, dark, kept=0.9)
+    choice = choose(network, held_out, kept=0.9)
     assert choice.kept >= 0.9
     assert choice.passed < 0.2
 
@@ -90,13 +102,13 @@ def test_threshold_keeps_the_share_that_was_asked_for_and_not_more(
         return cells
 
     monkeypatch.setattr(screens, "_cells", ranked)
-    choice = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=0.5)
+    choice = choose(ScreenNetwork(), shown, kept=0.5)
     assert choice.threshold == pytest.approx(0.09)  # ten defective: 1, 3 ... 19; the fifth lowest
     assert choice.kept == 0.6
     assert choice.passed == 0.5  # sound: 0, 2 ... 18
-    given = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=0.5, threshold=0.15)
+    given = choose(ScreenNetwork(), shown, kept=0.5, threshold=0.15)
     assert (given.threshold, given.kept) == (0.15, 0.3)  # 15, 17, 19
-    everything = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=1.0)
+    everything = choose(ScreenNetwork(), shown, kept=1.0)
     assert everything.threshold == pytest.approx(0.01)
 
 
@@ -110,9 +122,8 @@ def test_region_stays_found_where_half_of_its_pixels_are_passed_on(
     mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[:10, :width_px] = 255
     views = [View(mask, mask, mask)]
-    choice = screens.choose_threshold(
-        ScreenNetwork(), views, lambda image: image // 255, kept=1.0, threshold=0.4
-    )
+    found = [mask // 255]
+    choice = screens.choose_threshold(ScreenNetwork(), views, found, kept=1.0, threshold=0.4)
     assert choice.kept == choice.kept_all == kept
 
 
@@ -134,13 +145,29 @@ def test_threshold_is_never_above_a_half(
 ) -> None:
     sure = np.full((SIDE // CELL_PX,) * 2, 0.98, np.float32)
     monkeypatch.setattr(screens, "_cells", lambda _, __: sure)
-    choice = screens.choose_threshold(ScreenNetwork(), shown, dark, kept=1.0)
+    choice = choose(ScreenNetwork(), shown, kept=1.0)
     assert choice.threshold == 0.5
 
 
 def test_pictures_without_a_found_defect_choose_no_threshold(shown: list[View]) -> None:
     with pytest.raises(DataError, match=r"on 10 pictures .* finds no labelled defect"):
-        screens.choose_threshold(ScreenNetwork().eval(), shown[::2], dark, kept=0.9)
+        screens.findings(shown[::2], dark)
+
+
+def test_screen_of_a_model_that_finds_nothing_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(tmp_path / "tiles", tiles=10)
+    params = load_params(
+        None, [f"data_load.source={tmp_path}/tiles", f"data_load.directory={tmp_path}/data"]
+    )
+    pipeline.split(params, tmp_path / "split.json")
+    save_checkpoint(tmp_path / "blind.safetensors", build_network("nano"), {"epoch": 0})
+    monkeypatch.setattr(screens, "fit_screen", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(DataError, match="finds no labelled defect"):
+        pipeline.screen(
+            params, tmp_path / "blind.safetensors", tmp_path / "split.json", tmp_path / "s.onnx"
+        )
 
 
 def test_cell_sees_as_far_as_it_says_and_no_farther() -> None:
