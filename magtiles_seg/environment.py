@@ -6,27 +6,33 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import closing
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch")
 
 
-def describe(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def describe(
+    model: str | os.PathLike[str] | None = None, screen: Path | None = None
+) -> dict[str, Any]:
     """Return versions, runtimes, their providers, and the model's card, as plain JSON values.
 
     Args:
         model: A model file; None is the bundled one.
+        screen: What stands before it, whose card is shown as well; None: nothing.
 
     Raises:
-        FileNotFoundError, ModelError: The model cannot be loaded.
+        FileNotFoundError, ModelError: The model or the screen cannot be loaded.
     """
     import magtiles_seg
     from magtiles_seg.infer.backends.vendor import import_onnxruntime
+    from magtiles_seg.infer.screen import Screen
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.infer.selection import machine
 
-    with Segmenter(model) as segmenter:
+    with Segmenter(model, screen=screen) as segmenter:
         spec = segmenter.spec
     facts: dict[str, Any] = {
         "magtiles-seg": magtiles_seg.__version__,
@@ -41,6 +47,11 @@ def describe(model: str | os.PathLike[str] | None = None) -> dict[str, Any]:
         "machine": machine(),
         "card": json.loads(spec.card.to_json()),
     }
+    if screen is not None:
+        with closing(Screen(screen)) as opened:
+            facts["screen"] = str(screen)
+            facts["screen_sha256"] = opened.sha256
+            facts["screen_card"] = json.loads(opened.card.to_json())
     clash = onnxruntime_clash()
     return {"warning": clash, **facts} if clash else facts
 

@@ -12,6 +12,7 @@ from magtiles_seg.commands import options
 _EXAMPLES = """
   magtiles-seg info
   magtiles-seg info --model runs/model.onnx --json
+  magtiles-seg info --screen screen.onnx
 """
 
 
@@ -21,6 +22,7 @@ def add(verbs: options.Verbs) -> None:
         verbs, "info", "show versions, runtimes and the model's card", run, examples=_EXAMPLES
     )
     options.add_model(verb)
+    options.add_screen(verb)
     verb.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -28,11 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the facts."""
     from magtiles_seg.environment import describe
 
-    facts = describe(arguments.model)
+    facts = describe(arguments.model, arguments.screen)
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
-        facts["card"]["training"] = _origin(facts["card"]["training"])
+        for card in [facts["card"], *([facts["screen_card"]] if "screen_card" in facts else [])]:
+            card["training"] = _origin(card["training"])
         lines = [*_lines(facts)]
         width = max(len(name) for name, _ in lines) + 2
         print("\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from made_screens import make_screen
 from numpy.typing import NDArray
 from PIL import Image
 
+from magtiles_seg import cli
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError, ParityError
 from magtiles_seg.infer.backends.base import BackendSpec
@@ -250,3 +252,14 @@ def test_screen_that_answers_otherwise_than_its_network_is_not_written(
     with pytest.raises(ParityError, match=r"differs by 0\.01 in probability"):
         make_screen(tmp_path / "screen.onnx", web(64, 96))
     assert not list(tmp_path.iterdir())
+
+
+def test_info_shows_the_card_of_a_screen(
+    screen_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["info", "--screen", str(screen_file), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    screen = Screen(screen_file)
+    assert facts["screen_sha256"] == screen.sha256
+    assert facts["screen_card"]["decision"]["threshold"] == screen.card.decision.threshold
+    assert cli.main(["info", "--screen", str(screen_file)]) == 0
