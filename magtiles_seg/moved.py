@@ -31,7 +31,6 @@ MOVED = {
     "dataset.folds": "dataset.splits",
     "dataset.grafts": "dataset.augment",
     "dataset.textures": "dataset.synthetic.textures",
-    "dataset.unpack": "dataset.archive",
     "dataset.web": "dataset.synthetic.web",
     "deciding": "decision",
     "decoding.libtiff": "decoding.tiff",

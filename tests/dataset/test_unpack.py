@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magtiles_seg.dataset import archive as module
-from magtiles_seg.dataset.archive import unpack
+from magtiles_seg.dataset import unpack as module
+from magtiles_seg.dataset.unpack import unpack
 from magtiles_seg.errors import DataError
 
 
@@ -219,7 +219,7 @@ def test_unpack_that_cannot_write_is_a_data_error_with_the_reason(tmp_path: Path
     archive = archive_of(tmp_path / "a.zip", {"a.png": bytes(100_000)})
     code = (
         "import resource, sys; from pathlib import Path\n"
-        "from magtiles_seg.dataset.archive import unpack, DataError\n"
+        "from magtiles_seg.dataset.unpack import unpack, DataError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "try: unpack(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "except DataError as error: print(error)\n"
