@@ -399,8 +399,11 @@ def _connect(
     answer = [picture, key, *shown, said]
     # Without `preprocess` Gradio does not decode the file: it would fail on a bad one with words of
     # its own, and hand over another picture than the one that was sent.
-    picture.upload(acts.upload, [picture, *controls.inputs], answer, preprocess=False, **quiet)
-    picture.clear(acts.clear, None, answer[1:], **quiet)
+    # Who drops another picture, or takes it away, before the answer is there wants no old answer.
+    quiet["trigger_mode"] = "always_last"
+    sent = [picture, *controls.inputs]
+    uploaded = picture.upload(acts.upload, sent, answer, preprocess=False, **quiet)
+    picture.clear(acts.clear, None, answer[1:], cancels=[uploaded], **quiet)
     gallery.select(acts.pick, controls.inputs, answer, **quiet)
     sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
     if controls.model is not None:

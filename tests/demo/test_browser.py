@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -38,13 +39,24 @@ COLLECT_WEB_PICTURES = """() => {
 """Gathers in the page what the picture of the web has shown."""
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """`magtiles-seg demo` as a process of its own."""
+DEMO = "import sys; from magtiles_seg.cli import main; sys.exit(main())"
+SLOWLY = """
+import time
+from magtiles_seg.demo import tile as module
+quick = module.Judge.segment
+def segment(self, path, model=None):
+    time.sleep(3)
+    return quick(self, path, model)
+module.Judge.segment = segment
+"""
+
+
+@contextmanager
+def demo(code: str = DEMO) -> Iterator[str]:
+    """`magtiles-seg demo` as a process of its own; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys; from magtiles_seg.cli import main; sys.exit(main())"
     process = subprocess.Popen([sys.executable, "-c", code, "demo", "--port", str(port)])
     url = f"http://127.0.0.1:{port}/"
     try:
@@ -53,6 +65,12 @@ def address() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with demo() as url:
+        yield url
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -167,6 +185,29 @@ def test_bad_upload_after_a_good_one_gets_the_same_message(
         page.locator("#picture input[type=file]").set_input_files(path)
         expect(page.locator("#verdict")).to_contain_text(said)
     page.close()
+
+
+def test_picture_given_before_the_answer_to_the_last_gets_its_own(
+    browser: Browser, tmp_path: Path
+) -> None:
+    good, bad = tmp_path / "tile.png", tmp_path / "notes.png"
+    cv2.imwrite(str(good), synthetic_tile(22, defect="fray", exposure=3).image)
+    bad.write_text("not a picture", encoding="utf-8")
+    with demo(SLOWLY + DEMO) as url:
+        page = open_page(browser, url)
+        page.locator("#picture button[aria-label='Remove Image']").click()
+        expect(page.locator("#verdict")).to_contain_text("Waiting")
+        for path in (good, bad):
+            page.locator("#picture input[type=file]").set_input_files(path)
+            page.wait_for_timeout(1000)
+        page.wait_for_timeout(7000)
+        expect(page.locator("#verdict")).to_contain_text("The file is no picture")
+        page.locator("#picture input[type=file]").set_input_files(good)
+        page.wait_for_timeout(1000)
+        page.locator("#picture button[aria-label='Remove Image']").click()
+        page.wait_for_timeout(7000)
+        expect(page.locator("#verdict")).to_contain_text("Waiting")
+        page.close()
 
 
 def test_click_on_a_row_frames_its_region_on_the_picture(
