@@ -84,7 +84,10 @@ def add_many_tab(judge: Judge, controls: Controls) -> None:
         "concurrency_limit": AT_ONCE,
     }
     acts = [files.upload, files.clear, files.delete, one_tile.input]
-    gr.on(acts, run, [files, one_tile, *controls.inputs], shown, **quiet)
+    # What is asked while a list is inspected comes after it.
+    gr.on(
+        acts, run, [files, one_tile, *controls.inputs], shown, trigger_mode="always_last", **quiet
+    )
     sample.click(run_sample, controls.inputs, shown, **quiet)
 
 

@@ -287,6 +287,22 @@ def test_several_exposures_of_one_tile_get_one_verdict(
     page.close()
 
 
+def test_what_is_asked_while_many_tiles_are_inspected_is_not_lost(
+    browser: Browser, tmp_path: Path
+) -> None:
+    for light in (2, 3):
+        tile = synthetic_tile(22, defect="fray", exposure=light, size_hw=(300, 240))
+        cv2.imwrite(str(tmp_path / f"p7_light{light}.png"), tile.image)
+    with demo(SLOWLY + DEMO) as url:
+        page = open_page(browser, url)
+        page.get_by_role("tab", name="Many tiles").click()
+        page.locator("#many input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
+        page.wait_for_timeout(1500)
+        page.get_by_label("All of them show one tile").check()
+        expect(page.locator("#counts .verdict")).to_contain_text("One tile, 2 pictures")
+        page.close()
+
+
 def test_first_tab_by_keyboard_takes_an_example_moves_the_threshold_and_frames_a_region(
     browser: Browser, address: str, screen: str
 ) -> None:
