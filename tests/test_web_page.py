@@ -227,6 +227,22 @@ def test_sliders_decide_anew_as_redecide_does_and_the_csv_has_pythons_columns(
     page.context.close()
 
 
+def test_csv_name_that_begins_as_a_formula_is_text_to_a_spreadsheet(
+    browser: Browser, site: Site, folder: Path, tmp_path: Path
+) -> None:
+    names = ["=1+1.png", "-1.png", "@sum.png", "a=b.png"]
+    for name in names:
+        shutil.copy(folder / "example.png", tmp_path / name)
+    page = open_page(browser, site.url)
+    page.locator("#files").set_input_files([tmp_path / name for name in names])
+    expect(page.locator("#pictures option")).to_have_count(len(names))
+    with page.expect_download() as download:
+        page.locator("#csv").click()
+    rows = csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8")))
+    assert {row["picture"] for row in rows} == {"'=1+1.png", "'-1.png", "'@sum.png", "a=b.png"}
+    page.context.close()
+
+
 def set_slider(page: Page, name: str, value: float) -> None:
     page.locator(f"#{name}").evaluate(
         "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }",

@@ -77,10 +77,11 @@ function line(values) {
 
 /** A line per region; a picture without one, or one that was not read, has one line. */
 function csv() {
+  const asText = (words) => (/^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(words) ? `'${words}` : words); // to a spreadsheet, not a formula
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
   const lines = [["picture", "verdict", "picture_score", "number", ...about.columns, "error"]];
   for (const picture of pictures) {
-    const { rows, verdict } = decided(picture), start = [picture.name, verdict, picture.score ?? ""];
+    const { rows, verdict } = decided(picture), start = [asText(picture.name), verdict, picture.score ?? ""];
     const blank = about.columns.map(() => "");
     if (!rows.length) lines.push([...start, "", ...blank, picture.error ?? ""]);
     rows.forEach((row, index) => lines.push([...start, index + 1, ...about.columns.map((name) => row[name]), ""]));

@@ -32,6 +32,7 @@ _CSV_HEADER = (
     *DEFECT_COLUMNS,
     "error",
 )
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: the wide forms of the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +184,9 @@ def answer_counts(answers: Sequence[Answer], total: int) -> str:
 def answers_csv(answers: Iterable[Answer], mm_per_px: float | None) -> str:
     """Return a line per defect; a picture without one, or one that was not read, has one line.
 
+    Names come from strangers: one that a spreadsheet would take for a formula begins with an
+    apostrophe, by which spreadsheets know text.
+
     Args:
         answers: In the order of the pictures.
         mm_per_px: Scale of the pictures; None leaves the columns in mm empty.
@@ -193,16 +197,21 @@ def answers_csv(answers: Iterable[Answer], mm_per_px: float | None) -> str:
     blank = [""] * (1 + len(DEFECT_COLUMNS))
     for answer in answers:
         if answer.result is None:
-            rows.writerow([answer.name, "not read", "", "", *blank, answer.error])
+            error = _as_text(answer.error)
+            rows.writerow([_as_text(answer.name), "not read", "", "", *blank, error])
             continue
         result = answer.result
-        about = [answer.name, result.verdict, f"{result.score:.6f}", len(result.defects)]
+        about = [_as_text(answer.name), result.verdict, f"{result.score:.6f}", len(result.defects)]
         for number, defect in enumerate(result.defects, start=1):
             measures = _scaled(defect, mm_per_px).row()
             rows.writerow([*about, number, *measures.values(), ""])
         if not result.defects:
             rows.writerow([*about, *blank, ""])
     return text.getvalue()
+
+
+def _as_text(words: str) -> str:
+    return f"'{words}" if words.startswith(_FORMULA) else words
 
 
 def web_cards(report: WebReport, line: int, line_mm: float | None, seconds: float) -> str:

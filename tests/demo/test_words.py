@@ -86,3 +86,16 @@ def test_csv_has_every_measure_and_one_line_for_a_sound_picture(result: Segmenta
     assert (float(first["length_px"]), float(first["length_mm"])) == (10, 1)
     assert (first["x0_px"], first["y1_px"], first["centroid_x_px"]) == ("5", "20", "5.5")
     assert (second["picture"], second["defects"], second["label"]) == ("b", "0", "")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
+def test_csv_name_that_begins_as_a_formula_is_text_to_a_spreadsheet(
+    result: Segmentation, start: str
+) -> None:
+    name = f'{start}HYPERLINK("http://elsewhere.invalid").png'
+    answers = [Answer(name=name, result=result), Answer(name=name, error=f"{name} is damaged")]
+    found, refused = csv.DictReader(io.StringIO(answers_csv(answers, None), newline=""))
+    assert (found["picture"], refused["picture"]) == (f"'{name}", f"'{name}")
+    assert refused["error"] == f"'{name} is damaged"
+    (plain,) = csv.DictReader(io.StringIO(answers_csv([Answer(name="a=b-1.png", error="x")], None)))
+    assert plain["picture"] == "a=b-1.png"
