@@ -262,6 +262,23 @@ class ScreenedBackend:
         Raises:
             InferenceError: The pictures do not fit, the backend is closed, or the runtime failed.
         """
+        probability, classes, _ = self.infer_and_tell(images)
+        return probability, classes
+
+    def infer_and_tell(
+        self, images: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], list[NDArray[np.bool_]]]:
+        """Answer as `infer`, and tell which cells of each picture were passed on.
+
+        Args:
+            images: (N, H, W) uint8, N >= 1.
+
+        Returns:
+            The two of `infer`, and (ceil(H / 32), ceil(W / 32)) bool for each picture.
+
+        Raises:
+            InferenceError: As `infer`.
+        """
         check_images(images)
         probability = np.zeros(images.shape, np.float32)
         classes = np.ones(images.shape, np.uint8)
@@ -272,7 +289,7 @@ class ScreenedBackend:
         for index, cells in enumerate(passed):
             if cells.any():
                 self._look(images[index], cells, probability[index], classes[index])
-        return probability, classes
+        return probability, classes, passed
 
     def _look(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 from magtiles_seg.decision import count, scale
 from magtiles_seg.errors import ImageError, InferenceError
 from magtiles_seg.image import pad_to_min_side
+from magtiles_seg.infer.screen import ScreenedBackend
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.components import Hole, OpenRegions, Region, without_holes
 from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect, measure
@@ -91,6 +92,7 @@ class LineScanSegmenter:
         self._cutter = StripCutter(width_px, round_up(rows, card.stride), halo_px(card))
         self._regions = OpenRegions(width_px, len(card.labels), decision.min_area_px)
         self._counts = WebCounts(self._line_mm)
+        self._cells = self._passed_cells = 0
         self._finished: list[WebDefect] = []
         self._next_line: int | None = None
         self._repeated_in_a_row = 0
@@ -123,8 +125,15 @@ class LineScanSegmenter:
             self._width_px,
             pending_lines=pending,
             open_defects=len(self._regions),
-            passed_share=self._segmenter.passed_share,
+            passed_share=self._passed_share,
         )
+
+    @property
+    def _passed_share(self) -> float | None:
+        """Share of the web's cells that the screen passed on; None without one."""
+        if not isinstance(self._segmenter.backend, ScreenedBackend):
+            return None
+        return self._passed_cells / max(1, self._cells)
 
     def notify(self, listener: Callable[[Uninspected], None]) -> None:
         """Call a function with each interval of lines without a verdict, as soon as it is known."""
@@ -287,19 +296,35 @@ class LineScanSegmenter:
 
     def _decide(self, group: list[Strip]) -> None:
         """Run the model on strips of one shape, join their regions, and empty the group."""
-        probability, classes = self._infer(np.stack([strip.pixels for strip in group]))
+        probability, classes = self._infer(group)
         for index, strip in enumerate(list(group)):
             core = slice(strip.offset, strip.offset + strip.rows)
             self._join(strip, probability[index, core], classes[index, core])
             group.pop(0)
 
-    def _infer(self, stack: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def _infer(self, group: list[Strip]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        stack = np.stack([strip.pixels for strip in group])
         _, height, width = stack.shape
         stack = pad_to_min_side(stack)
+        backend = self._segmenter.backend
         began_s = time.perf_counter()
-        probability, classes = self._segmenter.backend.infer(stack)
+        if isinstance(backend, ScreenedBackend):
+            probability, classes, passed = backend.infer_and_tell(stack)
+            self._count_cells(group, passed, backend.screen.card.stride)
+        else:
+            probability, classes = backend.infer(stack)
         self._counts.model_s += time.perf_counter() - began_s
         return probability[:, :height, :width], classes[:, :height, :width]
+
+    def _count_cells(
+        self, group: list[Strip], passed: list[NDArray[np.bool_]], cell_px: int
+    ) -> None:
+        """Count the cells of the strips' cores: those of a halo belong to the strip beside it."""
+        for strip, cells in zip(group, passed, strict=True):
+            end = -(-(strip.offset + strip.rows) // cell_px)
+            core = cells[strip.offset // cell_px : end]
+            self._cells += core.size
+            self._passed_cells += int(np.count_nonzero(core))
 
     def _join(
         self, strip: Strip, probability: NDArray[np.float32], classes: NDArray[np.uint8]

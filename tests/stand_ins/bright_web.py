@@ -49,7 +49,6 @@ def bright_segmenter(backend: BrightBackend | None = None) -> Segmenter:
         backend=backend or BrightBackend(),
         spec=SimpleNamespace(card=card),
         decision=Decision(),
-        passed_share=None,
     )
     return cast("Segmenter", fake)
 

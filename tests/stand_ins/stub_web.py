@@ -71,7 +71,6 @@ def stub_segmenter(backend: StubBackend | None = None, **decision: float) -> Seg
         backend=backend or StubBackend(),
         spec=SimpleNamespace(card=CARD),
         decision=Decision(**decision),  # type: ignore[arg-type]
-        passed_share=None,
     )
     return cast("Segmenter", fake)
 
