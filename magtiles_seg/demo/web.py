@@ -169,8 +169,11 @@ def _open_video(path: str) -> VideoSource:
     if not any(head[start:].startswith(mark) for mark, start in _VIDEOS.items()):
         raise DataError("The file is neither a picture nor a video; expected PNG, JPEG, MP4 or MKV")
     looked_at = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
+    opened = looked_at.isOpened()
     size = [int(looked_at.get(side)) for side in (3, 4)]  # its width and height
     looked_at.release()
+    if not opened:
+        raise DataError("The file is no video that can be read: it is damaged, or cut off")
     if not 0 < size[0] * size[1] <= MAX_PIXELS:
         raise DataError(
             f"The file has frames of {size[0]} x {size[1]} px; expected a video of at most "

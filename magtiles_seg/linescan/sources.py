@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -178,6 +179,7 @@ class VideoSource(ArraySource):
 
         if not Path(path).exists():
             raise FileNotFoundError(2, "No such file", str(path))
+        self._path = path
         self._video = cv2.VideoCapture(str(path))
         if not self._video.isOpened():
             raise DataError(f"{path} is no video that OpenCV can read; expected AVI, MP4 or MKV")
@@ -186,9 +188,11 @@ class VideoSource(ArraySource):
     def _read(self) -> Iterator[NDArray[np.uint8]]:
         import cv2
 
-        while True:
+        promised = self._video.get(cv2.CAP_PROP_FRAME_COUNT)
+        for number in itertools.count():
             good, frame = self._video.read()
             if not good:
+                _check_frames(self._path, number, promised)
                 return
             grey = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
             yield np.asarray(grey, dtype=np.uint8)
@@ -196,6 +200,22 @@ class VideoSource(ArraySource):
     def close(self) -> None:
         """Close the file."""
         self._video.release()
+
+
+def _check_frames(path: str | Path, frames: int, promised: float) -> None:
+    """Check that a video gave the frames that its head promises.
+
+    A decoder ends early, or leaves out what it cannot decode, without a word. Some containers know
+    the number of their frames but roughly.
+
+    Raises:
+        DataError: Frames are missing.
+    """
+    if frames < 0.99 * promised - 1:
+        raise DataError(
+            f"{path} is damaged: {frames} frames can be read; expected {promised:.0f}, as its head "
+            "says: lines are missing, and where is unknown; copy it again"
+        )
 
 
 class Replay:

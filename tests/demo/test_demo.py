@@ -194,6 +194,13 @@ def test_own_web_as_a_video_passes(segmenter: Segmenter, tmp_path: Path) -> None
     assert "<b>256 lines</b>passed" in cards
 
 
+def test_video_that_is_cut_off_is_refused_as_such(segmenter: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "web.mp4"
+    path.write_bytes(b"\0\0\0\x1cftypisom\0\0\2\0isomiso2")
+    (shown,) = _pass(segmenter, 0.5, str(path))
+    assert "no video that can be read: it is damaged" in shown[0]
+
+
 @pytest.mark.parametrize("name", ["list.m3u8", "list.mp4", "list.avi", "web.txt"])
 def test_playlist_as_a_web_is_refused_and_never_reaches_the_decoder(
     segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

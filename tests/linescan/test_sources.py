@@ -88,6 +88,26 @@ def test_video_comes_in_grey(tmp_path: Path) -> None:
     assert np.abs(rows - np.repeat([40, 90, 140], 48)[:, None]).max() <= 4
 
 
+def test_video_with_a_damaged_stretch_is_an_error_after_what_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "web.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, (128, 96))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no MP4")
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        writer.write(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8))
+    writer.release()
+    assert len(rows_of(VideoSource(path))) == 8 * 96
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    path.write_bytes(content)
+    blocks = []
+    with pytest.raises(DataError, match="is damaged: . frames can be read; expected 8"):
+        blocks.extend(VideoSource(path))
+    assert blocks
+
+
 def test_video_that_is_none_or_missing_says_so(tmp_path: Path) -> None:
     (tmp_path / "web.avi").write_text("no video")
     with pytest.raises(DataError, match="no video that OpenCV can read"):
