@@ -81,7 +81,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     for line in done.left_out:
         note(line)
     if arguments.clear:
-        folder.remove(done.names)
+        folder.remove((*done.names, *done.copies))
     print(f"{done.opened_by}: {len(done.names)} pictures to label, with a draft each")
     return options.ACCEPTED
 

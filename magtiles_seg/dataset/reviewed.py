@@ -222,7 +222,8 @@ def write_part(
     rows = {one.name: _row(one, labels) for one in sorted(pictures, key=lambda one: one.name)}
     content = {"labels": list(labels), "pictures": rows}
     sha256 = sha256_of(json.dumps(content, sort_keys=True).encode())
-    folder = directory / REVIEWED / f"{created[:10]}-{sha256[:12]}"
+    version = sha256_of(f"{created} {sha256}".encode())  # a label may be changed, and changed back
+    folder = directory / REVIEWED / f"{created[:10]}-{version[:12]}"
     stage = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(stage, ignore_errors=True)
     try:

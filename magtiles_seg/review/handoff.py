@@ -18,9 +18,11 @@ from magtiles_seg.dataset.grouping import group_pictures
 from magtiles_seg.dataset.reviewed import Reviewed, latest, read_parts, write_part
 from magtiles_seg.dataset.samples import CAPTURE_NAME, Sample
 from magtiles_seg.dataset.tiles import group_tiles
+from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of, write_json
 from magtiles_seg.labels import IGNORE
+from magtiles_seg.review.folder import REASONS
 
 if TYPE_CHECKING:
     from magtiles_seg.dataset.formats import LabelledPicture
@@ -44,11 +46,13 @@ class Exported:
     Attributes:
         opened_by: The file or folder that the tool opens.
         names: Of the pictures.
+        copies: Names of those that are the same pictures, kept once more.
         left_out: A line for each that could not be.
     """
 
     opened_by: Path
     names: tuple[str, ...]
+    copies: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
@@ -74,58 +78,67 @@ def export_review(
         tolerance_px: How far the outline of a draft may stray from the mask's pixels.
 
     Raises:
-        ConfigError: The tool is unknown.
+        ConfigError: The tool or a reason is unknown, or `most` is below 1.
         DataError: `out` holds something, or there is nothing to export.
     """
+    if most is not None:
+        count("most", most)
+    if unknown := [reason for reason in reasons if reason not in REASONS]:
+        raise ConfigError(f"unknown reason {unknown[0]!r}; expected some of {', '.join(REASONS)}")
     if to not in TOOLS:
         raise ConfigError(f"unknown tool {to!r}; expected one of {', '.join(TOOLS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; expected a new folder, so that no label is lost")
-    records, drafts, left_out = _drafts(folder, reasons, most)
+    records, drafts, copies, left_out = _drafts(folder, reasons, most)
     if not drafts:
         said = "".join(f"\n  {line}" for line in left_out)
         raise DataError(f"{folder.path} holds no picture to export{said}")
-    stage = out.with_name(f".{out.name}.{os.urandom(4).hex()}.part")
+    out.mkdir(parents=True, exist_ok=True)
+    stage = out / f".{os.urandom(4).hex()}.part"
     labels = tuple(dict.fromkeys(name for one in records.values() for name in one["labels"]))
     more: dict[str, Any] = {"as_predictions": True} if to == "label-studio" else {}
     try:
         opened = formats.FORMATS[to].write(drafts, stage, labels, tolerance_px=tolerance_px, **more)
         index = {"schema_version": _SCHEMA_VERSION, "tool": to, "pictures": records}
         write_json(stage / INDEX, index)
-        if out.is_dir():
-            out.rmdir()
-        stage.rename(out)
+        for file in sorted(stage.iterdir(), key=lambda file: file.name == INDEX):  # that one last
+            file.rename(out / file.name)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return Exported(
-        opened_by=out / opened.relative_to(stage), names=tuple(records), left_out=tuple(left_out)
+        opened_by=out / opened.relative_to(stage),
+        names=tuple(records),
+        copies=tuple(copies),
+        left_out=tuple(left_out),
     )
 
 
 def _drafts(
     folder: ReviewFolder, reasons: Sequence[str], most: int | None
-) -> tuple[dict[str, dict[str, Any]], list[LabelledPicture], list[str]]:
-    """Return lineage and draft of each picture, and a line for each that is damaged."""
+) -> tuple[dict[str, dict[str, Any]], list[LabelledPicture], list[str], list[str]]:
+    """Return lineage and draft of each picture, its copies, and a line for each damaged one."""
     records: dict[str, dict[str, Any]] = {}
     drafts: list[LabelledPicture] = []
+    copies: list[str] = []
     left_out: list[str] = []
     seen: set[str] = set()
     entries = [entry for entry in folder.entries() if not reasons or entry.reason in reasons]
     for entry in sorted(entries, key=lambda entry: (-entry.interest, entry.name)):
-        if len(drafts) == most:
-            break
         try:
             record, draft = folder.read(entry.name)
             path = folder.path / f"{entry.name}.png"
             picture = formats.from_target(entry.name, path, draft, record["labels"])
         except (DataError, KeyError, IndexError, TypeError) as error:
-            left_out.append(str(error))
+            if len(drafts) != most:
+                left_out.append(str(error))
             continue
-        if record["sha256"] not in seen:
+        if record["sha256"] in seen:
+            copies.append(entry.name)
+        elif len(drafts) != most:
             seen.add(record["sha256"])
             records[entry.name] = record
             drafts.append(picture)
-    return records, drafts, left_out
+    return records, drafts, copies, left_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +284,7 @@ def _unknown(
 
 
 def _raise(export: Path, problems: Sequence[str]) -> None:
+    problems = list(dict.fromkeys(problems))
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         lines = "\n  ".join([*problems[:_SHOWN], *more])

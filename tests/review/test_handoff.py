@@ -124,6 +124,23 @@ def test_import_twice_changes_nothing_and_a_correction_is_a_new_version(
     assert len(read_parts(tmp_path / "data")) == 2
 
 
+def test_label_that_is_changed_and_changed_back_on_one_day_is_a_third_version(
+    tmp_path: Path, review: ReviewFolder, take: Callable[..., Imported]
+) -> None:
+    name = keep(review)
+    out = export_review(review, tmp_path / "out", to="labelme").opened_by
+    first = take(out).folder
+    path = out / f"{name}.json"
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "shapes": []}))
+    take(out)
+    path.write_text(before)
+    back = take(out)
+    assert back.corrected == (name,)
+    assert back.folder != first
+    assert [s.label for s in reviewed_samples(tmp_path / "data", LABELS, ())] == ["break"]
+
+
 def test_labels_of_unknown_pictures_and_classes_are_refused_by_name(
     tmp_path: Path, review: ReviewFolder, take: Callable[..., Imported]
 ) -> None:
@@ -232,7 +249,7 @@ def test_export_takes_the_most_interesting_once_and_leaves_damaged_ones_out(
     (review.path / f"{damaged}.draft.png").write_bytes(b"")
     done = export_review(review, tmp_path / "out", to="coco")
     assert len(done.names) == 1
-    assert set(done.names) < {first, twin}
+    assert {*done.names, *done.copies} == {first, twin}  # what `--clear` removes
     assert damaged in done.left_out[0]
     with pytest.raises(DataError, match="not empty"):
         export_review(review, tmp_path / "out", to="coco")
@@ -240,7 +257,31 @@ def test_export_takes_the_most_interesting_once_and_leaves_damaged_ones_out(
         export_review(review, tmp_path / "new", to="coco", reasons=["drift"])
     with pytest.raises(ConfigError, match="unknown tool 'paint'"):
         export_review(review, tmp_path / "new", to="paint")
+    with pytest.raises(ConfigError, match="unknown reason 'dirft'; expected some of review"):
+        export_review(review, tmp_path / "new", to="coco", reasons=["dirft"])
+    with pytest.raises(ConfigError, match="most is -3"):
+        export_review(review, tmp_path / "new", to="coco", most=-3)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_export_into_the_working_directory_and_moved_then_comes_back(
+    tool: str,
+    tmp_path: Path,
+    review: ReviewFolder,
+    take: Callable[..., Imported],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = keep(review)
+    here = tmp_path / "to label #1 %20 ü"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    done = export_review(review, Path(), to=tool)
+    assert done.opened_by.exists()
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
+    moved = here.rename(tmp_path / "elsewhere")
+    came = take(moved)
+    assert name in (came.unlabelled if tool == "label-studio" else came.new)
 
 
 def test_changed_part_is_found_and_other_labels_are_refused(
