@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ def staged(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[P
         OSError: The folder or the file cannot be written.
     """
     path = Path(path)
+    if not path.name:  # `.` or `/`
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{os.urandom(16).hex()}.part{path.suffix}")
     try:

@@ -93,6 +93,12 @@ def test_write_that_fails_names_the_file_asked_for(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize("path", [".", "/"])
+def test_write_to_a_folder_without_a_name_is_an_error_of_the_disk(path: str) -> None:
+    with pytest.raises(IsADirectoryError, match="cannot write: Is a directory"):
+        write(path, "text")
+
+
 def test_two_writers_of_one_name_do_not_share_a_part(tmp_path: Path) -> None:
     with staged(tmp_path / "a") as one, staged(tmp_path / "a") as other:
         one.write_bytes(b"1")
