@@ -19,7 +19,7 @@ import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from magtiles_seg.demo.calls import BODY_BYTES, Call, check_call, check_cancel, document_of
 from magtiles_seg.demo.files import Folder, Full
 from magtiles_seg.demo.visitors import Sessions, Visitor
-from magtiles_seg.serve.analyze import check_charset
+from magtiles_seg.serve.analyze import WholeForm, check_charset
 from magtiles_seg.serve.problems import (
     Problem,
     on_defect_of_ours,
@@ -226,7 +226,7 @@ class Gate:
             raise _too_large(limit)
         check_charset(request)
         with self._folder.arriving() as tell:
-            parser = MultiPartParser(
+            parser = WholeForm(
                 request.headers, _told(request, tell, limit), max_files=_FILES, max_fields=8
             )
             try:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import anyio.to_thread
 from anyio import CapacityLimiter
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -40,6 +40,29 @@ _CHARSETS = {"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin1", "wind
 _JSON, _PNG = "application/json", "image/png"
 
 
+class WholeForm(MultiPartParser):
+    """A parser that refuses a form without its end, of which Starlette drops the last part."""
+
+    _ended = False
+
+    def on_end(self) -> None:
+        """Note the last boundary."""
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        """Return the form's fields.
+
+        Raises:
+            MultiPartException: It is damaged, has too many fields, or no end.
+        """
+        form = await super().parse()
+        if not self._ended:
+            for file in self._files_to_close_on_error:  # the part without an end is no field yet
+                file.close()
+            raise MultiPartException("It ends before its last boundary: send it whole.")
+        return form
+
+
 def wish_of(request: Request) -> Wish:
     """Return what a request asks for.
 
@@ -52,6 +75,9 @@ def wish_of(request: Request) -> Wish:
             f"unknown query word {strange[0]!r}; expected {', '.join(_QUERY)}: thresholds and "
             "scale are those that the service was started with",
         )
+    for name in ("mask", "tile"):
+        if len(given := request.query_params.getlist(name)) > 1:
+            raise Problem(400, f"{name}: expected one word, got {', '.join(given)}")
     words = ",".join(request.query_params.getlist("include"))
     include = frozenset(word for word in words.split(",") if word)
     if include - set(INCLUDES):
@@ -113,7 +139,7 @@ async def read_uploads(
     if kind != "multipart/form-data":
         raise Problem(415, "expected multipart/form-data, as `curl -F image=@tile.jpg` sends it")
     check_charset(request)
-    parser = MultiPartParser(
+    parser = WholeForm(
         request.headers,
         _checked(request, hold),
         max_files=settings.max_files,
@@ -126,21 +152,37 @@ async def read_uploads(
         message = f"the upload took longer than {settings.read_timeout_s:g} s"
         raise Problem(408, message, headers={"Connection": "close"}) from None
     except MultiPartException as error:
-        raise Problem(400, f"the form cannot be read: {error.message}") from error
-    files = form.getlist("image")
+        more = " `--max-files` allows more." if "Too many files" in error.message else ""
+        raise Problem(400, f"the form cannot be read: {error.message}{more}") from error
     try:
-        pictures = [await file.read() for file in files if isinstance(file, UploadFile)]
+        pictures = [await file.read() for file in _files_of(form)]
     finally:
         await form.close()
-    if not pictures:
-        raise Problem(
-            400,
-            "expected a file in the field 'image', got "
-            f"{'a text there' if files else 'no such field'}: `curl -F image=@tile.jpg`",
-        )
     for picture in pictures:
         check_format(picture, settings.format_names)
     return pictures
+
+
+def _files_of(form: FormData) -> list[UploadFile]:
+    """Return the files of the field `image`; none is left out without a word.
+
+    Raises:
+        Problem: 400, there is none, a text is in its place, or a file in another field.
+    """
+    sent = form.getlist("image")
+    files = [file for file in sent if isinstance(file, UploadFile)]
+    if not files or len(files) < len(sent):
+        raise Problem(
+            400,
+            "expected a file in the field 'image', got "
+            f"{'a text there' if sent else 'no such field'}: `curl -F image=@tile.jpg`",
+        )
+    for name, value in form.multi_items():
+        if name != "image" and isinstance(value, UploadFile):
+            raise Problem(
+                400, f"a file is in the field {name!r:.40}; expected every file in a field 'image'"
+            )
+    return files
 
 
 def check_charset(request: Request) -> None:

@@ -99,6 +99,17 @@ def test_answer_as_files_carries_box_and_centroid_by_the_usual_names(page: Any, 
     assert head[5:-1] == list(DEFECT_COLUMNS)
 
 
+def test_upload_that_is_cut_off_is_refused_and_not_stored_in_part(demo: Any, png: bytes) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    reply = httpx.post(
+        f"{demo.url}/gradio_api/upload",
+        content=(head + png + b"\r\n") * 2,
+        headers={"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    assert reply.status_code == 400
+    assert "ends before its last boundary" in reply.text
+
+
 def test_client_that_keeps_no_cookies_can_use_what_it_uploaded(demo: Any, png: bytes) -> None:
     reply = httpx.post(f"{demo.url}/gradio_api/upload", files={"files": ("t.png", png)})
     with Page(demo.url) as page:

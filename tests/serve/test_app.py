@@ -149,11 +149,43 @@ def test_analyze_bomb_is_refused_before_it_is_decoded(open_client: OpenClient) -
 
 def test_analyze_form_without_the_field_or_no_form_is_refused(client: TestClient) -> None:
     assert_problem(client.post("/analyze", files={"picture": b"x"}), 400, "no such field")
+    assert_problem(client.post("/analyze", files={"other": (None, "x")}), 400, "no such field")
     text = client.post("/analyze", files={"image": (None, "x")})
     assert_problem(text, 400, "a text there")
     assert_problem(client.post("/analyze", json={}), 415, "multipart/form-data")
     bare = client.post("/analyze", content=b"x", headers={"content-type": "multipart/form-data"})
     assert_problem(bare, 400, "boundary")
+
+
+@pytest.mark.parametrize("cut", [2, 9, 100])
+def test_analyze_form_that_is_cut_off_gets_no_verdict_on_its_first_pictures(
+    open_client: OpenClient, png: bytes, cut: int
+) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+    whole = (head + png + b"\r\n") * 3 + b"--x--"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    client = open_client(max_files=3)
+    assert client.post("/analyze?tile=true", content=whole, headers=kind).status_code == 200
+    reply = client.post("/analyze?tile=true", content=whole[:-cut], headers=kind)
+    assert_problem(reply, 400, "ends before its last boundary")
+
+
+def test_analyze_leaves_no_picture_out_that_came_by_another_name_or_as_a_text(
+    open_client: OpenClient, png: bytes
+) -> None:
+    client = open_client(max_files=3)
+    file = ("a.png", png)
+    other = client.post("/analyze?tile=true", files=[("image", file), ("image2", file)])
+    assert_problem(other, 400, "a file is in the field 'image2'")
+    text = client.post("/analyze?tile=true", files=[("image", file), ("image", (None, "x"))])
+    assert_problem(text, 400, "a text there")
+
+
+@pytest.mark.parametrize("query", ["?tile=true&tile=false", "?mask=rle&mask=none"])
+def test_analyze_word_that_is_given_twice_is_refused(
+    client: TestClient, png: bytes, query: str
+) -> None:
+    assert_problem(send(client, png, query), 400, "expected one word, got")
 
 
 def test_analyze_body_over_the_limit_is_413_counted_or_declared(open_client: OpenClient) -> None:
