@@ -154,6 +154,12 @@ def test_answer_is_pythons_in_many_sizes(page: Page, folder: Path) -> None:
     assert found > 5
 
 
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made
+
+
 def test_grey_is_pythons_to_the_last_bit(page: Page, folder: Path) -> None:
     rng = np.random.default_rng(5)
     colour = rng.integers(0, 256, (64, 97, 4), dtype=np.uint8)
@@ -168,6 +174,10 @@ def test_grey_is_pythons_to_the_last_bit(page: Page, folder: Path) -> None:
         "grey.jpg": (Image.fromarray(colour[..., 0]), {}),
         "colour.bmp": (Image.fromarray(colour[..., :3]), {}),
         "lossless.webp": (Image.fromarray(colour[..., :3]), {"lossless": True}),
+        "translucent.webp": (Image.fromarray(colour), {"lossless": True, "exact": True}),
+        "turned.jpg": (Image.fromarray(colour[..., :3]), {"exif": exif(6)}),
+        "turned.png": (Image.fromarray(colour[..., :3]), {"exif": exif(5)}),
+        "upright.webp": (Image.fromarray(colour[..., :3]), {"lossless": True, "exif": exif(1)}),
     }
     for name, (picture, options) in pictures.items():
         picture.save(folder / name, **options)
@@ -184,13 +194,32 @@ def test_what_a_browser_cannot_read_exactly_is_refused_with_the_reason(
     Image.fromarray(deep.astype(np.uint8)).save(folder / "tile.tif")
     (folder / "notes.png").write_text("not a picture")
     (folder / "damaged.png").write_bytes((folder / "example.png").read_bytes()[:60])
-    Image.new("L", (2500, 2000)).save(folder / "large.png")
+    colour = Image.fromarray(np.dstack([deep.astype(np.uint8)] * 3))
+    more = {"save_all": True, "append_images": [Image.new("RGB", colour.size)]}
+    for name in ("frames.png", "frames.webp"):
+        colour.save(folder / name, **more)
+    colour.save(folder / "turned.webp", exif=exif(3))
+    clear = colour.copy()
+    clear.putalpha(100)
+    clear.save(folder / "turned_clear.png", exif=exif(8))
+    for name in ("large.png", "large.bmp", "large.jpg", "large.webp"):
+        Image.new("L", (2500, 2000)).save(folder / name)
+    head = (folder / "large.png").read_bytes()  # a browser could not decode so many pixels
+    (folder / "bomb.png").write_bytes(head[:16] + b"\0\0\x75\x30" * 2 + head[24:])
     for name, reason in {
         "deep.png": "16-bit PNG",
         "tile.tif": "TIFF",
         "notes.png": "expected PNG, JPEG, BMP or WebP",
         "damaged.png": "damaged",
-        "large.png": "2000 x 2500 px; expected at most 4,000,000",
+        **{
+            f"large.{kind}": "2000 x 2500 px; expected at most 4,000,000"
+            for kind in ("png", "bmp", "jpg", "webp")
+        },
+        "bomb.png": "30000 x 30000 px; expected at most 4,000,000",
+        "frames.png": "2 frames; expected a single picture",
+        "frames.webp": "2 frames; expected a single picture",
+        "turned.webp": "turned by its EXIF data",
+        "turned_clear.png": "turned by its EXIF data",
     }.items():
         assert reason in page.evaluate(GREY, name)["error"]
     page.locator("#files").set_input_files(folder / "tile.tif")
