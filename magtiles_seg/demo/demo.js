@@ -49,9 +49,42 @@
       if (!button.textContent.trim()) button.setAttribute("aria-label", button.title || "Show the picture");
     }
   };
+  const middleOf = (element) => {
+    const box = element.getBoundingClientRect();
+    return {x: box.x + box.width / 2, y: box.y + box.height / 2};
+  };
+  const tellLine = (line) => {
+    const {x, width} = line.parentElement.getBoundingClientRect();
+    const share = Math.round((100 * (middleOf(line).x - x)) / (width || 1));
+    line.setAttribute("aria-valuenow", Math.min(100, Math.max(0, share)));
+  };
+  const moveLine = (line, by) => { // as the pointer would, to which alone Gradio gives it
+    const {x, y: clientY} = middleOf(line);
+    const send = (target, type, clientX) => target.dispatchEvent(
+      new MouseEvent(type, {bubbles: true, cancelable: true, view: window, clientX, clientY}));
+    send(line, "mousedown", x);
+    send(window, "mousemove", x + by);
+    send(window, "mouseup", x + by);
+    requestAnimationFrame(() => tellLine(line));
+  };
+  const steps = {ArrowLeft: -0.05, ArrowDown: -0.05, ArrowRight: 0.05, ArrowUp: 0.05, Home: -1, End: 1};
+  const nameLine = () => {
+    const line = document.querySelector("#overlay [data-testid=slider]");
+    if (!line || line.tabIndex === 0) return;
+    Object.assign(line, {tabIndex: 0, role: "slider", ariaLabel: "Show the picture without defects up to here"});
+    tellLine(line);
+    line.addEventListener("focus", () => tellLine(line)); // the pointer may have moved it
+    line.addEventListener("keydown", (event) => {
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      moveLine(line, steps[event.key] * line.parentElement.clientWidth);
+    });
+  };
   nameButtons();
+  nameLine();
   new MutationObserver(() => { // Gradio may draw the table or the picture anew
     nameButtons();
+    nameLine();
     if (!chosen || (holds() && document.querySelector("#region"))) return;
     if (!holds()) chosen = null;
     place();

@@ -80,6 +80,7 @@ def export_review(
     Raises:
         ConfigError: The tool or a reason is unknown, or `most` is below 1.
         DataError: `out` holds something, or there is nothing to export.
+        FileNotFoundError: There is no review folder.
     """
     if most is not None:
         count("most", most)
@@ -89,6 +90,8 @@ def export_review(
         raise ConfigError(f"unknown tool {to!r}; expected one of {', '.join(TOOLS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; expected a new folder, so that no label is lost")
+    if not folder.path.is_dir():
+        raise FileNotFoundError(f"no review folder {folder.path}; `--review-dir` makes one")
     records, drafts, copies, left_out = _drafts(folder, reasons, most)
     if not drafts:
         said = "".join(f"\n  {line}" for line in left_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import socket
 import subprocess
 import sys
@@ -311,6 +312,22 @@ def test_first_tab_by_keyboard_takes_an_example_moves_the_threshold_and_frames_a
     tab_to(page, "#examples button[aria-label='Thumbnail 4 of 6']")
     page.keyboard.press("Enter")
     expect(page.locator("#defects tbody")).to_contain_text("fray")
+    line = page.locator("#overlay [data-testid=slider]")
+    tab_to(page, "#overlay [data-testid=slider]")
+    page.keyboard.press("Home")
+    expect(line).to_have_attribute("aria-valuenow", re.compile(r"^\d+$"))
+    begin = line.bounding_box()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(500)
+    moved = line.bounding_box()
+    page.keyboard.press("End")
+    page.wait_for_timeout(500)
+    end = line.bounding_box()
+    assert begin
+    assert moved
+    assert end
+    assert begin["x"] + 5 < moved["x"] < end["x"]
     tab_to(page, "#threshold input[type=range]")
     page.keyboard.press("End")
     expect(page.locator("#defects")).to_contain_text("No region above the threshold")
