@@ -195,9 +195,9 @@ def test_what_a_browser_cannot_read_exactly_is_refused_with_the_reason(
     (folder / "notes.png").write_text("not a picture")
     (folder / "damaged.png").write_bytes((folder / "example.png").read_bytes()[:60])
     colour = Image.fromarray(np.dstack([deep.astype(np.uint8)] * 3))
-    more = {"save_all": True, "append_images": [Image.new("RGB", colour.size)]}
     for name in ("frames.png", "frames.webp"):
-        colour.save(folder / name, **more)
+        black = Image.new("RGB", colour.size)
+        colour.save(folder / name, save_all=True, append_images=[black])
     colour.save(folder / "turned.webp", exif=exif(3))
     clear = colour.copy()
     clear.putalpha(100)

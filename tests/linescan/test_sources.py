@@ -10,7 +10,14 @@ from folders import forbid
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.linescan.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
+from magtiles_seg.linescan.sources import (
+    ArraySource,
+    FolderSource,
+    LineBlock,
+    LineSource,
+    Replay,
+    VideoSource,
+)
 from magtiles_seg.writing import encode_result
 
 
@@ -102,7 +109,7 @@ def test_video_with_a_damaged_stretch_is_an_error_after_what_can_be_read(tmp_pat
     third = len(content) // 3
     content[third : 2 * third] = bytes(third)
     path.write_bytes(content)
-    blocks = []
+    blocks: list[LineBlock] = []
     with pytest.raises(DataError, match=r"is damaged: \d frames can be read; expected 8"):
         blocks.extend(VideoSource(path))
     assert blocks

@@ -255,7 +255,7 @@ def test_export_takes_the_most_interesting_once_and_leaves_damaged_ones_out(
         export_review(review, tmp_path / "out", to="coco")
     with pytest.raises(DataError, match="holds no picture"):
         export_review(review, tmp_path / "new", to="coco", reasons=["drift"])
-    with pytest.raises(FileNotFoundError, match="no review folder .*gone"):
+    with pytest.raises(FileNotFoundError, match=r"no review folder .*gone"):
         export_review(ReviewFolder(tmp_path / "gone"), tmp_path / "new", to="coco")
     with pytest.raises(ConfigError, match="unknown tool 'paint'"):
         export_review(review, tmp_path / "new", to="paint")
