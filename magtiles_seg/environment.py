@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,12 @@ def describe(
     """
     import magtiles_seg
     from magtiles_seg.infer.backends.vendor import import_onnxruntime
-    from magtiles_seg.infer.screen import Screen
+    from magtiles_seg.infer.screen import ScreenedBackend
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.infer.selection import machine
 
     with Segmenter(model, screen=screen) as segmenter:
-        spec = segmenter.spec
+        spec, backend = segmenter.spec, segmenter.backend
     facts: dict[str, Any] = {
         "magtiles-seg": magtiles_seg.__version__,
         "python": platform.python_version(),
@@ -47,11 +46,10 @@ def describe(
         "machine": machine(),
         "card": json.loads(spec.card.to_json()),
     }
-    if screen is not None:
-        with closing(Screen(screen)) as opened:
-            facts["screen"] = str(screen)
-            facts["screen_sha256"] = opened.sha256
-            facts["screen_card"] = json.loads(opened.card.to_json())
+    if isinstance(backend, ScreenedBackend):
+        facts["screen"] = str(screen)
+        facts["screen_sha256"] = backend.screen.sha256
+        facts["screen_card"] = json.loads(backend.screen.card.to_json())
     clash = onnxruntime_clash()
     return {"warning": clash, **facts} if clash else facts
 

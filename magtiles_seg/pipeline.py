@@ -160,7 +160,7 @@ def load(
         directory,
         sha256=wanted.sha256,
         checksums=None if wanted.checksums is None else Path(wanted.checksums),
-        wanted=Wanted(wanted.labels, wanted.class_map, wanted.unlabelled, wanted.layout),
+        wanted=Wanted.of(wanted),
         progress=on_fetch,
         waiting=note,
     )

@@ -171,13 +171,13 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """Read a data set in one format and write it in another."""
     from magtiles_seg.dataset.formats.convert import Wanted, rewrite
 
-    given = options.read_params(arguments).data_load
+    wanted = Wanted.of(options.read_params(arguments).data_load)
     with bar("data convert", "picture") as progress:
         said = rewrite(
             arguments.source,
             arguments.out,
             arguments.to,
-            Wanted(given.labels, given.class_map, given.unlabelled, given.layout),
+            wanted,
             as_polygons=arguments.polygons,
             tolerance_px=arguments.tolerance,
             progress=progress,

@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
-        for card in [facts["card"], *([facts["screen_card"]] if "screen_card" in facts else [])]:
-            card["training"] = _origin(card["training"])
+        for name in facts.keys() & {"card", "screen_card"}:
+            facts[name]["training"] = _origin(facts[name]["training"])
         lines = [*_lines(facts)]
         width = max(len(name) for name, _ in lines) + 2
         print("\n".join(f"{name:<{width}}{value}".rstrip() for name, value in lines))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from magtiles_seg.dataset import formats
 from magtiles_seg.dataset.formats import masks
@@ -19,6 +20,9 @@ from magtiles_seg.dataset.samples import find_samples, raise_problems
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write_json
 from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED, LABELS
+
+if TYPE_CHECKING:
+    from magtiles_seg.config import DataLoadParams
 
 ALL = "*"
 """In a class map: every class that has no entry of its own."""
@@ -40,6 +44,11 @@ class Wanted:
     class_map: tuple[str, ...] | None = None
     unlabelled: str | None = None
     layout: str = "auto"
+
+    @classmethod
+    def of(cls, params: DataLoadParams) -> Wanted:
+        """Return what the section `data_load` asks for."""
+        return cls(params.labels, params.class_map, params.unlabelled, params.layout)
 
     @property
     def maps(self) -> bool:
