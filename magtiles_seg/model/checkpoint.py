@@ -91,12 +91,27 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Network, dict[str, An
     tensors, meta = read_tensors(Path(path))
     try:
         network = _empty(_text(meta["architecture"]), _labels(meta["labels"]), tensors)
+        _refuse_others(tensors, network.state_dict())
         network.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path} does not hold a network of this version ({error}): train or export it again"
         ) from error
     return network.eval(), meta
+
+
+def _refuse_others(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check names and shapes of a file's weights: PyTorch's own message names hundreds.
+
+    Raises:
+        ValueError: Some are missing, are another network's, or have another shape.
+    """
+    shapes, wanted = ({k: v.shape for k, v in part.items()} for part in (tensors, expected))
+    others = sorted(name for name in shapes | wanted if shapes.get(name) != wanted.get(name))
+    if others:
+        raise ValueError(
+            f"{len(others)} of {len(wanted)} weights are another network's, such as {others[0]!r}"
+        )
 
 
 def _empty(architecture: str, labels: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Network:

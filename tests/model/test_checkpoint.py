@@ -64,8 +64,11 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     network = build_network("nano")
     network.architecture = "lite0"
     save_checkpoint(tmp_path / "a.safetensors", network, {})
-    with pytest.raises(ModelError, match="does not hold a network of this version"):
+    with pytest.raises(ModelError, match="does not hold a network of this version") as caught:
         load_checkpoint(tmp_path / "a.safetensors")
+    message = str(caught.value).removeprefix(str(tmp_path))
+    assert "weights are another network's" in message
+    assert len(message) < 200  # not every weight by its name
 
 
 def test_calibrated_checkpoint_answers_with_the_mapped_probability(
