@@ -342,7 +342,7 @@ class ExportParams(_Section):
     int8_max_flipped_fraction: float = within(0.005, 0, 1)
     int8_min_speedup: float = within(1.0, 0, 100)
     int8_pictures_per_class: int = within(16, 1)
-    parity_per_class: int = within(40, 1)
+    parity_per_class: int = within(200, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

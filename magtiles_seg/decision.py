@@ -44,8 +44,8 @@ class Decision:
         score_scale: The score is `sigmoid(score_scale * logit(m) + score_bias)`, the probability
             that the picture is defective where scale and bias were fitted; above 0.
         score_bias: See `score_scale`. With 1 and 0 the score is m itself.
-        tile_reject_score: A tile of several pictures is rejected from this median of their scores
-            on; None: `reject_score` serves for tiles as well.
+        tile_reject_score: A tile of several pictures is rejected from this score of all of them
+            on (`tile.tile_score`); None: `reject_score` serves for tiles as well.
 
     Raises:
         ConfigError: A value is of the wrong type or out of its range.

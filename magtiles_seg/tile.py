@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,15 +28,21 @@ if TYPE_CHECKING:
 __all__ = ["TileResult", "tile_score"]
 
 _SCHEMA_VERSION = 1
+_RULE = "mean log odds"
+_LEAST_SCORE = 1e-4
 _WINDOW_PX = 768
 """Side of what is compared: all of a tile of the public data, a seventh of 4 megapixels."""
 
 
 def tile_score(scores: Iterable[float]) -> float:
-    """Return a tile's score from those of its pictures: their median.
+    """Return a tile's score from those of its pictures: the mean of their log odds.
 
-    Of an even number it is the mean of the two middle ones. Never the maximum: one false alarm
-    among six pictures would condemn the tile.
+    `sigmoid(mean(logit(score)))`, which is the geometric mean of their odds. A defect that only
+    some lights show still counts, and one false alarm among six pictures does not condemn the
+    tile, as it would by the maximum.
+
+    Args:
+        scores: Probabilities, 0..1. None counts for more than odds of 10,000 to one.
 
     Raises:
         InferenceError: There is no score.
@@ -43,7 +50,15 @@ def tile_score(scores: Iterable[float]) -> float:
     known = [float(score) for score in scores]
     if not known:
         raise InferenceError("a tile has no score without any picture; expected at least one")
-    return float(median(known))
+    if len(known) == 1:
+        return known[0]
+    odds = math.exp(fmean(map(_log_odds, known)))
+    return odds / (1 + odds)
+
+
+def _log_odds(score: float) -> float:
+    inside = min(max(score, _LEAST_SCORE), 1 - _LEAST_SCORE)
+    return math.log(inside / (1 - inside))
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -83,7 +98,7 @@ class TileResult:
 
     @property
     def score(self) -> float:
-        """Median of the exposures' scores, 0..1; of an even number the mean of the middle two."""
+        """The exposures' scores together, 0..1: the mean of their log odds."""
         return tile_score(exposure.score for exposure in self.exposures)
 
     @property
@@ -96,7 +111,7 @@ class TileResult:
 
     @cached_property
     def middle(self) -> int:
-        """Index of the exposure that stands for the tile: its score is nearest to the median."""
+        """Index of the exposure that stands for the tile: its score is nearest to the tile's."""
         score = self.score
         return min(
             range(len(self.exposures)), key=lambda index: abs(self.exposures[index].score - score)
@@ -160,7 +175,7 @@ class TileResult:
             "name": self.name,
             "verdict": self.verdict,
             "score": self.score,
-            "rule": "median",
+            "rule": _RULE,
             "reject_score": self.decision.tile_threshold,
             "pictures": len(self.exposures),
         }
@@ -207,7 +222,7 @@ class TileResult:
         """Return name, verdict, score and the exposures' scores, on one line."""
         name = "" if self.name is None else f"{self.name!r}, "
         scores = ", ".join(f"{exposure.score:.3f}" for exposure in self.exposures)
-        return f"TileResult({name}{self.verdict}, score {self.score:.3f}, median of [{scores}])"
+        return f"TileResult({name}{self.verdict}, score {self.score:.3f}, {_RULE} of [{scores}])"
 
 
 def _window(shapes: Iterable[tuple[int, ...]]) -> tuple[slice, ...]:

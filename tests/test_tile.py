@@ -55,18 +55,32 @@ def exposure(
 
 @pytest.mark.parametrize(
     ("scores", "expected"),
-    [((0.3,), 0.3), ((0.125, 0.875), 0.5), ((0.9, 0.1, 0.2), 0.2), ((0.0, 1.0, 0.25, 0.5), 0.375)],
+    [
+        ((0.3,), 0.3),
+        ((0.0,), 0.0),
+        ((0.125, 0.875), 0.5),
+        ((0.8, 0.8, 0.5), 16 ** (1 / 3) / (1 + 16 ** (1 / 3))),  # odds of 4, 4 and 1
+        ((0.0, 1.0), 0.5),
+        ((0.0, 0.0), 1e-4),
+    ],
 )
-def test_tile_score_is_the_median_and_of_an_even_number_the_mean_of_the_middle_two(
+def test_tile_score_is_that_of_the_geometric_mean_of_the_odds(
     scores: tuple[float, ...], expected: float
 ) -> None:
-    assert tile_score(scores) == expected
+    assert tile_score(scores) == pytest.approx(expected, abs=1e-12)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
-def test_tile_score_is_numpy_s_median_whatever_the_order(scores: list[float]) -> None:
-    assert tile_score(scores) == pytest.approx(np.median(scores), abs=1e-15)
-    assert tile_score(scores) == tile_score(reversed(scores))
+def test_tile_score_of_one_false_alarm_among_six_pictures_condemns_no_tile() -> None:
+    assert tile_score([0.02, 0.05, 0.03, 0.999, 0.1, 0.04]) < 0.2
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
+def test_tile_score_lies_among_the_pictures_scores_whatever_their_order(
+    scores: list[float],
+) -> None:
+    together = tile_score(scores)
+    assert together == tile_score(reversed(scores))
+    assert max(min(scores), 0) - 1e-4 <= together <= min(max(scores), 1) + 1e-4 + 1e-12
 
 
 def test_tile_without_pictures_or_with_two_decisions_is_an_inference_error() -> None:
@@ -80,8 +94,9 @@ def test_tile_without_pictures_or_with_two_decisions_is_an_inference_error() -> 
 
 
 def test_verdict_one_false_alarm_among_three_does_not_condemn_the_tile() -> None:
-    tile = scored(0.125, 1.0, 0.25, reject_score=0.5)
-    assert (tile.verdict, tile.score) == ("accept", 0.25)
+    tile = scored(0.0625, 0.9375, 0.0625, reject_score=0.5)
+    assert tile.verdict == "accept"
+    assert tile.score == pytest.approx(0.289, abs=1e-3)  # odds of 1/15, 15 and 1/15
     assert [one.verdict for one in tile.exposures] == ["accept", "reject", "accept"]
 
 
@@ -170,9 +185,15 @@ def test_to_dict_is_json_with_every_exposure() -> None:
     content = json.loads(tile.to_json())
     assert content.keys() == tile.to_dict().keys()
     assert (content["name"], content["verdict"], content["score"]) == ("p7", "reject", 0.5)
-    assert (content["rule"], content["pictures"], content["reject_score"]) == ("median", 3, 0.5)
+    assert (content["rule"], content["pictures"], content["reject_score"]) == (
+        "mean log odds",
+        3,
+        0.5,
+    )
     assert [one["score"] for one in content["exposures"]] == [0.25, 0.75, 0.5]
-    assert repr(tile) == "TileResult('p7', reject, score 0.500, median of [0.250, 0.750, 0.500])"
+    assert repr(tile) == (
+        "TileResult('p7', reject, score 0.500, mean log odds of [0.250, 0.750, 0.500])"
+    )
 
 
 def test_save_writes_an_overlay_that_is_never_taken_for_an_input(tmp_path: Path) -> None:
@@ -196,12 +217,11 @@ def test_save_over_somebody_s_file_is_refused_and_writes_nothing(tmp_path: Path,
         scored(0.5).save(tmp_path, "a/b")
 
 
-def test_segmenter_tile_is_the_median_of_single_calls(model: Path) -> None:
+def test_segmenter_tile_is_that_of_single_calls_together(model: Path) -> None:
     pictures = [SURFACE, SURFACE[:90], SURFACE[:, :80], SURFACE[20:]]
     with Segmenter(model, threads=1) as segmenter:
         tile = segmenter.tile(pictures, name="p7")
-        scores = sorted(segmenter(picture).score for picture in pictures)
-        assert tile.score == pytest.approx((scores[1] + scores[2]) / 2)
+        assert tile.score == tile_score(segmenter(picture).score for picture in pictures)
         assert (tile.name, len(tile.exposures)) == ("p7", 4)
         with pytest.raises(InferenceError, match="got 0 pictures"):
             segmenter.tile([])

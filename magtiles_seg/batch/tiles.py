@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-"""Columns of the table: `score` is the median of those of the pictures at `paths`.
+"""Columns of the table: `score` is that of the pictures at `paths` together (`tile.tile_score`).
 
 A tile of which a picture has an error gets an error, and neither score nor verdict.
 """

@@ -29,7 +29,7 @@ _EXAMPLES = r"""
   A name that begins with a dash: magtiles-seg segment -- -1.png. Hidden files and results of
   earlier runs in a folder are left out, with a line on stderr.
 
-  With --group-by a tile's verdict is that of the median of its pictures' scores.
+  With --group-by a tile's verdict is by its pictures' scores together (mean of their log odds).
 
   Exit code: 0 all accepted, 1 some rejected or to be reviewed, 2 an error, 70 a bug.
 """
@@ -246,7 +246,7 @@ def _describe(result: Segmentation) -> str:
 
 def _describe_tile(tile: TileResult) -> str:
     count = len(tile.exposures)
-    pictures = f"{count} picture" if count == 1 else f"median of {count} pictures"
+    pictures = f"{count} picture" if count == 1 else f"{count} pictures together"
     head = f"tile {as_line(str(tile.name))}: {tile.verdict}, score {tile.score:.3f}, {pictures}"
     lines = [line for exposure in tile.exposures for line in _describe(exposure).splitlines()]
     return "\n".join([head, *(f"  {line}" for line in lines)])

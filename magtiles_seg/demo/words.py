@@ -68,7 +68,7 @@ def tile_card(tile: TileResult) -> str:
     scores = ", ".join(f"{one.score:.3g}" for one in tile.exposures)
     limit = tile.decision.tile_threshold
     side = "at or above" if tile.score >= limit else "below"
-    why = f"Score {tile.score:.3g}, {side} the reject score {limit:.3g}: the median of {scores}"
+    why = f"Score {tile.score:.3g}, {side} the reject score {limit:.3g}, {scores} together"
     count = len(tile.exposures)
     return (
         f'<div class="verdict {tile.verdict}" role="status"><b>{_WORDS[tile.verdict]}</b>'

@@ -451,12 +451,12 @@ def choose_for_all_folds(
 def _tile_reject_score(
     score: FloatArray, is_defect: AnyArray, group: AnyArray, recall: float
 ) -> float | None:
-    """Return the median score that catches a share of the defective tiles; None: no exposures."""
+    """Return the tile score that catches a share of the defective tiles; None: no exposures."""
     known = np.where(group < 0, -1 - np.arange(len(group)), group)
-    medians, defective = tile_scores(score, is_defect, known)
-    if len(medians) == len(score):
+    tiles, defective = tile_scores(score, is_defect, known)
+    if len(tiles) == len(score):
         return None
-    return _rounded_down(score_at_recall(medians, defective, recall=recall))
+    return _rounded_down(score_at_recall(tiles, defective, recall=recall))
 
 
 def _rounded_down(score: float) -> float:

@@ -111,7 +111,7 @@ PROTOCOLS: dict[str, Protocol] = {
         ),
         Protocol(
             name="T-tile",
-            summary="whole tiles held out (5 folds), a tile judged by its median picture",
+            summary="whole tiles held out (5 folds), a tile judged by all its pictures",
             split_rule="grouped",
             leaky=False,
             geometry=Geometry(),

@@ -100,9 +100,8 @@ def _tile_section(content: Mapping[str, Any], protocol: str) -> str:
     named = {"T": "### Protocol T-tile: one verdict a tile\n\n", "T-tile": ""}
     head = named.get(protocol, "### One verdict a tile\n\n")  # T-tile is of T's split alone
     head += (
-        f"Tiles: {content['defective']} defective, {sound} sound. A tile's score is the median "
-        "of its pictures' scores (of an even number the mean of the middle two); it is defective "
-        "if any of its pictures is."
+        f"Tiles: {content['defective']} defective, {sound} sound. A tile's score is the mean "
+        "of the log odds of its pictures' scores; it is defective if any of its pictures is."
     )
     names = list(content["figures"])
     whole = [_cell(content["figures"][name], content["intervals"].get(name)) for name in names]

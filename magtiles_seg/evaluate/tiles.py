@@ -74,7 +74,7 @@ def has_exposures(records: Records) -> bool:
 
 
 def tile_verdicts(records: Records, *, resamples: int, seed: int = 0) -> TileVerdicts:
-    """Give each tile the median of its pictures' scores, and measure that.
+    """Give each tile the score of all its pictures, and measure that.
 
     A tile is defective if any of its pictures is filed as defective.
 
@@ -129,8 +129,8 @@ def tile_scores(
         group: (N,) int, its tile.
     """
     tiles = _tiles_of(group)
-    medians = np.array([tile_score(score[tile]) for tile in tiles])
-    return medians, np.array([is_defect[tile].any() for tile in tiles])
+    together = np.array([tile_score(score[tile]) for tile in tiles])
+    return together, np.array([is_defect[tile].any() for tile in tiles])
 
 
 def recall_steps(defective: int) -> str:
@@ -180,8 +180,8 @@ def _by_exposures(
             generator.choice(tile, most, replace=False) if len(tile) > most else tile
             for tile in tiles
         ]
-        medians = np.array([tile_score(score[tile]) for tile in chosen])
-        for name, value in _figures(medians, defective, np.ones(len(tiles))).items():
+        together = np.array([tile_score(score[tile]) for tile in chosen])
+        for name, value in _figures(together, defective, np.ones(len(tiles))).items():
             drawn.setdefault(name, []).append(float(value))
     return ByExposures(
         exposures=most,

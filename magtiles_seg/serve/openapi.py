@@ -169,7 +169,7 @@ def _tile() -> dict[str, Any]:
                 "type": "number",
                 "minimum": 0,
                 "maximum": 1,
-                "description": "Median of the pictures' scores",
+                "description": "Mean of the log odds of the pictures' scores",
             },
             "pictures": {"type": "integer", "minimum": 1},
             "overlay": {**_PNG_URL, "description": "The defects of all pictures on one of them"},

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ import pytest
 
 from magtiles_seg.batch import Engine, Job, run_batch
 from magtiles_seg.errors import DataError
+from magtiles_seg.tile import tile_score
 
 ONE = Engine(workers=1)
 BY_TENS = r"line-\d/(\d{4})"
@@ -36,7 +36,7 @@ def test_run_batch_grouped_has_a_row_for_every_tile(make_job: Callable[..., Job]
         assert (row["error"] == "1 of its 10 pictures have an error") is broken
         assert (row["verdict"] is None) is broken
         if not broken:
-            assert row["score"] == median(scores[path] for path in row["paths"])
+            assert row["score"] == tile_score(scores[path] for path in row["paths"])
     verdicts = Counter(row["verdict"] or "error" for row in tiles)
     assert outcome.tiles == dict(verdicts)
     assert outcome.tiles["error"] == 3

@@ -141,7 +141,7 @@ def test_more_files_than_the_limit_are_refused_with_the_number(
     assert f"Got {MAX_PICTURES + 1}; expected up to {MAX_PICTURES}" in shown[0]
 
 
-def test_several_exposures_of_one_tile_get_one_verdict_by_their_median(
+def test_several_exposures_of_one_tile_get_one_verdict_together(
     judge: Judge, tile: str, tmp_path: Path
 ) -> None:
     *_, last = _inspect(judge, [tile] * 3, (0.5, 0.5, 0), str(tmp_path), one_tile=True)

@@ -24,6 +24,7 @@ from magtiles_seg.evaluate.decide import (
 )
 from magtiles_seg.evaluate.metrics import score_at_recall
 from magtiles_seg.result import Decision, Segmentation
+from magtiles_seg.tile import tile_score
 
 Array = npt.NDArray[Any]
 
@@ -150,17 +151,17 @@ def test_choose_reject_score_is_rounded_down_to_a_grain() -> None:
     assert above_half  # where rounding to the nearest would go up
 
 
-def test_choose_tile_score_catches_the_recall_of_tiles_by_their_medians() -> None:
+def test_choose_tile_score_catches_the_recall_of_tiles_by_their_scores() -> None:
     counts = [count(0), count(1)]
     choice = choose_for_all_folds(cast("DecisionSearch", Chosen()), counts, recall=0.9, tiles=20)
     scores = np.concatenate([one.scores(choice.pixel, 0) for one in counts])
     groups = np.concatenate([one.group for one in counts])
     defect = np.concatenate([one.is_defect for one in counts])
     picture = fit(logit(scores), ~defect, defect)(scores)
-    medians = [np.median(picture[groups == group]) for group in np.unique(groups[defect])]
+    tiles = [tile_score(picture[groups == group]) for group in np.unique(groups[defect])]
     tile_reject_score = choice.decision.tile_reject_score
     assert tile_reject_score is not None
-    assert sum(median >= tile_reject_score for median in medians) == 9  # of 10
+    assert sum(score >= tile_reject_score for score in tiles) == 9  # of 10
     assert tile_reject_score != choice.decision.reject_score
     assert Choice.from_json(choice.to_json()) == choice
 
