@@ -102,7 +102,8 @@ def identity(
     if params.teacher is None:
         del fixed["teacher_weight"]
     else:
-        fixed["teacher"] = sha256_of(Path(params.teacher))
+        digests_of = [sha256_of(Path(path)) for path in params.teacher]
+        fixed["teacher"] = digests_of[0] if len(digests_of) == 1 else digests_of
     return {
         **fixed,
         "labels": list(labels),
