@@ -359,6 +359,19 @@ def check_size(where: str, declared_hw: tuple[Any, ...], actual_hw: tuple[int, i
         )
 
 
+def check_names(what: str, labels: Iterable[str], is_bad: Callable[[str], bool]) -> None:
+    """Refuse class names that a format cannot hold, before anything is written.
+
+    Raises:
+        DataError: There is one; names all.
+    """
+    if bad := [label for label in labels if is_bad(label)]:
+        raise DataError(
+            f"{what} cannot hold classes of the names {bad!r:.300}; rename them by "
+            "data_load.class_map, or write another format"
+        )
+
+
 def polygon(values: object, where: str, picture_hw: tuple[int, int], notes: Notes) -> Points | None:
     """Return the points of a polygon, cut at the picture's borders, or None where none is left.
 
