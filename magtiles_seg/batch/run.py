@@ -169,14 +169,13 @@ def _open_listing(job: Job, identity: dict[str, object], progress: BatchProgress
     if path.exists():
         try:
             found = read_json(path)
-            listing = Listing(job.listing)
-        except (OSError, ValueError) as error:  # DataError is one
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"{job.out} holds a damaged run ({as_line(str(error))}): give this run another "
                 "--out, or delete that folder to start afresh"
             ) from error
         _check_same(found if isinstance(found, dict) else {}, identity, job.out)
-        return listing
+        return Listing(job.listing)
     survey = Survey()
     names = list_names(job.source, patience_s=job.patience_s, survey=survey)
     listed = progress.listed if progress else None

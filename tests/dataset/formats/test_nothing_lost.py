@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,17 @@ def test_format_that_fails_midway_leaves_no_part_of_a_data_set(tmp_path: Path) -
         formats.write("mvtec", pictures, out, ("background", "dent", "crack"))
     assert list(out.iterdir()) == []
     assert formats.write("coco", pictures, out, ("background", "dent", "crack")).is_file()
+
+
+@pytest.mark.parametrize("name", ["b.png", "b.json"])
+def test_file_that_would_be_waited_for_or_is_not_there_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco(tmp_path / "in", ["a.png"], ["dent"])
+    (source / "other").symlink_to("/nowhere")  # nothing that is read
+    assert convert(source, tmp_path / "first", "coco") == 0
+    for make in (os.mkfifo, lambda path: path.symlink_to("/nowhere")):
+        make(source / name)
+        assert convert(source, tmp_path / "out", "coco") == 2
+        assert f"{name}: no regular file" in capsys.readouterr().err
+        (source / name).unlink()
