@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Lock", "encode_png", "sha256_of", "staged", "write", "write_json"]
+__all__ = ["Lock", "encode_png", "sha256_of", "staged", "staged_folder", "write", "write_json"]
 
 _CHUNK_BYTES = 1 << 20
 _POLLED_S = 0.005
@@ -49,6 +50,30 @@ def staged(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[P
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(path: Path, *, last: str = "") -> Iterator[Path]:
+    """Give a folder to fill; what is in it moves into `path` when the block ends well.
+
+    An error leaves `path` empty, so that nobody takes a part for the whole.
+
+    Args:
+        path: An empty folder, or one that is not there yet.
+        last: Name of the file that tells that all is there. Files come after folders anyway.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    part = path / f".{os.urandom(4).hex()}.part"
+    part.mkdir()
+    try:
+        yield part
+        for entry in sorted(part.iterdir(), key=lambda one: (one.is_file(), one.name == last)):
+            entry.rename(path / entry.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write(path: str | os.PathLike[str], content: bytes | str, *, durable: bool = False) -> None:

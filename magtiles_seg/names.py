@@ -13,6 +13,7 @@ from pathlib import PurePath
 _SECRET = re.compile(
     r"(?i)([?&;][^=&\s'\"]*(?:sig|token|key|secret|passw|credential|auth)[^=&\s'\"]*=)[^&\s'\"]+"
 )
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: the wide forms of the first
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"?#]*@")
 
 
@@ -41,6 +42,11 @@ def as_line(name: str) -> str:
     r"""Return a name for a terminal: control characters, such as line ends, are written `\n`."""
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in as_text(name))
     return "".join(shown)
+
+
+def as_cell(text: str) -> str:
+    """Return a text for a CSV: one that a spreadsheet would take for a formula begins with `'`."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def without_secrets(text: str) -> str:

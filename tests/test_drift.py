@@ -9,7 +9,13 @@ import pytest
 
 from magtiles_seg import Segmenter
 from magtiles_seg.decision import Decision
-from magtiles_seg.drift import FEATURES, DriftMonitor, features, input_statistics
+from magtiles_seg.drift import (
+    FEATURES,
+    DriftMonitor,
+    features,
+    input_statistics,
+    statistics_of,
+)
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.result import Segmentation
 
@@ -104,3 +110,11 @@ def test_statistics_written_into_a_model_file_are_read_back(model: Path, tmp_pat
         graph.rewrite_card(copy, replace(segmenter.spec.card, input_statistics=statistics))
     with Segmenter(copy) as segmenter:
         assert segmenter.spec.card.input_statistics == statistics
+
+
+def test_pictures_of_few_values_are_in_the_bins_that_they_made() -> None:
+    rows = [dict.fromkeys(FEATURES, float(number % 4)) for number in range(400)]
+    monitor = DriftMonitor(statistics_of(rows), window=400)
+    for row in rows:
+        monitor.add(row)
+    assert max(monitor.psi().values()) < 1e-9

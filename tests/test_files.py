@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from magtiles_seg.files import encode_png, sha256_of, staged, write, write_json
+from magtiles_seg.files import encode_png, sha256_of, staged, staged_folder, write, write_json
 
 
 def test_write_into_a_missing_folder_makes_it(tmp_path: Path) -> None:
@@ -141,3 +141,16 @@ def test_encode_png_grey_is_lossless() -> None:
     read = cv2.imdecode(np.frombuffer(encode_png(picture), np.uint8), cv2.IMREAD_UNCHANGED)
 
     assert np.array_equal(np.asarray(read), picture)
+
+
+def test_staged_folder_moves_all_in_and_an_error_leaves_it_empty(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(FileNotFoundError), staged_folder(out) as stage:
+        (stage / "a").write_text("half") and (stage / "b").read_text()
+    assert list(out.iterdir()) == []
+    with staged_folder(out, last="a") as stage:
+        (stage / "sub").mkdir()
+        for name in ("a", "b", "sub/c"):
+            (stage / name).write_text(name)
+    found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
+    assert found == ["a", "b", "sub", "sub/c"]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magtiles_seg.errors import BackendUnavailableError
+from magtiles_seg.errors import BackendUnavailableError, DataError
 from magtiles_seg.files import sha256_of, staged
 
 try:
@@ -93,3 +93,18 @@ def write_part(
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     with staged(path, durable=True) as fresh:
         pq.write_table(table, fresh, compression="zstd")
+
+
+def read_part(path: Path, columns: list[str]) -> pa.Table:
+    """Return columns of a part.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}; if it is damaged, delete that "
+            "file and start the run again, which writes it anew"
+        ) from error

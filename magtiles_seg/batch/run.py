@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import Lock, write_json
 from magtiles_seg.infer.backends.base import available_cores, default_device
 from magtiles_seg.inputs import Survey
-from magtiles_seg.names import without_secrets
+from magtiles_seg.jsontext import read_json
+from magtiles_seg.names import as_line, without_secrets
 
 _RUN = "run.json"
 
@@ -109,8 +109,8 @@ def run_batch(
     Raises:
         ConfigError: `job.out` holds a run with another model, decision or source, another run
             writes there now, or `group_by` is invalid.
-        DataError: There is no such source, it holds no picture, it went away for too long, or a
-            picture is in no tile.
+        DataError: There is no such source, it holds no picture, it went away for too long, a
+            picture is in no tile, or what an earlier run left in `job.out` is damaged.
         OSError: The result cannot be written.
         BackendError: The model cannot be loaded, or workers are lost without getting anything done.
 
@@ -167,7 +167,14 @@ def _open_listing(job: Job, identity: dict[str, object], progress: BatchProgress
     """Return the listing of the run that the folder holds, or list the source for a new one."""
     path = job.out / _RUN
     if path.exists():
-        _check_same(json.loads(path.read_text(encoding="utf-8")), identity, job.out)
+        try:
+            found = read_json(path)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{job.out} holds a damaged run ({as_line(str(error))}): give this run another "
+                "--out, or delete that folder to start afresh"
+            ) from error
+        _check_same(found if isinstance(found, dict) else {}, identity, job.out)
         return Listing(job.listing)
     survey = Survey()
     names = list_names(job.source, patience_s=job.patience_s, survey=survey)
@@ -207,14 +214,18 @@ def _rows_in(parts: list[int], listing: Listing, part_rows: int) -> int:
 
 
 def summarize(out: Path) -> Outcome:
-    """Count a result's verdicts, a part in memory at a time."""
+    """Count a result's verdicts, a part in memory at a time.
+
+    Raises:
+        DataError: A part cannot be read.
+    """
     from collections import Counter
 
-    import pyarrow.parquet as pq
+    from magtiles_seg.batch.parquet import read_part
 
     counts: Counter[str | None] = Counter()
     for path in sorted((out / "parts").glob("part-*.parquet")):
-        counts.update(pq.read_table(path, columns=["verdict"])["verdict"].to_pylist())
+        counts.update(read_part(path, ["verdict"])["verdict"].to_pylist())
     errors = counts.pop(None, 0)
     verdicts = {str(verdict): count for verdict, count in sorted(counts.items(), key=str)}
     return Outcome(pictures=errors + sum(verdicts.values()), verdicts=verdicts, errors=errors)

@@ -127,6 +127,8 @@ class Reader:
                     )
                 data: bytes = file.read()
                 return data
+        except ImageError:
+            raise
         except (OSError, ValueError) as error:
             if getattr(error, "errno", None) in _MOUNT_GONE or self._is_root_gone():
                 raise ConnectionError(f"the disk of {self._root or name} is gone") from error
@@ -222,10 +224,16 @@ class Listing:
 
         Raises:
             FileNotFoundError: There is none.
+            DataError: It is damaged.
         """
         self.folder = folder
-        offsets = np.load(folder / _OFFSETS, mmap_mode="r")
-        self.pictures = int(offsets[0])
+        try:
+            offsets = np.load(folder / _OFFSETS, mmap_mode="r")
+            self.pictures, end = int(offsets[0]), int(offsets[-1])
+        except (ValueError, EOFError, IndexError) as error:
+            raise DataError(f"{folder / _OFFSETS} is damaged: {error}") from error
+        if (size := (folder / _NAMES).stat().st_size) != end:
+            raise DataError(f"{folder / _NAMES} is damaged: {size} bytes; expected {end}")
         self.parts = len(offsets) - 2
         """How many parts there are; they are numbered from 0."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from magtiles_seg.batch.parquet import read_part
 from magtiles_seg.batch.source import Listing
 from magtiles_seg.dataset.grouping import Group, group_pictures
 from magtiles_seg.decision import Decision
@@ -61,7 +62,7 @@ def write_tiles(out: Path, group_by: str, decision: Decision) -> Counter[str]:
     """
     scores: dict[str, float | None] = {}
     for path in sorted((out / "parts").glob("part-*.parquet")):
-        found = pq.read_table(path, columns=["path", "score"]).to_pydict()
+        found = read_part(path, ["path", "score"]).to_pydict()
         scores.update(zip(found["path"], found["score"], strict=True))
     rows = [_row(group, scores, decision) for group in group_pictures(list(scores), group_by)]
     with staged(out / FILE_NAME, durable=True) as fresh:

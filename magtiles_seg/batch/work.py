@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from magtiles_seg.batch.stores import is_url, persist
 from magtiles_seg.errors import ImageError
 from magtiles_seg.files import sha256_of, write
 from magtiles_seg.image import read_image
+from magtiles_seg.infer.screen import ScreenWarning
 from magtiles_seg.names import as_text, without_secrets
 
 if TYPE_CHECKING:
@@ -117,7 +119,9 @@ class PartWorker:
         """
         self._job = job
         self._listing = Listing(job.listing)
-        self._segmenter = job.open_segmenter(threads)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ScreenWarning)  # who started the run has been told
+            self._segmenter = job.open_segmenter(threads)
         self._identity = job.identity(self._segmenter)
         self._reader = Reader(job.source, patience_s=job.patience_s)
         self._review = None if job.review is None else _review_queue(job.review, self._segmenter)

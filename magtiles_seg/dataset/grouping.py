@@ -96,22 +96,33 @@ def _by_pattern(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
         pattern.search(f"{folder}/{stem}" if in_path and folder else stem)
         for folder, stem in places
     ]
-    texts = ["" if match is None else _text_of(match) for match in found]
+    parts = [() if match is None else _parts_of(match) for match in found]
+    texts = ["_".join(part) for part in parts]
     strangers = [name for name, text in zip(names, texts, strict=True) if not text]
     if strangers:
         raise DataError(
             f"the pattern {pattern.pattern!r} tells no tile for {_some(strangers)}; expected it "
             "to fit the name of every picture, with text in a group: change it, or leave those out"
         )
+    first: dict[str, int] = {}
+    for at, text in enumerate(texts):
+        other = first.setdefault(text, at)
+        if parts[other] != parts[at]:
+            raise DataError(
+                f"the pattern {pattern.pattern!r} calls two tiles {as_line(text)!r}: that of "
+                f"{as_line(names[other])} and that of {as_line(names[at])}; name the tile by one "
+                "group around it all"
+            )
     folders = {folder for folder, _ in places}
     if in_path or len(folders) == 1:
         return texts
     return [f"{folder}/{text}" for (folder, _), text in zip(places, texts, strict=True)]
 
 
-def _text_of(match: re.Match[str]) -> str:
+def _parts_of(match: re.Match[str]) -> tuple[str, ...]:
     named = match.groupdict()
-    return named["group"] or "" if "group" in named else "_".join(filter(None, match.groups()))
+    found = (named["group"],) if "group" in named else match.groups()
+    return tuple(filter(None, found))
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from magtiles_seg.labels import BACKGROUND, color_rgb
+from magtiles_seg.names import as_cell
 from magtiles_seg.regions import DEFECT_COLUMNS
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ _CSV_HEADER = (
     *DEFECT_COLUMNS,
     "error",
 )
-_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four: the wide forms of the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,21 +197,17 @@ def answers_csv(answers: Iterable[Answer], mm_per_px: float | None) -> str:
     blank = [""] * (1 + len(DEFECT_COLUMNS))
     for answer in answers:
         if answer.result is None:
-            error = _as_text(answer.error)
-            rows.writerow([_as_text(answer.name), "not read", "", "", *blank, error])
+            error = as_cell(answer.error)
+            rows.writerow([as_cell(answer.name), "not read", "", "", *blank, error])
             continue
         result = answer.result
-        about = [_as_text(answer.name), result.verdict, f"{result.score:.6f}", len(result.defects)]
+        about = [as_cell(answer.name), result.verdict, f"{result.score:.6f}", len(result.defects)]
         for number, defect in enumerate(result.defects, start=1):
             measures = _scaled(defect, mm_per_px).row()
             rows.writerow([*about, number, *measures.values(), ""])
         if not result.defects:
             rows.writerow([*about, *blank, ""])
     return text.getvalue()
-
-
-def _as_text(words: str) -> str:
-    return f"'{words}" if words.startswith(_FORMULA) else words
 
 
 def web_cards(report: WebReport, line: int, line_mm: float | None, seconds: float) -> str:

@@ -9,6 +9,7 @@ probability is 0.
 from __future__ import annotations
 
 import threading
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +32,14 @@ from magtiles_seg.model.cells import halved
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Screen", "ScreenedBackend", "windows"]
+__all__ = ["Screen", "ScreenWarning", "ScreenedBackend", "windows"]
 
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 _TENSORS = [("image", "tensor(uint8)", 3), ("cells", "tensor(float)", 3)]
+
+
+class ScreenWarning(UserWarning):
+    """A screen was made for another model: how much it keeps of what this one finds is unknown."""
 
 
 class Screen:
@@ -213,6 +218,9 @@ class ScreenedBackend:
         Raises:
             ConfigError: The backend runs on a GPU, or the screen is of other classes.
             ModelError: The model does not say how far it sees.
+
+        Warns:
+            ScreenWarning: The screen was made for a model of other weights.
         """
         spec = inner.spec
         if spec.device != "cpu":
@@ -230,6 +238,14 @@ class ScreenedBackend:
             raise ModelError(
                 f"model {spec.card.name!r} does not say how far it sees: export the checkpoint "
                 "again"
+            )
+        if not _made_for(screen.card, spec):
+            warnings.warn(
+                f"the screen {screen.path} was made for another model than {spec.card.name!r}: "
+                "what it keeps of this one's findings is unknown; make one for this model with "
+                "`magtiles-seg screen`, or see what it costs by `magtiles-seg evaluate --screen`",
+                ScreenWarning,
+                stacklevel=4,
             )
         self.screen = screen
         self._inner = inner
@@ -340,6 +356,13 @@ class ScreenedBackend:
         """Close the model and the screen."""
         self._inner.close()
         self.screen.close()
+
+
+def _made_for(screen: ModelCard, spec: BackendSpec) -> bool:
+    """Return whether a screen was made for a model: a file of the same weights is the same one."""
+    wanted = {screen.training.get(key) for key in ("model_sha256", "model_weights_sha256")}
+    wanted -= {None, ""}
+    return not wanted or bool(wanted & {spec.sha256, spec.card.weights_sha256})
 
 
 def _screened(spec: BackendSpec, screen: Screen) -> BackendSpec:

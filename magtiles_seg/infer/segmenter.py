@@ -148,6 +148,7 @@ class Segmenter:
 
         Warns:
             SelectionWarning: What was selected for this machine cannot be used; the default runs.
+            ScreenWarning: The screen was made for another model.
         """
         path = model_path(model)
         asked: dict[str, Any] = {

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from magtiles_seg.decision import count, scale
-from magtiles_seg.errors import ImageError, InferenceError
+from magtiles_seg.errors import ConfigError, ImageError, InferenceError
 from magtiles_seg.image import pad_to_min_side
 from magtiles_seg.infer.screen import ScreenedBackend
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.components import Hole, OpenRegions, Region, without_holes
 from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect, measure
 from magtiles_seg.linescan.report import WebCounts, WebReport
-from magtiles_seg.linescan.sources import LineBlock
+from magtiles_seg.linescan.sources import LineBlock, line_number
 from magtiles_seg.linescan.strips import Strip, StripCutter, halo_px, round_up
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ class LineScanSegmenter:
             gap: Why lines before this block are missing, if they are.
 
         Raises:
+            ConfigError: `start_line` is no whole number.
             ImageError: The rows are not (n, W) uint8.
             InferenceError: The web is closed; or the model failed: the lines without a verdict are
                 then an uninspected interval, and the next call goes on behind them; or nothing but
@@ -213,9 +214,24 @@ class LineScanSegmenter:
 
         Returns:
             The defects that end here.
+
+        Raises:
+            ConfigError: The line has come already, or is no whole number.
+            InferenceError: As `push`.
         """
         self._check_open()
-        self._skip(end_line, reason)
+        if end_line is not None:
+            end_line = line_number("end_line", end_line)
+            if end_line < self.next_line:
+                raise ConfigError(
+                    f"end_line is {end_line}; expected at least {self.next_line}, the line that is "
+                    "expected next: those before it have come"
+                )
+        began_s = time.perf_counter()
+        try:
+            self._skip(end_line, reason)
+        finally:
+            self._counts.all_s += time.perf_counter() - began_s
         return self._give_out()
 
     def close(self) -> list[WebDefect]:
@@ -268,8 +284,8 @@ class LineScanSegmenter:
     def _skip(self, end_line: int | None, reason: Reason) -> None:
         first_line = self.next_line
         self._flush(complete=False)
-        self._counts.miss(first_line, end_line, reason)
         self._begin(first_line if end_line is None else end_line, after_gap=True)
+        self._counts.miss(first_line, end_line, reason)  # last: a listener may raise
 
     def _inspect(self, strips: Iterable[Strip], end_line: int) -> None:
         """Decide on strips; where one fails, give up the lines from there to `end_line`."""
@@ -287,8 +303,8 @@ class LineScanSegmenter:
             first_line = self._decided_line(group)
             self._collect(self._regions.finish(complete=False))
             self._counts.latency.forget(end_line)
-            self._counts.miss(first_line, end_line, "failed")
             self._begin(end_line, after_gap=True)
+            self._counts.miss(first_line, end_line, "failed")
             raise
 
     def _decided_line(self, group: list[Strip]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -29,6 +30,9 @@ __all__ = [
     "VideoSource",
     "frame",
 ]
+
+
+_MOST_LINES = 2**62
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,25 @@ class LineBlock:
     gap: Reason = "lost"
     numbered: bool = True
     missing: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make the number Python's own: those of NumPy wrap round at their type's end."""
+        object.__setattr__(self, "start_line", line_number("start_line", self.start_line))
+
+
+def line_number(name: str, value: SupportsIndex) -> int:
+    """Return the number of a line as Python's own.
+
+    Raises:
+        ConfigError: It is no whole number, or one that no camera reaches.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = _MOST_LINES
+    if not -_MOST_LINES < number < _MOST_LINES:
+        raise ConfigError(f"{name} is {value!r}; expected a whole number, below 2**62")
+    return number
 
 
 def frame(block: LineBlock, *, lines: int) -> Iterator[LineBlock]:

@@ -181,26 +181,45 @@ class ReviewFolder:
         ]
 
     def read(self, name: str) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        """Return the lineage of a picture and its draft, after its files have been checked.
+        """Return `record` and `draft` of a picture.
+
+        Raises:
+            DataError: As those.
+        """
+        record = self.record(name)
+        return record, self.draft(name, record)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """Return the lineage of a picture.
+
+        Raises:
+            DataError: It cannot be read, or is none.
+        """
+        where = self.path / f"{name}.json"
+        try:
+            record: dict[str, Any] = json.loads(where.read_bytes())
+            _ = (record["sha256"] + "", record["draft_sha256"] + "")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{where}: the picture's record is damaged: {error}") from error
+        return record
+
+    def draft(self, name: str, record: Mapping[str, Any]) -> NDArray[np.uint8]:
+        """Return the draft of a picture, after its files have been checked against its lineage.
 
         Raises:
             DataError: A file is missing or is not the one that was kept.
         """
         from magtiles_seg.image import read_levels
 
-        where = self.path / name
+        picture, draft = self.path / f"{name}.png", self.path / f"{name}.draft.png"
+        wanted = ((picture, record["sha256"]), (draft, record["draft_sha256"]))
         try:
-            record = json.loads(where.with_name(f"{name}.json").read_bytes())
-            files = (
-                (where.with_name(f"{name}.png"), record["sha256"]),
-                (where.with_name(f"{name}.draft.png"), record["draft_sha256"]),
-            )
-            changed = [path.name for path, sha256 in files if sha256_of(path) != sha256]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{where}: the picture's record is damaged: {error}") from error
+            changed = [path.name for path, sha256 in wanted if sha256_of(path) != sha256]
+        except OSError as error:
+            raise DataError(f"{self.path / name}: cannot be read: {error}") from error
         if changed:
             raise DataError(f"{self.path}: {', '.join(changed)} was changed since it was kept")
-        return record, read_levels(files[1][0])
+        return read_levels(draft)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove pictures; those that are gone already are no error.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,7 @@ from magtiles_seg.dataset.samples import CAPTURE_NAME, Sample
 from magtiles_seg.dataset.tiles import group_tiles
 from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.files import sha256_of, write_json
+from magtiles_seg.files import sha256_of, staged_folder, write_json
 from magtiles_seg.labels import IGNORE
 from magtiles_seg.review.folder import REASONS
 
@@ -96,18 +94,12 @@ def export_review(
     if not drafts:
         said = "".join(f"\n  {line}" for line in left_out)
         raise DataError(f"{folder.path} holds no picture to export{said}")
-    out.mkdir(parents=True, exist_ok=True)
-    stage = out / f".{os.urandom(4).hex()}.part"
     labels = tuple(dict.fromkeys(name for one in records.values() for name in one["labels"]))
     more: dict[str, Any] = {"as_predictions": True} if to == "label-studio" else {}
-    try:
+    with staged_folder(out, last=INDEX) as stage:
         opened = formats.FORMATS[to].write(drafts, stage, labels, tolerance_px=tolerance_px, **more)
         index = {"schema_version": _SCHEMA_VERSION, "tool": to, "pictures": records}
         write_json(stage / INDEX, index)
-        for file in sorted(stage.iterdir(), key=lambda file: file.name == INDEX):  # that one last
-            file.rename(out / file.name)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return Exported(
         opened_by=out / opened.relative_to(stage),
         names=tuple(records),
@@ -128,19 +120,18 @@ def _drafts(
     entries = [entry for entry in folder.entries() if not reasons or entry.reason in reasons]
     for entry in sorted(entries, key=lambda entry: (-entry.interest, entry.name)):
         try:
-            record, draft = folder.read(entry.name)
-            path = folder.path / f"{entry.name}.png"
-            picture = formats.from_target(entry.name, path, draft, record["labels"])
+            record = folder.record(entry.name)
+            if record["sha256"] in seen:
+                copies.append(entry.name)
+            elif len(drafts) != most:
+                draft = folder.draft(entry.name, record)
+                path = folder.path / f"{entry.name}.png"
+                drafts.append(formats.from_target(entry.name, path, draft, record["labels"]))
+                records[entry.name] = record
+                seen.add(record["sha256"])
         except (DataError, KeyError, IndexError, TypeError) as error:
             if len(drafts) != most:
                 left_out.append(str(error))
-            continue
-        if record["sha256"] in seen:
-            copies.append(entry.name)
-        elif len(drafts) != most:
-            seen.add(record["sha256"])
-            records[entry.name] = record
-            drafts.append(picture)
     return records, drafts, copies, left_out
 
 
@@ -208,6 +199,8 @@ def import_labels(
     problems = [*found.problems, *_unknown(found.pictures, records, labels)]
     _raise(export, problems)
     labelled = {one.id: one for one in found.pictures if one.labelled}
+    if not labelled:
+        _check_tool(export, name_of_tool)
     groups = _groups({name: records[name] for name in labelled}, group_by)
     joins = _joins(labelled, records, samples, progress)
     refused = _refused(groups, joins, samples, split)
@@ -262,6 +255,21 @@ def _read_index(export: Path, index: Path | None) -> tuple[dict[str, dict[str, A
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error!r:.200}; export again") from error
     return records, tool
+
+
+def _check_tool(export: Path, tool: str) -> None:
+    """Tell an export that nobody has labelled from one of another tool.
+
+    Raises:
+        DataError: The folder holds nothing that the tool wrote.
+    """
+    seen = formats.detect(export)
+    if tool not in seen:
+        looks = f"it looks like {' and '.join(seen)}" if seen else "it holds no labels"
+        raise DataError(
+            f"{export} is no export of {tool}: {looks}; name the tool by --from, or the folder "
+            "into which it wrote its labels"
+        )
 
 
 def _unknown(

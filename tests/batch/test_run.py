@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,3 +269,41 @@ def test_run_batch_killed_twenty_times_ends_exact(
     job = make_job(source=str(make_archive(4000)), part_rows=20)
     kill_at_random(job, 20, 0, "--workers", "2", "--masks")
     check_exactly_once(job, 4000, 200)
+
+
+@pytest.fixture(scope="module")
+def kept_run(archive: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A finished run of three parts."""
+    out = tmp_path_factory.mktemp("kept") / "out"
+    words = {"model": model, "threads": 1}
+    job = Job(source=str(archive), out=out, segmenter=words, part_rows=20, patience_s=0.0)
+    run_batch(job, ONE)
+    return job
+
+
+@pytest.fixture
+def finished(kept_run: Job, tmp_path: Path) -> Job:
+    """A copy of that run."""
+    shutil.copytree(kept_run.out, tmp_path / "out")
+    return replace(kept_run, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("run.json", b"", "holds a damaged run"),
+        ("run.json", b"[]", "holds a run with another"),
+        ("run.json", b"\xff", "holds a damaged run"),
+        ("listing/offsets.npy", b"", "offsets.npy is damaged"),
+        ("listing/offsets.npy", b"x", "offsets.npy is damaged"),
+        ("listing/names.jsonl", b"", "names.jsonl is damaged: 0 bytes; expected"),
+        ("parts/part-00000000.parquet", b"x", "delete that file and start the run again"),
+    ],
+)
+def test_run_batch_into_a_damaged_run_says_what_is_damaged(
+    finished: Job, file: str, content: bytes, said: str
+) -> None:
+    (finished.out / "parts/part-00000001.parquet").unlink()
+    (finished.out / file).write_bytes(content)
+    with pytest.raises((ConfigError, DataError), match=said):
+        run_batch(finished, ONE)

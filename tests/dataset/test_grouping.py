@@ -112,3 +112,8 @@ def test_group_pattern_of_the_parameters_groups_the_split_and_refuses_what_it_do
     params = load_params(None, [*common, "data_split.group_pattern='p['"])
     with pytest.raises(ConfigError, match="no valid pattern"):
         pipeline.split(params)
+
+
+def test_pattern_that_gives_two_tiles_one_name_is_refused_with_both() -> None:
+    with pytest.raises(DataError, match=r"two tiles 'a_b_c': that of a-b_c.png and .* a_b-c.png"):
+        found(["a-b_c.png", "a_b-c.png"], r"(\w+)-(\w+)")

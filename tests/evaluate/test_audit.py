@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,8 @@ def test_audit_of_another_set_by_a_model_writes_one_page_that_holds_its_pictures
     assert cli.main(["data", "audit", *words, "--top", "0"]) == 2
     mine = ["--set", "data_load.labels=[background, stain]"]
     assert cli.main(["data", "audit", *words, *mine]) == 2
+
+
+def test_name_that_begins_as_a_formula_is_text_in_the_csv() -> None:
+    (issue,) = label_issues(replace(SAMPLE, id="=1+1"), found(np.s_[2:6, 2:12]), target(None))
+    assert to_csv([issue]).splitlines()[1].split(",")[1] == "'=1+1"

@@ -18,7 +18,7 @@ from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError, ParityError
 from magtiles_seg.infer.backends.base import BackendSpec
 from magtiles_seg.infer.backends.ort import OrtBackend
-from magtiles_seg.infer.screen import Screen, ScreenedBackend, windows
+from magtiles_seg.infer.screen import Screen, ScreenedBackend, ScreenWarning, windows
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.model.card import ModelCard
@@ -283,3 +283,19 @@ def test_info_shows_the_card_of_a_screen(
     assert facts["screen_sha256"] == screen.sha256
     assert facts["screen_card"]["decision"]["threshold"] == screen.card.decision.threshold
     assert cli.main(["info", "--screen", str(screen_file)]) == 0
+
+
+def test_screen_of_another_model_is_taken_with_a_warning_and_of_this_one_without(
+    model: Path, screen_file: Path
+) -> None:
+    backend, screen = OrtBackend(model), Screen(screen_file)
+
+    def before(**weights: str) -> None:
+        screen.card = replace(screen.card, training=weights)
+        ScreenedBackend(backend, screen)
+
+    before()
+    before(model_sha256="0" * 64, model_weights_sha256=backend.spec.card.weights_sha256)
+    before(model_sha256=backend.spec.sha256, model_weights_sha256="")
+    with pytest.warns(ScreenWarning, match="made for another model"):
+        before(model_sha256="0" * 64, model_weights_sha256="1" * 64)

@@ -219,3 +219,53 @@ def test_model_that_does_not_say_how_far_it_sees_is_model_error() -> None:
     card = ModelCard(name="old", architecture="nano", labels=("background", "dark"), stride=4)
     with pytest.raises(ModelError, match="receptive_field_px is 0"):
         halo_px(card)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.int64, np.uint64])
+def test_number_of_a_numpy_type_is_that_line_and_does_not_wrap_round(kind: type) -> None:
+    picture, begin = bar_web(), 65_400
+    given, plain = stub_web(40), stub_web(40)
+    found = given.push(picture[:80], kind(begin)) + given.push(picture[80:], kind(begin + 80))
+    same = plain.push(picture[:80], begin) + plain.push(picture[80:], begin + 80)
+    assert found + given.close() == same + plain.close() != []
+    assert given.report.lines == 200
+    assert type(given.next_line) is type(given.report.repeated_lines) is int
+
+
+@pytest.mark.parametrize("line", [1.0, float("nan"), "7", 2**62, -(2**62)])
+def test_number_that_is_no_line_is_refused_and_nothing_is_taken(line: object) -> None:
+    web = stub_web(40)
+    with pytest.raises(ConfigError, match=r"start_line is .*expected a whole number"):
+        web.push(bar_web(), line)  # type: ignore[arg-type]
+    assert (web.next_line, web.report.pending_lines) == (0, 0)
+
+
+@pytest.mark.parametrize("end_line", [5, -1, float("nan")])
+def test_skip_to_a_line_that_has_come_is_refused(end_line: int) -> None:
+    web = stub_web(40)
+    web.push(bar_web())
+    with pytest.raises(ConfigError, match="end_line is"):
+        web.skip(end_line, "lost")
+    assert (web.next_line, web.report.uninspected_lines, web.uninspected) == (200, 0, ())
+
+
+def test_listener_that_fails_is_told_of_a_gap_once() -> None:
+    def fail(_: Uninspected) -> None:
+        raise OSError("full")
+
+    web = stub_web(40)
+    web.notify(fail)
+    picture = bar_web()
+    web.push(picture[:90], 0)
+    with pytest.raises(OSError, match="full"):
+        web.push(picture[120:], 120)
+    web.push(picture[120:], 120)
+    web.close()
+    assert (web.report.uninspected_lines, web.report.lines) == (30, 170)
+
+
+def test_time_of_what_a_skip_decides_is_not_the_models_alone() -> None:
+    web = stub_web(40)
+    web.push(bar_web())
+    web.skip(None, "broken off")
+    assert web.report.bookkeeping_s > 0

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +299,30 @@ def test_changed_part_is_found_and_other_labels_are_refused(
     (part / f"masks/{name}.png").write_bytes(b"")
     with pytest.raises(DataError, match="was changed since it was imported"):
         verify_parts(tmp_path / "data")
+
+
+def test_export_reads_no_draft_beyond_those_it_writes(
+    tmp_path: Path, review: ReviewFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = picture()
+    names = {keep(review, shown), keep(review, shown), keep(review), keep(review)}
+    read: list[str] = []
+    draft = ReviewFolder.draft
+
+    def counted(self: ReviewFolder, name: str, record: Mapping[str, Any]) -> Any:  # noqa: ANN401
+        read.append(name)
+        return draft(self, name, record)
+
+    monkeypatch.setattr(ReviewFolder, "draft", counted)
+    done = export_review(review, tmp_path / "out", to="coco", most=1)
+    assert read == list(done.names)
+    assert set(done.names) < names
+
+
+def test_import_of_another_tools_export_says_so(
+    tmp_path: Path, review: ReviewFolder, take: Callable[..., Imported]
+) -> None:
+    keep(review)
+    export_review(review, tmp_path / "out", to="coco")
+    with pytest.raises(DataError, match="is no export of cvat: it looks like coco"):
+        take(tmp_path / "out", tool="cvat")

@@ -28,6 +28,7 @@ from magtiles_seg.dataset.formats.pictures import (
     read_json,
 )
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.files import staged_folder
 
 __all__ = [
     "FORMATS",
@@ -81,7 +82,7 @@ def write(
     as_polygons: bool | None = None,
     tolerance_px: float = 0.0,
 ) -> Path:
-    """Write a data set in a format.
+    """Write a data set in a format, whole or not at all.
 
     Args:
         name: One of `FORMATS`.
@@ -97,14 +98,18 @@ def write(
 
     Raises:
         ConfigError: The format is unknown.
-        DataError: The folder holds something, or the format cannot say what a picture holds.
+        DataError: The folder holds something, or the format cannot say what a picture holds, or
+            the name of a class.
+        OSError: The folder cannot be written.
     """
     module = _module(name)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; expected a new folder, that nothing is written over")
     how = {} if as_polygons is None else {"as_polygons": as_polygons}
     write_: Callable[..., Path] = module.write
-    return write_(pictures, out, labels, tolerance_px=tolerance_px, **how)
+    with staged_folder(out) as stage:
+        opened = write_(pictures, stage, labels, tolerance_px=tolerance_px, **how)
+    return out / opened.relative_to(stage)
 
 
 def detect(root: Path) -> list[str]:

@@ -83,9 +83,12 @@ def _read_file(
     for index, (key, image) in enumerate(images.items(), start=1):
         try:
             picture = _picture(path, image, drawn.get(key, []), labels, files, found.notes)
-            first = owner.setdefault(picture.path, path)
-            if any(picture.path == other.path for other in found.pictures[-1:]) or first != path:
-                raise DataError(f"{path}: names the picture {picture.path}, as {first} does")
+            if picture.path in owner:
+                raise DataError(
+                    f"{path}: image {key!r} is the picture {picture.path}, which "
+                    f"{owner[picture.path]} has named already"
+                )
+            owner[picture.path] = path
             found.pictures.append(picture)
         except DataError as error:
             found.problems.append(str(error))

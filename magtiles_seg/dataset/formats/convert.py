@@ -19,7 +19,7 @@ from magtiles_seg.dataset.masks import DESCRIPTION
 from magtiles_seg.dataset.samples import find_samples, raise_problems
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write_json
-from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED, LABELS
+from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED, LABELS, mistake_of_labels
 
 if TYPE_CHECKING:
     from magtiles_seg.config import DataLoadParams
@@ -163,11 +163,16 @@ def rewrite(
     else:
         reading = formats.read(found, source, progress=progress)
         if wanted.class_map is None and wanted.labels == LABELS:
-            names = dict.fromkeys([*reading.labels, *reading.regions()])
-            names.pop(IGNORE, None)
+            seen = dict.fromkeys([*reading.labels, *reading.regions()])
+            names = [name for name in seen if name.casefold() not in (BACKGROUND, IGNORE)]
             wanted = replace(wanted, labels=(BACKGROUND, *names))
         reading = mapped(reading, wanted)
         raise_problems(source, reading.problems)
+    if len(wanted.labels) > 1 and (mistake := mistake_of_labels(wanted.labels)):
+        raise DataError(
+            f"{source}: class names: {mistake}; set data_load.labels, and by data_load.class_map "
+            "what each of its classes becomes"
+        )
     formats.write(
         name,
         reading.pictures,
@@ -207,6 +212,8 @@ def _label_of(name: str, rules: Mapping[str, str], labels: Sequence[str]) -> str
         return folded[name.casefold()]
     if ALL in rules:
         return rules[ALL]
+    if name in labels:
+        return name
     known = {label.casefold(): label for label in (*labels, IGNORE)}
     if name.casefold() in known:
         return known[name.casefold()]

@@ -1,7 +1,8 @@
 """CVAT for images: one XML file of pictures and what is drawn on them.
 
 https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/, version 1.1. Read are polygons,
-masks, boxes, which are areas then, and ellipses; lines and points have no area.
+masks, boxes, which are areas then, and ellipses; lines and points have no area and are left out,
+with a note.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from magtiles_seg.labels import color_rgb
 from magtiles_seg.shapes import crop
 
 NAME = "annotations.xml"
-_SHAPES = ("polygon", "mask", "box", "ellipse", "polyline", "points", "cuboid", "skeleton")
+_FLAT = ("polyline", "points", "skeleton")
+"""What has no area."""
 
 
 def recognises(path: Path) -> bool:
@@ -69,9 +71,12 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         for index, image in enumerate(images, start=1):
             try:
                 picture = _picture(path, image, files, found.notes)
-                first = owner.setdefault(picture.path, path)
-                if any(picture.path == p.path for p in found.pictures[-1:]) or first != path:
-                    raise DataError(f"{path}: names the picture {picture.path} as {first} does")
+                if picture.path in owner:
+                    raise DataError(
+                        f"{path}: image {image.get('id')} is the picture {picture.path}, which "
+                        f"{owner[picture.path]} has named already"
+                    )
+                owner[picture.path] = path
                 found.pictures.append(picture)
             except DataError as error:
                 found.problems.append(str(error))
@@ -87,7 +92,7 @@ def _picture(path: Path, image: ElementTree.Element, files: Files, notes: Notes)
     where = f"{path}: image {source.name}"
     declared = tuple(_number(image, key, where) for key in ("height", "width"))
     check_size(where, (declared[0], declared[1]), size)
-    shapes = [shape for shape in image if shape.tag in _SHAPES]
+    shapes = [shape for shape in image if shape.tag != "tag"]  # which is of the whole picture
     shapes.sort(key=lambda shape: _number(shape, "z_order", where, 0))
     regions = [
         region
@@ -100,7 +105,9 @@ def _picture(path: Path, image: ElementTree.Element, files: Files, notes: Notes)
 def _region(
     shape: ElementTree.Element, where: str, size: tuple[int, int], notes: Notes
 ) -> Region | None:
-    label = shape.get("label") or ""
+    label = shape.get("label")
+    if not label:
+        raise DataError(f"{where}: has no label; give it a class in CVAT")
     if shape.tag == "mask":
         return Region.of_mask(label, _mask(shape, where, size))
     if shape.tag == "polygon":
@@ -117,9 +124,11 @@ def _region(
         across = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * half
         turn = np.array([[np.cos(turned), np.sin(turned)], [-np.sin(turned), np.cos(turned)]])
         points = across @ turn + centre
-    else:
+    elif shape.tag in _FLAT:
         notes.add(where, f"left out, for a {shape.tag} has no area")
         return None
+    else:
+        raise DataError(f"{where}: not read; expected polygons, masks, boxes or ellipses")
     outline = polygon(points, where, size, notes)
     return None if outline is None else Region(label, (outline,))
 

@@ -1,7 +1,7 @@
 """LabelMe: a JSON file beside each picture, which it may hold.
 
-https://github.com/wkentaro/labelme. Read are polygons, rectangles, circles, ellipses' masks and
-masks; points and lines have no area and are left out, with a note.
+https://github.com/wkentaro/labelme. Read are polygons, rectangles, circles and masks, and the
+turned rectangles of X-AnyLabeling; points and lines have no area and are left out, with a note.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ from magtiles_seg.dataset.formats.pictures import (
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import encode_png, write_json
 from magtiles_seg.shapes import Mask, crop, labelme_content, labelme_shape
+
+_CORNERS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
+"""Shapes whose points go around an area."""
+_FLAT = ("point", "points", "line", "lines", "linestrip")
 
 
 def recognises(content: object) -> bool:
@@ -97,19 +101,28 @@ def _region(shape: object, where: str, size: tuple[int, int], notes: Notes) -> R
     if kind == "mask":
         return Region.of_mask(label, _mask(given, where, size))
     points = given.get("points")
-    if kind in ("rectangle", "circle"):
-        points = _outline(kind, points, where)
-    elif kind != "polygon":
+    if kind in _FLAT:
         notes.add(where, f"left out, for a {kind} has no area")
         return None
+    if kind in ("rectangle", "circle"):
+        points = _outline(kind, points, where)
+    elif kind not in _CORNERS:
+        raise DataError(
+            f"{where}: a {kind!r:.40} is not read; expected polygons, rectangles, circles or masks"
+        )
     outline = polygon(points, where, size, notes)
     return None if outline is None else Region(label, (outline,))
 
 
 def _outline(kind: str, points: object, where: str) -> object:
-    """Return the polygon of a rectangle's corners, or of a circle's centre and a point on it."""
+    """Return the polygon of a rectangle's corners, or of a circle's centre and a point on it.
+
+    Some tools write a rectangle's two corners, some all four.
+    """
+    if kind == "rectangle" and isinstance(points, list) and len(points) == 4:
+        return points
     try:
-        (x0, y0), (x1, y1), *_ = [[float(value) for value in point] for point in points]  # type: ignore[attr-defined]  # what it is not is told
+        (x0, y0), (x1, y1) = [[float(value) for value in point] for point in points]  # type: ignore[attr-defined]  # what it is not is told
     except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: a {kind} of two points was expected: {points!r:.80}") from None
     if kind == "rectangle":

@@ -38,6 +38,10 @@ from magtiles_seg.shapes import Mask
 
 _MAX_BRUSH_PX = 64_000_000
 NAME, CONFIG = "tasks.json", "label_config.xml"
+_DRAWN = ("polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels")
+_APART = ("labels", "polygon", "brush", "rectangle", "ellipse", "bitmask")
+"""Results of a configuration that draws by one tag and names classes by another."""
+_FLAT = ("keypointlabels", "vectorlabels")
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 """What Label Studio puts before the name of an uploaded file."""
 
@@ -127,8 +131,18 @@ def _chosen(annotations: list[Any], where: str, notes: Notes) -> dict[str, Any] 
 
 def _region(item: dict[str, Any], where: str, size: tuple[int, int], notes: Notes) -> Region | None:
     kind, value = str(item.get("type")), item.get("value")
+    if kind in _APART:
+        raise DataError(
+            f"{where}: drawn as {kind!r}, apart from its class; expected PolygonLabels, "
+            "BrushLabels, RectangleLabels or EllipseLabels in the labelling configuration"
+        )
     if not kind.endswith("labels"):
         return None  # a choice, a text or a rating says nothing of pixels
+    if kind in _FLAT:
+        notes.add(where, f"left out, for {kind} have no area")
+        return None
+    if kind not in _DRAWN:
+        raise DataError(f"{where}: {kind} are not read; expected polygons or brush masks")
     value = expect(value, dict, f"{where}: value")
     names = expect(value.get(kind), list, f"{where}: {kind}")
     if len(names) != 1:
@@ -140,29 +154,24 @@ def _region(item: dict[str, Any], where: str, size: tuple[int, int], notes: Note
     if kind == "brushlabels":
         return Region.of_mask(str(names[0]), _brush(value.get("rle"), where, size))
     shares = _outline(kind, value, where)
-    if shares is None:
-        notes.add(where, f"left out, for {kind} have no area")
-        return None
     outline = polygon(shares * size[::-1] / 100, where, size, notes)
     return None if outline is None else Region(str(names[0]), (outline,))
 
 
-def _outline(kind: str, value: dict[str, Any], where: str) -> npt.NDArray[np.float64] | None:
+def _outline(kind: str, value: dict[str, Any], where: str) -> npt.NDArray[np.float64]:
     """Return a region's outline, (P, 2) in hundredths of the picture's size."""
+    if value.get("rotation"):
+        raise DataError(f"{where}: a turned {kind}; expected polygons or brush masks")
     try:
         if kind == "polygonlabels":
             return np.array(value["points"], np.float64).reshape(-1, 2)
         x, y = float(value["x"]), float(value["y"])
-        if kind == "rectanglelabels" and not value.get("rotation"):
+        if kind == "rectanglelabels":
             w, h = float(value["width"]), float(value["height"])
             return np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
-        if kind == "ellipselabels" and not value.get("rotation"):
-            return ellipse(x, y, float(value["radiusX"]), float(value["radiusY"]), 0)
+        return ellipse(x, y, float(value["radiusX"]), float(value["radiusY"]), 0)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: no {kind}: {error!r:.80}") from error
-    if value.get("rotation"):
-        raise DataError(f"{where}: a turned {kind}; expected polygons or brush masks")
-    return None
 
 
 def _brush(rle: object, where: str, size: tuple[int, int]) -> Mask:

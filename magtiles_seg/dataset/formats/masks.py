@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,8 @@ MASKS = (
     "target",
 )
 _MARKS = ("", "_mask", "-mask", "_label", "_gt", "_seg", "_segmentation")
+Key = TypeVar("Key")
+
 _FEW = 32
 """A mask of more values than these is grey: edges are smooth, and a defect is bright."""
 
@@ -66,10 +69,26 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         progress: Told pictures.
     """
     files, found = Files(root), Reading()
-    masks = {folder: by_stem(files, other) for folder, other in _pairs(files).items()}
-    pictures = [path for path in files.pictures if path.parent in masks]
-    files.set_aside(path for beside in masks.values() for path in beside.values())
-    read_masks(files, found, pictures, lambda path: _mask_of(path, masks[path.parent]), progress)
+    pairs = _pairs(files)
+    masks = {folder: by_stem(files, folder, found) for folder in dict.fromkeys(pairs.values())}
+    pictures = [path for path in files.pictures if path.parent in pairs]
+    files.set_aside(path for path in files.of(*MASK_SUFFIXES) if path.parent in masks)
+    used = set[Path]()
+
+    def mask_of(picture: Path) -> Path | None:
+        some = _masks_of(picture, masks[pairs[picture.parent]])
+        used.update(some)
+        if len(some) > 1:
+            raise DataError(f"{picture}: two masks, {some[0]} and {some[1]}; expected one")
+        return some[0] if some else None
+
+    read_masks(files, found, pictures, mask_of, progress)
+    found.problems += [
+        f"{mask}: its picture is missing"
+        for beside in masks.values()
+        for mask in beside.values()
+        if mask not in used
+    ]
     return found
 
 
@@ -153,15 +172,26 @@ def _pairs(files: Files) -> dict[Path, Path]:
     return found
 
 
-def by_stem(files: Files, folder: Path) -> dict[str, Path]:
+def by_stem(files: Files, folder: Path, found: Reading) -> dict[str, Path]:
     """Return the masks of a folder by the keys of their stems."""
-    return {name_key(p.stem): p for p in files.of(*MASK_SUFFIXES) if p.parent == folder}
+    masks = [path for path in files.of(*MASK_SUFFIXES) if path.parent == folder]
+    return by_key(masks, lambda path: name_key(path.stem), found)
 
 
-def _mask_of(picture: Path, masks: dict[str, Path]) -> Path | None:
-    """Return the mask of a picture: of its name, which some mark may follow."""
+def by_key(masks: Iterable[Path], key_of: Callable[[Path], Key], found: Reading) -> dict[Key, Path]:
+    """Return masks by their keys; a second one of a key is a problem of the reading."""
+    by: dict[Key, Path] = {}
+    for mask in masks:
+        first = by.setdefault(key_of(mask), mask)
+        if first is not mask:
+            found.problems.append(f"{mask}: a second mask beside {first}; expected one a picture")
+    return by
+
+
+def _masks_of(picture: Path, masks: dict[str, Path]) -> list[Path]:
+    """Return the masks of a picture: of its name, which some mark may follow."""
     found = (masks.get(name_key(picture.stem + mark)) for mark in _MARKS)
-    return next((mask for mask in found if mask is not None), None)
+    return [mask for mask in found if mask is not None]
 
 
 def classes_in(path: Path) -> Iterator[tuple[str, Mask]]:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from magtiles_seg.dataset.formats.masks import read_masks
+from magtiles_seg.dataset.formats.masks import by_key, read_masks
 from magtiles_seg.dataset.formats.pictures import (
     Files,
     LabelledPicture,
     Progress,
     Reading,
+    check_names,
     size_of,
 )
 from magtiles_seg.dataset.layouts import name_key
@@ -45,12 +46,9 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     """
     files, found = Files(root), Reading()
     for category in _categories(files):
-        masks = {
-            (path.parent.name, name_key(path.stem.removesuffix("_mask"))): path
-            for path in files.pictures
-            if path.parent.parent == category / _MASKS
-        }
-        files.set_aside(masks.values())
+        aside = [path for path in files.pictures if path.parent.parent == category / _MASKS]
+        files.set_aside(aside)
+        masks = by_key(aside, _key_of_mask, found)
         there, bare = list[Path](), list[Path]()
         for path in files.pictures:
             if path.parent.parent.parent != category:
@@ -73,6 +71,10 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
 def _key(path: Path) -> tuple[str, str]:
     """Return what a picture and its mask share: the class's folder, and the name."""
     return path.parent.name, name_key(path.stem)
+
+
+def _key_of_mask(path: Path) -> tuple[str, str]:
+    return path.parent.name, name_key(path.stem.removesuffix("_mask"))
 
 
 def _mask_of(masks: Mapping[tuple[str, str], Path], picture: Path) -> Path:
@@ -103,6 +105,10 @@ def _defect(path: Path) -> Iterator[tuple[str, Mask]]:
     yield path.parent.name, levels >= (1 if levels.max() == 1 else DEFECT_LEVEL)
 
 
+def _cannot_be_a_folder(label: str) -> bool:
+    return label.casefold() in GOOD or label in (".", "..") or any(s in label for s in "/\\\0")
+
+
 def write(
     pictures: Iterable[LabelledPicture],
     out: Path,
@@ -124,8 +130,10 @@ def write(
         `out`.
 
     Raises:
-        DataError: A picture has several classes or an ignored region, which the format cannot say.
+        DataError: A picture has several classes or an ignored region, which the format cannot say,
+            or a class has a name that no folder of it can have.
     """
+    check_names("MVTec's folders", labels[1:], _cannot_be_a_folder)
     for picture in pictures:
         target = picture.target(labels)
         there = Counter(target[target > 0].tolist())

@@ -39,6 +39,7 @@ Progress = Callable[[int, "int | None"], None]
 """Told `(done, total)`."""
 
 _MAX_FILES = 1_000_000
+_READ_SUFFIXES = PICTURE_SUFFIXES | {".json", ".jsonl", ".csv", ".txt", ".xml", ".yaml", ".yml"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,10 +228,17 @@ class Files:
         """List them, hidden ones and what systems leave aside.
 
         Raises:
-            DataError: There are more than anybody's data set has.
+            DataError: There are more than anybody's data set has, or one that would be read is no
+                regular file: to open a pipe waits for ever.
         """
         self.root = root
         self.all = sorted(_walk(root))
+        if odd := [path for path in self.of(*_READ_SUFFIXES) if not path.is_file()]:
+            raise DataError(
+                f"{odd[0]}{f' and {len(odd) - 1} more' if len(odd) > 1 else ''}: no regular file; "
+                "expected a data set's file (is it a link to nothing?)"
+            )
+        self.all = [path for path in self.all if path.is_file()]
         if len(self.all) > _MAX_FILES:
             raise DataError(f"{root} holds more than {_MAX_FILES} files; name the data set itself")
 
@@ -356,6 +364,19 @@ def check_size(where: str, declared_hw: tuple[Any, ...], actual_hw: tuple[int, i
         raise DataError(
             f"{where}: drawn on {declared_hw[1]} x {declared_hw[0]} px, but the picture is "
             f"{actual_hw[1]} x {actual_hw[0]} px{hint}"
+        )
+
+
+def check_names(what: str, labels: Iterable[str], is_bad: Callable[[str], bool]) -> None:
+    """Refuse class names that a format cannot hold, before anything is written.
+
+    Raises:
+        DataError: There is one; names all.
+    """
+    if bad := [label for label in labels if is_bad(label)]:
+        raise DataError(
+            f"{what} cannot hold classes of the names {bad!r:.300}; rename them by "
+            "data_load.class_map, or write another format"
         )
 
 

@@ -19,6 +19,7 @@ from magtiles_seg.dataset.formats.pictures import (
     LabelledPicture,
     Progress,
     Reading,
+    check_names,
     read_text,
 )
 from magtiles_seg.dataset.layouts import name_key
@@ -48,7 +49,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     aside = [p for p in files.pictures if any(part.startswith("Segmentation") for part in p.parts)]
     files.set_aside(aside)
     for folder in sorted({path.parent for path in aside if path.parent.name == _MASKS}):
-        by_name = by_stem(files, folder)
+        by_name = by_stem(files, folder, found)
         pictures = [path for path in files.pictures if path.parent == folder.parent / _PICTURES]
         known = {name_key(path.stem) for path in pictures}
         found.problems += [
@@ -125,6 +126,10 @@ def palette() -> list[int]:
     return values
 
 
+def _breaks_a_line(label: str) -> bool:
+    return ":" in label or label.startswith("#") or len(label.splitlines()) != 1
+
+
 def write(
     pictures: Iterable[LabelledPicture],
     out: Path,
@@ -146,9 +151,13 @@ def write(
 
     Returns:
         `out`.
+
+    Raises:
+        DataError: A class has a name that the list of classes cannot hold.
     """
     from PIL import Image
 
+    check_names("VOC's labelmap", labels, _breaks_a_line)
     for folder in (_PICTURES, _MASKS):
         (out / folder).mkdir(parents=True, exist_ok=True)
     colours, names = palette(), list[str]()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.names import as_cell
 from magtiles_seg.result import Segmentation
 
 IssueType = Literal["unmarked", "unfound", "class"]
@@ -142,8 +143,9 @@ def to_csv(issues: Sequence[LabelIssue]) -> str:
     )  # fmt: skip
     for issue in issues:
         table.writerow(
-            [f"{issue.rank:.4f}", issue.id, issue.issue_type, issue.label, issue.predicted,
-             issue.tile, issue.confidence, issue.area_px, *issue.bbox_xyxy_px]
+            [f"{issue.rank:.4f}", as_cell(issue.id), issue.issue_type, as_cell(issue.label),
+             as_cell(issue.predicted), issue.tile, issue.confidence, issue.area_px,
+             *issue.bbox_xyxy_px]
         )  # fmt: skip
     return text.getvalue()
 

@@ -1,0 +1,224 @@
+"""What somebody drew is read or refused, never left out unsaid; what is written is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from magtiles_seg import cli
+from magtiles_seg.dataset import formats
+from magtiles_seg.dataset.formats.pictures import LabelledPicture, Reading, Region
+from magtiles_seg.errors import DataError
+
+BOX = [[10, 10], [40, 10], [40, 30], [10, 30]]
+
+
+def put(path: Path, value: int = 80) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((40, 50), value, np.uint8))
+    return path
+
+
+def labelme(folder: Path, kind: str, points: object = BOX) -> Reading:
+    put(folder / "a.png")
+    drawn = {"label": "dent", "shape_type": kind, "points": points}
+    (folder / "a.json").write_text(json.dumps({"imagePath": "a.png", "shapes": [drawn]}))
+    return formats.read("labelme", folder)
+
+
+def area(reading: Reading) -> int:
+    (picture,) = reading.pictures
+    return int(np.count_nonzero(picture.target(("background", "dent"))))
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle", "quadrilateral"])
+def test_labelme_box_of_four_corners_is_that_area(kind: str, tmp_path: Path) -> None:
+    assert area(labelme(tmp_path, kind)) == 30 * 20
+
+
+def test_labelme_shape_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    (problem,) = [p for p in labelme(tmp_path, "cloud").problems if "shape" in p]
+    assert "'cloud' is not read; expected polygons" in problem
+
+
+def test_labelme_box_of_three_corners_is_refused(tmp_path: Path) -> None:
+    assert "of two points was expected" in labelme(tmp_path, "rectangle", BOX[:3]).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "said"),
+    [
+        ("polygon", {"points": BOX}, "drawn as 'polygon', apart from its class"),
+        ("labels", {"x": 1, "y": 1, "width": 9, "height": 9, "labels": ["dent"]}, "apart from"),
+        ("bitmasklabels", {"imageDataURL": "data:", "bitmasklabels": ["dent"]}, "are not read"),
+    ],
+)
+def test_label_studio_region_that_is_not_read_is_refused(
+    kind: str, value: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    put(tmp_path / "a.png")
+    size = {"original_width": 50, "original_height": 40}
+    tasks = [
+        {
+            "data": {"image": "?d=a.png"},
+            "annotations": [{"result": [{**size, "type": kind, "value": value}]}],
+        }
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(tasks))
+    assert any(said in problem for problem in formats.read("label-studio", tmp_path).problems)
+
+
+def test_label_studio_points_are_left_out_with_a_note(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    item = {"type": "vectorlabels", "value": {"vertices": [], "vectorlabels": ["dent"]}}
+    tasks = [{"data": {"image": "?d=a.png"}, "annotations": [{"result": [item]}]}]
+    (tmp_path / "t.json").write_text(json.dumps(tasks))
+    found = formats.read("label-studio", tmp_path)
+    assert not found.problems
+    assert "vectorlabels have no area" in found.notes.lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ('<cuboid label="dent" xtl1="1"/>', "cuboid 0: not read"),
+        ('<polygon points="1,1;20,1;20,20"/>', "polygon 0: has no label"),
+    ],
+)
+def test_cvat_shape_that_is_not_read_or_has_no_class_is_refused(
+    inside: str, said: str, tmp_path: Path
+) -> None:
+    put(tmp_path / "a.png")
+    image = f'<image name="a.png" width="50" height="40"><tag label="x"/>{inside}</image>'
+    (tmp_path / "a.xml").write_text(f"<annotations>{image}</annotations>")
+    assert any(said in problem for problem in formats.read("cvat", tmp_path).problems)
+
+
+def coco(folder: Path, names: list[str], classes: list[str]) -> Path:
+    """Write a COCO set of a region of each class in turn, on the pictures of these names."""
+    for name in names:
+        put(folder / name)
+    points = [value for point in BOX for value in point]
+    content = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes)],
+        "annotations": [
+            {"id": n, "image_id": n, "category_id": n % len(classes), "segmentation": [points]}
+            for n in range(len(names))
+        ],
+    }
+    (folder / "c.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_coco_picture_that_two_images_name_is_refused_with_both(tmp_path: Path) -> None:
+    found = formats.read("coco", coco(tmp_path, ["a.png", "b.png", "a.png"], ["dent"]))
+    (problem,) = found.problems
+    assert "image 2 is the picture" in problem
+    assert "named already" in problem
+
+
+def test_cvat_picture_that_two_images_name_is_refused(tmp_path: Path) -> None:
+    images = "".join(
+        f'<image id="{number}" name="{put(tmp_path / name).name}" width="50" height="40"/>'
+        for number, name in enumerate(["a.png", "b.png", "a.png"])
+    )
+    (tmp_path / "a.xml").write_text(f"<annotations>{images}</annotations>")
+    (problem,) = formats.read("cvat", tmp_path).problems
+    assert "image 2 is the picture" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "said"),
+    [
+        ("masks", ("images/a.png", "masks/a.png", "masks/a.bmp"), "a second mask"),
+        ("masks", ("images/a.png", "masks/a.png", "masks/a_mask.png"), "two masks"),
+        ("masks", ("images/a.png", "masks/a.png", "masks/b.png"), "its picture is missing"),
+        ("voc", ("JPEGImages/a.png", "SegmentationClass/a.png", "SegmentationClass/a.bmp"),
+         "a second mask"),
+        ("mvtec", ("test/dent/a.png", "ground_truth/dent/a.png", "ground_truth/dent/a_mask.png"),
+         "a second mask"),
+    ],
+)  # fmt: skip
+def test_mask_that_would_not_be_used_is_named(
+    name: str, files: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    for file in files:
+        put(tmp_path / file, value=1)
+    found = formats.read(name, tmp_path)
+    assert any(said in problem for problem in found.problems)
+    assert len(found.pictures) <= 1
+
+
+def convert(source: Path, out: Path, to: str) -> int:
+    return cli.main(["data", "convert", str(source), str(out), "--to", to])
+
+
+@pytest.mark.parametrize("name", ["../../outside", "a/b", "..", "good", "OK"])
+def test_class_that_is_no_name_of_a_folder_never_leaves_the_folder(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco(tmp_path / "source", ["a.png", "b.png"], ["dent", name])
+    before = sorted(tmp_path.rglob("*"))
+    assert convert(source, tmp_path / "deep" / "out", "mvtec") == 2
+    assert repr(name) in capsys.readouterr().err
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        path for path in before if path.is_file()
+    ]
+
+
+@pytest.mark.parametrize("name", ["a:b", "#dent"])
+def test_class_that_the_labelmap_cannot_hold_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(coco(tmp_path / "in", ["a.png"], [name]), tmp_path / "out", "voc") == 2
+    assert "VOC's labelmap cannot hold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [["Dent", "dent"], [" dent"], ["de\x01nt"], ["de\nnt"], [""]])
+def test_classes_that_no_data_set_of_ours_may_have_are_refused(
+    classes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco(tmp_path / "in", ["a.png", "b.png"], classes)
+    assert convert(source, tmp_path / "out", "cvat") == 2
+    assert "class names: expected names" in capsys.readouterr().err
+
+
+def test_class_that_is_the_background_is_no_class(tmp_path: Path) -> None:
+    source = coco(tmp_path / "in", ["a.png", "b.png"], ["dent", "Background"])
+    assert convert(source, tmp_path / "out", "coco") == 0
+    content = json.loads((tmp_path / "out/annotations.json").read_text())
+    assert [one["name"] for one in content["categories"]] == ["dent"]
+    assert len(content["annotations"]) == 1
+
+
+def test_format_that_fails_midway_leaves_no_part_of_a_data_set(tmp_path: Path) -> None:
+    sound = LabelledPicture("a", put(tmp_path / "a.png"), 40, 50)
+    box = (np.array(BOX, np.float64),)
+    both = (Region("dent", box), Region("crack", (box[0] / 2,)))
+    pictures = [sound, LabelledPicture("b", put(tmp_path / "b.png"), 40, 50, both)]
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match="one class a picture"):
+        formats.write("mvtec", pictures, out, ("background", "dent", "crack"))
+    assert list(out.iterdir()) == []
+    assert formats.write("coco", pictures, out, ("background", "dent", "crack")).is_file()
+
+
+@pytest.mark.parametrize("name", ["b.png", "b.json"])
+def test_file_that_would_be_waited_for_or_is_not_there_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco(tmp_path / "in", ["a.png"], ["dent"])
+    (source / "other").symlink_to("/nowhere")  # nothing that is read
+    assert convert(source, tmp_path / "first", "coco") == 0
+    for make in (os.mkfifo, lambda path: path.symlink_to("/nowhere")):
+        make(source / name)
+        assert convert(source, tmp_path / "out", "coco") == 2
+        assert f"{name}: no regular file" in capsys.readouterr().err
+        (source / name).unlink()
