@@ -495,22 +495,45 @@ def _is_own_folder(overrides: Sequence[str]) -> bool:
     return bool(source) and not archive and "data_load.checksums" not in given
 
 
+_INT, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "merge"))
+
+
 @cache
 def _loader() -> type[yaml.SafeLoader]:
-    """Return a loader of YAML 1.2 floats (`1e-3` is a number), and of no key twice in a mapping."""
+    """Return a loader of numbers as YAML 1.2 has them, and of no key twice in a mapping.
+
+    DVC reads YAML 1.2: where `1e-3` is a number, `010` is ten, and `1:30` and `1_000` are texts.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own form)
+            first: [(tag, form) for tag, form in resolvers if tag not in (_INT, _FLOAT)]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            keys = [
+                self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE
+            ]
             twice = {str(key) for key in keys if keys.count(key) > 1}
             if twice:
                 raise yaml.YAMLError(f"key {', '.join(sorted(twice))} stands there twice")
             return super().construct_mapping(node, deep)
 
-    number = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    whole = re.compile(r"^([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
+    number = re.compile(
+        r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    )
+    Loader.add_implicit_resolver(_INT, whole, list("-+0123456789"))
+    Loader.add_implicit_resolver(_FLOAT, number, list("-+.0123456789"))
+    Loader.add_constructor(_INT, lambda _, node: _whole_number(node.value))
     return Loader
+
+
+def _whole_number(text: str) -> int:
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
 
 def _parse(text: str, where: str) -> Any:  # noqa: ANN401  (any YAML value)

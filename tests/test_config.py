@@ -82,6 +82,26 @@ def test_parameter_by_both_of_its_names_is_refused(tmp_path: Path) -> None:
         load_params(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "seed"), [("010", 10), ("+7", 7), ("0o10", 8), ("0x1F", 31), ("00", 0)]
+)
+def test_whole_number_is_read_as_dvc_reads_it(text: str, seed: int) -> None:
+    assert load_params(None, [f"train.seed={text}"]).train.seed == seed
+
+
+@pytest.mark.parametrize("text", ["1:30", "1_0", "0b1", "0x"])
+def test_number_of_yaml_1_1_alone_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"train.seed: expected int, got str '{text}'"):
+        load_params(None, [f"train.seed={text}"])
+
+
+def test_merged_mapping_gives_what_its_own_keys_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train:\n  <<: {epochs: 3, seed: 4}\n  epochs: 5\n")
+    params = load_params(path).train
+    assert (params.epochs, params.seed) == (5, 4)
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", ".001", "1E-3"])
 def test_float_in_any_spelling_is_a_number(tmp_path: Path, text: str) -> None:
     path = write(tmp_path, f"train: {{learning_rate: {text}}}")

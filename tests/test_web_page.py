@@ -347,6 +347,7 @@ def test_dropped_picture_and_chosen_folder_are_listed_with_those_not_read(
     expect(page.locator("#pictures option")).to_have_count(4)
     drop(page, lot)
     expect(page.locator("#pictures option")).to_have_count(7)
+    expect(page.locator("#status")).to_contain_text("2 of 7 not read.")
     page.locator("#pictures").select_option("3")  # the picture that was dropped alone
     expect(page.locator("#verdict")).to_have_text("reject")
     listed = page.locator("#pictures option").all_inner_texts()

@@ -142,6 +142,12 @@ def test_workflow_or_the_one_it_calls_limits_concurrency(path: Path) -> None:
     assert any("concurrency" in read(one) for one in paths)
 
 
+@pytest.mark.parametrize("name", ["auto-merge", "release"])
+def test_run_of_one_branch_or_tag_cancels_none_of_another_that_waits(name: str) -> None:
+    """GitHub keeps one waiting run a group, and cancels the others, whatever is in progress."""
+    assert "github." in read(FOLDER / f"workflows/{name}.yml")["concurrency"]["group"]
+
+
 @pytest.mark.parametrize("job", [entry.values[1] for entry in jobs()])
 def test_step_runs_a_script_that_exists(job: dict[str, Any]) -> None:
     for step in job.get("steps", []):

@@ -10,9 +10,16 @@ const about = await (await fetch("model.json")).json(); // written by build.py f
 const decision = { ...about.decision };
 const colourOf = (label) => about.colours[about.labels.indexOf(label)];
 const pictures = []; // { name, grey, probability, classes, score } or { name, error }
-let shown = 0, queue = Promise.resolve(), infer;
+let shown = 0, leftOut = 0, queue = Promise.resolve(), infer;
 
 const say = (text) => { $("status").textContent = text; };
+
+/** Say a picture's own line, and how many came out without a verdict: the next line must not hide that. */
+function sayOf(text) {
+  const unread = pictures.filter((each) => each.error).length;
+  const lacks = [unread && `${unread} of ${pictures.length} not read`, leftOut && `${leftOut} left out: at most ${MOST}; reload the page to start anew`];
+  say([text, ...lacks.filter(Boolean).map((each) => `${each}.`)].join(" "));
+}
 
 function load(processor) {
   say("Loading the model: once, then the page works without a network …");
@@ -22,15 +29,18 @@ function load(processor) {
 }
 
 async function add(name, read) {
-  if (pictures.length >= MOST) return say(`${name} was left out: at most ${MOST} pictures; reload the page to start anew.`);
+  if (pictures.length >= MOST) {
+    leftOut += 1;
+    return sayOf(`${name} was left out.`);
+  }
   try {
     const picture = await read(), model = await infer, start = performance.now();
     const answer = { name, ...await model(picture) };
     pictures.push({ ...answer, score: scoreOf(answer, decision) });
-    say(`${name}: ${Math.round(performance.now() - start)} ms.`);
+    sayOf(`${name}: ${Math.round(performance.now() - start)} ms.`);
   } catch (error) {
     pictures.push({ name, error: error.message });
-    say(`${name}: ${error.message}.`);
+    sayOf(`${name}: ${error.message}.`);
   }
   shown = pictures.length - 1;
   show();

@@ -37,7 +37,7 @@ def add(verbs: options.Verbs) -> None:
     verb.add_argument("--version", metavar="vX.Y.Z", help="that the endpoint must name")
     verb.add_argument("--min-iou", type=float, default=0.5, metavar="X", help="on the golden tile")
     verb.add_argument(
-        "--port", type=int, help="of local (default: DEPLOY_PORT, 8001 dev, 8002 prod)"
+        "--port", type=options.port, help="of local (default: DEPLOY_PORT, 8001 dev, 8002 prod)"
     )
     verb.add_argument("--state", type=Path, help="of local (default: DEPLOY_STATE, runs/local)")
     verb.add_argument("--check", action="store_true", help="say what is missing, with its fix")
@@ -103,9 +103,16 @@ def _local(arguments: argparse.Namespace) -> LocalTarget:
         _model(arguments),
         arguments.stage,
         state=arguments.state or Path(os.environ.get("DEPLOY_STATE") or "runs/local"),
-        port=arguments.port or int(os.environ.get("DEPLOY_PORT") or 0),
+        port=arguments.port or _port_of_environment(),
         version=arguments.version or "",
     )
+
+
+def _port_of_environment() -> int:
+    try:
+        return options.port(os.environ.get("DEPLOY_PORT") or "0")
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"DEPLOY_PORT: {error}") from error
 
 
 def _model(arguments: argparse.Namespace) -> Path:

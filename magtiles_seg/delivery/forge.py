@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -109,9 +110,13 @@ class Api:
             fix = f"; fix: {_ALLOW}" if _FORBIDDEN in said else ""
             message = f"{method} {path.partition('?')[0]}: {error.code} {said}{fix}"
             raise ForgeError(message, error.code) from error
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise ForgeError(f"{self.url} cannot be reached: {error}") from error
-        return json.loads(body) if body else None
+        try:
+            return json.loads(body) if body else None
+        except ValueError as error:
+            said = body[:200].decode(errors="replace")
+            raise ForgeError(f"{self.url} answered no JSON: {said}") from error
 
     def pages(self, path: str) -> list[dict[str, Any]]:
         """Return the entries of every page of a list."""

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ def _ask(values: Mapping[str, str], path: str) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             found = json.load(answer)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return {}
     return found if isinstance(found, dict) else {}
 

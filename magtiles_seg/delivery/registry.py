@@ -70,7 +70,9 @@ def register(
     """
     _check_whole(root)
     revision = _resolved(root, name, revision)
-    declared = Revision(root, revision).mapping("dvc.yaml").get("artifacts", {})
+    declared = Revision(root, revision).mapping("dvc.yaml").get("artifacts") or {}
+    if not isinstance(declared, dict):
+        raise ConfigError("dvc.yaml: `artifacts` is no mapping; expected `artifacts: {name: …}`")
     if name not in declared:
         raise ConfigError(
             f"dvc.yaml declares no artifact {name!r}{nearest(name, list(declared))}; "

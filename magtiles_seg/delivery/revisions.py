@@ -61,14 +61,27 @@ class Revision:
         return f"{self.name} ({commit})" if self.name else f"working directory on {commit}"
 
     def read(self, path: str) -> str | None:
-        """Return a file's text; None where there is no such file."""
+        """Return a file's text; None where there is no such file.
+
+        Raises:
+            DataError: It is no text in UTF-8.
+        """
+        content = self._bytes(path)
+        try:
+            return None if content is None else content.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} of {self} is no text in UTF-8: {error.reason} at byte {error.start}"
+            ) from error
+
+    def _bytes(self, path: str) -> bytes | None:
         if self.name is None:
             file = self.root / path
-            return file.read_text(encoding="utf-8") if file.is_file() else None
+            return file.read_bytes() if file.is_file() else None
         shown = subprocess.run(
             ("git", "show", f"{self.name}:./{path}"), cwd=self.root, capture_output=True
         )
-        return shown.stdout.decode() if shown.returncode == 0 else None
+        return shown.stdout if shown.returncode == 0 else None
 
     def mapping(self, path: str) -> dict[str, Any]:
         """Return the mapping in a JSON or YAML file; empty where there is no such file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -11,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from magtiles_seg.dataset.synthetic import SyntheticTile, synthetic_tile
-from magtiles_seg.errors import DeliveryError
+from magtiles_seg.errors import ConfigError, DeliveryError
 
 _GOLDEN_SEED, _GOLDEN_DEFECT = 0, "fray"
 """A large, plain defect: any model worth serving finds most of it."""
@@ -27,6 +28,8 @@ _MAX_DIFFERENT_FRACTION = 1e-3
 """Pixels in which the endpoint may differ from the same file here: other machines round so."""
 
 _REQUEST_TIMEOUT_S = 30.0
+_URL = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[!-~]*)?", re.IGNORECASE)
+_KEY = re.compile(r"[!-~]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,11 @@ class Expectation:
         version: The version that it names; None: any.
         min_iou: Least IoU on the golden tile.
         ready_s: How long it may take to become ready.
-        api_key: Key of the endpoint, where it wants one.
+        api_key: Key of the endpoint, where it wants one; white space around it is dropped, as a
+            secret that was read from a file ends in a new line.
+
+    Raises:
+        ConfigError: A value is invalid.
     """
 
     model: Path | None = None
@@ -48,6 +55,17 @@ class Expectation:
     min_iou: float = 0.5
     ready_s: float = 120.0
     api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check what an endpoint's answer is held against."""
+        if not 0 <= self.min_iou <= 1:
+            raise ConfigError(f"the least IoU: expected 0 to 1, got {self.min_iou:g}")
+        if not self.ready_s >= 0:
+            raise ConfigError(f"the wait for /readyz: expected 0 s or more, got {self.ready_s:g}")
+        key = (self.api_key or "").strip() or None
+        if key is not None and not _KEY.fullmatch(key):
+            raise ConfigError("the key of the endpoint: expected ASCII letters without a space")
+        object.__setattr__(self, "api_key", key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +105,12 @@ def smoke(url: str, expected: Expectation) -> SmokeReport:
         expected: What it must answer.
 
     Raises:
+        ConfigError: The address is none.
         DeliveryError: It does not become ready, serves another model, or answers wrongly.
     """
     url = url.rstrip("/")
+    if not _URL.fullmatch(url):
+        raise ConfigError(f"expected an address such as https://tiles.example.org, got {url!r}")
     await_ready(url, expected.ready_s)
     tile = golden_tile()
     start = time.perf_counter()
@@ -161,10 +182,36 @@ def _analyze(
     return _request(urllib.request.Request(f"{url}/analyze", data=content, headers=headers))
 
 
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: it would take the key to another host, and turn POST into GET."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: object,  # noqa: ARG002
+        code: int,
+        msg: str,  # noqa: ARG002
+        headers: object,  # noqa: ARG002
+        newurl: str,
+    ) -> NoReturn:
+        """Name the address in place of going there.
+
+        Raises:
+            DeliveryError: Always.
+        """
+        raise DeliveryError(
+            f"{req.full_url} answered {code}, which leads to {newurl}; give that address, without "
+            "/readyz or /analyze, if it is the service's own"
+        )
+
+
+_OPENER = urllib.request.build_opener(_Stay)
+
+
 def _request(request: urllib.request.Request) -> tuple[int, Mapping[str, str], bytes]:
     """Return status, headers by small-letter name, and body."""
     try:
-        with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as answer:
+        with _OPENER.open(request, timeout=_REQUEST_TIMEOUT_S) as answer:
             headers = {name.lower(): value for name, value in answer.headers.items()}
             return answer.status, headers, answer.read()
     except urllib.error.HTTPError as error:
@@ -178,7 +225,7 @@ def _mask(url: str, body: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     try:
         content: Any = json.loads(body)["pred"]
         mask = np.array(content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DeliveryError(
             f'{url}/analyze did not answer {{"pred": [[0, 1, …], …]}}: {_short(body)}'
         ) from error

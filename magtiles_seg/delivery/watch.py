@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 MAX_PSI = 0.2
@@ -48,7 +49,7 @@ def watch(url: str) -> list[Finding]:
     try:
         _get(f"{url}/readyz")
         metrics = _get(f"{url}/metrics")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         advice = "see the host's log; `magtiles-seg smoke` tests all of it"
         return [Finding(f"{url} is not ready: {error}", advice)]
     return [*drift(metrics), *shadow(metrics)]

@@ -174,7 +174,7 @@ def _found(result: Segmentation) -> str:
 def answer_counts(answers: Sequence[Answer], total: int) -> str:
     """Return how many pictures came out how, as cards."""
     verdicts = [answer.result.verdict if answer.result else "notice" for answer in answers]
-    counts = [("all", f"{len(answers)} of {total}", "inspected")]
+    counts = [("all", f"{len(answers)} of {total}", "done")]
     for kind, word in (*_WORDS.items(), ("notice", "Not read")):
         if kind in ("accept", "reject") or kind in verdicts:
             counts.append((kind, str(verdicts.count(kind)), word.lower()))

@@ -31,7 +31,7 @@ from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.problems import Problem
 from magtiles_seg.serve.replies import INCLUDES, MASKS, TILES, Reply, Wish, encode
 from magtiles_seg.serve.settings import Settings
-from magtiles_seg.serve.shadow import Shadow
+from magtiles_seg.serve.shadow import MIRRORED, Shadow
 from magtiles_seg.tile import TileResult
 
 _MAX_FIELDS = 16
@@ -89,7 +89,7 @@ def wish_of(request: Request) -> Wish:
     tile = request.query_params.get("tile", TILES[0])
     if tile not in TILES:
         raise Problem(400, f"tile: expected one of {', '.join(TILES)}, got {tile}")
-    accepted = request.headers.get("accept", "*/*")
+    accepted = ",".join(request.headers.getlist("accept") or ["*/*"])
     png = _quality(accepted, _PNG) > _quality(accepted, _JSON)
     if not png and _quality(accepted, _JSON) <= 0:
         raise Problem(406, f"expected Accept: {_JSON} or {_PNG}")
@@ -138,6 +138,12 @@ async def read_uploads(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise Problem(415, "expected multipart/form-data, as `curl -F image=@tile.jpg` sends it")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(
+            415,
+            "expected the form as it is, without Content-Encoding: pictures are compressed already",
+            headers={"Accept-Encoding": "identity"},
+        )
     check_charset(request)
     parser = WholeForm(
         request.headers,
@@ -295,7 +301,8 @@ class Analyzer:
             raise Problem(400, "a PNG holds one mask; send one picture, or accept JSON")
         await self.gate.room()  # others that came at the same moment may have taken it
         self.gate.expect(place, len(pictures))
-        return await self._while_there(request, self._answer(pictures, wish, place))
+        shadow = None if MIRRORED in request.headers else self.shadow
+        return await self._while_there(request, self._answer(pictures, wish, place, shadow))
 
     async def _uploaded(self, request: Request, place: Place) -> list[bytes]:
         upload = read_uploads(request, self.settings, partial(self.gate.hold, place))
@@ -309,7 +316,7 @@ class Analyzer:
         raise Problem(408, message, headers={"Connection": "close"})
 
     async def _answer(
-        self, pictures: list[bytes], wish: Wish, place: Place
+        self, pictures: list[bytes], wish: Wish, place: Place, shadow: Shadow | None
     ) -> tuple[list[Segmentation], Reply]:
         deadline = time.monotonic() + self.settings.timeout_s
         with self.metrics.stage("decode"):
@@ -328,8 +335,8 @@ class Analyzer:
         group = uuid4().hex if wish.tile else None  # pictures of one part stay together
         for data, result, values in zip(pictures, results, rows, strict=True):
             self.metrics.picture(result, values, self.monitor)
-            if self.shadow is not None:
-                self.shadow.offer(data, result, group)
+            if shadow is not None:
+                shadow.offer(data, result, group)
             if self.review is not None:
                 self.review.consider(result, group=group, values=values)
         return results, reply

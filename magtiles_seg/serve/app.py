@@ -59,6 +59,7 @@ from magtiles_seg.serve.settings import Settings
 from magtiles_seg.serve.shadow import Shadow
 
 _MAX_UPLOADS = 16  # of the largest body, in memory at once
+_TELL_LOAD_S = 1.0  # between two notes of a worker's load, where there are several
 _LAST_S = 0.5  # for background tasks to end
 _log = logging.getLogger("magtiles_seg.serve")
 
@@ -228,9 +229,7 @@ def _facts(
         return PlainTextResponse("ready\n")
 
     async def numbers(_: Request) -> Response:
-        metrics.in_flight.set(analyzer.gate.inside)
-        metrics.queue.set(len(analyzer.batcher))
-        metrics.wait.set(analyzer.gate.wait_s)
+        _tell_load(analyzer)
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def schema(request: Request) -> Response:
@@ -255,12 +254,27 @@ def _facts(
     ]
 
 
+def _tell_load(analyzer: Analyzer) -> None:
+    """Bring the gauges of this process up to date."""
+    analyzer.metrics.in_flight.set(analyzer.gate.inside)
+    analyzer.metrics.queue.set(len(analyzer.batcher))
+    analyzer.metrics.wait.set(analyzer.gate.wait_s)
+
+
+async def _tell_load_of_one_among_several(analyzer: Analyzer) -> None:
+    """Do so until cancelled: the scrape that asks another worker must not read an old load."""
+    while True:
+        _tell_load(analyzer)
+        await asyncio.sleep(_TELL_LOAD_S)
+
+
 @asynccontextmanager
 async def _running(analyzer: Analyzer, readiness: Readiness) -> AsyncIterator[None]:
     """Keep what works in the background alive for as long as the service is."""
     await analyzer.decoders.warm()
     jobs = [analyzer.batcher.run(), readiness.run()]
     jobs += [analyzer.shadow.run()] if analyzer.shadow else []
+    jobs += [_tell_load_of_one_among_several(analyzer)] if analyzer.metrics.shared else []
     tasks = [asyncio.create_task(job) for job in jobs]
     if not analyzer.monitor.has_reference:
         _log.info("the model's card has no input statistics: drift is not measured")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from time import perf_counter
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
@@ -67,13 +68,15 @@ class Metrics:
         self.left = counter("clients_left", "Requests whose client left before the answer")
         self.expired = counter("expired", "Requests let in whose time was over")
         self.refused = counter("refused", "Requests not let in", "reason")
-        self.wait = gauge("wait_seconds", "How long a new picture would wait for the model")
-        self.decoders_ended = counter("decoders_ended", "Decoding processes ended", "cause")
-        self.input_mean = gauge("input_mean", "Mean of late", "feature", mode="mostrecent")
-        self.input_psi = gauge(
-            "input_psi", "Population stability index against the card", "feature", mode="max"
+        self.wait = gauge(
+            "wait_seconds", "How long a new picture would wait for the model", mode="livemax"
         )
-        self.ready = gauge("ready", "1 when warm and the golden tile is reproduced", mode="min")
+        self.decoders_ended = counter("decoders_ended", "Decoding processes ended", "cause")
+        self.input_mean = gauge("input_mean", "Mean of late", "feature", mode="livemostrecent")
+        self.input_psi = gauge(
+            "input_psi", "Population stability index against the card", "feature", mode="livemax"
+        )
+        self.ready = gauge("ready", "1 when warm and the golden tile is reproduced", mode="livemin")
         self.model = gauge("model_info", "The model in use", "name", "sha256", "backend", "device")
         self.shadow = counter("shadow_requests", "Requests mirrored", "outcome")
         self.shadow_flipped = counter("shadow_flipped", "Verdicts that the shadow turned")
@@ -119,10 +122,27 @@ class Metrics:
                 self.input_psi.labels(name).set(index)
         self._seen += 1
 
+    @property
+    def shared(self) -> bool:
+        """Whether several workers answer for each other."""
+        return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
     def text(self) -> bytes:
         """Return the exposition, of all workers where there are several."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        if not self.shared:
             return generate_latest(self._registry)
+        _forget_ended(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
         everyone = CollectorRegistry()
         multiprocess.MultiProcessCollector(everyone)  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
+
+
+def _forget_ended(folder: Path) -> None:
+    """Take the gauges of workers that ended out of the sum; their counters stay."""
+    import psutil
+
+    for file in folder.glob("gauge_live*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        if not psutil.pid_exists(pid):
+            with suppress(FileNotFoundError):  # another worker was quicker
+                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

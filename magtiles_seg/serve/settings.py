@@ -20,6 +20,8 @@ PREFIX = "MAGTILES_"
 ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)
 """What a root path looks like: `/line3`, `/plant/line3`."""
 
+_URL = re.compile(r"https?://([^\s/?#@]*@)?([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?([/?]\S*)?", re.I)
+_KUBERNETES = "tcp://"  # how it names the port of a Service called `magtiles`, in MAGTILES_PORT
 _ORIGIN = re.compile(r"\*|null|https?://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
 _SECRET = ("api_keys",)
 _FOREIGN = {"MAGTILES_CONFIG", "MAGTILES_DATA"}  # read by other parts of the project
@@ -92,8 +94,8 @@ class Settings:
     read_timeout_s: float = within(10.0, 0.01)
     drain_s: float = within(2.0, 0)
     stop_s: float = within(7.0, 2.0)
-    max_body_mb: float = within(16.0, 0.001)
-    max_pixels: int = within(4_000_000, 1)
+    max_body_mb: float = within(16.0, 0.001, 10_000)
+    max_pixels: int = within(4_000_000, 1, 1_000_000_000)
     max_files: int = within(1, 1)
     formats: str = "PNG,JPEG,BMP,TIFF,WEBP"
     api_keys: str | None = field(default=None, repr=False)
@@ -115,8 +117,11 @@ class Settings:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         found, checked = check_fields(type(self), "serve", values)
         found += _unknown_formats(self.formats) if isinstance(self.formats, str) else []
-        if isinstance(self.shadow_url, str) and not self.shadow_url.startswith(("http:", "https:")):
-            found.append(f"serve.shadow_url: expected http:// or https://, got {self.shadow_url!r}")
+        if isinstance(self.shadow_url, str) and not _URL.fullmatch(self.shadow_url):
+            shown = _without_password(self.shadow_url)
+            found.append(
+                f"serve.shadow_url: expected http://host/… or https://host/…, got {shown!r}"
+            )
         found += _unfit_for_demo(self) if self.demo is True else []
         found += _unknown_reasons(self.review_reasons)
         for name, read in (("cors_origins", _origins), ("root_path", root_path)):
@@ -139,7 +144,8 @@ class Settings:
 
         Args:
             environment: Variables by name; None: those of the process. `PORT`, as hosting services
-                set it, stands in for `MAGTILES_PORT`. An empty value counts as none.
+                set it, stands in for `MAGTILES_PORT`, also where Kubernetes put an address there.
+                An empty value counts as none.
             flags: Settings by name; None values are skipped.
 
         Raises:
@@ -150,7 +156,7 @@ class Settings:
         values: dict[str, Any] = {}
         for entry in fields(cls):
             text = environment.get(f"{PREFIX}{entry.name.upper()}", "")
-            if not text and entry.name == "port":
+            if entry.name == "port" and (not text or text.startswith(_KUBERNETES)):
                 text = environment.get("PORT", "")
             if text:
                 try:
@@ -316,8 +322,13 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return [
         f"{name} is no setting{nearest(name, known)}"
         for name in sorted(environment)
-        if name.startswith(PREFIX) and name not in known | _FOREIGN
+        if name.startswith(PREFIX) and name not in known | _FOREIGN and not _of_kubernetes(name)
     ]
+
+
+def _of_kubernetes(name: str) -> bool:
+    """Return whether Kubernetes sets a variable of this name for a Service called `magtiles`."""
+    return bool(re.fullmatch(r"MAGTILES_(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP)\w*)", name))
 
 
 def _unknown_formats(text: str) -> list[str]:

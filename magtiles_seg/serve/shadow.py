@@ -36,6 +36,10 @@ _DISAGREE_DICE = 0.5
 _REPLY_BYTES, _REPLY_BYTES_PER_PX = 100_000, 4  # rows such as `[0, 1, …]`, with spaces
 _log = logging.getLogger("magtiles_seg.serve")
 
+MIRRORED = "X-Magtiles-Mirrored"
+"""Header of a mirrored request. Who gets one does not mirror it again: two services that are each
+other's shadow, or one that is its own, would never end."""
+
 
 @dataclass(order=True)
 class Case:
@@ -167,7 +171,9 @@ class Shadow:
             try:
                 await self._mirror(sample)
             except Exception as error:  # the other side, or the disk, must not end this
-                _log.warning("shadow: %s", type(error).__name__)
+                # other errors may name the address, and with it a password
+                why = f": {error}" if isinstance(error, ValueError) else ""
+                _log.warning("shadow: %s%s", type(error).__name__, why)
                 self._metrics.shadow.labels("failed").inc()
             finally:
                 self._queue.task_done()
@@ -209,7 +215,11 @@ class Shadow:
                 self._url,
                 files={"image": ("mirrored", sample.data)},
                 params={"mask": "rle", "include": "verdict"},
-                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+                headers={
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                    MIRRORED: "1",
+                },
             ) as reply,
         ):
             zipped = reply.headers.get("content-encoding", "identity") != "identity"

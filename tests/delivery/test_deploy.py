@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from magtiles_seg import Segmenter
+from magtiles_seg.cli import main
 from magtiles_seg.delivery.deploy import Undone, deploy
 from magtiles_seg.delivery.local import LocalTarget
 from magtiles_seg.delivery.plan import PREVIOUS, Command, CommandTarget, Plan, Step
@@ -24,6 +26,7 @@ from magtiles_seg.delivery.smoke import (
 )
 from magtiles_seg.delivery.targets import PLANS
 from magtiles_seg.errors import ConfigError, DeliveryError
+from magtiles_seg.infer.backends.base import file_sha256
 
 HEROKU = {"DEPLOY_APP": "tiles-dev", "HEROKU_API_KEY": "very-secret"}
 FLY = {"DEPLOY_APP": "tiles-dev", "FLY_API_TOKEN": "very-secret"}
@@ -58,7 +61,13 @@ def endpoint(
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with served(Handler) as url:
+        yield url
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -144,6 +153,73 @@ def test_smoke_of_an_endpoint_that_is_never_ready_fails() -> None:
 def test_smoke_where_nothing_listens_fails() -> None:
     with pytest.raises(DeliveryError, match="cannot be reached"):
         smoke("http://127.0.0.1:9", Expectation(ready_s=0.1))
+
+
+def test_smoke_of_the_right_file_that_answers_otherwise_than_here_fails(model: Path) -> None:
+    with Segmenter(model) as segmenter:
+        mask = segmenter(golden_tile().image).mask
+    expected = Expectation(model=model, min_iou=0)
+    with endpoint({"pred": mask.tolist()}, sha256=file_sha256(model)) as url:
+        smoke(url, expected)
+    with (
+        endpoint({"pred": (1 - mask).tolist()}, sha256=file_sha256(model)) as url,
+        pytest.raises(DeliveryError, match="answers otherwise than the same file here: 100"),
+    ):
+        smoke(url, expected)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "example.org", "http://", "http://[::1", "file:///etc", "http://ex ample", "http://é"],
+)
+def test_smoke_of_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="expected an address such as https://"):
+        smoke(url, Expectation())
+
+
+@pytest.mark.parametrize("values", [{"min_iou": float("nan")}, {"min_iou": 50}, {"ready_s": -1}])
+def test_expectation_that_every_or_no_endpoint_meets_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="expected 0"):
+        Expectation(**values)  # type: ignore[arg-type]
+
+
+def test_expectation_takes_a_key_as_a_file_holds_it() -> None:
+    assert Expectation(api_key="mt_key\n").api_key == "mt_key"
+    assert Expectation(api_key=" \n").api_key is None
+    with pytest.raises(ConfigError, match="key of the endpoint"):
+        Expectation(api_key="mt\nkey")
+
+
+def test_smoke_never_takes_the_key_where_a_redirection_leads() -> None:
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(302 if self.path == "/analyze" else 200)
+            self.send_header("Location", "/stolen")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with served(Elsewhere) as url:
+        with pytest.raises(DeliveryError, match=f"/analyze answered 302, which leads to {url}/sto"):
+            smoke(url, Expectation(api_key="mt_key"))
+        assert asked == ["/readyz", "/analyze"]
+
+
+@pytest.mark.parametrize("port", ["abc", "99999", "-1"])
+def test_deploy_to_a_port_that_is_none_says_so(
+    port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEPLOY_PORT", port)
+    assert main(["deploy", "--target", "local", "--stage", "dev", "--dry-run"]) == 2
+    assert "DEPLOY_PORT: expected a port from 0 to 65535" in capsys.readouterr().err
 
 
 def test_deploy_that_passes_is_not_rolled_back() -> None:

@@ -386,3 +386,27 @@ def test_auto_merge_takes_the_words_of_the_gate_alone_for_a_verdict(
     assert done.returncode == expected, done.stdout
     assert (git("rev-parse", "dev", root=remote) != before) == merged
     assert ("came to no verdict" in done.stdout) == (expected != 0)
+
+
+def test_auto_merge_judges_again_where_the_base_has_moved_on_meanwhile(clone: Path) -> None:
+    programs, remote = clone.parent / "programs", clone.parent / "forge.git"
+    asked = clone.parent / "asked"
+    move = f"git -C {remote} update-ref refs/heads/dev $(git -C {remote} rev-parse exp-2)"
+    (programs / "magtiles-seg").write_text(
+        f"#!/bin/sh\ngit rev-parse HEAD >> {asked}\n[ $(wc -l < {asked}) -gt 1 ] || {move}\n"
+        "echo 'gate: not merged without a person'\nexit 1\n"
+    )
+    (programs / "magtiles-seg").chmod(0o755)
+    git("push", "--quiet", "origin", "exp-2", root=other(clone))
+    before = git("rev-parse", "dev", root=remote)
+    environ = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(clone.parent), "BRANCH": "exp-1"}
+    subprocess.run([SCRIPT], cwd=clone, env=environ, check=True, stdout=subprocess.DEVNULL)
+    assert asked.read_text().split() == [before, git("rev-parse", "exp-2", root=remote)]
+
+
+def other(clone: Path) -> Path:
+    """Return the clone with another experiment, `exp-2`."""
+    git("checkout", "--quiet", "-b", "exp-2", root=clone)
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    git(*who, "commit", "--quiet", "--allow-empty", "--message", "exp-2", root=clone)
+    return clone

@@ -6,7 +6,7 @@ import pytest
 
 from magtiles_seg.delivery import registry
 from magtiles_seg.delivery.revisions import Revision, git
-from magtiles_seg.errors import ConfigError
+from magtiles_seg.errors import ConfigError, DataError
 
 pytest.importorskip("gto")
 
@@ -48,6 +48,12 @@ def test_promote_of_the_next_commit_takes_the_stage_over(repository: Path) -> No
     commit(repository)
     assert registry.promote(repository, "magtiles", "dev").version == "v0.0.2"
     assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
+
+
+def test_version_that_was_taken_off_its_stage_is_on_it_no_more(repository: Path) -> None:
+    registry.promote(repository, "magtiles", "dev")
+    git("tag", "magtiles#dev!#2", root=repository)  # as `gto assign` takes it off
+    assert registry.on_stage(repository, "magtiles", "dev") is None
 
 
 def test_promote_of_an_older_version_goes_back_to_it(repository: Path) -> None:
@@ -123,6 +129,24 @@ def test_promote_of_what_is_unknown_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         registry.promote(repository, name, stage)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"artifacts:\n", "no artifact 'magtiles'; known: none"),
+        (b"artifacts: [magtiles]\n", "`artifacts` is no mapping"),
+        (b"\xff\xfe", "dvc.yaml of HEAD .* is no text in UTF-8"),
+    ],
+)
+def test_register_with_a_damaged_dvc_yaml_makes_no_tag(
+    repository: Path, content: bytes, said: str
+) -> None:
+    (repository / "dvc.yaml").write_bytes(content)
+    commit(repository)
+    with pytest.raises((ConfigError, DataError), match=said):
+        registry.register(repository, "magtiles")
+    assert not git("tag", root=repository)
 
 
 def test_register_of_a_second_version_for_one_commit_is_refused(repository: Path) -> None:

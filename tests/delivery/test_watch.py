@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -84,6 +85,22 @@ def test_watch_of_few_mirrored_pictures_says_nothing_of_their_share() -> None:
 
 def test_watch_of_an_endpoint_that_is_down_is_a_finding() -> None:
     (found,) = watch.watch("http://127.0.0.1:9")
+    assert "is not ready" in found.what
+
+
+def test_watch_of_an_endpoint_that_speaks_no_http_is_a_finding() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail ready\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        (found,) = watch.watch(f"http://127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
     assert "is not ready" in found.what
 
 

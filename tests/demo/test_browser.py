@@ -288,6 +288,24 @@ def test_several_exposures_of_one_tile_get_one_verdict(
     page.close()
 
 
+def test_long_names_leave_the_pictures_on_the_screen(
+    browser: Browser, address: str, screen: str, tmp_path: Path
+) -> None:
+    tile = synthetic_tile(22, defect="fray", exposure=3, size_hw=(300, 240))
+    path = tmp_path / f"{'Oberflächenprüfungsaufnahme' * 4}.png"
+    path.write_bytes(cv2.imencode(".png", tile.image)[1].tobytes())
+    page = open_page(browser, address, screen)
+    page.get_by_role("tab", name="Many tiles").click()
+    page.locator("#many input[type=file]").set_input_files(path)
+    drawn = page.locator("#drawn img").first
+    expect(drawn).to_be_visible()
+    frame, box = page.locator("#drawn").bounding_box(), drawn.bounding_box()
+    assert frame
+    assert box
+    assert box["x"] + box["width"] <= frame["x"] + frame["width"]
+    page.close()
+
+
 def test_what_is_asked_while_many_tiles_are_inspected_is_not_lost(
     browser: Browser, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def test_table_of_many_says_why_a_picture_without_a_region_is_rejected(
 def test_counts_of_many_add_up(result: Segmentation) -> None:
     answers = [Answer(name="a", result=result), Answer(name="b", error="bad")]
     text = answer_counts(answers, 5)
-    assert "<b>2 of 5</b>inspected" in text
+    assert "<b>2 of 5</b>done" in text  # one of them was not read: inspected it is not
     assert "<b>1</b>reject" in text
     assert "<b>0</b>accept" in text
     assert "<b>1</b>not read" in text

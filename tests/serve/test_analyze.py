@@ -39,6 +39,11 @@ def test_wish_of_what_is_not_made_is_406(accept: str) -> None:
     assert caught.value.status == 406
 
 
+def test_wish_heeds_every_accept_field() -> None:
+    raw = [(b"accept", b"text/html"), (b"accept", b"image/png")]
+    assert wish_of(Request({"type": "http", "query_string": b"", "headers": raw})).png
+
+
 def test_wish_reads_words_of_repeated_and_joined_queries() -> None:
     wish = wish_of(request("include=verdict,defects&include=overlay&mask=rle"))
     assert wish.include == {"verdict", "defects", "overlay"}

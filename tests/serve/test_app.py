@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -145,6 +146,14 @@ def test_analyze_bomb_is_refused_before_it_is_decoded(open_client: OpenClient) -
     file = io.BytesIO()
     Image.new("1", (9_000, 9_000)).save(file, "PNG")
     assert_problem(send(open_client(), file.getvalue()), 413, "9000 x 9000 px; expected at most")
+
+
+def test_analyze_body_that_is_zipped_is_415_with_the_reason(client: TestClient) -> None:
+    body, kind = gzip.compress(b"--b--"), "multipart/form-data; boundary=b"
+    headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+    reply = client.post("/analyze", content=body, headers=headers)
+    assert_problem(reply, 415, "without Content-Encoding")
+    assert reply.headers["accept-encoding"] == "identity"
 
 
 def test_analyze_form_without_the_field_or_no_form_is_refused(client: TestClient) -> None:

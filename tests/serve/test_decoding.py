@@ -20,7 +20,8 @@ pytest.importorskip("anyio")
 from magtiles_seg.errors import ImageError, InferenceError
 from magtiles_seg.image import read_image
 from magtiles_seg.serve import decoding
-from magtiles_seg.serve.decoding import Budget, Decoders
+from magtiles_seg.serve.decoder import OUTCOMES, REPLY
+from magtiles_seg.serve.decoding import Budget, Decoders, _Process
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="its limits are of POSIX")
 
@@ -180,3 +181,12 @@ def test_decoder_imports_neither_a_framework_nor_a_runtime() -> None:
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "onnxruntime", "starlette", "asyncio"} & set(done.stdout.split())
+
+
+def test_reply_that_claims_more_pixels_than_are_allowed_takes_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claim = REPLY.pack(OUTCOMES.index("pixels"), 10**6, 10**6)
+    monkeypatch.setattr(_Process, "_read", lambda *_: bytearray(claim))
+    with pytest.raises(EOFError):
+        object.__new__(_Process)._reply(10**6)

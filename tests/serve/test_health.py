@@ -31,6 +31,10 @@ def moved(result: Any) -> Any:  # noqa: ANN401
     return SimpleNamespace(probability=np.clip(result.probability + 0.1, 0, 1), verdict="accept")
 
 
+def turned(result: Any) -> Any:  # noqa: ANN401
+    return SimpleNamespace(probability=result.probability, verdict="review")
+
+
 def failed(_: Any) -> Any:  # noqa: ANN401
     raise RuntimeError("device lost")
 
@@ -53,7 +57,8 @@ def test_readiness_before_the_first_tile_is_warming_up_and_then_ready(
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"), [(moved, "not reproduced"), (failed, "not be answered")]
+    ("spoil", "words"),
+    [(moved, "not reproduced"), (turned, "not reproduced"), (failed, "not be answered")],
 )
 def test_readiness_of_a_spoilt_tile_is_lost_and_comes_back(
     checked: tuple[Queue, Readiness, Metrics], spoil: Change, words: str

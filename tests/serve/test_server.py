@@ -13,11 +13,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import psutil
 import pytest
 
 from magtiles_seg import Segmenter
@@ -39,6 +41,22 @@ def tile(png: bytes, tmp_path: Path) -> Path:
     path = tmp_path / "tile.png"
     path.write_bytes(png)
     return path
+
+
+def gauge(text: str, name: str) -> float:
+    (value,) = re.findall(rf"^{name}\S* (\S+)$", text, re.MULTILINE)
+    return float(value)
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return any("spawn_main" in word for word in process.cmdline())
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
@@ -96,6 +114,26 @@ def test_workers_share_a_port_and_one_scrape_counts_for_both(
         for _ in range(6):
             assert asyncio.run(LOAD["ask"](server.port, LOAD["upload"](png))) == 200
         assert 'magtiles_requests_total{path="/analyze",status="200"} 6.0' in metrics(server)
+
+
+def test_scrape_of_one_worker_tells_the_load_of_all_that_live(
+    server_class: Any, model: Path
+) -> None:
+    with server_class("--model", str(model), "--workers", "2") as server:
+        server.wait_ready()
+        uploads = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
+        for upload in uploads:
+            upload.sendall(LOAD["upload"](bytes(100))[:-60])
+        with httpx.Client(base_url=server.url) as one:  # its connection stays with one worker
+            wait_for(lambda: gauge(one.get("/metrics").text, "magtiles_in_flight") == 8)
+        for upload in uploads:
+            upload.close()
+        workers = [
+            each for each in psutil.Process(server.process.pid).children() if is_worker(each)
+        ]
+        workers[0].kill()
+        wait_for(lambda: not workers[0].is_running())
+        wait_for(lambda: gauge(metrics(server), "magtiles_model_info") == 1)  # not yet replaced
 
 
 def test_start_prints_the_settings_without_secrets(server_class: Any, model: Path) -> None:

@@ -25,6 +25,18 @@ def test_read_port_of_a_hosting_service_stands_in_for_ours() -> None:
     assert Settings.read({"PORT": "4711", "MAGTILES_PORT": "80"}).port == 80
 
 
+def test_what_kubernetes_sets_for_a_service_called_magtiles_is_no_setting() -> None:
+    linked = {
+        "MAGTILES_PORT": "tcp://10.0.0.7:8000",
+        "MAGTILES_SERVICE_HOST": "10.0.0.7",
+        "MAGTILES_SERVICE_PORT_HTTP": "8000",
+        "MAGTILES_PORT_8000_TCP_ADDR": "10.0.0.7",
+    }
+    assert Settings.read(linked).port == 8000
+    assert Settings.read({**linked, "PORT": "4711"}).port == 4711
+    assert unknown_variables(linked) == []
+
+
 @given(st.floats(0, 1), st.booleans(), st.none() | st.text("abc:/", min_size=1))
 def test_to_environment_read_again_is_equal(score: float, demo: bool, model: str | None) -> None:
     settings = Settings(threshold=score, demo=demo, model=model, mm_per_px=0.05)
@@ -38,7 +50,12 @@ def test_to_environment_read_again_is_equal(score: float, demo: bool, model: str
         ({"threshold": 1.5}, "serve.threshold: expected 0 to 1"),
         ({"max_files": 0, "port": -1}, "2 mistakes"),
         ({"formats": "PNG,EXE"}, "expected some of PNG, .*got 'EXE'"),
-        ({"shadow_url": "ftp://x"}, "expected http:// or https://"),
+        ({"shadow_url": "ftp://x"}, "expected http://host/… or https://host/…, got 'ftp://x'"),
+        ({"shadow_url": "http://"}, "expected http://host"),
+        ({"shadow_url": "http://[x"}, "expected http://host"),
+        ({"shadow_url": "http://me:word@"}, "got 'http://…@'"),
+        ({"max_body_mb": 1e300}, "serve.max_body_mb: expected 0.001 to 10000"),
+        ({"max_pixels": 10**21}, "serve.max_pixels: expected 1 to 1000000000"),
     ],
 )
 def test_settings_without_sense_are_refused(values: dict[str, object], message: str) -> None:

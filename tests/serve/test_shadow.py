@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,30 @@ def test_shadow_counts_dice_and_flipped_verdicts() -> None:
     assert [case.dice for case in sorted(shadow.worst, reverse=True)] == pytest.approx(
         [0, 2 / 3, 1]
     )
+
+
+def test_service_that_is_its_own_shadow_mirrors_each_request_once(
+    server_class: Any,  # noqa: ANN401
+    model: Path,
+    png: bytes,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/analyze"
+    flags = ("--model", str(model), "--shadow-fraction", "1", "--shadow-url", url)
+    with server_class(*flags, "--port", str(port)) as server:
+        server.wait_ready()
+        for _ in range(3):
+            assert httpx.post(url, files={"image": ("t.png", png)}).status_code == 200
+        time.sleep(2)
+        text = httpx.get(f"{server.url}/metrics").text
+    assert 'magtiles_requests_total{path="/analyze",status="200"} 6.0' in text
+    assert 'magtiles_shadow_requests_total{outcome="compared"} 3.0' in text
+
+
+def test_mirror_that_is_refused_says_by_what_status(caplog: pytest.LogCaptureFixture) -> None:
+    mirror([answer(1)], [b"{}"], statuses=[401])
+    assert "status 401" in caplog.text
 
 
 def test_shadow_of_a_service_that_knows_only_pred_compares_masks() -> None:
