@@ -75,8 +75,6 @@ def _check_value(value: object, wanted: str) -> tuple[str | None, Any]:
         if math.isfinite(value):
             return None, float(value)
         return f"expected a finite number, got {value}", value
-    if wanted == "tuple[str, ...]" and isinstance(value, str) and value:
-        return None, (value,)
     if wanted == "tuple[str, ...]" and isinstance(value, list | tuple):
         if value and all(isinstance(item, str) for item in value):
             return None, tuple(value)
@@ -252,8 +250,7 @@ class TrainParams(_Section):
         copy_paste_fraction: Share of those that get a defect of another tile, or a drawn one.
         dice_weight: Weight of the soft Dice loss beside the pixel loss.
         class_weight: Weight of the loss over the classes of defect.
-        teacher: Checkpoints whose probabilities are learnt beside the masks (distillation): of
-            several, that of the mean of their logits.
+        teacher: Checkpoint whose probabilities are learnt beside the masks (distillation).
         teacher_weight: Their share of the target; the mask has the rest.
         patch_share: Share of the defect logit that a classifier of patches by frozen ImageNet
             features gets, once the network is trained: a second opinion, which keeps the encoder
@@ -288,7 +285,7 @@ class TrainParams(_Section):
     copy_paste_fraction: float = within(0.35, 0, 1)
     dice_weight: float = within(1.0, 0)
     class_weight: float = within(0.3, 0)
-    teacher: tuple[str, ...] | None = None
+    teacher: str | None = None
     teacher_weight: float = within(0.5, 0, 1)
     patch_share: float | None = within(None, 0, 1)
     ema_decay: float = within(0.99, 0, 1)

@@ -193,7 +193,7 @@ class _Run:
         elif self.devices.rank == 0:  # which alone writes the state
             known = known or fingerprints(training, validation)
             self.state.code_sha256, self.state.data_sha256 = known
-        self.teachers = self._load_teachers()
+        self.teacher = self._load_teacher()
 
     def _fresh_network(self, training: Sequence[Sample]) -> SegmentationNetwork:
         """Return a network on the run's device, with the weights that the parameters start from."""
@@ -211,10 +211,12 @@ class _Run:
             start_from(network, start_path(params.start), [load_image(sample) for sample in few])
         return _placed(network, self.devices.device)
 
-    def _load_teachers(self) -> list[Network]:
-        """Return the networks whose probabilities are taught, their weights fixed."""
-        networks = [load_checkpoint(Path(path))[0] for path in self.params.teacher or ()]
-        return [_placed(one.requires_grad_(False), self.devices.device) for one in networks]
+    def _load_teacher(self) -> Network | None:
+        """Return the network whose probabilities are taught, its weights fixed."""
+        if self.params.teacher is None:
+            return None
+        network, _ = load_checkpoint(Path(self.params.teacher))
+        return _placed(network.eval().requires_grad_(False), self.devices.device)
 
     @cached_property
     def pictures(self) -> list[View]:
@@ -282,10 +284,9 @@ class _Run:
     def _loss(self, batch: Batch) -> Tensor:
         image = batch.image.to(memory_format=torch.channels_last)
         target = batch.target
-        if self.teachers:
+        if self.teacher is not None:
             with torch.no_grad(), self.devices.autocast():
-                logits = [teacher(image)[0].float() for teacher in self.teachers]
-            taught = torch.sigmoid(torch.stack(logits).mean(0))
+                taught = torch.sigmoid(self.teacher(image)[0]).float()
             mixed = torch.lerp(target, taught, self.params.teacher_weight)
             target = torch.where(target < 0, target, mixed)
         whole = self.devices.gather(*self.model(image), target, batch.class_target)

@@ -102,8 +102,7 @@ def identity(
     if params.teacher is None:
         del fixed["teacher_weight"]
     else:
-        digests_of = [sha256_of(Path(path)) for path in params.teacher]
-        fixed["teacher"] = digests_of[0] if len(digests_of) == 1 else digests_of
+        fixed["teacher"] = sha256_of(Path(params.teacher))
     return {
         **fixed,
         "labels": list(labels),
