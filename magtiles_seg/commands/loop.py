@@ -103,6 +103,11 @@ def run_import(arguments: argparse.Namespace) -> int:
         )
     for line in done.notes:
         note(line)
+    if done.untouched:
+        note(
+            f"{len(done.untouched)} of {len(done.new)} labels are the model's drafts as they were "
+            "exported: nobody has saved them since, and they are trained on as they are"
+        )
     for name, why in done.refused.items():
         note(f"{name}: refused: {why}")
     counts = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,7 +98,12 @@ def export_review(
     more: dict[str, Any] = {"as_predictions": True} if to == "label-studio" else {}
     with staged_folder(out, last=INDEX) as stage:
         opened = formats.FORMATS[to].write(drafts, stage, labels, tolerance_px=tolerance_px, **more)
-        index = {"schema_version": _SCHEMA_VERSION, "tool": to, "pictures": records}
+        index = {
+            "schema_version": _SCHEMA_VERSION,
+            "tool": to,
+            "pictures": records,
+            "drafts": _draft_files(stage, opened, records),
+        }
         write_json(stage / INDEX, index)
     return Exported(
         opened_by=out / opened.relative_to(stage),
@@ -135,6 +140,16 @@ def _drafts(
     return records, drafts, copies, left_out
 
 
+def _draft_files(out: Path, opened: Path, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return, of each picture, the file that holds its draft, and the SHA-256 of that."""
+    drafts = {}
+    for name in names:
+        own = out / f"{name}.json"
+        path = own if own.is_file() else opened
+        drafts[name] = {"path": path.relative_to(out).as_posix(), "sha256": sha256_of(path)}
+    return drafts
+
+
 @dataclass(frozen=True, kw_only=True)
 class Imported:
     """What became of labels.
@@ -146,6 +161,8 @@ class Imported:
         unchanged: Names of those that are in the data set by the same label.
         unlabelled: Names of those that nobody has labelled yet.
         refused: By name, why a picture may not be trained on.
+        untouched: Names of those new ones whose label is the file of the model's draft as it was
+            exported: nobody has saved it since.
         notes: A line for each thing that somebody should know of.
     """
 
@@ -155,6 +172,7 @@ class Imported:
     unchanged: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
+    untouched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -193,7 +211,7 @@ def import_labels(
         ConfigError: `group_by` is invalid.
         OSError: The part cannot be written.
     """
-    records, written_for = _read_index(export, index)
+    records, drafts, written_for = _read_index(export, index)
     name_of_tool = tool or written_for
     found = formats.read(name_of_tool, export)
     problems = [*found.problems, *_unknown(found.pictures, records, labels)]
@@ -236,17 +254,29 @@ def import_labels(
         unchanged=tuple(unchanged),
         unlabelled=tuple(sorted(records.keys() - labelled.keys())),
         refused=refused,
+        untouched=tuple(name for name in names if _is_untouched(export, drafts.get(name, {}))),
         notes=tuple(found.notes.lines()),
     )
 
 
-def _read_index(export: Path, index: Path | None) -> tuple[dict[str, dict[str, Any]], str]:
+def _is_untouched(export: Path, draft: Mapping[str, str]) -> bool:
+    path = export / draft.get("path", "")
+    return path.is_file() and sha256_of(path) == draft["sha256"]
+
+
+def _read_index(
+    export: Path, index: Path | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]], str]:
+    """Return the pictures' lineage and drafts by name, and the tool they were written for."""
     path = export / INDEX if index is None else index
     try:
         content = json.loads(path.read_bytes())
         records, tool = content["pictures"], str(content["tool"])
         for record in records.values():
             _ = (record["sha256"], record["group"], record["source"])
+        drafts = content.get("drafts", {})  # not in an export of 0.1
+        for draft in drafts.values():
+            _ = Path(draft["path"]), draft["sha256"]
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing: it tells which pictures were exported; expected it as `loop "
@@ -254,7 +284,7 @@ def _read_index(export: Path, index: Path | None) -> tuple[dict[str, dict[str, A
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error!r:.200}; export again") from error
-    return records, tool
+    return records, drafts, tool
 
 
 def _check_tool(export: Path, tool: str) -> None:

@@ -85,6 +85,7 @@ def test_draft_goes_to_each_tool_and_comes_back_as_the_same_mask(
         path.write_text(json.dumps(tasks))
     done = take(tmp_path / "out")
     assert (done.new, done.refused) == ((name,), {})
+    assert done.untouched == (() if tool == "label-studio" else (name,))
     assert done.folder is not None
     (sample,) = reviewed_samples(tmp_path / "data", LABELS, ())
     target = load_target(sample)
@@ -93,6 +94,18 @@ def test_draft_goes_to_each_tool_and_comes_back_as_the_same_mask(
     kept = (review.path / f"{name}.png").read_bytes()
     assert sample.image_path.read_bytes() == kept
     verify_parts(tmp_path / "data")
+
+
+def test_draft_that_nobody_saved_is_told_from_one_that_was_found_right(
+    tmp_path: Path, review: ReviewFolder, take: Callable[..., Imported]
+) -> None:
+    seen, unseen = keep(review), keep(review)
+    export_review(review, tmp_path / "out", to="labelme")
+    path = tmp_path / f"out/{seen}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=4))  # as the tool saves it
+    done = take(tmp_path / "out")
+    assert set(done.new) == {seen, unseen}
+    assert done.untouched == (unseen,)
 
 
 def test_lineage_and_date_go_with_the_part(
