@@ -22,6 +22,7 @@
 | PNG whose data end before its last row | refused: the rest would be black |
 | EXIF orientation | applied in all formats: height and width are those of the upright picture |
 | float, bool, 32-bit or signed values | refused: their full scale is unknown |
+| a numpy array with masked pixels | refused: what they show is not to be seen |
 | several frames or pages | refused; a reduced copy behind a TIFF's page is passed over |
 | a second picture in a JPEG (MPO, preview) | passed over: the first is read |
 | profiles, previews, comments of any size | passed over |
@@ -37,8 +38,9 @@ say is checked by `magtiles_seg.decoding` before anything is decoded.
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -176,11 +178,30 @@ def _read(source: ImageSource, max_pixels: int, reduce: _Reduce) -> NDArray[np.u
     got = f"{type(source).__module__}.{type(source).__qualname__}"
     raise TypeError(
         f"cannot read a picture from {got}; expected a path, bytes, a PIL.Image or a numpy array; "
-        "convert it, for instance with numpy.asarray(...)"
+        f"{_remedy(source)}"
     )
 
 
+def _remedy(source: object) -> str:
+    """Return what somebody may do who handed over something else than a picture."""
+    if source is None:
+        return "was it read from a file that is not there, as by cv2.imread?"
+    if isinstance(source, bytearray | memoryview):
+        return "pass bytes(...) of it"
+    if hasattr(source, "read"):
+        return "pass what its .read() returns, in binary mode"
+    if isinstance(source, Iterable) and not hasattr(source, "__array__"):
+        return "pass one picture at a time; several go to Segmenter.batch"
+    return "convert it, for instance with numpy.asarray(...)"
+
+
 def _check_array(array: NDArray[Any], name: str, max_pixels: int) -> None:
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise ImageError(
+            f"{name} is a masked array, of which some pixels are not to be seen; expected every "
+            "pixel; say what they are, for instance black: array.filled(0)",
+            reason="unsupported",
+        )
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"{name} has shape {array.shape}; expected (H, W), (H, W, 1), (H, W, 3) RGB or "
@@ -312,6 +333,12 @@ def _to_8_bit(grey: NDArray[Any], name: str) -> NDArray[np.uint8]:
     return np.asarray(cv2.convertScaleAbs(grey, alpha=1 / 257), dtype=np.uint8)
 
 
+def _where_to_look(path: Path) -> str:
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):  # Path makes one of two slashes
+        return "addresses are not opened: download it, and pass the file or its bytes"
+    return f"check the path (now in '{Path.cwd()}')"
+
+
 def _content(path: Path, max_pixels: int) -> bytes:
     """Return a file's bytes, unless they are more than a picture of `max_pixels` can need."""
     most = _MAX_BYTES_PX * max_pixels + _MAX_BYTES_BESIDE
@@ -323,7 +350,7 @@ def _content(path: Path, max_pixels: int) -> bytes:
             content = file.read(most + 1)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"no such file: '{path}'; expected a picture; check the path (now in '{Path.cwd()}')"
+            f"no such file: '{path}'; expected a picture; {_where_to_look(path)}"
         ) from None
     except (OSError, ValueError) as error:
         if isinstance(error, ImageError):

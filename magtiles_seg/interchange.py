@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from magtiles_seg.errors import BackendUnavailableError
+from magtiles_seg.errors import BackendUnavailableError, ConfigError
 from magtiles_seg.regions import DEFECT_COLUMNS
 from magtiles_seg.shapes import (
     Mask,
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
+
+
+_WHOLE = ("area_px", "x0_px", "y0_px", "x1_px", "y1_px")
+_COLUMN_TYPES = {
+    name: "int64" if name in _WHOLE else "float64" for name in DEFECT_COLUMNS if name != "label"
+}
 
 
 def masks_of(result: Segmentation) -> Iterator[tuple[Defect, Mask]]:
@@ -53,7 +61,8 @@ def to_df(result: Segmentation) -> DataFrame:
     """As `Segmentation.to_df`."""
     pandas = _installed("pandas")
     rows = [defect.row() for defect in result.defects]
-    return pandas.DataFrame(rows, columns=list(DEFECT_COLUMNS))
+    table = pandas.DataFrame(rows, columns=list(DEFECT_COLUMNS))
+    return table.astype(_COLUMN_TYPES)  # without rows, or without a scale, pandas cannot know them
 
 
 def to_coco(result: Segmentation, *, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
@@ -78,16 +87,18 @@ def to_coco(result: Segmentation, *, image_id: int = 1, first_id: int = 1) -> li
 
 
 def to_labelme(
-    result: Segmentation, image_path: str, *, tolerance_px: float = 0.0
+    result: Segmentation, image_path: str | os.PathLike[str], *, tolerance_px: float = 0.0
 ) -> dict[str, Any]:
     """As `Segmentation.to_labelme`."""
+    if not 0 <= tolerance_px < math.inf:
+        raise ConfigError(f"tolerance_px is {tolerance_px}; expected a number of pixels from 0 on")
     height, width = result.mask.shape
     shapes = [
         labelme_shape(defect.label, "polygon", points.tolist())
         for defect, mask in masks_of(result)
         for points in outlines(mask, tolerance_px=tolerance_px)
     ]
-    return labelme_content(shapes, image_path, height, width)
+    return labelme_content(shapes, os.fspath(image_path), height, width)
 
 
 def to_supervision(result: Segmentation) -> Detections:

@@ -39,7 +39,7 @@ from magtiles_seg.dataset.from_params import (
 )
 from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import Split
+from magtiles_seg.dataset.splits import Split, taken_over
 from magtiles_seg.errors import ConfigError, DataError, ModelError
 from magtiles_seg.files import read_text, write
 
@@ -270,7 +270,9 @@ def train(
         progress: Wraps an iterable `(items, count, title)`, as `magtiles_seg.progress.wrap` does.
 
     Raises:
-        FileNotFoundError, DataError: The split or the data set is missing or does not fit.
+        FileNotFoundError, DataError: The split or the data set is missing or does not fit; or `out`
+            holds a run of other parameters, or of pictures that have changed since.
+        ConfigError: The parameters do not fit each other, or the training diverged.
         BackendUnavailableError: The device or a package that training needs is missing.
     """
     from dvclive.live import Live
@@ -522,6 +524,7 @@ def evaluate(
                 samples,
                 part=part,
                 training_sha256=card.training.get("training_sha256"),
+                taken_over=taken_over(card.training),
             )
         gallery = Gallery(worst if out is not None else 0)
         result = score(

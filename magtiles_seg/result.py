@@ -224,6 +224,8 @@ class Segmentation:
     def to_df(self) -> DataFrame:
         """Return the defects as a table of pandas, one row each, by the columns of `defects_csv`.
 
+        Columns have the same types whatever was found; measures in mm are NaN without a scale.
+
         Raises:
             BackendUnavailableError: pandas is not installed.
         """
@@ -244,12 +246,17 @@ class Segmentation:
 
         return to_coco(self, image_id=image_id, first_id=first_id)
 
-    def to_labelme(self, image_path: str, *, tolerance_px: float = 0.0) -> dict[str, Any]:
+    def to_labelme(
+        self, image_path: str | os.PathLike[str], *, tolerance_px: float = 0.0
+    ) -> dict[str, Any]:
         """Return the content of a LabelMe file: a draft for a person to correct.
 
         Args:
             image_path: Path of the picture from where the file is to stand.
             tolerance_px: How far a polygon may stray from the mask, to have fewer points.
+
+        Raises:
+            ConfigError: `tolerance_px` is negative, or no finite number.
         """
         from magtiles_seg.interchange import to_labelme
 

@@ -223,6 +223,32 @@ def test_read_image_other_python_type_is_a_type_error(source: object) -> None:
         read_image(cast("ImageSource", source))
 
 
+@pytest.mark.parametrize(
+    ("source", "fix"),
+    [
+        (None, r"a file that is not there, as by cv2\.imread"),
+        (io.BytesIO(b"x"), r"pass what its \.read\(\) returns"),
+        (bytearray(b"x"), r"pass bytes\(\.\.\.\) of it"),
+        (iter(["a.png"]), r"several go to Segmenter\.batch"),
+    ],
+)
+def test_read_image_other_python_type_says_what_to_pass(source: object, fix: str) -> None:
+    with pytest.raises(TypeError, match=fix):
+        read_image(cast("ImageSource", source))
+
+
+def test_read_image_address_says_that_it_is_none_of_a_file() -> None:
+    with pytest.raises(FileNotFoundError, match=r"addresses are not opened: download it"):
+        read_image("https://127.0.0.1:1/a.png")
+
+
+def test_read_image_array_with_hidden_pixels_is_refused() -> None:
+    array = np.ma.masked_greater(np.array([[1, 200]], np.uint8), 100)
+    with pytest.raises(ImageError, match=r"masked array.*filled\(0\)"):
+        read_image(array)
+    assert read_image(array.filled(0)).tolist() == [[1, 0]]
+
+
 def test_read_image_import_and_grey_array_need_neither_pillow_nor_opencv() -> None:
     code = (
         "import sys, numpy; from magtiles_seg.image import read_image;"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from magtiles_seg import shapes
-from magtiles_seg.errors import BackendUnavailableError
+from magtiles_seg.errors import BackendUnavailableError, ConfigError
 from magtiles_seg.interchange import masks_of
 from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision, Segmentation
@@ -43,6 +44,25 @@ def test_table_has_a_row_for_each_defect(result: Segmentation) -> None:
     table = result.to_df()
     assert list(table["label"]) == [defect.label for defect in result.defects]
     assert list(table["area_px"]) == [defect.area_px for defect in result.defects]
+
+
+def test_table_has_the_same_types_whatever_was_found(result: Segmentation) -> None:
+    pytest.importorskip("pandas")
+    types = dict(result.to_df().drop(columns="label").dtypes.astype(str))
+    assert dict(result.redecide(threshold=0.99).to_df().drop(columns="label").dtypes) == types
+    assert (types["area_px"], types["area_mm2"]) == ("int64", "float64")
+
+
+@pytest.mark.parametrize("tolerance_px", [-1.0, np.nan, np.inf])
+def test_labelme_tolerance_of_no_sense_is_refused(
+    result: Segmentation, tolerance_px: float
+) -> None:
+    with pytest.raises(ConfigError, match=r"tolerance_px is .*; expected a number of pixels"):
+        result.to_labelme("a.png", tolerance_px=tolerance_px)
+
+
+def test_labelme_picture_by_a_path_is_text(result: Segmentation) -> None:
+    assert result.to_labelme(Path("b/a.png"))["imagePath"] == str(Path("b/a.png"))
 
 
 def test_coco_annotations_decode_to_the_mask(result: Segmentation) -> None:

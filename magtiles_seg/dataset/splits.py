@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError
@@ -269,6 +270,20 @@ def data_sha256(samples: Sequence[Sample]) -> str:
 def part_sha256(ids: Iterable[str]) -> str:
     """Return a SHA-256 over the sorted ids of a part; a model's card holds its training part's."""
     return sha256_of("\n".join(sorted(ids)).encode())
+
+
+def taken_over(training: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return which training parts a model knows from those that it started from or learnt of.
+
+    Args:
+        training: What its card says of its training.
+
+    Returns:
+        A `part_sha256` each; "" where nothing is known of one.
+    """
+    if "ancestors" in training:
+        return tuple(map(str, training["ancestors"]))
+    return ("",) if {"start", "teacher"} & set(training) else ()
 
 
 def _check(rule: str, fold: int | None, folds: int, validation_fraction: float) -> None:

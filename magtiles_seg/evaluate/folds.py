@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from magtiles_seg.dataset.from_params import read_split
 from magtiles_seg.dataset.samples import MaskRule, Sample
-from magtiles_seg.dataset.splits import Split
+from magtiles_seg.dataset.splits import Split, taken_over
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.compare import Comparison
 from magtiles_seg.evaluate.decide import (
@@ -28,6 +28,7 @@ from magtiles_seg.evaluate.plots.charts import line_chart
 from magtiles_seg.evaluate.plots.curves import save, write_csv
 from magtiles_seg.evaluate.plots.gallery import Gallery
 from magtiles_seg.evaluate.plots.page import save_page
+from magtiles_seg.evaluate.protocols import Protocol as EvaluationProtocol
 from magtiles_seg.evaluate.protocols import as_measured, get_protocol
 from magtiles_seg.evaluate.report import EvaluationResult, summarize
 from magtiles_seg.evaluate.scoring import PictureProgress, Records, Watch, join_records, score
@@ -140,10 +141,7 @@ def evaluate_folds(
         DataError: A picture is missing, or stands in two test parts.
     """
     fixed = get_protocol(protocol)
-    measured = [
-        as_measured(fixed, run.split, run.part("train", samples), run.part("test", samples))
-        for run in runs
-    ]
+    measured = [_measured(fixed, run, samples, open_model) for run in runs]
     fixed = next((one for one in measured if (one.name, one.leaky) != (fixed.name, fixed.leaky)),
                  measured[0])  # fmt: skip
     search, counts = DecisionSearch(), [CalibrationCounts() for _ in runs]
@@ -192,6 +190,22 @@ def evaluate_folds(
         run_of={id_: run for run in runs for id_ in run.split.test},
         choice=choice,
         reliability=diagrams(counts, choice.decision.score_margin_px) if choice else {},
+    )
+
+
+def _measured(
+    fixed: EvaluationProtocol, run: Run, samples: Mapping[str, Sample], open_model: OpenModel
+) -> EvaluationProtocol:
+    """Return what a run's figures may be called, by its split and its model's card."""
+    with open_model(run.model) as model:
+        training = getattr(model.spec.card, "training", {})
+    return as_measured(
+        fixed,
+        run.split,
+        run.part("train", samples),
+        run.part("test", samples),
+        training_sha256=training.get("training_sha256"),
+        taken_over=taken_over(training),
     )
 
 

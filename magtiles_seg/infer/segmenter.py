@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.errors import ModelError, StaleEngineError
+from magtiles_seg.decision import scale
+from magtiles_seg.errors import ConfigError, ImageError, ModelError, StaleEngineError
 from magtiles_seg.image import ImageSource, pad_to_min_side, read_image
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import FlippedBackend
@@ -59,6 +60,30 @@ class Picture:
         pixels = read_image(image)
         source = os.fspath(image) if isinstance(image, str | os.PathLike) else None
         return cls(pixels, pad_to_min_side(pixels), source)
+
+
+def several_of(images: Iterable[ImageSource]) -> list[Picture]:
+    """Read the pictures of a call that takes several.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: One is not a picture that can be segmented, or the array is a single picture.
+        TypeError: One is of another Python type, or `images` is a single picture.
+    """
+    if isinstance(images, str | bytes | os.PathLike):
+        raise TypeError(
+            f"expected several pictures, got one ({type(images).__name__}); put it into a list, or "
+            "call the Segmenter with it"
+        )
+    if isinstance(images, np.ndarray) and (
+        images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
+    ):
+        raise ImageError(
+            f"expected several pictures, got one array of shape {images.shape}, whose rows are no "
+            "pictures; put it into a list, or call the Segmenter with it",
+            reason="unsupported",
+        )
+    return [Picture.read(image) for image in images]
 
 
 def groups(pictures: Sequence[Picture]) -> Iterator[list[int]]:
@@ -150,6 +175,11 @@ class Segmenter:
             SelectionWarning: What was selected for this machine cannot be used; the default runs.
             ScreenWarning: The screen was made for another model.
         """
+        for word, given in (("device", device), ("backend", backend), ("precision", precision)):
+            if given is not None and not isinstance(given, str):  # 0 would quietly mean the CPU
+                raise ConfigError(f"{word} is {given!r}; expected a name, such as 'cpu', or None")
+        if not isinstance(flips, bool):
+            raise ConfigError(f"flips is {flips!r}; expected True or False")
         path = model_path(model)
         asked: dict[str, Any] = {
             "device": device,
@@ -165,8 +195,8 @@ class Segmenter:
             rebuild,
             None if screen is None else Path(screen).absolute(),
         )
+        self._mm_per_px = scale(mm_per_px)
         self._backend, self._spec = self._origin.open(path)
-        self._mm_per_px = mm_per_px
         self._decision = self.spec.card.decision.overridden(
             threshold=threshold,
             min_area_px=min_area_px,
@@ -219,7 +249,8 @@ class Segmenter:
         """Segment several pictures, those of equal size together.
 
         Args:
-            images: As for a call, of any sizes.
+            images: As for a call, of any sizes; one array may hold a stack (N, H, W) or
+                (N, H, W, 3), but not a single picture.
 
         Returns:
             One result a picture, in the order given.
@@ -230,7 +261,7 @@ class Segmenter:
             TypeError: One is of another Python type.
             InferenceError: The Segmenter is closed, or the runtime failed.
         """
-        pictures = [Picture.read(image) for image in images]
+        pictures = several_of(images)
         results: dict[int, Segmentation] = {}
         for indices in groups(pictures):
             stack = np.stack([pictures[index].padded for index in indices])

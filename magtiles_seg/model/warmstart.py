@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +83,20 @@ def has_patches(path: str | os.PathLike[str]) -> bool:
     return any(name.startswith(_PATCHES) for name in weights)
 
 
+def training_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a trained model says of its training, as its card has it.
+
+    Raises:
+        FileNotFoundError, ModelError, BackendUnavailableError: As `start_from`.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".onnx":
+        return dict(_onnx_card(path)[0].training)
+    _, meta = read_tensors(path)
+    said = meta.get("training")
+    return {**(said if isinstance(said, dict) else {}), **meta}
+
+
 def _take_over(
     network: SegmentationNetwork, weights: Mapping[str, Tensor], labels: tuple[str, ...]
 ) -> list[str]:
@@ -110,9 +125,23 @@ def _owner(network: nn.Module, name: str) -> nn.Module:
 
 def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the weights of an ONNX file by the network's own names, and the labels."""
+    card, model = _onnx_card(path)
+    from onnx import numpy_helper
+
+    weights = {
+        _own_name(entry.name): torch.from_numpy(numpy_helper.to_array(entry).astype(np.float32))
+        for entry in model.graph.initializer
+    }
+    for node in model.graph.node:  # several may share a bias of equal values
+        if node.op_type == "Conv" and len(node.input) == 3:
+            weights[f"{_own_name(node.input[1])}_bias"] = weights[_own_name(node.input[2])]
+    return weights, card.labels
+
+
+def _onnx_card(path: Path) -> tuple[ModelCard, Any]:
+    """Return the card of an ONNX file, and its `ModelProto`."""
     try:
         import onnx
-        from onnx import numpy_helper
     except ImportError as error:
         raise BackendUnavailableError(
             "starting from an .onnx file needs onnx: pip install 'magtiles-seg[export]'"
@@ -123,14 +152,7 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     check_seal(data, str(path))
     model = onnx.load_from_string(data)
     cards = {entry.key: entry.value for entry in model.metadata_props}
-    weights = {
-        _own_name(entry.name): torch.from_numpy(numpy_helper.to_array(entry).astype(np.float32))
-        for entry in model.graph.initializer
-    }
-    for node in model.graph.node:  # several may share a bias of equal values
-        if node.op_type == "Conv" and len(node.input) == 3:
-            weights[f"{_own_name(node.input[1])}_bias"] = weights[_own_name(node.input[2])]
-    return weights, ModelCard.from_json(cards[CARD_KEY]).labels
+    return ModelCard.from_json(cards[CARD_KEY]), model
 
 
 def _own_name(stored: str) -> str:

@@ -42,7 +42,7 @@ from magtiles_seg.train.data import (
     learnt_from,
     training_pictures,
 )
-from magtiles_seg.train.devices import Devices
+from magtiles_seg.train.devices import Devices, is_first
 from magtiles_seg.train.frozen import train_patches
 from magtiles_seg.train.kernels import kept_memory
 from magtiles_seg.train.patches import fit_patches
@@ -51,6 +51,8 @@ from magtiles_seg.train.state import (
     STATE,
     Fingerprints,
     RunState,
+    ancestors,
+    check_pictures,
     fingerprints,
     identity,
     is_finished,
@@ -124,13 +126,16 @@ def train(
 
     Raises:
         DataError: A picture is damaged, a part is empty, or `out_dir` holds a run with other
-        parameters.
-        ConfigError: The parameters have no sense together.
+            parameters, or of pictures or masks that have changed since.
+        ConfigError: The parameters have no sense together, or the training diverged.
         BackendUnavailableError: The device that `params` asks for is not there.
     """
     if params.threads:
         torch.set_num_threads(params.threads)
-    if is_finished(out_dir, identity(training, validation, params, labels)):
+    expected = identity(training, validation, params, labels)
+    if is_first():  # which speaks for the processes that it starts
+        check_pictures(out_dir, expected, training, validation, known)
+    if is_finished(out_dir, expected):
         return out_dir / CHECKPOINT
     if params.architecture == PATCHES:
         found, state = train_patches(
@@ -179,6 +184,9 @@ class _Run:
         self.steps = max(1, params.pictures_per_epoch // params.batch_size)
         self.devices = Devices(params)
         self.network = self._fresh_network(training)
+        self.teacher = self._load_teacher()
+        self.stride = max(self.network.stride, self.teacher.stride if self.teacher else 1)
+        _check_crop(params, self.stride)
         self.average = MovingAverage(self.network, params.ema_decay)
         self.optimizer = torch.optim.AdamW(
             weight_groups(self.network, params), lr=params.learning_rate, fused=True
@@ -193,7 +201,7 @@ class _Run:
         elif self.devices.rank == 0:  # which alone writes the state
             known = known or fingerprints(training, validation)
             self.state.code_sha256, self.state.data_sha256 = known
-        self.teacher = self._load_teacher()
+        self.ancestors = ancestors(params)
 
     def _fresh_network(self, training: Sequence[Sample]) -> SegmentationNetwork:
         """Return a network on the run's device, with the weights that the parameters start from."""
@@ -262,7 +270,7 @@ class _Run:
             self.devices.places,
         )
         if self.is_coarse():
-            plan = plan.coarse(self.network.stride)
+            plan = plan.coarse(self.stride)
         if self.device_views is not None:
             return self.device_views.epoch(plan, epoch=self.state.epoch, steps=self.steps)
         device = self.devices.device
@@ -300,6 +308,7 @@ class _Run:
         After a coarse epoch they are kept as they are.
         """
         averaged, coarse = self.average.module, self.is_coarse()
+        self._check_finite(loss)
         found = Validation({}, {})
         if not coarse:
             found = self.devices.of_first(lambda: self.held_out.score(averaged, self.devices))
@@ -311,6 +320,7 @@ class _Run:
                 "training": self.state.identity,
                 "epoch": self.state.epoch,
                 "validation": figures,
+                **({"ancestors": self.ancestors} if self.ancestors else {}),
             }
             if self.devices.rank == 0:
                 save_checkpoint(self.out_dir / CHECKPOINT, averaged, meta)
@@ -321,6 +331,20 @@ class _Run:
             state = self.out_dir / STATE
             save_state(state, self.state, self.network, self.average, self.optimizer)
         return found
+
+    def _check_finite(self, loss: float) -> None:
+        """Refuse to keep weights that are no numbers: what was kept before them stays.
+
+        Raises:
+            ConfigError: There are some.
+        """
+        weights = self.average.module.state_dict().values()
+        if not all(bool(tensor.isfinite().all()) for tensor in weights):
+            raise ConfigError(
+                f"training diverged in epoch {self.state.epoch + 1} of {self.params.epochs}: the "
+                f"loss is {loss}, and weights are no numbers; lower train.learning_rate "
+                f"({self.params.learning_rate:g}) or the weights of the losses, and start afresh"
+            )
 
     def complete(self) -> None:
         """Fit the kept checkpoint's patch classifier, unless that is done.
@@ -348,11 +372,33 @@ def _check_defects(
 ) -> None:
     """Refuse to fit a network to pictures that will never show it a defect."""
     drawn = params.copy_paste_fraction > 0 and not set(labels).isdisjoint(DRAWN_LABELS)
-    if not drawn and all(sample.label == FREE for sample in training):
+    sound = [sample for sample in training if sample.label == FREE]
+    if sound and params.free_fraction == 1 and not params.copy_paste_fraction:
+        raise ConfigError(
+            "train.free_fraction is 1 and train.copy_paste_fraction 0: no defect would ever be "
+            "shown; lower the first, or raise the second"
+        )
+    if not drawn and len(sound) == len(training):
         raise DataError(
             f"none of the {len(training)} training pictures has a defect, so a "
             f"{params.architecture!r} network would learn to find none: set train.architecture to "
             f"{PATCHES!r}, which learns from sound pictures alone"
+        )
+
+
+def _check_crop(params: TrainParams, stride: int) -> None:
+    """Refuse crops that a network cannot take.
+
+    Raises:
+        ConfigError: Their side is no multiple of its stride.
+    """
+    if params.crop_px % stride:
+        least = params.crop_px // stride * stride
+        near = " or ".join(str(side) for side in (least, least + stride) if side)
+        raise ConfigError(
+            f"train.crop_px is {params.crop_px}; expected a multiple of {stride}, the stride of "
+            f"{params.architecture!r}{' and its teacher' if params.teacher else ''}: set it to "
+            f"{near}"
         )
 
 

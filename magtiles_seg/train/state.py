@@ -17,13 +17,14 @@ from torch.optim import Optimizer
 
 from magtiles_seg.config import TrainParams, present_names
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import data_sha256, part_sha256
+from magtiles_seg.dataset.splits import data_sha256, part_sha256, taken_over
 from magtiles_seg.errors import DataError, ModelError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.fingerprint import code_sha256
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.bundled import BUNDLED_MODEL, model_path
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
+from magtiles_seg.model.warmstart import training_of
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
 _FINISHED = "finished"
@@ -114,6 +115,59 @@ def fingerprints(training: Sequence[Sample], validation: Sequence[Sample]) -> Fi
     """Return the SHA-256 of the code that trains, comments aside, and of what it learns from."""
     code = code_sha256(["magtiles_seg.train.loop"])
     return Fingerprints(code, data_sha256([*training, *validation]))
+
+
+def check_pictures(
+    out_dir: Path,
+    expected: dict[str, object],
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    known: Fingerprints | None = None,
+) -> None:
+    """Refuse to go on with a run, or to take it as finished, whose pictures were changed since.
+
+    Args:
+        out_dir: The run's folder.
+        expected: What `identity` returns for the run that is to go on: it knows pictures by name.
+        training: Pictures that the weights are fitted to.
+        validation: Pictures that choose the checkpoint.
+        known: What `fingerprints` returns for the two parts, where the caller has it.
+
+    Raises:
+        DataError: A picture, a mask or a tile's number is another one than when the run began.
+    """
+    for name, key, place in ((CHECKPOINT, "training", _FINISHED), (STATE, "identity", None)):
+        try:
+            _, meta = read_tensors(out_dir / name)
+        except (FileNotFoundError, ModelError):
+            continue
+        began = (meta.get(place) or {} if place else meta).get("data_sha256")
+        if not began or _started_with(meta.get(key)) != expected:
+            continue
+        now = known.data_sha256 if known else data_sha256([*training, *validation])
+        if now != began:
+            raise DataError(
+                f"{out_dir / name} was begun with other pictures or masks of the same names: they "
+                "have changed since; give the run another output directory, or --restart it"
+            )
+
+
+def ancestors(params: TrainParams) -> list[str]:
+    """Return which training parts a run knows beside its own, by `part_sha256`.
+
+    They are those of the model that it starts from and of its teacher, and what these know in
+    turn; "" for a model that does not say.
+
+    Raises:
+        FileNotFoundError, ModelError: A model is missing or damaged.
+    """
+    paths = [] if params.start is None else [start_path(params.start)]
+    paths += [] if params.teacher is None else [Path(params.teacher)]
+    found = set[str]()
+    for path in paths:
+        said = training_of(path)
+        found |= {str(said.get("training_sha256", "")), *taken_over(said)}
+    return sorted(found)
 
 
 def start_path(start: str) -> Path:

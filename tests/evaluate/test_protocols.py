@@ -126,7 +126,9 @@ def split_of(rule: str, train: Sequence[Sample], test: Sequence[Sample]) -> Spli
 A, B, A2 = sample("a", 1), sample("b", 2), sample("a2", 1)
 
 
-def measured(rule: str, test: Sample, name: str = "T", **given: str | None) -> Protocol:
+def measured(
+    rule: str, test: Sample, name: str = "T", **given: str | Sequence[str] | None
+) -> Protocol:
     split = split_of(rule, [A], [test])
     return as_measured(PROTOCOLS[name], split, [A], [test], **given)  # type: ignore[arg-type]
 
@@ -135,6 +137,7 @@ def test_as_measured_protocol_on_its_own_split_keeps_its_name() -> None:
     own = part_sha256(["a"])
     assert measured("grouped", B, training_sha256=own) is PROTOCOLS["T"]
     assert measured("grouped", B, training_sha256=None) is PROTOCOLS["T"]
+    assert measured("grouped", B, training_sha256=own, taken_over=[own]) is PROTOCOLS["T"]
     assert measured("P1", A2, "P1") is PROTOCOLS["P1"]
 
 
@@ -146,6 +149,8 @@ def test_as_measured_protocol_on_its_own_split_keeps_its_name() -> None:
         (measured("grouped", A2), "native/grouped", True, "1 of the scored tiles are in training"),
         (measured("grouped", B, part="all"), "native/grouped/all", False, "the part 'all'"),
         (measured("grouped", B, training_sha256="x"), "native/grouped", False, "other pictures"),
+        (measured("grouped", B, taken_over=["x"]), "native/grouped", False, "train.start"),
+        (measured("grouped", B, taken_over=[""]), "native/grouped", False, "or its teacher"),
         (measured("grouped", B, "P1"), "P1/grouped", False, "not protocol P1: the split's rule"),
     ],
 )

@@ -5,6 +5,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -76,6 +77,26 @@ def test_batch_equals_single_calls_in_order(
         assert np.abs(result.probability - segmenter(image).probability).max() <= 1e-6
 
 
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 1), (40, 50, 3), (40, 50, 4)])
+def test_one_array_where_several_are_wanted_is_not_taken_row_by_row(
+    segmenter: Segmenter, shape: tuple[int, ...]
+) -> None:
+    for call in (segmenter.batch, segmenter.tile):
+        with pytest.raises(ImageError, match=r"got one array of shape .*put it into a list"):
+            call(np.zeros(shape, np.uint8))
+    assert len(segmenter.batch(np.zeros((2, 40, 50), np.uint8))) == 2
+    assert len(segmenter.tile(np.zeros((3, 40, 50, 3), np.uint8)).exposures) == 3
+
+
+@pytest.mark.parametrize("one", ["a.png", b"PNG", Path("a.png")])
+def test_one_file_where_several_are_wanted_is_not_taken_letter_by_letter(
+    segmenter: Segmenter, one: str | bytes | Path
+) -> None:
+    for call in (segmenter.batch, segmenter.tile):
+        with pytest.raises(TypeError, match=r"expected several pictures, got one"):
+            call(one)  # type: ignore[arg-type]
+
+
 def test_batch_of_nothing_is_empty(segmenter: Segmenter) -> None:
     assert segmenter.batch([]) == []
 
@@ -98,6 +119,23 @@ def test_threshold_zero_is_a_threshold(model: Path) -> None:
 def test_threshold_out_of_range_is_config_error(model: Path) -> None:
     with pytest.raises(ConfigError, match="threshold is 2"):
         Segmenter(model, threshold=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"device": 0}, "device is 0; expected a name"),  # GPU 0 elsewhere, the CPU here
+        ({"backend": True}, "backend is True"),
+        ({"precision": 16}, "precision is 16"),
+        ({"flips": "false"}, "flips is 'false'; expected True or False"),
+        ({"mm_per_px": 0}, "mm_per_px is 0; expected a positive number"),
+    ],
+)
+def test_option_of_another_type_is_refused_before_the_model_is_loaded(
+    model: Path, words: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Segmenter(model, **words)
 
 
 def test_result_tells_its_origin(segmenter: Segmenter, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample, find_samples, load_image
 from magtiles_seg.dataset.synthetic import write_dataset
-from magtiles_seg.errors import DataError
-from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors
+from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors, save_checkpoint
 from magtiles_seg.model.network import build_network
 from magtiles_seg.train.loop import WARM_UP, MovingAverage, one_cycle, train
 from magtiles_seg.train.state import CHECKPOINT, STATE
@@ -198,6 +198,47 @@ def test_train_with_another_teacher_is_another_run(
     teacher.write_bytes((tmp_path / "other" / CHECKPOINT).read_bytes())
     with pytest.raises(DataError, match="teacher"):
         train(samples[::2], samples[1::7], taught, tmp_path / "run")
+
+
+@pytest.mark.parametrize("crop_px", [33, 600])
+def test_train_on_crops_of_no_multiple_of_the_stride_names_the_nearest(
+    samples: tuple[Sample, ...], tmp_path: Path, crop_px: int
+) -> None:
+    params = dataclasses.replace(PARAMS, crop_px=crop_px)
+    with pytest.raises(ConfigError, match=rf"crop_px is {crop_px}; .* multiple of 16.*set it to"):
+        train(samples[::2], samples[1::7], params, tmp_path)
+
+
+def test_train_on_crops_that_the_teacher_cannot_take_names_its_stride(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    save_checkpoint(teacher, build_network("small", pretrained=False), {})
+    params = dataclasses.replace(PARAMS, crop_px=48, teacher=str(teacher), epochs=1)
+    with pytest.raises(ConfigError, match=r"multiple of 32, the stride of 'nano' and its teacher"):
+        train(samples[::2], samples[1::7], params, tmp_path)
+    coarse = dataclasses.replace(params, crop_px=96, coarse_fraction=0.5, epochs=2)
+    train(samples[::2], samples[1::7], coarse, tmp_path)  # its coarse crops are of 64 px, not 48
+
+
+@pytest.mark.parametrize("coarse_fraction", [0.0, 0.9])
+def test_train_that_diverges_says_so_and_keeps_no_weights(
+    samples: tuple[Sample, ...], tmp_path: Path, coarse_fraction: float
+) -> None:
+    params = dataclasses.replace(
+        PARAMS, dice_weight=1e38, class_weight=1e38, epochs=2, coarse_fraction=coarse_fraction
+    )
+    with pytest.raises(ConfigError, match=r"diverged in epoch 1 of 2.*lower train.learning_rate"):
+        train(samples[::2], samples[1::7], params, tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_train_that_would_never_show_a_defect_is_refused(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    params = dataclasses.replace(PARAMS, free_fraction=1.0, copy_paste_fraction=0.0)
+    with pytest.raises(ConfigError, match=r"no defect would ever be shown"):
+        train(samples[::2], samples[1::7], params, tmp_path)
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_near_zero() -> None:

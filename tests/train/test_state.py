@@ -3,13 +3,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from magtiles_seg.config import RENAMED, TrainParams
 from magtiles_seg.dataset.samples import Sample, find_samples
+from magtiles_seg.dataset.splits import taken_over
 from magtiles_seg.dataset.synthetic import write_dataset
+from magtiles_seg.errors import DataError
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.checkpoint import read_tensors, write_tensors
+from magtiles_seg.model.warmstart import training_of
 from magtiles_seg.train.loop import train
 from magtiles_seg.train.state import (
     CHECKPOINT,
@@ -209,3 +214,50 @@ def test_identity_of_other_pictures_in_either_part_is_another(parts: Parts, part
 
 def test_empty_folder_has_nothing_to_go_on(parts: Parts, tmp_path: Path) -> None:
     assert forget_other_run(*parts, PARAMS, tmp_path)
+
+
+def changed(parts: Parts, folder: Path) -> Parts:
+    """Return the same parts by the same names, the first picture of them mirrored."""
+    first, *others = parts[0]
+    with Image.open(first.image_path) as picture:
+        Image.fromarray(np.fliplr(picture)).save(folder / "mirrored.png")
+    return [replace(first, image_path=folder / "mirrored.png"), *others], parts[1]
+
+
+def test_stopped_run_whose_picture_was_changed_does_not_go_on(
+    parts: Parts, stopped: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    others = changed(parts, tmp_path_factory.mktemp("changed"))
+    with pytest.raises(DataError, match=r"other pictures or masks of the same names.*--restart"):
+        train(*others, PARAMS, stopped)
+    assert forget_other_run(*others, PARAMS, stopped)
+    train(*others, replace(PARAMS, epochs=1), stopped)
+
+
+def test_finished_run_whose_picture_was_changed_is_not_taken_for_the_answer(
+    parts: Parts, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    params = replace(PARAMS, epochs=1)
+    train(*parts, params, tmp_path)
+    (tmp_path / STATE).unlink()
+    with pytest.raises(DataError, match=r"other pictures or masks of the same names"):
+        train(*changed(parts, tmp_path_factory.mktemp("changed")), params, tmp_path)
+
+
+def test_run_tells_what_the_models_that_it_took_over_were_trained_on(
+    parts: Parts, tmp_path: Path
+) -> None:
+    params = replace(PARAMS, epochs=1)
+    first = train(*parts, params, tmp_path / "first")
+    own = read_tensors(first)[1]["training"]["training_sha256"]
+    more = replace(params, start=str(first), teacher=str(first))
+    second = train(parts[0][1:], parts[1], more, tmp_path / "second")
+    assert read_tensors(second)[1]["ancestors"] == [own]
+    third = train(*parts, replace(params, start=str(second)), tmp_path / "third")
+    meta = read_tensors(third)[1]
+    assert meta["ancestors"] == sorted(
+        [own, read_tensors(second)[1]["training"]["training_sha256"]]
+    )
+    assert list(taken_over(training_of(third))) == meta["ancestors"]
+    assert taken_over({"start": "x" * 64}) == ("",)
+    assert taken_over({}) == ()
