@@ -28,6 +28,7 @@ from magtiles_seg import errors
 from magtiles_seg.commands import VERBS
 from magtiles_seg.commands.options import ACCEPTED, ERROR, INTERNAL, INTERRUPTED, as_epilog
 from magtiles_seg.commands.parser import Parser
+from magtiles_seg.names import is_address
 from magtiles_seg.progress import complain, note, prepare_streams
 
 _EXAMPLES = """
@@ -79,6 +80,7 @@ def _plain_warnings() -> Iterator[None]:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
+        _refuse_addresses(arguments)
         return _run_verb(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -97,6 +99,17 @@ def _run(argv: Sequence[str] | None) -> int:
         return ERROR
     finally:
         sys.stdout.flush()
+
+
+def _refuse_addresses(arguments: argparse.Namespace) -> None:
+    """Refuse `s3://…` where a path is wanted: results would go to a local folder called `s3:`."""
+    for name, value in vars(arguments).items():
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, Path) and is_address(path):
+                raise errors.ConfigError(
+                    f"{name.replace('_', '-')} is {str(path).replace(':/', '://', 1)}, an address; "
+                    "expected a path on this machine: copy to and from a store beside it"
+                )
 
 
 def _run_verb(arguments: argparse.Namespace) -> int:

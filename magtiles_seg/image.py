@@ -38,7 +38,6 @@ say is checked by `magtiles_seg.decoding` before anything is decoded.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -53,6 +52,7 @@ from magtiles_seg.decoding.header import damaged, several
 from magtiles_seg.decoding.png import check_rows
 from magtiles_seg.decoding.tiff import LAYOUT_TAGS, check_layout, errors_raised
 from magtiles_seg.errors import ImageError
+from magtiles_seg.names import is_address
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -334,7 +334,7 @@ def _to_8_bit(grey: NDArray[Any], name: str) -> NDArray[np.uint8]:
 
 
 def _where_to_look(path: Path) -> str:
-    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):  # Path makes one of two slashes
+    if is_address(path):
         return "addresses are not opened: download it, and pass the file or its bytes"
     return f"check the path (now in '{Path.cwd()}')"
 

@@ -52,3 +52,8 @@ def as_cell(text: str) -> str:
 def without_secrets(text: str) -> str:
     """Return a text in which addresses carry no password, key, token or signature."""
     return _SECRET.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is an address, as `s3://bucket/a`: `Path` makes one of two slashes."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)) is not None

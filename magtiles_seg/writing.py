@@ -11,6 +11,7 @@ import numpy as np
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import Lock, encode_png, write, write_json
 from magtiles_seg.marking import is_result, mark_png, read_manifest
+from magtiles_seg.names import is_address
 from magtiles_seg.regions import DEFECT_COLUMNS
 
 if TYPE_CHECKING:
@@ -94,10 +95,16 @@ def check_free(
         of_tile: Whether they are those of a tile.
 
     Raises:
-        ConfigError: `stem` is no plain file name, or a file that is none of ours is in the way.
+        ConfigError: `stem` is no plain file name, the directory is an address, or a file that is
+            none of ours is in the way.
     """
     if stem is not None and (not stem or Path(stem).name != stem or "\\" in stem or "\0" in stem):
         raise ConfigError(f"stem is {stem!r}; expected a plain file name, such as 'tile_7'")
+    if is_address(directory):  # else a local folder called `s3:` would be made
+        raise ConfigError(
+            f"{os.fspath(directory)} is an address; expected a folder of this machine: write there "
+            "and copy it"
+        )
     paths = (_tile_paths if of_tile else _result_paths)(Path(directory), stem)
     if max(len(os.fsencode(path.name)) for path in paths) > _MAX_NAME_BYTES:
         raise ConfigError(

@@ -399,3 +399,23 @@ def test_warning_is_printed_in_its_words_alone(tmp_path: Path) -> None:
     first = ran.stderr.splitlines()[0]
     assert first.startswith("magtiles-seg: train.kind_weight is now train.class_weight")
     assert ".py" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["batch", "shots", "--out", "s3://tiles/out"],
+        ["segment", "a.png", "--out", "s3://tiles/out"],
+        ["train", "--out", "gs://tiles/run"],
+    ],
+)
+def test_address_where_a_path_is_wanted_makes_no_local_folder_of_that_name(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == 2
+    assert f"out is {words[-1]}, an address; expected a path on this" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

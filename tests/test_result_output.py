@@ -178,6 +178,15 @@ def test_save_writes_pictures_and_json_that_read_back(tmp_path: Path) -> None:
     assert read_png(folder / "probability.png").tolist() == [[230, 26], [128, 51]]
 
 
+def test_save_to_an_address_makes_no_local_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"s3://tiles/out is an address"):
+        segment([[0.9]]).save("s3://tiles/out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_save_with_stem_keeps_results_of_several_pictures_apart(tmp_path: Path) -> None:
     segment([[0.9]]).save(tmp_path, stem="a")
     assert segment([[0.1]]).save(tmp_path, stem="b").name == "b_result.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from magtiles_seg.commands import options
@@ -15,6 +16,12 @@ _EXAMPLES = """
   Stopped at any moment and started again, it goes on. OUT/f0, f1 … are runs, OUT/joined holds the
   figures of all folds together, as `evaluate --folds OUT/f*` writes them.
 """
+
+_TAKEN_OVER = (
+    "magtiles-seg: every fold starts from, or is taught by, one and the same model (train.start, "
+    "train.teacher): if that was trained on these data, it knows what the folds hold out, and "
+    "their figures look better than they are"
+)
 
 
 def add(verbs: options.Verbs) -> None:
@@ -51,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     crossval = options.import_extra("magtiles_seg.train.crossval", "train")
     params = options.read_params(arguments)
     folders = crossval.write_splits(pipeline.samples_of(params), params.data_split, arguments.out)
+    if params.train.start or params.train.teacher:
+        print(_TAKEN_OVER, file=sys.stderr)
     words = [word for setting in arguments.set for word in ("--set", setting)]
     if arguments.params is not None:
         words += ["--params", str(arguments.params)]

@@ -198,7 +198,7 @@ def _measured(
 ) -> EvaluationProtocol:
     """Return what a run's figures may be called, by its split and its model's card."""
     with open_model(run.model) as model:
-        training = getattr(model.spec.card, "training", {})
+        training = model.spec.card.training
     return as_measured(
         fixed,
         run.split,

@@ -38,7 +38,7 @@ SIDE = 16
 class Model:
     """Takes grey levels for probabilities, and everything for a crack."""
 
-    spec = SimpleNamespace(card=SimpleNamespace(labels=LABELS))
+    spec = SimpleNamespace(card=SimpleNamespace(labels=LABELS, training={}))
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -96,6 +96,15 @@ def test_folds_joined_score_every_picture_once(joined: OutOfFold) -> None:
     assert len(joined.result.records) == 20
     assert list(joined.result.by_fold) == ["fold0", "fold1"]
     assert joined.run_of["exp1_num_0"].directory.name == "fold0"
+
+
+def test_folds_of_models_that_took_over_others_are_never_called_t(
+    samples: dict[str, Sample], folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model.spec.card, "training", {"start": "a" * 64})
+    result = evaluate_folds(find_runs(folders), samples, open_model=Model, resamples=0).result
+    assert result.protocol.name == "native/grouped"
+    assert any("train.start" in note for note in result.notes)
 
 
 def test_folds_of_a_random_split_are_never_called_t(

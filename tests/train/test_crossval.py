@@ -144,3 +144,18 @@ def test_crossval_trains_the_folds_joins_them_and_leaves_finished_ones_alone(
     before = [model.stat().st_mtime_ns for model in models]
     assert main(words) == 0
     assert [model.stat().st_mtime_ns for model in models] == before
+
+
+def test_crossval_from_one_model_for_all_folds_says_what_that_may_leak(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [f"data_load.source={root}", "data_split.folds=2", "train.start=missing.onnx"]
+    words = ["crossval", "--out", "runs/T", "--device", "cpu", "--parallel", "1"]
+    assert main(words + [word for setting in settings for word in ("--set", setting)]) == 2
+    said = capsys.readouterr().err
+    assert "it knows what the folds hold out" in said
+    assert "no model file at missing.onnx" in said

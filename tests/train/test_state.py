@@ -220,7 +220,7 @@ def changed(parts: Parts, folder: Path) -> Parts:
     """Return the same parts by the same names, the first picture of them mirrored."""
     first, *others = parts[0]
     with Image.open(first.image_path) as picture:
-        Image.fromarray(np.fliplr(picture)).save(folder / "mirrored.png")
+        Image.fromarray(np.fliplr(np.asarray(picture))).save(folder / "mirrored.png")
     return [replace(first, image_path=folder / "mirrored.png"), *others], parts[1]
 
 
