@@ -88,7 +88,7 @@ class Job:
             "model_sha256": spec.sha256,
             "backend": spec.name,
             "device": spec.device.partition(":")[0],
-            "precision": None if spec.precision == "fp32" else spec.precision,
+            "precision": spec.precision if "bf16" in spec.precision else None,  # else the file's
             "screen_sha256": spec.screen_sha256 or None,
             "flips": self.segmenter.get("flips") or None,
             "decision": segmenter.decision.to_dict(),

@@ -32,7 +32,9 @@ def fold_assignment(
     groups = len({sample.group for sample in samples})
     if groups < folds:
         raise DataError(
-            f"cannot make {folds} folds of {groups} groups of pictures; lower the folds"
+            f"cannot make {folds} folds of {groups} group{'s' if groups != 1 else ''} of pictures, "
+            "which are never torn: lower data_split.folds, to 2 at least, or hold nothing out by "
+            "data_split.fold=null"
         )
     fixed = committed_folds(folds) if fixed is None else fixed
     return even_out(samples, [1.0] * folds, seed=0, fixed=fixed)
@@ -305,9 +307,9 @@ def _grouped(
     validation_fraction: float,
     fixed: Mapping[int, int] | None,
 ) -> Parts:
-    fold_of = fold_assignment(samples, folds, fixed=fixed)
-    test = [sample for sample in samples if fold_of[sample.group] == fold]
-    rest = [sample for sample in samples if fold_of[sample.group] != fold]
+    fold_of = {} if fold is None else fold_assignment(samples, folds, fixed=fixed)
+    test = [sample for sample in samples if fold_of.get(sample.group, -1) == fold]
+    rest = [sample for sample in samples if fold_of.get(sample.group, -1) != fold]
     if not validation_fraction:
         return rest, [], test
     weights = [1 - validation_fraction, validation_fraction]

@@ -445,6 +445,7 @@ def _lineage(spec: BackendSpec) -> dict[str, str]:
         "git_revision": spec.card.git_revision,
         "backend": spec.name,
         "device": spec.device,
+        "precision": spec.precision,
         **({"screen_sha256": spec.screen_sha256} if spec.screen else {}),
     }
 

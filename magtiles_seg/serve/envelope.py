@@ -27,7 +27,7 @@ def lineage_headers(spec: BackendSpec, version: str | None = None) -> dict[str, 
         "X-Model-Architecture": card.architecture,
         "X-Model-SHA256": spec.sha256,
         "X-Model-Git-Revision": card.git_revision,
-        "X-Model-Backend": f"{spec.name}, {spec.provider}",
+        "X-Model-Backend": f"{spec.name}, {spec.provider}, {spec.precision}",
     }
     return {name: _latin(value) for name, value in known.items() if value}
 

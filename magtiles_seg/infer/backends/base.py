@@ -39,7 +39,8 @@ class BackendSpec:
         path: The model file.
         sha256: Of the model file.
         card: What the model says about itself.
-        precision: Of the arithmetic where the file leaves it to the runtime: `"fp32"` or `"bf16"`.
+        precision: Of the arithmetic: `"fp32"`, `"fp16"` or `"int8"` as the file has it, `"bf16"` or
+            `"int8 and bf16"` where OpenVINO was asked for bf16.
         selection: The file that chose this configuration, see `infer.selection`; empty: the caller
             or the defaults did.
         screen: The file of the screen that looks at everything first, see `infer.screen`; None:

@@ -39,6 +39,7 @@ _MESSAGES = {
 """Messages that lead to a tensor, by field number. Source: onnx/onnx.proto, IR version 13."""
 
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_GRAPH, _NODE, _INITIALIZER, _FLOAT16 = 7, 1, 5, 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST_TAG = 2**32 - 1
 """Runtimes cut a greater one to 32 bits without a word: it would hide a field from this check."""
@@ -68,6 +69,42 @@ def read_again(path: Path, sha256: str) -> bytes:
     if sha256_of(data) != sha256:
         raise ModelError(f"{path} has changed since it was loaded: make a new Segmenter")
     return data
+
+
+def precision_of(data: bytes) -> str:
+    """Return in what an ONNX file's graph computes: `"fp32"`, `"fp16"` or `"int8"`.
+
+    The graph itself is asked, so that files without a manifest tell as well. Weights that are only
+    stored as fp16 stand behind a cast: their arithmetic is fp32.
+
+    Args:
+        data: The whole file, as `read_onnx` returned it.
+    """
+    graph = next(value for number, value in _fields(memoryview(data)) if number == _GRAPH)
+    computed: set[bytes] = set()
+    halves: set[bytes] = set()
+    for number, value in _fields(graph):
+        if number == _NODE:
+            inputs, operator = _node(value)
+            if operator == b"DequantizeLinear":
+                return "int8"
+            computed.update(inputs if operator != b"Cast" else ())
+        elif number == _INITIALIZER:
+            kind, name = _tensor(value)
+            halves.update([name] if kind == _FLOAT16 else [])
+    return "fp16" if computed & halves else "fp32"
+
+
+def _node(message: memoryview) -> tuple[list[bytes], bytes]:
+    """Return a node's inputs and its operator."""
+    fields = [(number, value) for number, value in _fields(message) if number in (1, 4)]
+    return [bytes(value) for number, value in fields if number == 1], bytes(dict(fields)[4])
+
+
+def _tensor(message: memoryview) -> tuple[int, bytes]:
+    """Return a tensor's type, by its number in onnx.proto, and its name."""
+    fields = dict(_fields(message))
+    return int(fields[2]), bytes(fields[8])
 
 
 def refuse_external_data(data: bytes, name: str) -> None:

@@ -28,7 +28,7 @@ from magtiles_seg.infer.backends.base import (
     parse_device,
 )
 from magtiles_seg.infer.backends.held import Held
-from magtiles_seg.infer.backends.onnxfile import DECISION_OUTPUTS, read_onnx
+from magtiles_seg.infer.backends.onnxfile import DECISION_OUTPUTS, precision_of, read_onnx
 from magtiles_seg.infer.backends.vendor import import_vendor
 from magtiles_seg.model.card import CARD_KEY, ModelCard
 
@@ -100,7 +100,7 @@ class OpenVinoBackend:
             path=path,
             sha256=sha256_of(data),
             card=loaded.card,
-            precision=precision,
+            precision=_arithmetic(precision_of(data), precision),
         )
 
     @property
@@ -219,6 +219,16 @@ def _read_card(model: openvino.Model, path: Path) -> ModelCard:
             f"outputs {outputs}; make the file with `magtiles-seg export`"
         )
     return ModelCard.from_json(str(model.get_rt_info(where).value))
+
+
+def _arithmetic(stored: str, asked: str) -> str:
+    """Return in what a file is computed where the runtime is asked for fp32 or bf16.
+
+    OpenVINO multiplies in int8 what the file quantizes, and all the rest as it is asked.
+    """
+    if stored == "int8":
+        return stored if asked == "fp32" else f"{stored} and {asked}"
+    return asked
 
 
 def _provider() -> str:

@@ -310,6 +310,7 @@ class TrtBackend:
             path=path,
             sha256=sha256_of(plan),
             card=manifest.card,
+            precision=manifest.precision,
         )
 
     @property
