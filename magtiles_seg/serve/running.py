@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from magtiles_seg.infer.backends.base import available_cores
+from magtiles_seg.infer.manifest import manifest_path
+from magtiles_seg.model.bundled import model_path
 from magtiles_seg.serve.guard import PROTOCOL
 from magtiles_seg.serve.limits import STOP_RESERVE_S
 from magtiles_seg.serve.settings import Settings, unknown_variables
@@ -40,6 +43,10 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
     Args:
         settings: Handed to the processes through their environment.
         tell: Gets each line of what the service is about to do, without secrets.
+
+    Raises:
+        ConfigError, FileNotFoundError, ModelError, BackendUnavailableError: Of several workers, as
+            of `create_app`: no process is started that could not serve.
     """
     plan = settings.plan(available_cores())
     settings = replace(settings, workers=plan.workers, threads=plan.threads)
@@ -52,10 +59,11 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
         f"batches of at most {plan.max_batch}"
     )
     _allow_many_connections()
-    os.environ.update(settings.to_environment())
-    shared = tempfile.mkdtemp(prefix="magtiles-") if plan.workers > 1 else None
+    shared = _prepare_workers(settings) if plan.workers > 1 else None
     if shared:
+        settings = replace(settings, model=str(_keep_model(settings, shared)))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
+    os.environ.update(settings.to_environment())
     try:
         uvicorn.run(
             _APP,
@@ -75,6 +83,30 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
     finally:
         if shared:
             shutil.rmtree(shared, ignore_errors=True)
+
+
+def _prepare_workers(settings: Settings) -> str:
+    """Make the folder that workers share, once it is known that they will start.
+
+    A worker that fails at its start is started again without end, and nobody reads why.
+    """
+    from magtiles_seg.serve.app import create_app
+
+    create_app(settings)
+    return tempfile.mkdtemp(prefix="magtiles-")
+
+
+def _keep_model(settings: Settings, folder: str) -> Path:
+    """Copy the model, with its manifest, to where nobody replaces it, and return the copy.
+
+    A worker that takes a dead one's place would else load what lies there by then, and one port
+    answer by two models.
+    """
+    model = model_path(settings.model)
+    for path in (model, manifest_path(model)):
+        if path.exists():
+            shutil.copyfile(path, Path(folder, path.name))
+    return Path(folder, model.name)
 
 
 def _grace_s(settings: Settings) -> int:

@@ -12,8 +12,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import psutil
 import pytest
 
 from magtiles_seg import Segmenter
+from magtiles_seg.export.graph import rewrite_card
 from magtiles_seg.serve.limits import new_key
 
 LOAD = runpy.run_path(str(Path(__file__).with_name("load.py")))
@@ -49,7 +52,8 @@ def gauge(text: str, name: str) -> float:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    return any("spawn_main" in word for word in process.cmdline())
+    alive = process.status() != psutil.STATUS_ZOMBIE
+    return alive and any("spawn_main" in word for word in process.cmdline())
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
@@ -227,3 +231,40 @@ def test_soak_of_200_clients_answers_or_says_503_and_memory_is_flat() -> None:
     }  # fmt: skip
     memory = np.array(report["memory_mb"])
     assert memory[-3:].mean() <= 1.1 * memory[len(memory) // 3 :][:3].mean() + 20
+
+
+def test_model_file_replaced_under_workers_is_served_by_none_of_them(
+    server_class: Any, model: Path, png: bytes, tmp_path: Path
+) -> None:
+    served, other = (tmp_path / name for name in ("served.onnx", "other.onnx"))
+    for path in (served, other):
+        shutil.copy(model, path)
+    with Segmenter(other) as segmenter:
+        rewrite_card(other, replace(segmenter.spec.card, name="other"))
+    with server_class("--model", str(served), "--workers", "2") as server:
+        server.wait_ready()
+        other.replace(served)
+        first, second = filter(is_worker, psutil.Process(server.process.pid).children())
+        first.kill()
+        wait_for(lambda: sum(map(is_worker, psutil.Process(server.process.pid).children())) == 2)
+        second.kill()  # whoever answers now was started after the file was replaced
+        wait_for(lambda: not second.is_running())
+        server.wait_ready()
+        answer = httpx.post(f"{server.url}/analyze", files={"image": png}, timeout=30)
+        assert answer.headers["X-Model-Name"] != "other"
+
+
+@pytest.mark.parametrize("fault", ["missing", "damaged", "keys"])
+def test_workers_that_could_not_start_are_one_error_and_the_end(
+    fault: str, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "served.onnx"
+    if fault != "missing":
+        path.write_bytes(model.read_bytes()[: -1 if fault == "damaged" else None])
+    keys = ["--api-keys", "line-1"] if fault == "keys" else []
+    command = ["-m", "magtiles_seg", "serve", "--port", "0", "--model", str(path), *keys]
+    done = subprocess.run(
+        [sys.executable, *command, "--workers", "2"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("magtiles-seg: ")
