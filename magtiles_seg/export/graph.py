@@ -21,10 +21,11 @@ from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
 from magtiles_seg.export import decision_graph
 from magtiles_seg.export.parity import ParityReport, Tolerance, check, compare, frozen_pictures
 from magtiles_seg.export.sealed import has_decision, parse_sealed, sealed
-from magtiles_seg.files import staged, write
+from magtiles_seg.files import sha256_of, staged, write
 from magtiles_seg.infer.backends.base import read_model
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
 from magtiles_seg.infer.backends.ort import OrtBackend
+from magtiles_seg.infer.manifest import Manifest, manifest_path
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.checkpoint import load_checkpoint
 from magtiles_seg.model.patch_network import Network
@@ -192,7 +193,7 @@ def build_onnx(network: Network, card: ModelCard, *, precision: str = "fp16") ->
 def rewrite_card(path: str | os.PathLike[str], card: ModelCard) -> None:
     """Give an exported file other thresholds, metrics or remarks, without exporting it again.
 
-    A decision in its graph follows.
+    A decision in its graph follows, and the manifest beside it, where there is one.
 
     Args:
         path: A file that `export_onnx` wrote.
@@ -200,14 +201,20 @@ def rewrite_card(path: str | os.PathLike[str], card: ModelCard) -> None:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ModelError: The file is damaged, or not a model of this package.
+        ModelError: The file is damaged, or not a model of this package; or its manifest is.
     """
     path = Path(path)
     model, facts = parse_sealed(read_model(path), str(path))
     if has_decision(model):
         decision_graph.remove_decision(model)
         decision_graph.add_decision(model, card.decision)
-    write(path, sealed(model, _with_facts(card, facts)), durable=True)
+    card = _with_facts(card, facts)
+    data = sealed(model, card)
+    manifest = Manifest.read(path) if manifest_path(path).exists() else None
+    write(path, data, durable=True)
+    if manifest is not None:
+        digest = sha256_of(data)
+        replace(manifest, sha256=digest, onnx_sha256=digest, card=card).write(path)
 
 
 def _with_facts(card: ModelCard, facts: ModelCard) -> ModelCard:

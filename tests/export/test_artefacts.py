@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from onnx import ModelProto, numpy_helper
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ParityError
 from magtiles_seg.export import artefacts
 from magtiles_seg.export.engine import Recipe
+from magtiles_seg.export.graph import rewrite_card
 from magtiles_seg.export.parity import TileSet, Tolerance
 from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.files import sha256_of
@@ -35,13 +37,26 @@ def test_export_writes_artefact_and_manifest(precision: str, model: Path, tmp_pa
     assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}.json"]
     assert Manifest.read(path) == manifest
     assert manifest.sha256 == sha256_of(path.read_bytes()) == manifest.onnx_sha256
-    assert manifest.precision == precision
+    assert manifest.precision == OrtBackend(path).spec.precision == precision
     assert manifest.environment["runtime"] == "onnxruntime"
     assert manifest.card == OrtBackend(model).spec.card
     assert manifest.parity["tiles"] == "2 synthetic tiles"
     assert manifest.parity["artefact"]["ran_on"] == "CPUExecutionProvider"
     assert set(manifest.parity["artefact"]["per_class"]) == {"crack", "free"}
     assert ("rehearsal" in manifest.parity) == (precision == "fp16")
+
+
+def test_rewritten_card_leaves_a_true_manifest(model: Path, tmp_path: Path) -> None:
+    path, manifest = artefacts.export_artefact(model, tmp_path, order("fp32"), proof=TILES)
+    rewrite_card(path, replace(manifest.card, name="renamed"))
+    changed = Manifest.read(path)
+    assert changed.sha256 == changed.onnx_sha256 == sha256_of(path.read_bytes())
+    assert changed == replace(
+        manifest,
+        card=replace(manifest.card, name="renamed"),
+        sha256=changed.sha256,
+        onnx_sha256=changed.sha256,
+    )
 
 
 def test_export_of_a_checkpoint_compares_with_eager_torch(checkpoint: Path, tmp_path: Path) -> None:

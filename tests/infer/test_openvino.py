@@ -13,6 +13,7 @@ from magtiles_seg.errors import (
     InferenceError,
     ModelError,
 )
+from magtiles_seg.export.precision import convert
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.openvino import OpenVinoBackend, has_bf16
 from magtiles_seg.infer.backends.ort import OrtBackend
@@ -41,6 +42,17 @@ def test_openvino_spec_tells_precision_threads_and_card(backend: OpenVinoBackend
     assert (spec.name, spec.device, spec.precision, spec.threads) == ("openvino", "cpu", "fp32", 1)
     assert spec.provider.startswith("OpenVINO 20")
     assert spec.card.training == {"seed": 0, "epoch": 3}
+
+
+@pytest.mark.parametrize(("asked", "told"), [("fp32", "int8"), ("bf16", "int8 and bf16")])
+def test_openvino_spec_of_a_quantized_file_tells_int8(
+    asked: str, told: str, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(convert(model.read_bytes(), "int8", pictures=PICTURES[0], unsigned=True))
+    if asked == "bf16" and not has_bf16():
+        pytest.skip("this CPU has no bf16")
+    assert OpenVinoBackend(path, threads=1, precision=asked).spec.precision == told
 
 
 def test_openvino_computes_in_the_precision_that_it_reports(backend: OpenVinoBackend) -> None:

@@ -20,6 +20,7 @@ from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.backends.trt import TrtBackend
+from magtiles_seg.infer.manifest import Manifest
 from magtiles_seg.infer.segmenter import Segmenter
 
 
@@ -45,6 +46,7 @@ def test_spec_tells_what_runs(engine: Path) -> None:
     assert (spec.name, spec.device, spec.provider) == ("tensorrt", "cuda:0", TEN)
     assert spec.sha256 == sha256_of(engine.read_bytes())
     assert spec.card.architecture == "nano"
+    assert spec.precision == Manifest.read(engine).precision == "fp16"
 
 
 def test_segmenter_takes_engine(engine: Path, model: Path) -> None:
