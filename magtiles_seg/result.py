@@ -146,6 +146,9 @@ class Segmentation:
     def redecide(self, **changes: float | None) -> Segmentation:
         """Return what other thresholds make of the same prediction, with no new inference.
 
+        As everywhere, whoever sets `reject_score` means tiles of several pictures as well:
+        `tile_reject_score` goes, unless it is set, too.
+
         Args:
             **changes: Fields of `Decision`, as `threshold=0.7`.
 
@@ -159,6 +162,8 @@ class Segmentation:
 
                 hint = nearest(name, known)
                 raise ConfigError(f"unknown key {name!r}{hint}; known: {', '.join(known)}")
+        if "reject_score" in changes:
+            changes = {"tile_reject_score": None, **changes}
         return Segmentation.from_prediction(
             self.image,
             self.probability,

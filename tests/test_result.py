@@ -220,6 +220,13 @@ def test_redecide_lower_after_higher_finds_the_defect_and_its_class_again() -> N
     assert defect.label == "crack"
 
 
+def test_redecide_of_the_reject_score_means_tiles_as_well() -> None:
+    result = segment([[0.4]]).redecide(tile_reject_score=0.3)
+    assert result.redecide(threshold=0.2).decision.tile_threshold == 0.3
+    assert result.redecide(reject_score=0.6).decision.tile_threshold == 0.6
+    assert result.redecide(reject_score=0.6, tile_reject_score=0.7).decision.tile_threshold == 0.7
+
+
 def test_redecide_unknown_field_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="'treshold'; did you mean 'threshold'"):
         segment([[0.4]]).redecide(treshold=0.3)

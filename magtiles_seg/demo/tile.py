@@ -157,10 +157,10 @@ class Judge:
         A slider shows three digits: where it stands on the model's value, that value counts.
         """
         own = self.models.get(model).decision
-        changes = {
-            "threshold": _exact(threshold, own.threshold),
-            "reject_score": (limit := _exact(reject_score, own.reject_score)),
-        }
+        changes = {"threshold": _exact(threshold, own.threshold)}
+        limit = _exact(reject_score, own.reject_score)
+        if limit != own.reject_score:  # which would also hold for tiles of several pictures
+            changes["reject_score"] = limit
         if own.review_score is not None:
             changes["review_score"] = min(own.review_score, limit)
         return result.redecide(**changes)

@@ -54,9 +54,8 @@ def verdict_card(result: Segmentation) -> str:
     """Return the verdict in large letters and, in one sentence, why."""
     count = len(result.defects)
     found = "no defect" if not count else "1 defect" if count == 1 else f"{count} defects"
-    limit = result.decision.reject_score
-    side = "at or above" if result.score >= limit else "below"
-    why = f"Score {result.score:.3g}, {side} the reject score {limit:.3g}"
+    score, side, limit = _compared(result.score, result.decision.reject_score)
+    why = f"Score {score}, {side} the reject score {limit}"
     return (
         f'<div class="verdict {result.verdict}" role="status"><b>{_WORDS[result.verdict]}</b>'
         f"<span><i>{found}</i>{why}</span></div>"
@@ -66,14 +65,22 @@ def verdict_card(result: Segmentation) -> str:
 def tile_card(tile: TileResult) -> str:
     """Return the one verdict of several exposures, and how it came about."""
     scores = ", ".join(f"{one.score:.3g}" for one in tile.exposures)
-    limit = tile.decision.tile_threshold
-    side = "at or above" if tile.score >= limit else "below"
-    why = f"Score {tile.score:.3g}, {side} the reject score {limit:.3g}, {scores} together"
+    score, side, limit = _compared(tile.score, tile.decision.tile_threshold)
+    why = f"Score {score}, {side} the reject score {limit}, {scores} together"
     count = len(tile.exposures)
     return (
         f'<div class="verdict {tile.verdict}" role="status"><b>{_WORDS[tile.verdict]}</b>'
         f"<span><i>One tile, {count} picture{'s' * (count > 1)}</i>{why}</span></div>"
     )
+
+
+def _compared(score: float, limit: float) -> tuple[str, str, str]:
+    """Return a score, how it lies to a limit, and the limit, in digits that show it."""
+    for digits in (3, 4, 6, 17):
+        shown = f"{score:.{digits}g}", f"{limit:.{digits}g}"
+        if score == limit or shown[0] != shown[1]:
+            break
+    return shown[0], "at or above" if score >= limit else "below", shown[1]
 
 
 def doubt_card(doubt: str) -> str:

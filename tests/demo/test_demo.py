@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +22,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from magtiles_seg import ImageError, Segmenter
+from magtiles_seg import ImageError, Segmentation, Segmenter
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.demo import create_app, mount
 from magtiles_seg.demo.many import MAX_PICTURES, _inspect
@@ -148,6 +150,26 @@ def test_several_exposures_of_one_tile_get_one_verdict_together(
     score = judge.inspect(tile, 0.5, 0.5).score
     assert "One tile, 3 pictures" in last[0]
     assert f"Score {score:.3g}," in last[0]
+
+
+def test_tile_verdict_is_by_the_models_tile_limit_until_the_slider_moves(
+    segmenter: Segmenter, tile: str, tmp_path: Path
+) -> None:
+    score = segmenter(tile).score
+    own = replace(segmenter.decision, reject_score=score, tile_reject_score=1.0)
+
+    class Given:
+        spec, decision = segmenter.spec, own
+
+        def __call__(self, image: object) -> Segmentation:
+            return segmenter(image).redecide(**asdict(own))  # type: ignore[arg-type]
+
+    judge = Judge(Given())  # type: ignore[arg-type]
+    verdicts = []
+    for slider in (round(score, 3), 0.001):
+        *_, last = _inspect(judge, [tile] * 2, (0.5, slider, 0), str(tmp_path), one_tile=True)
+        verdicts.append(re.search(r"<b>(\w+)</b>.*?the reject score ([\d.]+)", last[0]))
+    assert [one and one.groups() for one in verdicts] == [("Accept", "1"), ("Reject", "0.001")]
 
 
 def test_tile_with_a_picture_that_cannot_be_read_gets_no_verdict(

@@ -39,6 +39,13 @@ def test_verdict_card_says_why(result: Segmentation) -> None:
     assert "below the reject score 0.95" in accepted
 
 
+def test_verdict_card_shows_the_digits_by_which_score_and_limit_differ(
+    result: Segmentation,
+) -> None:
+    card = verdict_card(result.redecide(reject_score=0.90001))
+    assert "Score 0.9, below the reject score 0.90001" in card
+
+
 def test_defect_table_gives_mm_only_with_a_scale(result: Segmentation) -> None:
     assert "10 × 2 px" in defect_table(result, None)
     assert "mm" not in defect_table(result, None)
