@@ -16,7 +16,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from magtiles_seg.batch.work import Job, PartWorker
-from magtiles_seg.errors import BackendError, DataError, InferenceError
+from magtiles_seg.errors import BackendError, DataError, InferenceError, ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +127,7 @@ def run_local(
     Raises:
         DataError: The source is gone, and did not come back in time.
         OSError: The result cannot be written.
+        ModelError: The model's file was replaced while a worker was.
         BackendError: The workers cannot start, or are lost without getting anything done.
     """
     _Pool(job, parts, workers, threads, report).run()
@@ -239,7 +240,7 @@ def _serve(job: Job, threads: int, pipe: connection.Connection) -> None:
         return
     except (InferenceError, MemoryError) as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
-    except (DataError, BackendError, OSError) as error:
+    except (DataError, ModelError, BackendError, OSError) as error:
         pipe.send(("fatal", error))
 
 

@@ -18,8 +18,6 @@ from magtiles_seg.inputs import Survey
 from magtiles_seg.jsontext import read_json
 from magtiles_seg.names import as_line, without_secrets
 
-_RUN = "run.json"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
@@ -112,6 +110,7 @@ def run_batch(
         DataError: There is no such source, it holds no picture, it went away for too long, a
             picture is in no tile, or what an earlier run left in `job.out` is damaged.
         OSError: The result cannot be written.
+        ModelError: The model is damaged, or its file was replaced during the run.
         BackendError: The model cannot be loaded, or workers are lost without getting anything done.
 
     Example:
@@ -165,7 +164,7 @@ def _dispatch(
 
 def _open_listing(job: Job, identity: dict[str, object], progress: BatchProgress | None) -> Listing:
     """Return the listing of the run that the folder holds, or list the source for a new one."""
-    path = job.out / _RUN
+    path = job.record
     if path.exists():
         try:
             found = read_json(path)

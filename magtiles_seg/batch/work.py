@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from magtiles_seg.batch.parquet import describe, write_part
 from magtiles_seg.batch.source import Listing, Reader
 from magtiles_seg.batch.stores import is_url, persist
-from magtiles_seg.errors import ImageError
+from magtiles_seg.errors import ImageError, ModelError
 from magtiles_seg.files import sha256_of, write
 from magtiles_seg.image import read_image
 from magtiles_seg.infer.screen import ScreenWarning
+from magtiles_seg.jsontext import read_json
 from magtiles_seg.names import as_text, without_secrets
 
 if TYPE_CHECKING:
@@ -78,6 +79,28 @@ class Job:
         given = {} if threads is None else {"threads": threads}
         return Segmenter(**{**given, **self.segmenter})
 
+    @property
+    def record(self) -> Path:
+        """File of what makes this run what it is."""
+        return self.out / "run.json"
+
+    def check_model(self, identity: Mapping[str, object]) -> None:
+        """Check that a worker has loaded what the run began with.
+
+        A worker that takes a lost one's place reads the file anew, and somebody may have replaced
+        it since: one result would be of two models.
+
+        Raises:
+            ModelError: It has not.
+        """
+        began = read_json(self.record) if self.record.exists() else identity
+        for name, file in (("model_sha256", "model"), ("screen_sha256", "screen")):
+            if began.get(name) != identity[name]:
+                raise ModelError(
+                    f"the {file}'s file has changed since this run began: put the former one back "
+                    "and start again, which goes on; or give the new one another --out"
+                )
+
     def identity(self, segmenter: Segmenter) -> dict[str, object]:
         """Return what makes two runs the same run, as JSON values; None: as ever."""
         source = as_text(without_secrets(self.source))
@@ -116,6 +139,9 @@ class PartWorker:
         Args:
             job: What the run does.
             threads: Of one inference; None: as the job says, or all cores.
+
+        Raises:
+            ModelError: The model or its screen is not that of the run any more.
         """
         self._job = job
         self._listing = Listing(job.listing)
@@ -123,6 +149,7 @@ class PartWorker:
             warnings.simplefilter("ignore", ScreenWarning)  # who started the run has been told
             self._segmenter = job.open_segmenter(threads)
         self._identity = job.identity(self._segmenter)
+        job.check_model(self._identity)
         self._reader = Reader(job.source, patience_s=job.patience_s)
         self._review = None if job.review is None else _review_queue(job.review, self._segmenter)
 

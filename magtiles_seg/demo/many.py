@@ -37,7 +37,9 @@ _DRAWN = 24
 
 def add_many_tab(judge: Judge, controls: Controls) -> None:
     """Fill the tab; thresholds and scale are those of the first one."""
-    gr.HTML("<p>Thresholds and scale are those of the first tab.</p>")
+    gr.HTML(
+        "<p>Thresholds and scale are those that the first tab shows when the pictures come.</p>"
+    )
     files = gr.File(
         file_count="multiple",
         label=f"Pictures of tiles, up to {MAX_PICTURES}",

@@ -66,7 +66,7 @@ def tile_card(tile: TileResult) -> str:
     """Return the one verdict of several exposures, and how it came about."""
     scores = ", ".join(f"{one.score:.3g}" for one in tile.exposures)
     score, side, limit = _compared(tile.score, tile.decision.tile_threshold)
-    why = f"Score {score}, {side} the reject score {limit}, {scores} together"
+    why = f"Score {score} ({scores} together), {side} the reject score {limit}"
     count = len(tile.exposures)
     return (
         f'<div class="verdict {tile.verdict}" role="status"><b>{_WORDS[tile.verdict]}</b>'

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -19,9 +20,11 @@ import pytest
 from filelock import FileLock
 from made_screens import make_screen
 
+from magtiles_seg import Segmenter
 from magtiles_seg.batch import Engine, Job, run_batch, summarize
 from magtiles_seg.dataset.synthetic import synthetic_tile
-from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.errors import ConfigError, DataError, ModelError
+from magtiles_seg.export.graph import rewrite_card
 
 ONE = Engine(workers=1)
 
@@ -259,6 +262,39 @@ def test_run_batch_killed_in_the_middle_ends_exact(make_job: Callable[..., Job])
     assert parts_of(job) < 30
     with start(job, "--workers", "1") as process:
         assert process.wait(120) == 0
+    check_exactly_once(job, 60, 3)
+
+
+@pytest.mark.parametrize("put", ["another", "damaged"])
+def test_run_batch_model_replaced_before_a_worker_is_lost_ends_without_rows_of_both(
+    put: str, make_job: Callable[..., Job], model: Path, tmp_path: Path
+) -> None:
+    used = tmp_path / "used.onnx"
+    shutil.copy(model, used)
+    job = make_job(segmenter={"model": used, "threads": 1}, part_rows=2)
+
+    class Replacing:
+        replaced = False
+
+        def listed(self, pictures: int) -> None: ...
+
+        def note(self, text: str) -> None: ...
+
+        def done(self, pictures: int, total: int, errors: int) -> None:
+            if pictures and not self.replaced:
+                self.replaced = True
+                if put == "another":
+                    with Segmenter(used) as segmenter:
+                        rewrite_card(used, replace(segmenter.spec.card, name="another"))
+                else:
+                    used.write_bytes(b"no model")
+                multiprocessing.active_children()[0].kill()
+
+    with pytest.raises(ModelError, match="changed since this run began|not a magtiles-seg model"):
+        run_batch(job, ONE, Replacing())
+    shutil.copy(model, used)
+    run_batch(job, ONE)
+    assert len({row["model_sha256"] for row in rows(job.out)} - {None}) == 1
     check_exactly_once(job, 60, 3)
 
 

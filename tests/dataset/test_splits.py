@@ -121,6 +121,12 @@ def test_fold_assignment_fewer_groups_than_folds_is_an_error() -> None:
         fold_assignment(tiles(4))
 
 
+def test_split_that_holds_nothing_out_needs_no_folds() -> None:
+    samples = tiles(3)
+    split = make_split(samples, fold=None, validation_fraction=0)
+    assert (len(split.train), split.test) == (len(samples), ())
+
+
 def test_grouped_split_validation_part_holds_every_class() -> None:
     samples = tiles(100)
     label_of = {sample.id: sample.label for sample in samples}

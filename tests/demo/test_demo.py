@@ -149,7 +149,7 @@ def test_several_exposures_of_one_tile_get_one_verdict_together(
     *_, last = _inspect(judge, [tile] * 3, (0.5, 0.5, 0), str(tmp_path), one_tile=True)
     score = judge.inspect(tile, 0.5, 0.5).score
     assert "One tile, 3 pictures" in last[0]
-    assert f"Score {score:.3g}," in last[0]
+    assert f"Score {score:.3g} ({', '.join([f'{score:.3g}'] * 3)} together)," in last[0]
 
 
 def test_tile_verdict_is_by_the_models_tile_limit_until_the_slider_moves(

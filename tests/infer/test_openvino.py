@@ -49,7 +49,9 @@ def test_openvino_spec_of_a_quantized_file_tells_int8(
     asked: str, told: str, model: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "int8.onnx"
-    path.write_bytes(convert(model.read_bytes(), "int8", pictures=PICTURES[0], unsigned=True))
+    path.write_bytes(
+        convert(model.read_bytes(), "int8", pictures=tuple(PICTURES[0]), unsigned=True)
+    )
     if asked == "bf16" and not has_bf16():
         pytest.skip("this CPU has no bf16")
     assert OpenVinoBackend(path, threads=1, precision=asked).spec.precision == told

@@ -20,7 +20,12 @@ from magtiles_seg.infer.backends.base import (
     parse_device,
 )
 from magtiles_seg.infer.backends.held import Held, gpu_after_fork
-from magtiles_seg.infer.backends.onnxfile import DECISION_OUTPUTS, precision_of, read_again, read_onnx
+from magtiles_seg.infer.backends.onnxfile import (
+    DECISION_OUTPUTS,
+    precision_of,
+    read_again,
+    read_onnx,
+)
 from magtiles_seg.infer.backends.ortgpu import (
     GPU_FIX,
     PROVIDERS,
