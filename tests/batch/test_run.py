@@ -280,7 +280,7 @@ def test_run_batch_model_replaced_before_a_worker_is_lost_ends_without_rows_of_b
 
         def note(self, text: str) -> None: ...
 
-        def done(self, pictures: int, total: int, errors: int) -> None:
+        def done(self, pictures: int, total: int, errors: int) -> None:  # noqa: ARG002
             if pictures and not self.replaced:
                 self.replaced = True
                 if put == "another":
@@ -290,7 +290,7 @@ def test_run_batch_model_replaced_before_a_worker_is_lost_ends_without_rows_of_b
                     used.write_bytes(b"no model")
                 multiprocessing.active_children()[0].kill()
 
-    with pytest.raises(ModelError, match="changed since this run began|not a magtiles-seg model"):
+    with pytest.raises(ModelError, match=r"changed since this run began|not a magtiles-seg model"):
         run_batch(job, ONE, Replacing())
     shutil.copy(model, used)
     run_batch(job, ONE)

@@ -80,10 +80,10 @@ def precision_of(data: bytes) -> str:
     Args:
         data: The whole file, as `read_onnx` returned it.
     """
-    graph = next(value for number, value in _fields(memoryview(data)) if number == _GRAPH)
+    graph = next(value for number, value in _messages(memoryview(data)) if number == _GRAPH)
     computed: set[bytes] = set()
     halves: set[bytes] = set()
-    for number, value in _fields(graph):
+    for number, value in _messages(graph):
         if number == _NODE:
             inputs, operator = _node(value)
             if operator == b"DequantizeLinear":
@@ -97,14 +97,14 @@ def precision_of(data: bytes) -> str:
 
 def _node(message: memoryview) -> tuple[list[bytes], bytes]:
     """Return a node's inputs and its operator."""
-    fields = [(number, value) for number, value in _fields(message) if number in (1, 4)]
+    fields = [*_messages(message)]
     return [bytes(value) for number, value in fields if number == 1], bytes(dict(fields)[4])
 
 
 def _tensor(message: memoryview) -> tuple[int, bytes]:
     """Return a tensor's type, by its number in onnx.proto, and its name."""
-    fields = dict(_fields(message))
-    return int(fields[2]), bytes(fields[8])
+    kind = next(v for number, v in _fields(message) if number == 2 and isinstance(v, int))
+    return kind, bytes(dict(_messages(message))[8])
 
 
 def refuse_external_data(data: bytes, name: str) -> None:
@@ -160,6 +160,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         if wire == _BYTES:
             yield tag >> 3, message[at : at + size]
         at += size
+
+
+def _messages(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield those of a message's fields that are bytes: messages and texts."""
+    for number, value in _fields(message):
+        if isinstance(value, memoryview):
+            yield number, value
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
