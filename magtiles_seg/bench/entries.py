@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.errors import BackendUnavailableError, ConfigError
-from magtiles_seg.infer.backends import BACKENDS, choose_backend, default_device
+from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
+from magtiles_seg.infer.backends import BACKENDS, choose_backend, default_device, open_backend
 from magtiles_seg.infer.backends.base import check_threads
+from magtiles_seg.infer.backends.onnxfile import precision_of, read_onnx
 from magtiles_seg.infer.backends.vendor import import_onnxruntime
 from magtiles_seg.infer.segmenter import Segmenter
 
@@ -111,6 +112,7 @@ def find_candidates(
     Raises:
         ConfigError: A backend is invalid here.
         BackendUnavailableError: A backend that was named is not installed.
+        FileNotFoundError, ModelError: A file is no model.
     """
     for name in backends:
         if BACKENDS.get(name) != ".onnx":
@@ -123,12 +125,29 @@ def find_candidates(
             ways = _ways(backend)
         for path in (model, *also):
             for way in ways if path.suffix.lower() == ".onnx" else ():
+                if not _runs(path, way):
+                    continue
                 counts = (threads or (None,)) if way["device"] == "cpu" else (None,)
                 found += [
                     Candidate(path=path, backend=backend, threads=check_threads(count), **way)
                     for count in counts
                 ]
     return found + [_only_way(path) for path in (model, *also) if path.suffix.lower() != ".onnx"]
+
+
+def _runs(path: Path, way: dict[str, Any]) -> bool:
+    """Return whether OpenVINO has bf16 for what an int8 file leaves: of some convolutions not.
+
+    Raises:
+        FileNotFoundError, ModelError: It is no model file.
+    """
+    if way.get("precision") != "bf16" or precision_of(read_onnx(path)) != "int8":
+        return True
+    try:
+        open_backend(path, backend="openvino", precision="bf16").close()
+    except ModelError:
+        return False
+    return True
 
 
 def _only_way(path: Path) -> Candidate:

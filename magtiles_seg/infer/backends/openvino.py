@@ -197,9 +197,8 @@ def _compile(data: bytes, path: Path, *, threads: int, precision: str) -> _Loade
         card = _read_card(model, path)
         return _Loaded(core.compile_model(model, "CPU", options), card)
     except RuntimeError as error:
-        raise ModelError(
-            f"OpenVINO cannot load {path}: {_reason(error)}; export the model again"
-        ) from error
+        fix = "use precision='fp32'" if precision == "bf16" else "export the model again"
+        raise ModelError(f"OpenVINO cannot load {path}: {_reason(error)}; {fix}") from error
 
 
 def _read_card(model: openvino.Model, path: Path) -> ModelCard:
