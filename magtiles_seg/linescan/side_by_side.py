@@ -105,7 +105,7 @@ class SideBySide:
                 self._changed.wait_for(self._ready, _POLL_S)
                 line, frontier = self._line, self._frontier()
                 self._line = frontier
-                failed = next((lane for lane in self._lanes if lane.error), None)
+                failed = next((lane for lane in self._lanes if self._has_failed(lane)), None)
                 ended = all(lane.ended for lane in self._lanes)
                 pieces = [lane.until(frontier) for lane in self._lanes]
                 self._changed.notify_all()
@@ -169,8 +169,17 @@ class SideBySide:
         return first - lane.known_line > self._ahead_lines and silent_s > self._patience_s
 
     def _ready(self) -> bool:
-        ended = all(lane.ended for lane in self._lanes) or any(lane.error for lane in self._lanes)
+        ended = all(lane.ended for lane in self._lanes) or any(map(self._has_failed, self._lanes))
         return ended or self._frontier() > self._line
+
+    def _has_failed(self, lane: _Lane) -> bool:
+        """Return whether a camera broke off, and the others have brought what lies beside it."""
+        return lane.error is not None and all(
+            other.ended
+            or other.known_line >= lane.known_line
+            or time.perf_counter() - other.heard_s > self._patience_s
+            for other in self._lanes
+        )
 
     def _joined(
         self, line: int, frontier: int, pieces: list[list[LineBlock]]

@@ -143,7 +143,10 @@ def test_bench_with_an_engine_measures_and_can_select_it(
     assert main([*words, "--threads", "1", "--size", "64x64", "--rounds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     names = [row["name"] for row in rows if row["kind"] == "candidate"]
-    assert names == ["nano, onnxruntime cpu fp32", "line, tensorrt cuda:0 fp32"]
+    assert names == [
+        "nano, onnxruntime cpu fp32",
+        "line, tensorrt cuda:0 fp16",
+    ]  # as its recipe says
     report = bench.measure(
         engine, cases=[Case(height_px=64, width_px=64)], rounds=1, burst=1, threads=[1]
     )

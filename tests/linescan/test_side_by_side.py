@@ -151,12 +151,18 @@ class Dying(Camera):
         raise OSError("cable")
 
 
+class Late(Camera):
+    """Begins after its neighbour."""
+
+    def __iter__(self) -> Iterator[LineBlock]:
+        time.sleep(0.3)
+        yield from super().__iter__()
+
+
 class Silent(Camera):
     """Delivers its blocks when told to, the last one late."""
 
     def __iter__(self) -> Iterator[LineBlock]:
-        import time
-
         *blocks, last = list(super().__iter__())
         yield from blocks
         time.sleep(0.6)
@@ -172,6 +178,24 @@ def test_camera_that_breaks_off_ends_the_web_behind_what_all_delivered() -> None
         inspect(SideBySide(cameras), web, [sink])
     assert sink.defect_lines == [10, 74]
     assert sink.gaps == [(128, None, "broken off")]
+
+
+def test_camera_that_breaks_off_is_told_once_its_slower_neighbour_has_caught_up() -> None:
+    picture = specks(320)
+    cameras = [Late(picture[:, :20].copy()), Dying(picture[:128, 20:].copy())]
+    sink = Kept()
+    with pytest.raises(DataError, match="source 2 of 2 side by side: cable"):
+        inspect(SideBySide(cameras), make_web(), [sink])
+    assert sink.defect_lines == [10, 74]
+
+
+def test_camera_that_breaks_off_is_told_although_its_neighbour_is_silent() -> None:
+    picture = specks(320)
+    cameras = [Silent(picture[:, :20].copy(), cuts=[64]), Dying(picture[:128, 20:].copy())]
+    sink = Kept()
+    with pytest.raises(DataError, match="source 2 of 2 side by side: cable"):
+        inspect(SideBySide(cameras, patience_s=0.05), make_web(), [sink])
+    assert sink.defect_lines == [10]
 
 
 def test_silent_camera_is_left_behind_and_taken_up_again() -> None:
