@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 _START = """
-import multiprocessing as mp, os, signal, sys, threading, time, warnings
+import faulthandler, multiprocessing as mp, os, signal, sys, threading, time, warnings
 import numpy as np
 import magtiles_seg
 from magtiles_seg import InferenceError, LineScanSegmenter, Segmenter
@@ -25,6 +25,7 @@ IMAGE = np.random.default_rng(0).integers(0, 255, (96, 96), np.uint8)
 
 def forked(work, leave=sys.exit):
     if (pid := os.fork()) == 0:
+        faulthandler.register(signal.SIGALRM, chain=True)
         signal.alarm(30)
         work()
         leave(0)
@@ -131,6 +132,20 @@ finally:
     stop.set()
 """
     run(script, model if backend == "onnxruntime" else checkpoint)
+
+
+def test_opencv_works_without_its_threads_in_a_forked_child_alone(model: Path) -> None:
+    script = """
+import cv2
+Segmenter(MODEL)(IMAGE)
+cv2.setNumThreads(4)
+def work():
+    assert cv2.getNumThreads() == 1
+    cv2.connectedComponents(np.eye(512, dtype=np.uint8))
+forked(work)
+assert cv2.getNumThreads() == 4
+"""
+    run(script, model)
 
 
 def test_openvino_used_before_a_fork_is_inference_error_in_the_child(model: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -100,6 +101,10 @@ def gpu_after_fork() -> Any:  # noqa: ANN401 - never returns
 def _after_fork_in_child() -> None:
     for held in list(_every):
         held._forked()
+    # OpenCV's threads are not here either, and the lock it has them wait at may be held for good:
+    # 0 has it work without threads, and is the one number it sets without that lock.
+    if (set_threads := getattr(sys.modules.get("cv2"), "setNumThreads", None)) is not None:
+        set_threads(0)
 
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
