@@ -100,6 +100,18 @@ class Decision:
             del content["tile_reject_score"]
         return content
 
+    def __str__(self) -> str:
+        """Return the thresholds in words, each with three decimal places."""
+        text = (
+            f"defect from probability {self.threshold:.3f}, regions from {self.min_area_px} px; "
+            f"reject from score {self.reject_score:.3f}"
+        )
+        if self.review_score is not None:
+            text += f", review from {self.review_score:.3f}"
+        if self.tile_reject_score is not None:
+            text += f"; a tile of several pictures from {self.tile_reject_score:.3f}"
+        return text
+
     def score(self, mean: float) -> float:
         """Return a picture's score, 0..1, from the mean of its largest pixel probabilities."""
         if (self.score_scale, self.score_bias) == (1.0, 0.0) or not 0 < mean < 1:

@@ -98,3 +98,13 @@ SENSELESS = {
 def test_scale_whose_areas_would_be_no_numbers_is_a_config_error(kind: str) -> None:
     with pytest.raises(ConfigError, match=r"mm_per_px is .*; expected a positive number"):
         scale(cast("float", SENSELESS[kind]))
+
+
+def test_decision_reads_as_words_with_what_is_set() -> None:
+    plain = "defect from probability 0.500, regions from 1 px; reject from score 0.500"
+    assert str(Decision()) == plain
+    full = Decision(reject_score=0.6, review_score=0.25, tile_reject_score=0.1771, min_area_px=12)
+    assert str(full) == (
+        "defect from probability 0.500, regions from 12 px; reject from score 0.600, review from "
+        "0.250; a tile of several pictures from 0.177"
+    )

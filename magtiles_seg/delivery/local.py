@@ -78,7 +78,16 @@ class LocalTarget:
         return f"http://127.0.0.1:{self._port}"
 
     def describe(self) -> str:
-        """Return what would happen."""
+        """Return what would happen.
+
+        Raises:
+            DeliveryError: There is no model file to release.
+        """
+        if not self._model.is_file():
+            raise DeliveryError(
+                f"{self._model} cannot be released: no model file there; "
+                "`magtiles-seg export` writes one"
+            )
         former = self._running()
         back = f"serve {former.model} again" if former else "stop it: nothing ran before"
         lines = (

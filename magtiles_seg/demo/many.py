@@ -120,14 +120,16 @@ def _inspect(
         except ImageError as error:
             answers.append(Answer(name=name, error=str(error)))
         yield [answer_counts(answers, len(paths)), answer_table(answers), *nothing]
-    content = answers_csv(answers, mm_per_px or None).encode()
+    tile = _together(answers) if one_tile else None
+    content = answers_csv(answers, mm_per_px or None, tile=tile).encode()
     drawn = [
         (draw_numbered(one.result), one.name)
         for one in answers
         if one.result and one.result.defects
     ]
+    counts = answer_counts(answers, len(paths))
     yield [
-        _tile_verdict(answers) + answer_counts(answers, len(paths)) if one_tile else gr.skip(),
+        _tile_verdict(answers, tile) + counts if one_tile else gr.skip(),
         gr.skip(),
         gr.DownloadButton(
             value=save_bytes_to_cache(content, "defects.csv", cache), interactive=True
@@ -136,13 +138,18 @@ def _inspect(
     ]
 
 
-def _tile_verdict(answers: list[Answer]) -> str:
-    """Return the one verdict of all pictures; none where one of them could not be read."""
+def _together(answers: list[Answer]) -> TileResult | None:
+    """Return what all pictures say as one; None where one of them could not be read."""
     exposures = tuple(answer.result for answer in answers if answer.result)
-    if len(exposures) < len(answers):
-        lost = len(answers) - len(exposures)
+    return TileResult(exposures=exposures) if len(exposures) == len(answers) else None
+
+
+def _tile_verdict(answers: list[Answer], tile: TileResult | None) -> str:
+    """Return the one verdict of all pictures as a card, or why there is none."""
+    if tile is None:
+        lost = sum(answer.result is None for answer in answers)
         return notice_card("No verdict", f"{lost} of the tile's pictures could not be read.")
-    return tile_card(TileResult(exposures=exposures))
+    return tile_card(tile)
 
 
 def _draw_samples(cache: str) -> list[str]:

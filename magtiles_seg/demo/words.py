@@ -32,6 +32,8 @@ _CSV_HEADER = (
     "defect",
     *DEFECT_COLUMNS,
     "error",
+    "tile_verdict",
+    "tile_score",
 )
 
 
@@ -188,7 +190,9 @@ def answer_counts(answers: Sequence[Answer], total: int) -> str:
     return _cards(counts)
 
 
-def answers_csv(answers: Iterable[Answer], mm_per_px: float | None) -> str:
+def answers_csv(
+    answers: Iterable[Answer], mm_per_px: float | None, *, tile: TileResult | None = None
+) -> str:
     """Return a line per defect; a picture without one, or one that was not read, has one line.
 
     Names come from strangers: one that a spreadsheet would take for a formula begins with an
@@ -197,23 +201,25 @@ def answers_csv(answers: Iterable[Answer], mm_per_px: float | None) -> str:
     Args:
         answers: In the order of the pictures.
         mm_per_px: Scale of the pictures; None leaves the columns in mm empty.
+        tile: What all pictures say as one, repeated in each line; None leaves its columns empty.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_CSV_HEADER)
+    together = [tile.verdict, f"{tile.score:.6f}"] if tile else ["", ""]
     blank = [""] * (1 + len(DEFECT_COLUMNS))
     for answer in answers:
         if answer.result is None:
             error = as_cell(answer.error)
-            rows.writerow([as_cell(answer.name), "not read", "", "", *blank, error])
+            rows.writerow([as_cell(answer.name), "not read", "", "", *blank, error, *together])
             continue
         result = answer.result
         about = [as_cell(answer.name), result.verdict, f"{result.score:.6f}", len(result.defects)]
         for number, defect in enumerate(result.defects, start=1):
             measures = _scaled(defect, mm_per_px).row()
-            rows.writerow([*about, number, *measures.values(), ""])
+            rows.writerow([*about, number, *measures.values(), "", *together])
         if not result.defects:
-            rows.writerow([*about, *blank, ""])
+            rows.writerow([*about, *blank, "", *together])
     return text.getvalue()
 
 

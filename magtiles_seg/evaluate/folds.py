@@ -281,8 +281,9 @@ def choice_to_markdown(joined: OutOfFold) -> str:
         ]
     if joined.choice:
         parts.append(
-            f"For a model of all tiles: {joined.choice.decision}, after the pixels' logit is taken "
-            f"times {joined.choice.pixel.scale:.3f} plus {joined.choice.pixel.bias:.3f}."
+            f"For a model of all tiles, after the pixels' logit is taken times "
+            f"{joined.choice.pixel.scale:.3f} plus {joined.choice.pixel.bias:.3f}: "
+            f"{joined.choice.decision}."
         )
     return "\n\n".join(parts) + "\n"
 

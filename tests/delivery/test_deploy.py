@@ -222,6 +222,15 @@ def test_deploy_to_a_port_that_is_none_says_so(
     assert "DEPLOY_PORT: expected a port from 0 to 65535" in capsys.readouterr().err
 
 
+def test_dry_run_of_a_model_that_is_not_there_fails_as_the_release_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "none.onnx"
+    call = ["deploy", "--target", "local", "--stage", "dev", "--model", str(missing), "--dry-run"]
+    assert main(call) == 2
+    assert f"{missing} cannot be released: no model file there" in capsys.readouterr().err
+
+
 def test_deploy_that_passes_is_not_rolled_back() -> None:
     stage = Stage()
     deploy(stage, Expectation(), test=lambda _url, _expected: report(), look=look)

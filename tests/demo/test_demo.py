@@ -150,6 +150,9 @@ def test_several_exposures_of_one_tile_get_one_verdict_together(
     score = judge.inspect(tile, 0.5, 0.5).score
     assert "One tile, 3 pictures" in last[0]
     assert f"Score {score:.3g} ({', '.join([f'{score:.3g}'] * 3)} together)," in last[0]
+    rows = list(csv.DictReader(Path(last[2].value["path"]).read_text("utf-8").splitlines()))
+    assert {row["tile_verdict"] for row in rows} == {judge.inspect(tile, 0.5, 0.5).verdict}
+    assert {row["tile_score"] for row in rows} == {f"{score:.6f}"}
 
 
 def test_tile_verdict_is_by_the_models_tile_limit_until_the_slider_moves(
@@ -179,6 +182,9 @@ def test_tile_with_a_picture_that_cannot_be_read_gets_no_verdict(
     bad.write_bytes(b"no picture")
     *_, last = _inspect(judge, [tile, str(bad)], (0.5, 0.5, 0), str(tmp_path), one_tile=True)
     assert "No verdict" in last[0]
+    rows = list(csv.DictReader(Path(last[2].value["path"]).read_text("utf-8").splitlines()))
+    assert [row["error"] != "" for row in rows].count(True) == 1
+    assert {(row["tile_verdict"], row["tile_score"]) for row in rows} == {("", "")}
 
 
 def test_every_model_of_the_package_can_be_chosen_and_is_loaded_then(
