@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.out:
         options.check_output(arguments.out)
+    if arguments.select:
+        _check_selection()
     params = options.read_params(arguments)
     proof, made = _contestants(arguments, params)
     with bar("bench", "round") as progress:
@@ -104,6 +106,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.select:
         _select(arguments, report, params.export, proof)
     return options.ACCEPTED
+
+
+def _check_selection() -> None:
+    """Check that the choice can be written, before minutes are spent on it."""
+    from magtiles_seg.infer.selection import selection_path
+
+    options.check_output(
+        selection_path().parent, instead="name another file in the variable MAGTILES_CONFIG"
+    )
 
 
 def _cases(arguments: argparse.Namespace) -> list[Case]:

@@ -79,8 +79,12 @@ def port(word: str) -> int:
     return int(word)
 
 
-def check_output(out: Path) -> None:
+def check_output(out: Path, *, instead: str = "name another --out") -> None:
     """Make an output folder, before any work is done for it.
+
+    Args:
+        out: The folder.
+        instead: What to do where it cannot be made or written to.
 
     Raises:
         ConfigError: Something that is no folder is in the way, or it cannot be written to.
@@ -90,15 +94,13 @@ def check_output(out: Path) -> None:
         writable = os.access(out, os.W_OK | os.X_OK)
     except (FileExistsError, NotADirectoryError) as error:
         raise errors.ConfigError(
-            f"{out} cannot be the output folder: {error.filename} is a file; name another --out"
+            f"{out} cannot be the output folder: {error.filename} is a file; {instead}"
         ) from error
     except OSError as error:
-        raise errors.ConfigError(
-            f"{out} cannot be made: {error.strerror}; name another --out"
-        ) from error
+        raise errors.ConfigError(f"{out} cannot be made: {error.strerror}; {instead}") from error
     if not writable:
         raise errors.ConfigError(
-            f"{out} cannot be written to; change its permissions, or name another --out"
+            f"{out} cannot be written to; change its permissions, or {instead}"
         )
 
 

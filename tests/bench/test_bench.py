@@ -203,6 +203,20 @@ def test_bench_verb_with_tiles_and_no_choice_exits_2(capsys: pytest.CaptureFixtu
     assert "add --select" in capsys.readouterr().err
 
 
+def test_bench_whose_choice_cannot_be_written_ends_before_it_measures(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MAGTILES_CONFIG", str(tmp_path / "file" / "backends.json"))
+    assert cli.main(["bench", "--model", str(model), "--select"]) == 2
+    printed = capsys.readouterr()
+    assert "is a file; name another file in the variable MAGTILES_CONFIG" in printed.err
+    assert not printed.out
+
+
 def test_thread_counts_are_all_cores_and_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     from magtiles_seg.commands.bench import thread_counts
     from magtiles_seg.infer.backends import base
