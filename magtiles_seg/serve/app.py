@@ -154,6 +154,7 @@ def _shadow(settings: Settings, metrics: Metrics, review: ReviewQueue | None) ->
     return Shadow(
         settings.shadow_url,
         fraction=settings.shadow_fraction,
+        api_key=settings.shadow_api_key,
         metrics=metrics,
         report=report,
         review=review,

@@ -20,10 +20,13 @@ PREFIX = "MAGTILES_"
 ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[\w.~-]+)+", re.ASCII)
 """What a root path looks like: `/line3`, `/plant/line3`."""
 
+SECRET = "shadow_api_key"
+"""The setting that is a secret: it comes from the environment, which others cannot list."""
+
 _URL = re.compile(r"https?://([^\s/?#@]*@)?([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?([/?]\S*)?", re.I)
 _KUBERNETES = "tcp://"  # how it names the port of a Service called `magtiles`, in MAGTILES_PORT
+_KEY = re.compile(r"[!-~]+")
 _ORIGIN = re.compile(r"\*|null|https?://([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII)
-_SECRET = ("api_keys",)
 _FOREIGN = {"MAGTILES_CONFIG", "MAGTILES_DATA"}  # read by other parts of the project
 _CORES_PER_WORKER = 8
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}
@@ -67,6 +70,7 @@ class Settings:
         shadow_url: Address of another `/analyze` that gets a share of the requests; None: off.
         shadow_fraction: That share.
         shadow_report: Directory for the report of the worst disagreements; None: no report.
+        shadow_api_key: What the shadow is asked with, as `X-API-Key`; None: it asks for none.
         drift_window: Pictures in the running input statistics.
         review_dir: Folder that keeps what a person should look at; None: nothing is kept.
         review_reasons: Why: of review, disagreement, drift and random, a comma between.
@@ -105,6 +109,7 @@ class Settings:
     shadow_url: str | None = None
     shadow_fraction: float = within(0.1, 0, 1)
     shadow_report: str | None = None
+    shadow_api_key: str | None = field(default=None, repr=False)
     drift_window: int = within(500, 10)
     review_dir: str | None = None
     review_reasons: str = ",".join(REASONS)
@@ -122,6 +127,8 @@ class Settings:
             found.append(
                 f"serve.shadow_url: expected http://host/… or https://host/…, got {shown!r}"
             )
+        if isinstance(self.shadow_api_key, str) and not _KEY.fullmatch(self.shadow_api_key):
+            found.append("serve.shadow_api_key: expected a key of ASCII letters, digits and signs")
         found += _unfit_for_demo(self) if self.demo is True else []
         found += _unknown_reasons(self.review_reasons)
         for name, read in (("cors_origins", _origins), ("root_path", root_path)):
@@ -178,9 +185,9 @@ class Settings:
     def shown(self) -> dict[str, str]:
         """Return every setting as text, without secrets."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        for name in _SECRET:
-            names = [pair.split(":")[0] for pair in (values[name] or "").split(",") if pair]
-            values[name] = f"set ({', '.join(names)})" if names else None
+        names = [pair.split(":")[0] for pair in (self.api_keys or "").split(",") if pair]
+        values["api_keys"] = f"set ({', '.join(names)})" if names else None
+        values[SECRET] = "set" if self.shadow_api_key else None
         values["shadow_url"] = _without_password(self.shadow_url)
         return {name: "-" if value is None else str(value) for name, value in values.items()}
 

@@ -114,6 +114,7 @@ class Shadow:
         *,
         fraction: float,
         metrics: Metrics,
+        api_key: str | None = None,
         report: Path | None = None,
         review: ReviewQueue | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
@@ -125,12 +126,14 @@ class Shadow:
             url: Address of the other `/analyze`.
             fraction: Share of the requests that is mirrored.
             metrics: Where the disagreement is counted.
+            api_key: What the other side is asked with, printable ASCII; None: nothing.
             report: Directory that gets `report.md`, `report.json` and the worst pictures.
             review: Keeps the pictures that the two disagree on.
             transport: In place of the network.
             timeout_s: Longest time from a request to the end of its answer.
         """
         self._url = url
+        self._key = {"X-API-Key": api_key} if api_key else {}
         self._fraction = fraction
         self._metrics = metrics
         self._folder = report / f"worker-{os.getpid()}" if report else None
@@ -219,6 +222,7 @@ class Shadow:
                     "Accept": "application/json",
                     "Accept-Encoding": "identity",
                     MIRRORED: "1",
+                    **self._key,
                 },
             ) as reply,
         ):

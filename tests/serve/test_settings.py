@@ -54,6 +54,7 @@ def test_to_environment_read_again_is_equal(score: float, demo: bool, model: str
         ({"shadow_url": "http://"}, "expected http://host"),
         ({"shadow_url": "http://[x"}, "expected http://host"),
         ({"shadow_url": "http://me:word@"}, "got 'http://…@'"),
+        ({"shadow_api_key": "two\nlines"}, "serve.shadow_api_key: expected a key of ASCII"),
         ({"max_body_mb": 1e300}, "serve.max_body_mb: expected 0.001 to 10000"),
         ({"max_pixels": 10**21}, "serve.max_pixels: expected 1 to 1000000000"),
     ],
@@ -72,8 +73,14 @@ def test_read_text_that_is_no_number_names_the_variable() -> None:
 
 def test_shown_and_repr_hold_no_secret() -> None:
     digest = "0123456789abcdef" * 4
-    settings = Settings(api_keys=f"line-1:{digest}", shadow_url="https://me:word@host/analyze")
+    settings = Settings(
+        api_keys=f"line-1:{digest}",
+        shadow_url="https://me:word@host/analyze",
+        shadow_api_key="mt_secret",
+    )
     shown = settings.shown()
+    assert shown["shadow_api_key"] == "set"
+    assert "mt_secret" not in str(shown) + repr(settings)
     assert shown["api_keys"] == "set (line-1)"
     assert shown["shadow_url"] == "https://…@host/analyze"
     assert digest not in str(shown) + repr(settings)

@@ -18,6 +18,7 @@ from magtiles_seg.result import Segmentation
 from magtiles_seg.review.folder import ReviewFolder
 from magtiles_seg.review.queue import ReviewQueue
 from magtiles_seg.review.settings import ReviewSettings
+from magtiles_seg.serve.limits import new_key
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import Wish, encode
 from magtiles_seg.serve.shadow import Shadow, dice
@@ -86,19 +87,24 @@ def test_shadow_counts_dice_and_flipped_verdicts() -> None:
     )
 
 
+@pytest.mark.parametrize("locked", [False, True], ids=["open", "key"])
 def test_service_that_is_its_own_shadow_mirrors_each_request_once(
     server_class: Any,  # noqa: ANN401
     model: Path,
     png: bytes,
+    locked: bool,
 ) -> None:
+    key, entry = new_key("line-1")
+    environment = {"MAGTILES_API_KEYS": entry, "MAGTILES_SHADOW_API_KEY": key} if locked else {}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/analyze"
     flags = ("--model", str(model), "--shadow-fraction", "1", "--shadow-url", url)
-    with server_class(*flags, "--port", str(port)) as server:
+    with server_class(*flags, "--port", str(port), environment=environment) as server:
         server.wait_ready()
         for _ in range(3):
-            assert httpx.post(url, files={"image": ("t.png", png)}).status_code == 200
+            sent = httpx.post(url, files={"image": ("t.png", png)}, headers={"X-API-Key": key})
+            assert sent.status_code == 200
         time.sleep(2)
         text = httpx.get(f"{server.url}/metrics").text
     assert 'magtiles_requests_total{path="/analyze",status="200"} 6.0' in text
