@@ -78,6 +78,7 @@ def test_pictures_of_a_run_become_a_better_judged_model(
     run = ["batch", "line", "--out", "result", "--workers", "1", *words]
     assert main([*run, "--review-dir", "review", "--review-reasons", "review"]) == 0
     assert len(ReviewFolder(Path("review")).entries()) == 7
+    assert "review: 7 pictures wait for review" in capsys.readouterr().out
 
     assert main(["loop", "export", "review", "to-label", "--to", "labelme"]) == 0
     correct(Path("to-label"), Path("review"), seeds)

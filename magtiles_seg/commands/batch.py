@@ -90,8 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         count, text = sum(outcome.tiles.values()), _counted(outcome.tiles)
         print(f"{job.out / 'tiles.parquet'}: {count:,} tiles: {text}")
     if review is not None:
-        kept = len(review.folder().entries())
-        print(f"{review.directory}: {kept:,} pictures wait for review")
+        options.tell_review(review)
     return options.ACCEPTED
 
 

@@ -240,6 +240,12 @@ def read_review(arguments: argparse.Namespace) -> ReviewSettings | None:
     return ReviewSettings(directory=directory.absolute(), **values)
 
 
+def tell_review(review: ReviewSettings) -> None:
+    """Print how many pictures the folder holds for a person to look at."""
+    kept = len(review.folder().entries())
+    print(f"{review.directory}: {kept:,} pictures wait for review")
+
+
 def add_manifest(verb: argparse.ArgumentParser, option: str, text: str) -> None:
     """Add an option that names a split manifest."""
     path = Path("data/split.json")

@@ -171,4 +171,6 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.review = options.read_review(arguments)
     with options.open_segmenter(arguments) as segmenter:
         clean = stream(segmenter, arguments, tell=print_above)
+    if arguments.review is not None and not arguments.json:
+        options.tell_review(arguments.review)
     return options.ACCEPTED if clean else options.REJECTED

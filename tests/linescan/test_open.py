@@ -185,6 +185,10 @@ def test_stream_keeps_crops_for_review_with_their_place_and_run(
         assert len(record["model"]["sha256"]) == 64
     (sink,) = (s for s in json.loads(report)["sinks"] if s["name"] == str(review))
     assert (sink["delivered"], sink["error"]) == (5, None)
+    words.remove("--json")
+    main([*words, "--review-dir", str(review), "--review-reasons", "review"])
+    told = f"{review}: {len(kept.entries())} pictures wait for review"
+    assert told in capsys.readouterr().out
 
 
 def test_stream_keeps_nothing_unless_a_folder_is_named(
