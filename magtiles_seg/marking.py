@@ -25,6 +25,8 @@ RESULT_NAMES = re.compile(
     r"|(^|[/\\.])tile\.png$"  # TileResult.save
     r"|(^|[/\\])(web_\d{9,}|\d{3}_[^/\\]+|picture_\d{2,}|bench)\.png$"  # stream, evaluate, report
     r"|(^|[/\\])masks[/\\]\d{8}[/\\]\d{5}\.png$"  # batch --masks
+    r"|\.draft\.png$"  # --review-dir
+    r"|(^|[/\\])(worker-\d+[/\\]\d{2}|(charts|plots)[/\\][^/\\]+)\.png$"  # shadow, evaluate
 )
 """Names that results are given: only such files are opened to look for the mark."""
 

@@ -13,6 +13,7 @@ from magtiles_seg.evaluate import EvaluationResult, Records, summarize
 from magtiles_seg.evaluate.plots.curves import curves, metrics, save
 from magtiles_seg.evaluate.plots.gallery import Gallery
 from magtiles_seg.evaluate.plots.page import save_page
+from magtiles_seg.marking import is_result
 from magtiles_seg.result import Decision, Segmentation
 
 
@@ -106,7 +107,9 @@ def test_page_holds_every_chart_and_the_worst_pictures_and_asks_for_no_other_fil
     gallery = Gallery(1)
     gallery.add(-0.1, "crack <b>, Dice 0.10", answer, np.ones((8, 8), np.uint8), name="a")
     page = save_page(result, tmp_path, worst=gallery).read_text(encoding="utf-8")
-    names = {path.stem for path in (tmp_path / "charts").glob("*.png")}
+    pictures = list((tmp_path / "charts").glob("*.png"))
+    assert all(is_result(path) for path in pictures)
+    names = {path.stem for path in pictures}
     assert names == {
         "precision_recall",
         "roc",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import write
 from magtiles_seg.image import read_levels
+from magtiles_seg.inputs import find_pictures
 from magtiles_seg.review import folder as module
 from magtiles_seg.review.folder import REASONS, Entry, ReviewFolder
 
@@ -41,6 +42,7 @@ def test_kept_picture_comes_back_lossless_with_its_lineage(tmp_path: Path) -> No
     assert np.array_equal(draft, DRAFT)
     assert (record["reason"], record["source"], record["score"]) == ("review", "a.png", 0.4)
     assert (record["height_px"], record["width_px"]) == IMAGE.shape
+    assert list(find_pictures([str(kept.path)])) == [kept.path / f"{name}.png"]  # no draft
 
 
 def test_full_folder_drops_the_least_interesting_of_the_fullest_reason(tmp_path: Path) -> None:

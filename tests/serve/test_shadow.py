@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from magtiles_seg.decision import Decision
+from magtiles_seg.marking import is_result
 from magtiles_seg.result import Segmentation
 from magtiles_seg.review.folder import ReviewFolder
 from magtiles_seg.review.queue import ReviewQueue
@@ -252,7 +253,7 @@ def test_report_shows_the_worst_first_with_pictures(tmp_path: Path) -> None:
     (folder,) = tmp_path.iterdir()
     report = json.loads((folder / "report.json").read_text())
     assert [row["dice"] for row in report["worst"]] == pytest.approx([0, 2 / 3, 1])
-    assert all((folder / row["picture"]).stat().st_size for row in report["worst"])
+    assert all(is_result(folder / row["picture"]) for row in report["worst"])
     assert "3 pictures compared, 1 verdicts flipped" in (folder / "report.md").read_text()
 
 

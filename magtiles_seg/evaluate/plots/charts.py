@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from magtiles_seg.marking import mark_png
+
 Points = Sequence[tuple[float, float]]
 
 WIDTH_PX, HEIGHT_PX = 360, 240
@@ -104,7 +106,7 @@ class _Canvas:
         buffer = io.BytesIO()
         reduced = self._image.resize(size, Image.Resampling.LANCZOS)
         reduced.quantize(64).save(buffer, "PNG", optimize=True)
-        return buffer.getvalue()
+        return mark_png(buffer.getvalue())
 
 
 def line_chart(
