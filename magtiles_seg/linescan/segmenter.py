@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -152,7 +152,7 @@ class LineScanSegmenter:
     def push(
         self,
         rows: NDArray[np.uint8],
-        start_line: int | None = None,
+        start_line: int | np.integer[Any] | None = None,
         *,
         arrived_s: float | None = None,
         gap: Reason = "lost",
@@ -168,14 +168,17 @@ class LineScanSegmenter:
             gap: Why lines before this block are missing, if they are.
 
         Raises:
-            ConfigError: `start_line` is no whole number.
+            ConfigError: `start_line` is no whole number, or an unsigned NumPy integer that has
+                wrapped: it is more than half its range below the line that is expected.
             ImageError: The rows are not (n, W) uint8.
             InferenceError: The web is closed; or the model failed: the lines without a verdict are
                 then an uninspected interval, and the next call goes on behind them; or nothing but
                 old lines has come for long: the camera's counter has started anew.
         """
         line = self.next_line if start_line is None else start_line
-        return self.take(LineBlock(rows, line, arrived_s, gap))
+        if isinstance(line, np.unsignedinteger):
+            self._check_wrap(line)
+        return self.take(LineBlock(rows, line_number("start_line", line), arrived_s, gap))
 
     def take(self, block: LineBlock) -> list[WebDefect]:
         """Take a source's block: as `push`, with all that a `LineBlock` says.
@@ -372,6 +375,14 @@ class LineScanSegmenter:
     def _check_open(self) -> None:
         if self._closed:
             raise InferenceError("the web is closed: make a new LineScanSegmenter")
+
+    def _check_wrap(self, line: np.unsignedinteger[Any]) -> None:
+        bits = 8 * line.itemsize
+        if self.next_line - int(line) > 2 ** (bits - 1):
+            raise ConfigError(
+                f"start_line is {line}, and line {self.next_line} is expected: a counter of {bits} "
+                f"bits that has wrapped; count in a Python int, adding 2**{bits} at each wrap"
+            )
 
     def _check_counter(self, repeated: int, rows: int) -> None:
         self._repeated_in_a_row = self._repeated_in_a_row + repeated if repeated == rows else 0
