@@ -96,7 +96,7 @@ def test_answer_as_files_carries_box_and_centroid_by_the_usual_names(page: Any, 
     result = json.loads(page.client.get(json_button["value"]["url"]).content)
     assert {"verdict", "score", "defects", "decision", "model"} <= result.keys()
     head = page.client.get(csv_button["value"]["url"]).text.splitlines()[0].split(",")
-    assert head[5:-1] == list(DEFECT_COLUMNS)
+    assert head[5:] == [*DEFECT_COLUMNS, "error", "tile_verdict", "tile_score"]
 
 
 def test_upload_that_is_cut_off_is_refused_and_not_stored_in_part(demo: Any, png: bytes) -> None:
