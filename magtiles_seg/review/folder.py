@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import encode_png, sha256_of, write
-from magtiles_seg.marking import mark_png
+from magtiles_seg.writing import encode_result
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +139,7 @@ class ReviewFolder:
             f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}Z-{reason}-"
             f"{round(1000 * min(max(interest, 0.0), 1.0)):04d}-{secrets.token_hex(4)}"
         )
-        picture, mask = encode_png(image), mark_png(encode_png(draft))
+        picture, mask = encode_png(image), encode_result(draft)
         record = {
             "schema_version": SCHEMA_VERSION,
             "at": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),

@@ -23,12 +23,12 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.files import encode_png, write, write_json
-from magtiles_seg.marking import mark_png
+from magtiles_seg.files import write, write_json
 from magtiles_seg.result import Segmentation, Verdict
 from magtiles_seg.review.queue import ReviewQueue
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import mask_of_run_lengths
+from magtiles_seg.writing import encode_result
 
 _QUEUE, _QUEUE_BYTES = 32, 128_000_000
 _KEPT = 20
@@ -338,7 +338,7 @@ def _mask(document: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.uint8]
 def _picture(sample: _Sample, theirs: NDArray[np.uint8]) -> bytes:
     """Return the picture, our mask and theirs side by side as PNG."""
     parts = [sample.image, sample.mask * np.uint8(255), theirs * np.uint8(255)]
-    return mark_png(encode_png(np.hstack(parts)))
+    return encode_result(np.hstack(parts))
 
 
 def _page(summary: dict[str, Any]) -> str:
