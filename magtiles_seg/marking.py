@@ -12,6 +12,13 @@ import re
 import stat
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magtiles_seg.files import encode_png
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _HEADER_BYTES = 33  # signature and IHDR
 _TEXT = b"tEXtSoftware\0magtiles_seg"
@@ -23,7 +30,8 @@ HEAD_BYTES = _HEADER_BYTES + len(_CHUNK)
 RESULT_NAMES = re.compile(
     r"(^|[/\\_])(mask|overlay|panel|probability)\.png$"  # Segmentation.save
     r"|(^|[/\\.])tile\.png$"  # TileResult.save
-    r"|(^|[/\\])(web_\d{9,}|\d{3}_[^/\\]+|picture_\d{2,}|bench)\.png$"  # stream, evaluate, report
+    r"|(^|[/\\])(web_\d{9,}|\d{3}_[^/\\]+|bench)\.png$"  # stream, evaluate, bench
+    r"|(^|[/\\])(picture_\d{2,}|curve_\d+)\.png$"  # report
     r"|(^|[/\\])masks[/\\]\d{8}[/\\]\d{5}\.png$"  # batch --masks
     r"|\.draft\.png$"  # --review-dir
     r"|(^|[/\\])(worker-\d+[/\\]\d{2}|(charts|plots)[/\\][^/\\]+)\.png$"  # shadow, evaluate
@@ -33,6 +41,15 @@ RESULT_NAMES = re.compile(
 _KEYS = {"schema_version", "source", "verdict", "defects", "decision", "model"}
 _TILE_KEYS = {"schema_version", "name", "verdict", "rule", "exposures", "overlay"}
 _MAX_JSON_BYTES = 64 * 2**20
+
+
+def encode_result(picture: NDArray[np.uint8]) -> bytes:
+    """Return a result's picture, (H, W) or RGB (H, W, 3) uint8, as a PNG file with our mark.
+
+    Raises:
+        OSError: OpenCV cannot encode it.
+    """
+    return mark_png(encode_png(picture))
 
 
 def mark_png(png: bytes) -> bytes:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.files import Lock, encode_png, write, write_json
-from magtiles_seg.marking import is_result, mark_png, read_manifest
+from magtiles_seg.files import Lock, write, write_json
+from magtiles_seg.marking import encode_result, is_result, read_manifest
 from magtiles_seg.names import is_address
 from magtiles_seg.regions import DEFECT_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from numpy.typing import NDArray
 
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
@@ -159,12 +157,3 @@ def _is_ours(path: Path) -> bool:
     if path.suffix == ".png":
         return is_result(path)
     return read_manifest(path, of_tile=path.name.endswith("tile.json")) is not None
-
-
-def encode_result(picture: NDArray[np.uint8]) -> bytes:
-    """Return a result's picture, (H, W) or RGB (H, W, 3) uint8, as a PNG file with our mark.
-
-    Raises:
-        OSError: OpenCV cannot encode it.
-    """
-    return mark_png(encode_png(picture))

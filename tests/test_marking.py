@@ -12,8 +12,15 @@ from predictions import segment
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.image import read_image
-from magtiles_seg.marking import HEAD_BYTES, is_marked, is_result, mark_png, read_manifest
-from magtiles_seg.writing import discard_result, encode_result, stale_results
+from magtiles_seg.marking import (
+    HEAD_BYTES,
+    encode_result,
+    is_marked,
+    is_result,
+    mark_png,
+    read_manifest,
+)
+from magtiles_seg.writing import discard_result, stale_results
 
 PIXELS = np.arange(96, dtype=np.uint8).reshape(8, 12)
 
@@ -49,6 +56,7 @@ def test_png_of_another_program_is_not_marked(tmp_path: Path, software: str) -> 
         ("web_000004096.png", True),
         ("001_tile.png", True),
         ("picture_07.png", True),
+        ("report/curve_0.png", True),
         ("bench.png", True),
         ("20261127T143927219Z-random-0747-11125942.draft.png", True),
         ("worker-71/07.png", True),

@@ -10,7 +10,7 @@ from pathlib import Path
 from magtiles_seg import segment
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.drawing import draw_panel
-from magtiles_seg.writing import encode_result
+from magtiles_seg.marking import encode_result
 
 HERE = Path(__file__).parent
 

@@ -264,7 +264,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _write_mask(path: Path, result: Segmentation) -> None:
-    from magtiles_seg.writing import encode_result
+    from magtiles_seg.marking import encode_result
 
     write(path, encode_result(result.mask * 255))
 

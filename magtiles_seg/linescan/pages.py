@@ -14,7 +14,7 @@ from magtiles_seg.files import write
 from magtiles_seg.labels import LABELS, color_rgb
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.linescan.messages import SinkState
-from magtiles_seg.writing import encode_result
+from magtiles_seg.marking import encode_result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

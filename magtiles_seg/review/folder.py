@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import encode_png, sha256_of, write
-from magtiles_seg.writing import encode_result
+from magtiles_seg.marking import encode_result
 
 if TYPE_CHECKING:
     import numpy as np

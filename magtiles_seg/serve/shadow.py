@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magtiles_seg.files import write, write_json
+from magtiles_seg.marking import encode_result
 from magtiles_seg.result import Segmentation, Verdict
 from magtiles_seg.review.queue import ReviewQueue
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import mask_of_run_lengths
-from magtiles_seg.writing import encode_result
 
 _QUEUE, _QUEUE_BYTES = 32, 128_000_000
 _KEPT = 20

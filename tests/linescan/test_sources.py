@@ -18,7 +18,7 @@ from magtiles_seg.linescan.sources import (
     Replay,
     VideoSource,
 )
-from magtiles_seg.writing import encode_result
+from magtiles_seg.marking import encode_result
 
 
 def rows_of(source: LineSource) -> NDArray[np.uint8]:

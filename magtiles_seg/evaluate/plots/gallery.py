@@ -16,8 +16,8 @@ from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.evaluate.metrics import binary_counts, dice
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.files import write
+from magtiles_seg.marking import encode_result
 from magtiles_seg.result import Segmentation
-from magtiles_seg.writing import encode_result
 
 _PAGE = """<!doctype html>
 <meta charset="utf-8"><title>{title}</title>
