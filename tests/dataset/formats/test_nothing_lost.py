@@ -222,3 +222,16 @@ def test_file_that_would_be_waited_for_or_is_not_there_is_refused(
         assert convert(source, tmp_path / "out", "coco") == 2
         assert f"{name}: no regular file" in capsys.readouterr().err
         (source / name).unlink()
+
+
+def test_linked_folder_is_read_once_and_circles_end(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for folder in ("elsewhere", "set/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    (root / "images/more").symlink_to(tmp_path / "elsewhere")
+    (root / "again").symlink_to(root / "images")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path)
+    found = formats.read("coco", coco(root, ["images/more/a.png", "images/b.png"], ["dent"]))
+    assert not found.problems
+    paths = sorted(picture.path.relative_to(root).as_posix() for picture in found.pictures)
+    assert paths == ["images/b.png", "images/more/a.png"]
