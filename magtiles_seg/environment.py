@@ -10,6 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_TOLD = ("auroc", "false_reject_at_95_recall", "iou", "macro_picture_dice")
+"""The figures that are told of each bundled model."""
+
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch")
 
 
@@ -30,6 +33,7 @@ def describe(
     from magtiles_seg.infer.screen import ScreenedBackend
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.infer.selection import machine
+    from magtiles_seg.model.bundled import BUNDLED_MODELS
 
     with Segmenter(model, screen=screen) as segmenter:
         spec, backend = segmenter.spec, segmenter.backend
@@ -45,6 +49,7 @@ def describe(
         "selected by": spec.selection or "default; `magtiles-seg bench --select` finds the fastest",
         "machine": machine(),
         "card": json.loads(spec.card.to_json()),
+        "bundled_models": {name: _described(name) for name in BUNDLED_MODELS},
     }
     if isinstance(backend, ScreenedBackend):
         facts["screen"] = str(screen)
@@ -52,6 +57,19 @@ def describe(
         facts["screen_card"] = json.loads(backend.screen.card.to_json())
     clash = onnxruntime_clash()
     return {"warning": clash, **facts} if clash else facts
+
+
+def _described(name: str) -> dict[str, Any]:
+    """Return what tells one bundled model from another: its size, and what its card says."""
+    from magtiles_seg.infer.segmenter import Segmenter
+    from magtiles_seg.model.bundled import BUNDLED_MODELS
+
+    with Segmenter(name, backend="onnxruntime", threads=1) as segmenter:
+        card = segmenter.spec.card
+    measured = card.metrics[0] if card.metrics else {"protocol": None, "figures": {}}
+    figures = {key: measured["figures"][key] for key in _TOLD if key in measured["figures"]}
+    size = round(BUNDLED_MODELS[name].stat().st_size / 1e6, 1)
+    return {"megabytes": size, "protocol": measured["protocol"], **figures}
 
 
 def onnxruntime_clash() -> str | None:

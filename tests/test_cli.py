@@ -14,6 +14,7 @@ import magtiles_seg
 from magtiles_seg import cli
 from magtiles_seg.commands import options
 from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.model.bundled import BUNDLED_MODELS
 from magtiles_seg.serve.settings import Settings, described
 
 ALWAYS = ("--reject-score", "0")
@@ -168,6 +169,10 @@ def test_info_with_json_names_version_runtime_and_card(capsys: pytest.CaptureFix
     assert facts["magtiles-seg"] == magtiles_seg.__version__
     assert "onnxruntime" in facts["runtimes"]
     assert facts["card"]["labels"] == list(magtiles_seg.LABELS)
+    assert facts["bundled_models"].keys() == BUNDLED_MODELS.keys()
+    told = facts["bundled_models"]["lite0"]
+    assert told["protocol"].startswith("T, of 5 networks")
+    assert 0.9 < told["auroc"] < 1 < told["megabytes"] < 9
 
 
 def test_info_with_two_onnxruntimes_installed_warns(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -337,6 +337,8 @@ class Choice:
         recall: That the reject score was chosen for.
         pictures: How many it was chosen on.
         tiles: Of how many tiles.
+        measured: What the same predictions say of networks made like this one, as an entry of
+            `ModelCard.metrics`; None: nothing.
     """
 
     decision: Decision
@@ -344,6 +346,7 @@ class Choice:
     recall: float
     pictures: int
     tiles: int
+    measured: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """Return the choice as JSON text."""

@@ -35,6 +35,7 @@ from magtiles_seg.evaluate.scoring import PictureProgress, Records, Watch, join_
 from magtiles_seg.evaluate.summary import table
 from magtiles_seg.files import write
 from magtiles_seg.labels import FREE
+from magtiles_seg.model.card import measurement
 from magtiles_seg.result import Segmentation
 
 MODEL_NAMES = ("model.onnx", "model.safetensors")
@@ -185,6 +186,9 @@ def evaluate_folds(
     free = fixed.threshold is None and not search.is_sound
     tiles = len(np.unique(result.records.group))
     choice = choose_for_all_folds(search, counts, recall=recall, tiles=tiles) if free else None
+    if choice is not None:
+        name = f"{result.protocol.name}, of {len(runs)} networks made like this one"
+        choice = replace(choice, measured=measurement(name, len(result.records), result.figures))
     return OutOfFold(
         result=replace(result, by_fold=by_fold),
         run_of={id_: run for run in runs for id_ in run.split.test},

@@ -40,7 +40,8 @@ def checkpoint_card(
             origin = read_split(manifest).origin
             card = replace(card, training={**card.training, "split": origin})
         if choice is not None:
-            return replace(card, decision=choice.decision)
+            measured = () if choice.measured is None else (choice.measured,)
+            return replace(card, decision=choice.decision, metrics=measured)
         if manifest is None:
             return card
         held_out = split_parts(manifest, params)["validation"]

@@ -107,8 +107,7 @@ class ModelCard:
             figures: By name; those that are NaN are left out.
         """
         others = [entry for entry in self.metrics if entry["protocol"] != protocol]
-        known = {name: value for name, value in figures.items() if not math.isnan(value)}
-        entry = {"protocol": protocol, "pictures": pictures, "figures": known}
+        entry = measurement(protocol, pictures, figures)
         return dataclasses.replace(self, metrics=(*others, entry))
 
     def to_json(self) -> str:
@@ -151,6 +150,12 @@ class ModelCard:
             raise ModelError(
                 f"the model card is damaged: {error}; export the model again"
             ) from error
+
+
+def measurement(protocol: str, pictures: int, figures: Mapping[str, float]) -> dict[str, Any]:
+    """Return an entry of `ModelCard.metrics`; figures that are NaN are left out."""
+    known = {name: value for name, value in figures.items() if not math.isnan(value)}
+    return {"protocol": protocol, "pictures": pictures, "figures": known}
 
 
 _TYPES: dict[str, type] = {

@@ -12,6 +12,7 @@ from magtiles_seg.commands.options import ACCEPTED, ERROR
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.evaluate.calibration import Affine
 from magtiles_seg.evaluate.decide import Choice
+from magtiles_seg.model.card import measurement
 from magtiles_seg.model.checkpoint import save_checkpoint
 from magtiles_seg.model.network import build_network
 from magtiles_seg.result import Decision
@@ -27,6 +28,7 @@ def _with_checkpoint_and_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         recall=0.95,
         pictures=9,
         tiles=3,
+        measured=measurement("T", 9, {"auroc": 0.5, "iou": float("nan")}),
     )
     (tmp_path / "choice.json").write_text(choice.to_json())
 
@@ -43,6 +45,7 @@ def test_export_with_a_choice_carries_its_thresholds_and_calibration() -> None:
     assert card.decision.threshold == 0.25
     assert card.decision.reject_score == 0.125
     assert card.calibration == {"scale": 0.5, "bias": -0.25}
+    assert card.metrics == ({"protocol": "T", "pictures": 9, "figures": {"auroc": 0.5}},)
     assert after == pytest.approx(Affine(0.5, -0.25)(before), abs=2e-3)
 
 

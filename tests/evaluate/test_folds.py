@@ -179,6 +179,9 @@ def test_choice_gives_the_calibrated_model_the_mask_of_the_raw_one(
 def test_choice_written_reads_back_the_same(joined: OutOfFold) -> None:
     assert joined.choice is not None
     assert Choice.from_json(joined.choice.to_json()) == joined.choice
+    assert joined.choice.measured is not None
+    assert joined.choice.measured["protocol"] == "T, of 2 networks made like this one"
+    assert joined.choice.measured["figures"]["auroc"] == joined.result.figures["auroc"]
     with pytest.raises(DataError, match=r"no choice of thresholds.*evaluate --folds"):
         Choice.from_json("{}")
 
