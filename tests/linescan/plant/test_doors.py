@@ -190,6 +190,19 @@ def test_full_outbox_drops_the_oldest_and_says_so() -> None:
     assert "dropped" in str(box.state.alarm)
 
 
+def test_outbox_that_is_closed_says_what_kept_findings_back_and_takes_no_more(
+    plc: plant.Plc,
+) -> None:
+    box = outbox(ModbusDoor("127.0.0.1", port=plc.port, hold_s=0.5), Limits(patience_s=0.1))
+    for line in range(5):
+        box.write(defect(line))
+    with pytest.raises(OSError, match=r"to door: the receiver took longer than 0\.1 s"):
+        box.close()
+    with pytest.raises(OSError, match="door is closed: findings that come now are not delivered"):
+        box.write(defect(5))
+    assert box.state.waiting == 0
+
+
 def test_finding_that_is_too_old_is_not_sent_to_a_gate() -> None:
     port = free_port()
     box = outbox(ModbusDoor("127.0.0.1", port=port, hold_s=0), Limits(expires_s=0.2))
