@@ -23,7 +23,7 @@ with local_service(os.environ.get("URL")) as service, file_path.open("rb") as fi
     files = {"image": (str(file_path), file, "image/jpeg")}
     response = httpx.post(f"{service}/analyze", files=files, timeout=30)
 
-data = json.loads(response.content)
+data = json.loads(response.raise_for_status().content)
 pred = np.array(data["pred"], np.uint8)
 cv2.imwrite(str(file_path.with_name("tile_mask.png")), pred * 255)
 

@@ -30,7 +30,7 @@ async def main(service: str) -> None:
         judged = (asyncio.wait_for(judge(client, file), timeout=20) for file in files)
         verdicts = await asyncio.gather(*judged, return_exceptions=True)
     for verdict in verdicts:  # what nobody judged in time is for a person
-        print(verdict if isinstance(verdict, str) else "review")
+        print(verdict if isinstance(verdict, str) else f"review ({verdict!r})")
 
 
 with local_service(os.environ.get("URL")) as address:

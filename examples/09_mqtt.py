@@ -27,13 +27,14 @@ if address is None:
     broker = subprocess.Popen(program, stderr=subprocess.DEVNULL)
     address = f"mqtt://127.0.0.1:{port}/plant/line1?patience-s=30"
 
-door = open_door(address, note=print)
-rows = next(synthetic_web(684, seed=1, defect_fraction=1.0)).image
-with Segmenter() as segmenter:
-    inspect(ArraySource(rows), LineScanSegmenter(684, segmenter), [door])
-state = door.state
-print(f"{state.delivered} findings confirmed by {state.name}, {state.dropped} dropped")
-print(f"row to confirmation: {state.latency_p50_ms} ms (median)")
-if broker is not None:
-    broker.terminate()
-    broker.wait()
+try:
+    door = open_door(address, note=print)
+    rows = next(synthetic_web(684, seed=1, defect_fraction=1.0)).image
+    with Segmenter() as segmenter:
+        inspect(ArraySource(rows), LineScanSegmenter(684, segmenter), [door])
+    print(f"{door.state.delivered} confirmed by {door.state.name}, {door.state.dropped} dropped")
+    print(f"row to confirmation: {door.state.latency_p50_ms} ms (median)")
+finally:
+    if broker is not None:
+        broker.terminate()
+        broker.wait()

@@ -191,7 +191,7 @@ def count(name: str, value: Any, *, least: int = 1) -> int:  # noqa: ANN401 - ch
     )
 
 
-def scale(mm_per_px: float | None) -> float | None:
+def scale(mm_per_px: float | None, name: str = "mm_per_px") -> float | None:
     """Return a positive number as float, None as None, or raise ConfigError.
 
     Beyond the bounds an area in mm² would become 0 or infinite.
@@ -202,6 +202,6 @@ def scale(mm_per_px: float | None) -> float | None:
     if _LEAST_SCALE <= number <= _MOST_SCALE:
         return number
     raise ConfigError(
-        f"mm_per_px is {_shown(mm_per_px)}; expected a positive number of mm "
+        f"{name} is {_shown(mm_per_px)}; expected a positive number of mm "
         f"({_LEAST_SCALE:g} to {_MOST_SCALE:g}), or None"
     )

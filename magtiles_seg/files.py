@@ -21,6 +21,7 @@ __all__ = ["Lock", "encode_png", "sha256_of", "staged", "staged_folder", "write"
 
 _CHUNK_BYTES = 1 << 20
 _POLLED_S = 0.005
+_OF_A_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO}
 
 
 @contextmanager
@@ -36,20 +37,31 @@ def staged(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[P
             failure leaves the old file or the new one.
 
     Raises:
-        OSError: The folder or the file cannot be written.
+        OSError: The folder or the file cannot be written; the error names the file.
     """
     path = Path(path)
     if not path.name:  # `.` or `/`
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+        raise _unwritten(path, errno.EISDIR)
     part = path.with_name(f".{os.urandom(16).hex()}.part{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         if durable:
             _flush_to_disk(part)
         part.replace(path)
+    except OSError as error:
+        ours = {str(part), str(path), *map(str, path.parents)}
+        if error.filename in ours or (error.filename is None and error.errno in _OF_A_DISK):
+            raise _unwritten(path, error.errno) from error
+        raise  # the block's own, of another file or of a connection
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # the folder is a file
+            part.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, number: int | None) -> OSError:
+    number = number or errno.EIO
+    return OSError(number, f"cannot write: {os.strerror(number)}", str(path))
 
 
 @contextmanager
@@ -89,14 +101,8 @@ def write(path: str | os.PathLike[str], content: bytes | str, *, durable: bool =
         OSError: The folder or the file cannot be written; the error names the file.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    try:
-        with staged(path, durable=durable) as part:
-            part.write_bytes(data)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        name = os.fspath(path)
-        raise OSError(error.errno, f"cannot write: {error.strerror}", name) from error
+    with staged(path, durable=durable) as part:
+        part.write_bytes(data)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:  # noqa: ANN401 - any JSON value

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +29,59 @@ def test_example_runs_and_shows_something(
     monkeypatch.setattr(sys, "argv", [str(example)])
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+def example_called(name: str) -> str:
+    return str(EXAMPLES[0].with_name(name))
+
+
+def test_clients_tell_why_a_service_refuses(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpx = pytest.importorskip("httpx")
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(401)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        monkeypatch.setenv("URL", f"http://127.0.0.1:{service.server_port}")
+        with pytest.raises(httpx.HTTPStatusError, match="401 Unauthorized"):
+            runpy.run_path(example_called("06_call_api.py"), run_name="__main__")
+        runpy.run_path(example_called("07_line_pc.py"), run_name="__main__")
+        service.shutdown()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert all(line.startswith("review (") and "401 Unauthorized" in line for line in lines)
+
+
+def test_broker_of_the_mqtt_example_ends_where_the_example_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("amqtt")
+    pytest.importorskip("paho.mqtt.client")
+    real, begun = subprocess.Popen, list[Any]()
+
+    def begin(*_: object, **__: object) -> Any:  # noqa: ANN401  (a process)
+        begun.append(real([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return begun[0]
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no door")
+
+    monkeypatch.setattr("magtiles_seg.linescan.plant.address.open_door", fail)
+    monkeypatch.setattr("subprocess.Popen", begin)
+    with pytest.raises(RuntimeError, match="no door"):
+        runpy.run_path(example_called("09_mqtt.py"), run_name="__main__")
+    assert begun[0].poll() is not None
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)

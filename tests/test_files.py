@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -91,6 +92,28 @@ def test_write_that_fails_names_the_file_asked_for(tmp_path: Path) -> None:
 
     assert caught.value.filename == str(tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_staged_full_disk_names_the_file_whatever_library_wrote(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot write: No space left on device") as caught:  # noqa: SIM117
+        with staged(tmp_path / "table.parquet"):
+            raise OSError(errno.ENOSPC, "Error writing bytes to file")  # as Arrow says it
+    assert caught.value.filename == str(tmp_path / "table.parquet")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "another"),
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+    ],
+)
+def test_staged_error_of_something_else_in_the_block_stays_as_it_is(
+    tmp_path: Path, error: OSError
+) -> None:
+    with pytest.raises(OSError, match=r"No such file|reset") as caught, staged(tmp_path / "a"):
+        raise error
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("path", [".", "/"])

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -95,9 +95,10 @@ class _Worker:
         self.reason = ""
 
     def give(self, task: _Task) -> None:
-        """Hand it a part."""
+        """Hand it a part; where it is lost meanwhile, its pipe says so to whoever listens."""
         self.task, self.place = task, -1
-        self.pipe.send((task.part, task.unreadable, task.careful))
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.pipe.send((task.part, task.unreadable, task.careful))
 
     def end(self) -> None:
         """Stop it now."""

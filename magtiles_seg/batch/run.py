@@ -41,6 +41,8 @@ class Engine:
             raise ConfigError(f"unknown engine {self.name!r}: expected 'local' or 'ray'")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers must be at least 1, got {self.workers}")
+        if not self.gpus >= 0:
+            raise ConfigError(f"gpus is {self.gpus!r}; expected 0 or more")
         if self.name == "local" and (self.gpus or self.address):
             raise ConfigError("gpus and address are for engine 'ray'; name it, or leave them out")
 

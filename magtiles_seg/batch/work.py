@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from magtiles_seg.batch.parquet import describe, write_part
 from magtiles_seg.batch.source import Listing, Reader
 from magtiles_seg.batch.stores import is_url, persist
-from magtiles_seg.errors import ImageError, ModelError
+from magtiles_seg.decision import count
+from magtiles_seg.errors import ConfigError, ImageError, ModelError
 from magtiles_seg.files import sha256_of, write
 from magtiles_seg.image import read_image
 from magtiles_seg.infer.screen import ScreenWarning
@@ -49,9 +50,12 @@ class Job:
         segmenter: Arguments of `Segmenter` by name.
         masks: Whether masks are written as PNG.
         part_rows: Pictures of a part.
-        patience_s: How long an outage of the source or a full disk is waited out.
+        patience_s: How long an outage of the source or a full disk is waited out; inf: for ever.
         readers: Threads of a worker that read and decode; None: by where the pictures lie.
         review: What is kept for a person to look at; None: nothing.
+
+    Raises:
+        ConfigError: A number is out of its range.
     """
 
     source: str
@@ -62,6 +66,14 @@ class Job:
     patience_s: float = 300.0
     readers: int | None = None
     review: ReviewSettings | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        count("part_rows", self.part_rows)
+        if self.readers is not None:
+            count("readers", self.readers)
+        if not self.patience_s >= 0:
+            raise ConfigError(f"patience_s is {self.patience_s!r}; expected 0 or more seconds")
 
     @property
     def listing(self) -> Path:

@@ -39,7 +39,7 @@ class TileSet:
     Attributes:
         pictures: (H, W) uint8 each.
         classes: One name per picture, `"free"` for a sound tile.
-        origin: `"real"` or `"synthetic"`.
+        origin: `"given"`, by whoever compares, or `"synthetic"`: drawn here for the comparison.
         seen: What is known of them and the model's training, such as `"not trained on"`; empty:
             nothing.
     """
@@ -59,8 +59,9 @@ class TileSet:
         return replace(self, pictures=tuple(fit(self.pictures, least_hw, greatest_hw)))
 
     def __str__(self) -> str:
-        """Return how many of which origin, and whether the model was trained on them."""
-        words = f"{len(self.pictures)} {self.origin} tiles"
+        """Return how many, whether they were drawn here, and whether the model has seen them."""
+        kind = "" if self.origin == "given" else f"{self.origin} "
+        words = f"{len(self.pictures)} {kind}tiles"
         return f"{words}, {self.seen}" if self.seen else words
 
 
@@ -124,7 +125,7 @@ def real_tiles(samples: Iterable[Sample], per_class: int, *, seed: int = 0) -> T
     return TileSet(
         pictures=tuple(image for image, _ in kept),
         classes=tuple(label for _, label in kept),
-        origin="real",
+        origin="given",
     )
 
 
@@ -156,7 +157,7 @@ def plain_tiles(
     kinds = len(DEFECTS) + 1
     first, second = pictures[:half][: for_int8 * kinds], pictures[half:][-for_proof * kinds :]
     sets = [
-        TileSet(pictures=tuple(part), classes=(_UNLABELLED,) * len(part), origin="real")
+        TileSet(pictures=tuple(part), classes=(_UNLABELLED,) * len(part), origin="given")
         for part in (first, second)
     ]
     return (sets[0] if half else None), sets[1]

@@ -84,7 +84,7 @@ class LineScanSegmenter:
         self._batch = count("batch", batch)
         rows = count("strip_rows", strip_rows)
         self._mm_per_px = scale(mm_per_px)
-        self._line_mm = self._mm_per_px if line_mm is None else scale(line_mm)
+        self._line_mm = self._mm_per_px if line_mm is None else scale(line_mm, "line_mm")
         self._owned = Segmenter() if segmenter is None else None
         self._segmenter = segmenter or self._owned or Segmenter()
         card, decision = self._segmenter.spec.card, self._segmenter.decision

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import anyio.to_thread
@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from magtiles_seg.drift import DriftMonitor, features
-from magtiles_seg.errors import MagtilesError
+from magtiles_seg.errors import ImageError, MagtilesError
 from magtiles_seg.result import Segmentation
 from magtiles_seg.review.queue import ReviewQueue
 from magtiles_seg.serve.batching import Batcher
@@ -33,6 +33,10 @@ from magtiles_seg.serve.replies import INCLUDES, MASKS, TILES, Reply, Wish, enco
 from magtiles_seg.serve.settings import Settings
 from magtiles_seg.serve.shadow import MIRRORED, Shadow
 from magtiles_seg.tile import TileResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MAX_FIELDS = 16
 _QUERY = ("include", "mask", "tile")
@@ -164,9 +168,27 @@ async def read_uploads(
         pictures = [await file.read() for file in _files_of(form)]
     finally:
         await form.close()
-    for picture in pictures:
-        check_format(picture, settings.format_names)
+    for number, picture in enumerate(pictures, start=1):
+        with _saying_which(number, len(pictures)):
+            check_format(picture, settings.format_names)
     return pictures
+
+
+@contextmanager
+def _saying_which(number: int, pictures: int) -> Iterator[None]:
+    """Say in an error of one picture which of several it is.
+
+    Raises:
+        Problem: In place of an ImageError, or of another Problem.
+    """
+    try:
+        yield
+    except (ImageError, Problem) as error:
+        if pictures == 1:
+            raise
+        problem = Problem.of(error) if isinstance(error, ImageError) else error
+        detail = f"picture {number} of {pictures}: {problem.detail}"
+        raise Problem(problem.status, detail, headers=problem.headers) from error
 
 
 def _files_of(form: FormData) -> list[UploadFile]:
@@ -320,7 +342,10 @@ class Analyzer:
     ) -> tuple[list[Segmentation], Reply]:
         deadline = time.monotonic() + self.settings.timeout_s
         with self.metrics.stage("decode"):
-            decoded = await _all(self.decoders.decode(data) for data in pictures)
+            decoded = await _all(
+                self._decoded(data, number, len(pictures))
+                for number, data in enumerate(pictures, start=1)
+            )
         self.gate.admit(place, [pixels.size for pixels in decoded])
         try:
             with self.metrics.stage("queue_and_infer"):
@@ -340,6 +365,10 @@ class Analyzer:
             if self.review is not None:
                 self.review.consider(result, group=group, values=values)
         return results, reply
+
+    async def _decoded(self, data: bytes, number: int, pictures: int) -> NDArray[np.uint8]:
+        with _saying_which(number, pictures):
+            return await self.decoders.decode(data)
 
     async def _while_there(self, request: Request, work: Coroutine[None, None, Answer]) -> Answer:
         """Return what the work returns; stop it when the client leaves or time is over.

@@ -90,6 +90,26 @@ def test_run_local_replaces_a_worker_that_is_killed(
     assert len(rows(job)) == 60
 
 
+def test_run_local_worker_that_is_killed_between_two_parts_is_replaced(
+    make_job: Callable[..., Job], archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    parts = prepare(job, list(archive.rglob("*.jpg")))
+    give, given = local_engine._Worker.give, []
+
+    def give_to_the_dead(worker: Any, task: Any) -> None:  # noqa: ANN401  (private types)
+        given.append(task.part)
+        if len(given) == 2:
+            worker.process.kill()
+            worker.process.join()
+        give(worker, task)
+
+    monkeypatch.setattr(local_engine._Worker, "give", give_to_the_dead)
+    run_local(job, range(parts), workers=1, threads=1, report=lambda *_: None)
+    assert len(given) == parts + 1
+    assert len(rows(job)) == 60
+
+
 def test_run_local_picture_that_kills_its_worker_becomes_a_row(
     make_job: Callable[..., Job],
     tmp_path: Path,

@@ -221,11 +221,29 @@ def test_run_batch_edited_list_file_is_another_source(
         ({"name": "spark"}, "unknown engine 'spark'"),
         ({"workers": 0}, "workers must be at least 1"),
         ({"gpus": 0.5}, "for engine 'ray'"),
+        ({"name": "ray", "gpus": -1.0}, "gpus is -1.0; expected 0 or more"),
     ],
 )
 def test_engine_without_sense_is_refused(words: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Engine(**words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"part_rows": 0}, "part_rows is 0; expected a whole number, at least 1"),
+        ({"part_rows": -3}, "part_rows is -3; expected a whole number, at least 1"),
+        ({"readers": 0}, "readers is 0; expected a whole number, at least 1"),
+        ({"patience_s": float("nan")}, "patience_s is nan; expected 0 or more seconds"),
+        ({"patience_s": -1.0}, "patience_s is -1.0; expected 0 or more seconds"),
+    ],
+)
+def test_job_without_sense_is_refused(
+    make_job: Callable[..., Job], words: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_job(**words)
 
 
 def kill_at_random(job: Job, kills: int, seed: int, *options: str) -> None:

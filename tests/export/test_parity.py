@@ -158,7 +158,7 @@ def test_real_tiles_are_balanced_and_the_same_each_time(tmp_path: Path) -> None:
     tiles = real_tiles(samples, 4)
     assert tiles.classes == ("crack",) * 2 + (FREE,) * 4
     assert tiles.classes == real_tiles(samples, 4).classes
-    assert str(tiles) == "6 real tiles"
+    assert str(tiles) == "6 tiles"
 
 
 def test_real_tiles_leave_out_pictures_too_small_for_a_model(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_gate_by_the_split_of_the_training_compares_on_none_of_it(
     known = trained(model, tmp_path / "m.onnx", training_sha256=part_sha256(drawn.train))
     proof, ranges = gate_tiles(params, known, "int8", manifest=tmp_path / "split.json")
     assert ranges is not None
-    assert str(proof).endswith("real tiles, not trained on")
+    assert str(proof) == f"{len(proof.pictures)} tiles, not trained on"
     assert len(proof.pictures) == len(drawn.validation) + len(drawn.test)
     assert not {p.tobytes() for p in proof.pictures} & {p.tobytes() for p in ranges.pictures}
 
@@ -84,7 +84,7 @@ def test_gate_on_the_data_set_of_the_training_is_refused(
     with pytest.raises(DataError, match=r"is what the model .* was trained on"):
         gate_tiles(params, known, "fp16", data=tiles)
     proof, ranges = gate_tiles(params, model, "fp16", data=tiles)
-    assert (proof.origin, proof.seen, ranges) == ("real", "", None)
+    assert (proof.origin, proof.seen, ranges) == ("given", "", None)
 
 
 def test_gate_of_int8_without_real_tiles_is_refused(model: Path, params: Params) -> None:

@@ -19,6 +19,7 @@ from stub_web import (
     whole,
 )
 
+from magtiles_seg.errors import ConfigError
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 
@@ -111,6 +112,12 @@ def test_memory_on_an_endless_defect_stays_flat() -> None:
     assert max(points) <= 2 * 41
     (defect,) = web.close()
     assert (defect.length_px, defect.width_px) == (30 * 400, 10)
+
+
+@pytest.mark.parametrize("name", ["width_px", "strip_rows", "batch", "mm_per_px", "line_mm"])
+def test_number_out_of_its_range_is_refused_by_its_own_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} is 0; expected a"):
+        LineScanSegmenter(**{"width_px": 40, "segmenter": stub_segmenter(), name: 0})  # type: ignore[arg-type]
 
 
 def test_defect_far_down_the_web_is_measured_as_at_its_start() -> None:

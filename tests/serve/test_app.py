@@ -190,6 +190,23 @@ def test_analyze_leaves_no_picture_out_that_came_by_another_name_or_as_a_text(
     assert_problem(text, 400, "a text there")
 
 
+@pytest.mark.parametrize(
+    ("bad", "status", "words"),
+    [
+        (b"", 400, "picture 2 of 3: the file in the field 'image' is empty"),
+        (b"%PDF-1.7", 415, "picture 2 of 3: the file in the field 'image' is none of"),
+        (b"\x89PNG\r\n\x1a\n broken", 400, "picture 2 of 3: the picture .* is damaged"),
+        (_encoded(np.zeros((101, 100), np.uint8)), 413, "picture 2 of 3: the picture .* expected"),
+    ],
+)
+def test_analyze_says_which_of_several_pictures_is_refused(
+    open_client: OpenClient, png: bytes, bad: bytes, status: int, words: str
+) -> None:
+    client = open_client(max_files=3, max_pixels=10_000)
+    files = [("image", (f"{index}.png", data)) for index, data in enumerate((png, bad, png))]
+    assert_problem(client.post("/analyze?mask=none", files=files), status, words)
+
+
 @pytest.mark.parametrize("query", ["?tile=true&tile=false", "?mask=rle&mask=none"])
 def test_analyze_word_that_is_given_twice_is_refused(
     client: TestClient, png: bytes, query: str

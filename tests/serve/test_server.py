@@ -199,6 +199,31 @@ def test_sigterm_ends_within_8_s_whatever_is_open(
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_closes_the_port_while_the_last_answer_is_still_to_come(
+    server_class: Any, model: Path, png: bytes, workers: int
+) -> None:
+    server = server_class("--model", str(model), "--workers", str(workers))
+    server.wait_ready()
+    upload = LOAD["upload"](png)
+    with socket.create_connection(("127.0.0.1", server.port)) as last:
+        last.sendall(upload[:-60])
+        time.sleep(0.5)
+        server.terminate()
+
+        def is_closed() -> bool:
+            try:
+                socket.create_connection(("127.0.0.1", server.port)).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        wait_for(is_closed, seconds=1.5)
+        last.sendall(upload[-60:])
+        assert last.recv(100).startswith(b"HTTP/1.1 200")
+    server.stop()
+
+
 def test_decoders_that_are_killed_are_replaced(server_class: Any, model: Path, png: bytes) -> None:
     with server_class("--model", str(model)) as server:
         server.wait_ready()

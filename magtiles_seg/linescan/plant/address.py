@@ -20,6 +20,7 @@ _LIMITS: Mapping[str, Callable[[str], float]] = {
 _MODBUS: Mapping[str, Callable[[str], float]] = {
     "unit": int, "register": int, "ack": int, "coil": int, "hold-ms": float,
 }  # fmt: skip
+_LONGEST_TOPIC = 65_535 - len("/status")  # MQTT counts a topic's bytes in 16 bits
 _KINDS: Mapping[str, Mapping[str, Callable[[str], object]]] = {
     "mqtt": {"password-file": str},
     "mqtts": {"password-file": str, "ca": str},
@@ -45,7 +46,8 @@ def open_door(
         note: Told in a line when the receiver goes and comes.
 
     Raises:
-        ConfigError: The address is not understood.
+        ConfigError: The address is not understood, or a part of it would have no effect.
+        FileNotFoundError: There is no such file of a password or of certificates.
         BackendUnavailableError: The package for this receiver is not installed.
     """
     shown = without_secrets(address)
@@ -61,6 +63,7 @@ def open_door(
             f"{shown} is no address of a receiver; expected mqtt://HOST/TOPIC, mqtts://HOST/TOPIC, "
             "opcua://HOST or modbus://HOST"
         )
+    _check_nothing_ignored(parts, shown)
     options = _options(parts, shown)
     limits = Limits(**{_name(key): options.pop(key) for key in _LIMITS if key in options})
     door = _door(parts, parts.hostname, {} if port is None else {"port": port}, options, labels)
@@ -68,17 +71,36 @@ def open_door(
     return Outbox(door, name=name, run=run, limits=limits, note=note)
 
 
+def _check_nothing_ignored(parts: SplitResult, shown: str) -> None:
+    """Refuse what such a receiver has no use for.
+
+    Raises:
+        ConfigError: A name, a password, a path or a fragment would be left out without a word.
+    """
+    if parts.port == 0:
+        raise ConfigError(f"{shown}: port is 0; expected 1..65535")
+    if not parts.scheme.startswith("mqtt") and "@" in parts.netloc:
+        raise ConfigError(
+            f"{shown}: {parts.scheme}:// asks for no name and no password, so they would protect "
+            "nothing; leave them out, and keep it in the plant's own network"
+        )
+    if parts.fragment or (parts.scheme == "modbus" and parts.path.strip("/")):
+        raise ConfigError(f"{shown}: expected options behind a '?' after the host, and no more")
+
+
 def _options(parts: SplitResult, shown: str) -> dict[str, Any]:
     """Return the options behind the question mark, checked.
 
     Raises:
-        ConfigError: One is unknown, or no number.
+        ConfigError: One is unknown, given twice, or no number.
     """
     known = {**_KINDS[parts.scheme], **_LIMITS}
     options: dict[str, Any] = {}
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key not in known:
             raise ConfigError(f"{shown}: unknown option {key!r}{nearest(key, list(known))}")
+        if key in options:
+            raise ConfigError(f"{shown}: {key} is given twice")
         try:
             options[key] = known[key](value)
         except ValueError:
@@ -124,9 +146,15 @@ def _mqtt(
             f"{parts.scheme}://{host} needs a topic without + and #: add it, as in "
             f"{parts.scheme}://{host}/plant/line1"
         )
+    if "\0" in topic or len(topic.encode()) > _LONGEST_TOPIC:
+        raise ConfigError(
+            f"{parts.scheme}://{host}: expected a topic of at most {_LONGEST_TOPIC:,} bytes, none 0"
+        )
     password = None if parts.password is None else unquote(parts.password)
     if "password-file" in options:
-        password = Path(str(options["password-file"])).read_text(encoding="utf-8").strip()
+        password = _password(Path(str(options["password-file"])))
+    if "ca" in options and not Path(str(options["ca"])).is_file():
+        raise FileNotFoundError(f"ca: there is no file {options['ca']}")
     tls = parts.scheme == "mqtts"
     return MqttDoor(
         host,
@@ -137,3 +165,10 @@ def _mqtt(
         tls=tls,
         ca=str(options["ca"]) if "ca" in options else None,
     )
+
+
+def _password(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise ConfigError(f"password-file: {path} is no text in UTF-8") from None

@@ -67,7 +67,8 @@ class ModbusDoor:
             port: Of the server.
             unit: Its device number.
             register: Address of the first of `REGISTERS`; None: 0 if there is no coil.
-            ack: Address of the register where the PLC acknowledges; None: it does not.
+            ack: Address of the register where the PLC acknowledges, none of `REGISTERS`; None: it
+                does not.
             coil: Address of the coil to pulse; None: none.
             hold_s: How long a finding stands and a pulse lasts.
             timeout_s: The longest wait for an answer, and for the acknowledgement.
@@ -81,8 +82,20 @@ class ModbusDoor:
         for name, value in (("register", register), ("ack", ack), ("coil", coil)):
             if value is not None and not 0 <= value <= 0xFFFF:
                 raise ConfigError(f"{name} is {value}; expected 0..65535")
+        if not 0 <= unit <= 0xFF:
+            raise ConfigError(f"unit is {unit}; expected 0..255")
+        if register is not None and register > 0x10000 - len(REGISTERS):
+            raise ConfigError(
+                f"register is {register}; expected at most {0x10000 - len(REGISTERS)}, as "
+                f"{len(REGISTERS)} registers are written from there"
+            )
         if ack is not None and register is None:
             raise ConfigError("ack needs the registers: add register=ADDRESS")
+        if ack is not None and register is not None and 0 <= ack - register < len(REGISTERS):
+            raise ConfigError(
+                f"ack is {ack}, one of the {len(REGISTERS)} registers from {register} on that are "
+                "written here; expected one that the PLC alone writes"
+            )
         if not 0 <= hold_s <= 60:
             raise ConfigError(f"hold_s is {hold_s}; expected 0..60")
         self._host, self._port, self._unit = host, port, unit

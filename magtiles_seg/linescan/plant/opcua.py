@@ -8,6 +8,7 @@ from collections import deque
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from magtiles_seg.decision import count
 from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.linescan.defects import WebDefect
 from magtiles_seg.linescan.messages import Message
@@ -78,8 +79,12 @@ class OpcUaDoor:
             host: Address to listen at; `0.0.0.0`: at all.
             port: Port to listen at.
             path: Of the endpoint.
-            kept: Latest results that clients may ask for.
+            kept: Latest results that clients may ask for; at least 1.
+
+        Raises:
+            ConfigError: `kept` is out of its range.
         """
+        count("kept", kept)
         self._listen = (host, port)
         self._endpoint = f"opc.tcp://{host}:{port}/{path}"
         self._kept: deque[tuple[str, str]] = deque(maxlen=kept)  # id and JSON

@@ -137,7 +137,13 @@ class Outbox:
         self._message.lines(block)
 
     def write(self, found: Found) -> None:
-        """Take a finding; it is on its way when this returns."""
+        """Take a finding; it is on its way when this returns.
+
+        Raises:
+            OSError: The outbox is closed.
+        """
+        if self._closed:
+            raise OSError(f"{self._name} is closed: findings that come now are not delivered")
         message, limits = self._message(found), self._limits
         if isinstance(found, WebDefect) and (
             found.score < limits.min_score or found.area_px < limits.min_area_px
@@ -169,7 +175,8 @@ class Outbox:
         self._dropped, self._in_hand = self._dropped + left, 0
         self._waiting.clear()
         if left:
-            raise OSError(f"{left} findings were not delivered to {self._name}: {self._error}")
+            why = self._error or f"the receiver took longer than {self._limits.patience_s:g} s"
+            raise OSError(f"{left} findings were not delivered to {self._name}: {why}")
 
     def _run(self) -> None:
         while not self._given_up.is_set():

@@ -190,6 +190,19 @@ def test_full_outbox_drops_the_oldest_and_says_so() -> None:
     assert "dropped" in str(box.state.alarm)
 
 
+def test_outbox_that_is_closed_says_what_kept_findings_back_and_takes_no_more(
+    plc: plant.Plc,
+) -> None:
+    box = outbox(ModbusDoor("127.0.0.1", port=plc.port, hold_s=0.5), Limits(patience_s=0.1))
+    for line in range(5):
+        box.write(defect(line))
+    with pytest.raises(OSError, match=r"to door: the receiver took longer than 0\.1 s"):
+        box.close()
+    with pytest.raises(OSError, match="door is closed: findings that come now are not delivered"):
+        box.write(defect(5))
+    assert box.state.waiting == 0
+
+
 def test_finding_that_is_too_old_is_not_sent_to_a_gate() -> None:
     port = free_port()
     box = outbox(ModbusDoor("127.0.0.1", port=port, hold_s=0), Limits(expires_s=0.2))
@@ -362,11 +375,39 @@ def test_opcua_port_that_is_taken_is_an_alarm_and_the_server_starts_when_it_is_f
         ("modbus://host?most=0", "most is 0"),
         ("modbus://host?min-score=2", "min_score is 2.0"),
         ("modbus://host?expires-s=-1", "expires_s is -1.0"),
+        ("modbus://host?most=5&most=6", "most is given twice"),
+        ("modbus://host?unit=300", "unit is 300; expected 0..255"),
+        ("modbus://host?register=65524", "expected at most 65523, as 13 registers"),
+        ("modbus://host?register=100&ack=112", "ack is 112, one of the 13 registers from 100 on"),
+        ("modbus://host?register=100&ack=100", "ack is 100, one of the 13 registers from 100 on"),
+        ("modbus://host/100", "after the host, and no more"),
+        ("modbus://host?coil=1#2", "after the host, and no more"),
+        ("modbus://me:hush@host", "asks for no name and no password"),
+        ("opcua://me:hush@host", "asks for no name and no password"),
+        ("opcua://host?kept=0", "kept is 0"),
+        ("opcua://host?kept=-1", "kept is -1"),
+        ("mqtt://host:0/a", "port is 0; expected 1..65535"),
+        ("mqtt://host/a%00b", "expected a topic of at most 65,528 bytes"),
+        (f"mqtt://host/{65_529 * 't'}", "expected a topic of at most 65,528 bytes"),
     ],
 )
 def test_address_that_is_not_understood_is_config_error(address: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         open_door(address)
+
+
+@pytest.mark.parametrize(("register", "ack"), [(0, 13), (100, 99), (65_523, 0)])
+def test_registers_at_the_edge_of_their_ranges_are_taken(register: int, ack: int) -> None:
+    ModbusDoor("host", register=register, ack=ack)
+
+
+def test_file_of_an_address_that_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="ca: there is no file"):
+        open_door(f"mqtts://host/a?ca={tmp_path / 'none.pem'}")
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"password-file: .*secret is no text in UTF-8"):
+        open_door(f"mqtt://host/a?password-file={secret}")
 
 
 def test_address_gives_a_door_whose_name_holds_no_password(plc: plant.Plc, tmp_path: Path) -> None:
