@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.supervisors import Multiprocess
 
 from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.infer.manifest import manifest_path
@@ -64,25 +65,43 @@ def run(settings: Settings, tell: Callable[[str], None]) -> None:
         settings = replace(settings, model=str(_keep_model(settings, shared)))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared
     os.environ.update(settings.to_environment())
+    options: dict[str, Any] = {
+        "factory": True,
+        "host": settings.host,
+        "port": settings.port,
+        "workers": plan.workers,
+        "access_log": False,
+        "log_config": log_config(),
+        "server_header": False,
+        "timeout_keep_alive": _KEEP_ALIVE_S,
+        "timeout_graceful_shutdown": _grace_s(settings),
+        "backlog": _BACKLOG,
+        "http": PROTOCOL,
+        "ws": "none",
+    }
     try:
-        uvicorn.run(
-            _APP,
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=plan.workers,
-            access_log=False,
-            log_config=log_config(),
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_grace_s(settings),
-            backlog=_BACKLOG,
-            http=PROTOCOL,
-            ws="none",
-        )
+        if shared:
+            config = uvicorn.Config(_APP, **options)
+            _Workers(config, [config.bind_socket()]).run()
+        else:
+            uvicorn.run(_APP, **options)
     finally:
         if shared:
             shutil.rmtree(shared, ignore_errors=True)
+
+
+class _Workers(Multiprocess):
+    """Worker processes that share a port, which closes when they are told to end.
+
+    This process holds the port as well, and accepts nothing: clients that came while the workers
+    give their last answers would wait for nobody, and be reset.
+    """
+
+    def terminate_all(self) -> None:
+        """Tell all workers to end."""
+        super().terminate_all()
+        for port in self.sockets:
+            port.close()
 
 
 def _prepare_workers(settings: Settings) -> str:
