@@ -6,6 +6,7 @@
 | linked folders | followed, each folder once |
 | hidden files and folders (`.x`, `__MACOSX`) | left out |
 | results that this package wrote | left out |
+| masks: PNG files in `MT_<Class>/Imgs`, folders `masks` beside `images` | left out |
 | pictures of a format that is not read, broken links that name no picture | left out |
 | a folder that may not be read | an error that names it; the others go on |
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -34,7 +36,16 @@ _NOT_READ = frozenset(
 
 RESULTS, HIDDEN = "results of an earlier run", "hidden files or folders"
 FORMATS, BROKEN = "pictures of a format that is not read", "broken links"
+MASKS, MASK_FOLDERS = "masks of labelled pictures", "folders of masks beside images"
 """Why something is left out."""
+
+
+_MASK = re.compile(r"(^|[/\\])MT_[^/\\]+[/\\]Imgs[/\\][^/\\]+\.png$", re.IGNORECASE)
+
+
+def is_mask_name(path: str) -> bool:
+    """Return whether the layout `magnetic-tile` has a mask at a path; its pictures are no PNG."""
+    return _MASK.search(path) is not None
 
 
 class Survey:
@@ -185,7 +196,9 @@ def walk(folder: str, survey: Survey) -> Iterator[str]:
             seen.add((status.st_dev, status.st_ino))
             with os.scandir(here) as entries:
                 for entry in entries:
-                    if _is_folder(entry) and not is_hidden(entry.name):
+                    if entry.name == "masks" and os.path.isdir(f"{here}/images"):  # noqa: PTH112
+                        survey.leave_out(MASK_FOLDERS, entry.path)
+                    elif _is_folder(entry) and not is_hidden(entry.name):
                         (links if entry.is_symlink() else waiting).append(entry.path)
                     elif _is_wanted(entry, survey):
                         yield entry.path
@@ -205,10 +218,16 @@ def _is_wanted(entry: os.DirEntry[str], survey: Survey) -> bool:
         elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
             survey.leave_out(BROKEN, entry.path)
         return False
-    if is_result(entry.path):
-        survey.leave_out(RESULTS, entry.path)
-        return False
-    return True
+    if reason := left_out(entry.path):
+        survey.leave_out(reason, entry.path)
+    return not reason
+
+
+def left_out(path: str) -> str:
+    """Return why a picture's file is no picture of a tile; empty: it is one."""
+    if is_mask_name(path):
+        return MASKS
+    return RESULTS if is_result(path) else ""
 
 
 def is_hidden(name: str) -> bool:
@@ -240,8 +259,8 @@ def find_glob(word: str, survey: Survey) -> Iterator[str]:
     for name in _matches(root, pattern, survey):
         path = os.path.join(root, name) if there else name  # noqa: PTH118
         if is_picture_name(name) and not os.path.isdir(path):  # noqa: PTH112
-            if is_result(path):
-                survey.leave_out(RESULTS, path)
+            if reason := left_out(path):
+                survey.leave_out(reason, path)
             else:
                 yield path
 

@@ -60,6 +60,21 @@ def test_results_are_left_out_and_a_user_s_own_mask_is_not(tmp_path: Path) -> No
     assert found(tmp_path, tmp_path / "a_mask.png") == ["a_mask.png"]
 
 
+def test_masks_of_a_data_set_are_left_out_and_other_pictures_are_not(tmp_path: Path) -> None:
+    touch(tmp_path, "MT_Crack/Imgs/a.jpg", "MT_Crack/Imgs/a.png", "own/images/b.png")
+    touch(tmp_path, "own/masks/b.png", "masks/c.png", "MT_Crack/d.png")
+    for word in (tmp_path, tmp_path / "**" / "*"):
+        survey = Survey()
+        assert found(tmp_path, word, survey=survey) == [
+            "MT_Crack/Imgs/a.jpg", "MT_Crack/d.png", "masks/c.png", "own/images/b.png",
+        ]  # fmt: skip
+        said = "\n".join(survey.lines())
+        assert "left out 1 masks of labelled pictures, such as" in said
+        assert "left out 1 folders of masks beside images, such as" in said
+    assert found(tmp_path, tmp_path / "own" / "masks") == ["own/masks/b.png"]
+    assert found(tmp_path, tmp_path / "MT_Crack/Imgs/a.png") == ["MT_Crack/Imgs/a.png"]
+
+
 def test_folder_of_results_alone_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a_overlay.png").write_bytes(mark_png(PNG))
     with pytest.raises(DataError, match=r"no picture in .*; left out 1 results of an earlier run"):

@@ -14,7 +14,15 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from magtiles_seg.errors import BackendUnavailableError, DataError, ImageError
-from magtiles_seg.inputs import HIDDEN, RESULTS, Survey, is_hidden, is_picture_name
+from magtiles_seg.inputs import (
+    HIDDEN,
+    MASKS,
+    RESULTS,
+    Survey,
+    is_hidden,
+    is_mask_name,
+    is_picture_name,
+)
 from magtiles_seg.marking import HEAD_BYTES, RESULT_NAMES, is_marked
 from magtiles_seg.names import as_text, without_secrets
 
@@ -281,6 +289,8 @@ def _under(prefix: str, pattern: Any, patience_s: float, survey: Survey) -> Iter
             continue
         if any(is_hidden(part) for part in _path(url)[root:].split("/")):
             survey.leave_out(HIDDEN, without_secrets(as_text(url)))
+        elif is_mask_name(_path(url)):
+            survey.leave_out(MASKS, without_secrets(as_text(url)))
         elif RESULT_NAMES.search(_path(url)) and _is_result(url, patience_s):
             survey.leave_out(RESULTS, without_secrets(as_text(url)))
         else:
