@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magtiles_seg.dataset.archive import converted_from, source_folder
-from magtiles_seg.dataset.layouts import FORMAT_NAMES
+from magtiles_seg.dataset.layouts import left_layout
 from magtiles_seg.dataset.reviewed import reviewed_samples
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import PARTS, Split
@@ -53,8 +53,7 @@ def grouped(samples: tuple[Sample, ...], params: Params) -> tuple[Sample, ...]:
 
 def layout_of(params: Params) -> str:
     """Return the layout that `load` leaves: data sets of other tools become folders."""
-    layout = params.data_load.layout
-    return "folder" if layout in FORMAT_NAMES else layout
+    return left_layout(params.data_load.layout)
 
 
 def read_split(manifest: Path) -> Split:

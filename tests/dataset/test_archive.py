@@ -17,9 +17,11 @@ import pytest
 from PIL import Image
 
 from magtiles_seg.dataset.archive import fetch, note_folder, source_folder, verify
+from magtiles_seg.dataset.formats.convert import Wanted
 from magtiles_seg.dataset.samples import find_samples
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of
+from magtiles_seg.labels import LABELS
 
 
 def encoded(kind: str, size_wh: tuple[int, int] = (64, 48)) -> bytes:
@@ -100,9 +102,44 @@ def test_fetch_wrong_checksum_writes_nothing(archive: Path, tmp_path: Path) -> N
 def test_fetch_archive_without_a_data_set_leaves_nothing(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
         opened.writestr("readme.txt", "nothing here")
-    with pytest.raises(DataError, match="holds no data set"):
+    with pytest.raises(DataError, match=r"x\.zip holds no data set of layout 'auto'"):
         fetch(str(tmp_path / "x.zip"), tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_fetch_of_two_layouts_takes_the_one_that_is_wanted(
+    archive: Path, tmp_path: Path, zipped: bool
+) -> None:
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("set-master/images/a.png", encoded("png"))
+    source = archive
+    if not zipped:
+        source = tmp_path / "folder"
+        shutil.unpack_archive(archive, source)
+    root = fetch(str(source), tmp_path / "data", wanted=Wanted(LABELS, layout="folder"))
+    assert root.name == "set-master"
+    with pytest.raises(DataError, match="holds 2 data sets"):
+        fetch(str(source), tmp_path / "other", wanted=Wanted(LABELS))
+
+
+def test_fetch_without_the_wanted_layout_names_it_and_what_is_expected(
+    archive: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted(LABELS, layout="folder")
+    with pytest.raises(DataError, match=r"layout 'folder'; expected folders images/ and masks/$"):
+        fetch(str(archive), tmp_path / "data", wanted=wanted)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder", "synthetic"])
+def test_fetch_refuses_a_class_map_that_would_change_nothing(
+    archive: Path, tmp_path: Path, kind: str
+) -> None:
+    shutil.unpack_archive(archive, tmp_path / "folder")
+    source = {"zip": archive, "folder": tmp_path / "folder", "synthetic": "synthetic:tiles=1"}[kind]
+    wanted = Wanted(LABELS, class_map=("blowhole=background",))
+    with pytest.raises(ConfigError, match="class_map is set, but the classes of"):
+        fetch(str(source), tmp_path / "data", wanted=wanted)
 
 
 def test_fetch_missing_source_is_file_not_found(tmp_path: Path) -> None:
