@@ -279,16 +279,18 @@ def train(
 
     from magtiles_seg.train.devices import is_first
     from magtiles_seg.train.loop import train as run
-    from magtiles_seg.train.state import fingerprints, forget_other_run
+    from magtiles_seg.train.state import check_run, fingerprints, forget_other_run, identity
 
     parts = split_parts(manifest, params)
     what = (parts["train"], parts["validation"], params.train, out)
     labels, resume = params.data_load.labels, True
     if not is_first():  # started by the first one, which has cleared the folder and speaks for all
         return run(*what, labels=labels)
-    known = fingerprints(parts["train"], parts["validation"]) if restart else None
+    known = fingerprints(*what[:2])
     if restart:
         resume = not forget_other_run(*what, labels=labels, known=known)
+    else:  # before the curves and parameters of what may be another run are touched
+        check_run(out, identity(*what[:3], labels), *what[:2], known)
     folder = str(logs or out / "dvclive")
     with Live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
         logger.log_params(asdict(params.train))

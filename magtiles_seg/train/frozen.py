@@ -14,7 +14,7 @@ from pathlib import Path
 from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.augment import CopyPaste
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.errors import ConfigError
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.labels import FREE
 from magtiles_seg.model.checkpoint import save_checkpoint
@@ -24,7 +24,6 @@ from magtiles_seg.train.devices import Devices
 from magtiles_seg.train.patches import fit_alone
 from magtiles_seg.train.state import (
     CHECKPOINT,
-    STATE,
     Fingerprints,
     RunState,
     fingerprints,
@@ -57,15 +56,10 @@ def train_patches(
         What the validation part gave, and the run's state, as after a single epoch.
 
     Raises:
-        DataError: A picture is damaged, a part is empty, or `out_dir` holds another run.
+        DataError: A picture is damaged, or a part is empty.
         ConfigError: A parameter asks for what there is not, or no class can be drawn.
     """
     _check(params)
-    if (out_dir / STATE).is_file():
-        raise DataError(
-            f"{out_dir / STATE} is the state of a run of another kind: give the run another output "
-            "directory, or delete this one to start afresh"
-        )
     kept, protocol = learnt_from(training, validation), get_protocol(params.protocol)
     known = known or fingerprints(training, validation)
     pictures = training_pictures(kept, protocol, labels)

@@ -52,7 +52,7 @@ from magtiles_seg.train.state import (
     Fingerprints,
     RunState,
     ancestors,
-    check_pictures,
+    check_run,
     fingerprints,
     identity,
     is_finished,
@@ -134,7 +134,7 @@ def train(
         torch.set_num_threads(params.threads)
     expected = identity(training, validation, params, labels)
     if is_first():  # which speaks for the processes that it starts
-        check_pictures(out_dir, expected, training, validation, known)
+        check_run(out_dir, expected, training, validation, known)
     if is_finished(out_dir, expected):
         return out_dir / CHECKPOINT
     if params.architecture == PATCHES:

@@ -117,32 +117,35 @@ def fingerprints(training: Sequence[Sample], validation: Sequence[Sample]) -> Fi
     return Fingerprints(code, data_sha256([*training, *validation]))
 
 
-def check_pictures(
+def check_run(
     out_dir: Path,
     expected: dict[str, object],
     training: Sequence[Sample],
     validation: Sequence[Sample],
     known: Fingerprints | None = None,
 ) -> None:
-    """Refuse to go on with a run, or to take it as finished, whose pictures were changed since.
+    """Refuse a folder that holds another run, or this one with pictures that were changed since.
 
     Args:
-        out_dir: The run's folder.
-        expected: What `identity` returns for the run that is to go on: it knows pictures by name.
+        out_dir: The run's folder; empty or missing, it holds none.
+        expected: What `identity` returns for the run to start, or to go on: it knows pictures by
+            name.
         training: Pictures that the weights are fitted to.
         validation: Pictures that choose the checkpoint.
         known: What `fingerprints` returns for the two parts, where the caller has it.
 
     Raises:
-        DataError: A picture, a mask or a tile's number is another one than when the run began.
+        DataError: The checkpoint or the state in it is of a run with other parameters, labels or
+            parts; or a picture, a mask or a tile's number is another one than when it began.
     """
     for name, key, place in ((CHECKPOINT, "training", _FINISHED), (STATE, "identity", None)):
         try:
             _, meta = read_tensors(out_dir / name)
         except (FileNotFoundError, ModelError):
             continue
+        _check_same(out_dir / name, meta.get(key), expected)
         began = (meta.get(place) or {} if place else meta).get("data_sha256")
-        if not began or _started_with(meta.get(key)) != expected:
+        if not began:
             continue
         now = known.data_sha256 if known else data_sha256([*training, *validation])
         if now != began:
@@ -211,13 +214,8 @@ def load_state(
         ModelError: The file is damaged.
     """
     tensors, meta = read_tensors(path)
-    meta["identity"] = present_names("train", meta["identity"])
-    if meta["identity"] != identity:
-        changed = sorted(key for key in identity if meta["identity"].get(key) != identity[key])
-        raise DataError(
-            f"{path} is the state of a run with other {', '.join(changed)}: "
-            "give the run another output directory, or delete this one to start afresh"
-        )
+    _check_same(path, meta["identity"], identity)
+    meta["identity"] = identity
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
@@ -287,7 +285,24 @@ def _is_that_run(out_dir: Path, expected: dict[str, object], known: Fingerprints
     state = RunState(**meta)
     if _started_with(state.identity) != expected or state.fingerprints != known:
         return False
-    return bool(best.get("epoch") == state.best_epoch)
+    # That of the state, or of the epoch after it: killed between writing the one and the other.
+    return best.get("epoch") in (state.best_epoch, state.epoch)
+
+
+def _check_same(path: Path, kept: dict[str, Any] | None, expected: dict[str, Any]) -> None:
+    """Refuse a file of another run.
+
+    Raises:
+        DataError: It is of one.
+    """
+    began = _started_with(kept)
+    keys = sorted({**began, **expected})
+    changed = [key for key in keys if began.get(key, ...) != expected.get(key, ...)]
+    if changed:
+        raise DataError(
+            f"{path} is of a run with other {', '.join(changed)}: give the run another "
+            "output directory, or --restart it, which forgets this one"
+        )
 
 
 def _started_with(kept: dict[str, Any] | None) -> dict[str, Any]:
