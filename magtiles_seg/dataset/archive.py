@@ -34,8 +34,8 @@ _NOTE = "folder.json"
 
 
 def fetch(
-    source: str,
-    destination: Path,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     *,
     sha256: str | None = None,
     checksums: Path | None = None,
@@ -72,7 +72,7 @@ def fetch(
         DataError: The download fails; the archive is damaged, unsafe or holds no data set; foreign
             files lie in the way; or the files are not those of `checksums`.
     """
-    destination = Path(destination)
+    source, destination = os.fspath(source), Path(destination)
     layout = "auto" if wanted is None else left_layout(wanted.layout)
     once = partial(_once, destination, source=source, layout=layout, waiting=waiting)
     _check_options(source, sha256)

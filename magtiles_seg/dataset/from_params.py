@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from magtiles_seg.config import Params
 
 
-def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
+def samples_of(params: Params, root: str | os.PathLike[str] | None = None) -> tuple[Sample, ...]:
     """Return the samples of a folder, or of the data set that `load` brings.
 
     The latter with its reviewed parts, which `loop import` writes.
@@ -28,7 +29,9 @@ def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
     """
     wanted, directory = params.data_load, Path(params.data_load.directory)
     if root is not None:
-        return grouped(find_samples(root, layout=layout_of(params), labels=wanted.labels), params)
+        return grouped(
+            find_samples(Path(root), layout=layout_of(params), labels=wanted.labels), params
+        )
     folder = source_folder(wanted.source)
     if folder is not None and converted_from(folder, directory):
         folder = None  # others are used where they lie
@@ -56,7 +59,7 @@ def layout_of(params: Params) -> str:
     return left_layout(params.data_load.layout)
 
 
-def read_split(manifest: Path) -> Split:
+def read_split(manifest: str | os.PathLike[str]) -> Split:
     """Return the split of a manifest file.
 
     Raises:
@@ -65,7 +68,7 @@ def read_split(manifest: Path) -> Split:
         OSError: It cannot be read.
     """
     try:
-        return Split.from_json(manifest.read_text(encoding="utf-8"))
+        return Split.from_json(Path(manifest).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no split manifest at {manifest}; draw the split first: magtiles-seg data split"
@@ -74,7 +77,7 @@ def read_split(manifest: Path) -> Split:
         raise DataError(f"{manifest}: {error}") from error
 
 
-def split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
+def split_parts(manifest: str | os.PathLike[str], params: Params) -> dict[str, list[Sample]]:
     """Return the samples of each part of a split manifest.
 
     Raises:
