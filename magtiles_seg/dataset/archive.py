@@ -119,7 +119,7 @@ def _archive(
     Raises:
         FileNotFoundError, DataError: There is no such file, or it has another SHA-256.
     """
-    if source.lower().startswith(("http://", "https://")):
+    if _is_url(source):
         return f"{source} sha256={sha256}", lambda to: _unpack_url(
             source, to, sha256=sha256, progress=progress
         )
@@ -199,6 +199,31 @@ def converted_from(folder: Path, destination: Path) -> bool:
     return _key_of_receipt(destination).startswith(f"folder={folder.resolve()} ")
 
 
+def check_brought(source: str, destination: Path) -> None:
+    """Refuse a loaded data set that came from elsewhere than the path that the source now names.
+
+    A folder is known by its name, for a loaded data set may go to another machine without it.
+
+    Raises:
+        DataError: It did.
+    """
+    key = _key_of_receipt(destination)
+    if not key or source.startswith(SYNTHETIC) or _is_url(source):
+        return
+    path = Path(source).expanduser()
+    if path.is_file() or path.suffix.lower() == ".zip":
+        came = key.startswith(("sha256=", "checksums="))
+    else:
+        folder = key.removeprefix("folder=").partition(" files=")[0]
+        came = key.startswith("folder=") and Path(folder).name == path.resolve().name
+    if not came:
+        raise DataError(
+            f"{destination} was loaded from another source than {source!r}"
+            f"{'' if path.exists() else ', which is not there'}; correct data_load.source, or load "
+            "it first: magtiles-seg data load"
+        )
+
+
 def _forget_conversion(folder: Path, destination: Path) -> None:
     """Remove what a folder was converted to, for now it is used where it lies."""
     if converted_from(folder, destination):
@@ -212,6 +237,10 @@ def read_summary(root: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return said if isinstance(said, str) else None
+
+
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
 
 
 def source_folder(source: str) -> Path | None:

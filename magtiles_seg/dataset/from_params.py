@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magtiles_seg.dataset.archive import converted_from, source_folder
+from magtiles_seg.dataset.archive import check_brought, converted_from, source_folder
 from magtiles_seg.dataset.layouts import left_layout
 from magtiles_seg.dataset.reviewed import reviewed_samples
 from magtiles_seg.dataset.samples import Sample, find_samples
@@ -23,8 +23,8 @@ def samples_of(params: Params, root: str | os.PathLike[str] | None = None) -> tu
     The latter with its reviewed parts, which `loop import` writes.
 
     Raises:
-        FileNotFoundError, DataError: There is no such data set, it is not whole, or
-            `params.data_split.group_pattern` does not fit every name in it.
+        FileNotFoundError, DataError: There is no such data set, it is not whole or was loaded from
+            another source, or `params.data_split.group_pattern` does not fit every name in it.
         ConfigError: The pattern is invalid.
     """
     wanted, directory = params.data_load, Path(params.data_load.directory)
@@ -35,6 +35,8 @@ def samples_of(params: Params, root: str | os.PathLike[str] | None = None) -> tu
     folder = source_folder(wanted.source)
     if folder is not None and converted_from(folder, directory):
         folder = None  # others are used where they lie
+    if folder is None:
+        check_brought(wanted.source, directory)
     root = directory if folder is None else folder
     samples = grouped(find_samples(root, layout=layout_of(params), labels=wanted.labels), params)
     reviewed = reviewed_samples(directory, wanted.labels, samples)

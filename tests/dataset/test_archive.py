@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magtiles_seg.dataset.archive import fetch, note_folder, source_folder, verify
+from magtiles_seg.config import load_params
+from magtiles_seg.dataset.archive import check_brought, fetch, note_folder, source_folder, verify
 from magtiles_seg.dataset.formats.convert import Wanted
+from magtiles_seg.dataset.from_params import samples_of
 from magtiles_seg.dataset.samples import find_samples
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of
@@ -355,3 +357,34 @@ def test_fetch_receipt_that_is_hostile_is_no_receipt(archive: Path, tmp_path: Pa
         (tmp_path / "data" / ".fetched.json").write_text(text)
         shutil.rmtree(tmp_path / "data" / "set-master", ignore_errors=True)
         assert fetch(str(archive), tmp_path / "data")
+
+
+def test_data_of_another_path_than_the_source_names_is_refused(
+    archive: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    check_brought("anything", data)  # nothing was loaded
+    fetch(str(archive), data)
+    for source in (str(archive), "gone.zip", "https://x/y.zip", "synthetic:"):
+        check_brought(source, data)
+    with pytest.raises(DataError, match=r"another source than 'clth', which is not there; correct"):
+        check_brought("clth", data)
+
+
+def test_converted_folder_is_known_by_its_name_where_it_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "line").mkdir()
+    (tmp_path / "line" / "a.png").write_bytes(encoded("png"))
+    wanted = Wanted(("background", "defect"), None, "sound", "labelme")
+    fetch(tmp_path / "line", tmp_path / "data", wanted=wanted)
+    (tmp_path / "line").rename(tmp_path / "moved")
+    check_brought("elsewhere/line", tmp_path / "data")
+    params = load_params(
+        None,
+        [
+            f"data_load.source={tmp_path / 'lin'}",
+            f"data_load.directory={tmp_path / 'data'}",
+            "data_load.labels=[background, defect]",
+        ],
+    )
+    with pytest.raises(DataError, match=r"data was loaded from another source than .*lin'"):
+        samples_of(params)
