@@ -8,14 +8,14 @@
 | `export` | export | a checkpoint and its split | the one model file |
 | `evaluate` | evaluate | a model and a split | figures, tables, curves |
 
-Each takes `Params`, as `load_params` reads them, and paths; nothing is printed. What a function
-needs of an optional extra is imported when it is called.
+Each takes `Params`, as `load_params` reads them, and paths, also as text; nothing is printed. What
+a function needs of an optional extra is imported when it is called.
 
 Example:
     >>> params = load_params(None, ["data_load.source=synthetic:tiles=10", "train.epochs=1"])
     >>> load(params)
-    >>> split(params, Path("data/split.json"))
-    >>> checkpoint = train(params, Path("data/split.json"), Path("runs/train"))
+    >>> split(params, "data/split.json")
+    >>> checkpoint = train(params, "data/split.json", "runs/train")
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ __all__ = [
     "train",
 ]
 
+AnyPath: TypeAlias = "str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[int, "int | None"], None]
 """Told `(done, total)`; the total is None where it is not known."""
 
@@ -190,11 +191,11 @@ def count_tiles(loaded: DataSet, params: Params) -> int:
 
 def import_reviewed(
     params: Params,
-    export: Path,
+    export: AnyPath,
     *,
-    manifest: Path | None = None,
+    manifest: AnyPath | None = None,
     tool: str | None = None,
-    index: Path | None = None,
+    index: AnyPath | None = None,
     group_by: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Imported:
@@ -218,13 +219,14 @@ def import_reviewed(
     from magtiles_seg.dataset.splits import make_split
     from magtiles_seg.review.handoff import import_labels
 
+    index = None if index is None else Path(index)
     samples = [sample for sample in samples_of(params) if not sample.train_only]
     if manifest is None:
         fixed = make_split(samples, **params.data_split.draw)
     else:
         fixed = read_split(manifest)
     return import_labels(
-        export,
+        Path(export),
         Path(params.data_load.directory),
         labels=params.data_load.labels,
         samples=samples,
@@ -236,7 +238,7 @@ def import_reviewed(
     )
 
 
-def split(params: Params, out: Path | None = None) -> Split:
+def split(params: Params, out: AnyPath | None = None) -> Split:
     """Draw the split of `params.data_split`, and write its manifest where `out` says.
 
     Raises:
@@ -246,16 +248,16 @@ def split(params: Params, out: Path | None = None) -> Split:
 
     drawn = make_split(samples_of(params), **params.data_split.draw)
     if out is not None:
-        write(out, drawn.to_json())
+        write(Path(out), drawn.to_json())
     return drawn
 
 
 def train(
     params: Params,
-    manifest: Path,
-    out: Path,
+    manifest: AnyPath,
+    out: AnyPath,
     *,
-    logs: Path | None = None,
+    logs: AnyPath | None = None,
     restart: bool = False,
     progress: Callable[..., Any] | None = None,
 ) -> Path:
@@ -281,7 +283,7 @@ def train(
     from magtiles_seg.train.loop import train as run
     from magtiles_seg.train.state import check_run, fingerprints, forget_other_run, identity
 
-    parts = split_parts(manifest, params)
+    parts, out = split_parts(manifest, params), Path(out)
     what = (parts["train"], parts["validation"], params.train, out)
     labels, resume = params.data_load.labels, True
     if not is_first():  # started by the first one, which has cleared the folder and speaks for all
@@ -299,11 +301,11 @@ def train(
 
 def export(
     params: Params,
-    checkpoint: Path,
-    out: Path,
+    checkpoint: AnyPath,
+    out: AnyPath,
     *,
-    manifest: Path | None = None,
-    choice: Path | None = None,
+    manifest: AnyPath | None = None,
+    choice: AnyPath | None = None,
     name: str | None = None,
     with_decision: bool = False,
 ) -> ModelFile:
@@ -330,12 +332,14 @@ def export(
     from magtiles_seg.export.unseen import checkpoint_card
     from magtiles_seg.model.checkpoint import calibrate_checkpoint
 
+    checkpoint, out = Path(checkpoint), Path(out)
+    manifest = None if manifest is None else Path(manifest)
     if checkpoint.suffix.lower() != ".safetensors":
         raise ModelError(
             f"{checkpoint} is no checkpoint: expected a .safetensors file; for an artefact of an "
             "ONNX model, give a folder to write to"
         )
-    chosen = Choice.from_json(read_text(choice)) if choice else None
+    chosen = Choice.from_json(read_text(Path(choice))) if choice else None
     with tempfile.TemporaryDirectory() as folder:
         if chosen is not None:
             source, checkpoint = checkpoint, Path(folder) / "calibrated.safetensors"
@@ -356,12 +360,12 @@ def export(
 
 def export_artefact(
     params: Params,
-    model: Path | None,
-    out: Path,
+    model: AnyPath | None,
+    out: AnyPath,
     order: Order,
     *,
-    manifest: Path | None = None,
-    data: Path | None = None,
+    manifest: AnyPath | None = None,
+    data: AnyPath | None = None,
     name: str | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Artefact:
@@ -390,7 +394,9 @@ def export_artefact(
     from magtiles_seg.export.unseen import checkpoint_card, gate_tiles
     from magtiles_seg.model.bundled import model_path
 
-    model = model_path(model)
+    model, out = model_path(model), Path(out)
+    manifest = None if manifest is None else Path(manifest)
+    data = None if data is None else Path(data)
     is_checkpoint = model.suffix.lower() == ".safetensors"
     card = checkpoint_card(params, model, manifest, None, name) if is_checkpoint else None
     proof, int8_tiles = gate_tiles(params, model, order.precision, manifest=manifest, data=data)
@@ -402,9 +408,9 @@ def export_artefact(
 
 def screen(
     params: Params,
-    model: str | os.PathLike[str] | None,
-    manifest: Path,
-    out: Path,
+    model: AnyPath | None,
+    manifest: AnyPath,
+    out: AnyPath,
     *,
     kept: float = 0.99,
     threshold: float | None = None,
@@ -459,19 +465,19 @@ def screen(
         )
         choice = choose_threshold(network, held_out, found, kept=kept, threshold=threshold)
         card = screen_card(network, choice, segmenter.spec, epochs=epochs)
-    write_screen(network, out, card, [picture.image for picture in held_out[:4]])
+    write_screen(network, Path(out), card, [picture.image for picture in held_out[:4]])
     return card
 
 
 def evaluate(
     params: Params,
-    model: Segmenter | Path | None = None,
+    model: Segmenter | AnyPath | None = None,
     *,
-    manifest: Path | None = None,
-    dataset: Path | None = None,
+    manifest: AnyPath | None = None,
+    dataset: AnyPath | None = None,
     protocol: str | None = None,
     group_by: str | None = None,
-    out: Path | None = None,
+    out: AnyPath | None = None,
     worst: int = 0,
     progress: Progress | None = None,
 ) -> EvaluationResult:
@@ -538,14 +544,14 @@ def evaluate(
             watch=gallery.watch if gallery.count else None,
         )
     if out is not None:
-        curves.save(result, out)
-        save_page(result, out, worst=gallery)
+        curves.save(result, Path(out))
+        save_page(result, Path(out), worst=gallery)
     return result
 
 
 def evaluate_folds(
     params: Params,
-    directories: Sequence[Path],
+    directories: Sequence[AnyPath],
     *,
     protocol: str | None = None,
     resamples: int = 1000,
@@ -569,7 +575,7 @@ def evaluate_folds(
     from magtiles_seg.infer.segmenter import Segmenter
 
     return folds.evaluate_folds(
-        folds.find_runs(directories),
+        folds.find_runs([Path(directory) for directory in directories]),
         {sample.id: sample for sample in samples_of(params)},
         open_model=partial(Segmenter, flips=params.evaluate.flips),
         protocol=protocol or params.evaluate.protocol,

@@ -239,6 +239,25 @@ def test_split_of_other_data_is_refused_by_train(
     assert "names 6 pictures that the data set lacks, exp1_num_" in capsys.readouterr().err
 
 
+def test_train_into_the_folder_of_another_run_leaves_its_parameters_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    from magtiles_seg.model.checkpoint import write_tensors
+
+    monkeypatch.chdir(tmp_path)
+    assert run("data", "synth", "data", "--tiles", "12") == 0
+    assert run("data", "split") == 0
+    write_tensors(Path("runs/train/model.safetensors"), {}, {"training": {"architecture": "small"}})
+    kept = Path("runs/train/dvclive/params.yaml")
+    kept.parent.mkdir()
+    kept.write_text("architecture: small\n", encoding="utf-8")
+    assert run("train", "--set", "train.architecture=nano") == 2
+    assert "is of a run with other architecture" in capsys.readouterr().err
+    assert kept.read_text(encoding="utf-8") == "architecture: small\n"
+    assert [path.name for path in kept.parent.iterdir()] == ["params.yaml"]
+
+
 def test_synth_writes_tiles_that_evaluate_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

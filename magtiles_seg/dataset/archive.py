@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from magtiles_seg.dataset.checksums import Checksums, check_files, leave_out, read_checksums
 from magtiles_seg.dataset.download import OpenEndedProgress, download
 from magtiles_seg.dataset.formats.convert import Wanted, convert, fingerprint, format_of
-from magtiles_seg.dataset.layouts import FORMAT_NAMES, locate
+from magtiles_seg.dataset.layouts import FORMAT_NAMES, left_layout, locate
 from magtiles_seg.dataset.masks import DESCRIPTION
 from magtiles_seg.dataset.samples import Sample, check_sample, raise_problems, scan
 from magtiles_seg.dataset.splits import data_sha256
@@ -33,8 +34,8 @@ _NOTE = "folder.json"
 
 
 def fetch(
-    source: str,
-    destination: Path,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     *,
     sha256: str | None = None,
     checksums: Path | None = None,
@@ -56,9 +57,9 @@ def fetch(
         checksums: A list of files with the SHA-256 of each, as `sha256sum` writes it: what an
             archive holds beside them is left out, and they are compared. Then `destination` holds
             the same wherever it came from. Synthetic tiles are drawn, and not compared.
-        wanted: What is made of a data set of another tool: it is written under `destination` in the
-            layout `folder`, also from a folder, and again when that has changed. None: such ones
-            are refused.
+        wanted: The layout, and what is made of a data set of another tool: it is written under
+            `destination` in the layout `folder`, also from a folder, and again when that has
+            changed. None: such ones are refused.
         progress: Called with (done, total or None): bytes of a download, tiles of a synthetic set,
             pictures that are converted.
         waiting: Called once if it has to wait for another process.
@@ -66,54 +67,48 @@ def fetch(
     Raises:
         FileNotFoundError: A path that does not exist.
         ConfigError: The arguments after `synthetic:` are unknown, `sha256` is no SHA-256 or not
-            of an archive, or `checksums` is no such list.
+            of an archive, `checksums` is no such list or of files that are converted, or the class
+            map would change nothing.
         DataError: The download fails; the archive is damaged, unsafe or holds no data set; foreign
             files lie in the way; or the files are not those of `checksums`.
     """
-    destination = Path(destination)
+    source, destination = os.fspath(source), Path(destination)
+    layout = "auto" if wanted is None else left_layout(wanted.layout)
+    once = partial(_once, destination, source=source, layout=layout, waiting=waiting)
     _check_options(source, sha256)
     if source.startswith(SYNTHETIC):
+        _check_map_is_used(None, wanted, source)
         drawn = read_source(source, tiles=50, seed=0)
-        return _once(
+        return once(
             f"{SYNTHETIC}tiles={drawn['tiles']},seed={drawn['seed']}",
-            destination,
             lambda to: write_dataset(to, **drawn, progress=progress),
-            waiting,
         )
     listed = None if checksums is None else read_checksums(checksums)
     folder = source_folder(source)
     if folder is not None:
-        root = _from_folder(folder, destination, wanted, progress, waiting)
+        name = None if wanted is None else format_of(folder, wanted)
+        _check_map_is_used(name, wanted, source)
+        _check_is_listed(listed, name is not None, source)
+        if wanted is None or name is None:
+            _forget_conversion(folder, destination)
+            root = locate(folder, layout)[1]
+        else:
+            key = f"folder={folder.resolve()} files={fingerprint(folder)} as={wanted.key}"
+            root = once(key, lambda to: convert(folder, to, name, wanted, progress=progress))
     else:
+        converts = wanted is not None and (wanted.maps or wanted.layout in FORMAT_NAMES)
+        _check_is_listed(listed, converts, source)
         key, bring = _archive(source, sha256, progress)
         if checksums is not None and listed is not None:
             key = f"checksums={sha256_of(checksums)}"  # nothing else of the source is kept
-            bring = _listed_alone(bring, listed, source)
+            bring = _listed_alone(bring, listed, source, layout)
         elif wanted is not None:
-            key = f"{key} as={wanted.key}" if wanted.maps or wanted.layout in FORMAT_NAMES else key
-            bring = _converted(bring, wanted, progress)
-        root = _once(key, destination, bring, waiting)
+            key = f"{key} as={wanted.key}" if converts else key
+            bring = _converted(bring, wanted, source, progress)
+        root = once(key, bring)
     if listed is not None:
         check_files(root, listed, source=str(root))
     return root
-
-
-def _from_folder(
-    folder: Path,
-    destination: Path,
-    wanted: Wanted | None,
-    progress: OpenEndedProgress | None,
-    waiting: Callable[[str], object],
-) -> Path:
-    """Return the root of a folder's data set: where it lies, or where it was converted to."""
-    name = None if wanted is None else format_of(folder, wanted)
-    if wanted is None or name is None:
-        _forget_conversion(folder, destination)
-        return locate(folder)[1]
-    key = f"folder={folder.resolve()} files={fingerprint(folder)} as={wanted.key}"
-    return _once(
-        key, destination, lambda to: convert(folder, to, name, wanted, progress=progress), waiting
-    )
 
 
 def _archive(
@@ -124,7 +119,7 @@ def _archive(
     Raises:
         FileNotFoundError, DataError: There is no such file, or it has another SHA-256.
     """
-    if source.lower().startswith(("http://", "https://")):
+    if _is_url(source):
         return f"{source} sha256={sha256}", lambda to: _unpack_url(
             source, to, sha256=sha256, progress=progress
         )
@@ -139,14 +134,14 @@ def _archive(
 
 
 def _listed_alone(
-    bring: Callable[[Path], object], listed: Checksums, source: str
+    bring: Callable[[Path], object], listed: Checksums, source: str, layout: str
 ) -> Callable[[Path], object]:
     """Let nothing but the listed files arrive, and only if all of them do."""
 
     def bring_and_check(to: Path) -> None:
         bring(to)
         try:
-            root = locate(to)[1]
+            root = locate(to, layout, called=source)[1]
         except DataError as error:
             raise DataError(
                 f"{source}: none of the data set that data_load.checksums lists is in it; for data "
@@ -159,7 +154,10 @@ def _listed_alone(
 
 
 def _converted(
-    bring: Callable[[Path], object], wanted: Wanted, progress: OpenEndedProgress | None
+    bring: Callable[[Path], object],
+    wanted: Wanted,
+    source: str,
+    progress: OpenEndedProgress | None,
 ) -> Callable[[Path], object]:
     """Let a data set of another tool arrive in the layout `folder`, and others as they are."""
 
@@ -167,6 +165,7 @@ def _converted(
         raw = to / _RAW
         bring(raw)
         name = format_of(raw, wanted)
+        _check_map_is_used(name, wanted, source)
         if name is not None:
             convert(raw, to, name, wanted, progress=progress)
         else:
@@ -177,9 +176,52 @@ def _converted(
     return bring_and_convert
 
 
+def _check_map_is_used(name: str | None, wanted: Wanted | None, source: str) -> None:
+    """Refuse a class map where nothing is converted, so that it would change nothing."""
+    if name is None and wanted is not None and wanted.class_map is not None:
+        raise ConfigError(
+            f"data_load.class_map is set, but the classes of {source} are its folders' names and "
+            "are read as they are; set it to null"
+        )
+
+
+def _check_is_listed(listed: Checksums | None, converts: bool, source: str) -> None:
+    """Refuse a list of files where others are written from them."""
+    if listed is not None and converts:
+        raise ConfigError(
+            f"data_load.checksums lists files that are used as they are, but {source} is converted "
+            "(data_load.layout, class_map or unlabelled); set data_load.checksums to null"
+        )
+
+
 def converted_from(folder: Path, destination: Path) -> bool:
     """Return whether `destination` holds what a folder was converted to."""
     return _key_of_receipt(destination).startswith(f"folder={folder.resolve()} ")
+
+
+def check_brought(source: str, destination: Path) -> None:
+    """Refuse a loaded data set that came from elsewhere than the path that the source now names.
+
+    A folder is known by its name, for a loaded data set may go to another machine without it.
+
+    Raises:
+        DataError: It did.
+    """
+    key = _key_of_receipt(destination)
+    if not key or source.startswith(SYNTHETIC) or _is_url(source):
+        return
+    path = Path(source).expanduser()
+    if path.is_file() or path.suffix.lower() == ".zip":
+        came = key.startswith(("sha256=", "checksums="))
+    else:
+        folder = key.removeprefix("folder=").partition(" files=")[0]
+        came = key.startswith("folder=") and Path(folder).name == path.resolve().name
+    if not came:
+        raise DataError(
+            f"{destination} was loaded from another source than {source!r}"
+            f"{'' if path.exists() else ', which is not there'}; correct data_load.source, or load "
+            "it first: magtiles-seg data load"
+        )
 
 
 def _forget_conversion(folder: Path, destination: Path) -> None:
@@ -195,6 +237,10 @@ def read_summary(root: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return said if isinstance(said, str) else None
+
+
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
 
 
 def source_folder(source: str) -> Path | None:
@@ -259,30 +305,35 @@ def _mostly_defect(inverted: Sequence[Sample], pictures: int) -> str:
 
 
 def _once(
-    key: str,
     destination: Path,
+    key: str,
     bring: Callable[[Path], object],
+    *,
+    source: str,
+    layout: str,
     waiting: Callable[[str], object],
 ) -> Path:
     """Let `bring` fill a fresh directory and move that to `destination`, one process at a time."""
     if _is_there(destination, key):
-        return locate(destination)[1]
+        return locate(destination, layout)[1]
     with _alone(destination, waiting):
         if not _is_there(destination, key):  # the one before us may have brought it
             try:
-                _bring(key, destination, bring)
+                _bring(destination, key, bring, source, layout)
             except OSError as error:
                 raise DataError(f"cannot write the data set to {destination}: {error}") from error
-    return locate(destination)[1]
+    return locate(destination, layout)[1]
 
 
-def _bring(key: str, destination: Path, bring: Callable[[Path], object]) -> None:
+def _bring(
+    destination: Path, key: str, bring: Callable[[Path], object], source: str, layout: str
+) -> None:
     incoming = destination / _INCOMING
     _remove((incoming,))
     incoming.mkdir(parents=True)
     try:
         bring(incoming)
-        locate(incoming)
+        locate(incoming, layout, called=source)
         # Hidden files are never read, and one in the receipt's name would be taken for ours.
         arrived = sorted(entry.name for entry in incoming.glob("[!.]*"))
         before = _received(destination)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magtiles_seg.dataset.archive import converted_from, source_folder
-from magtiles_seg.dataset.layouts import FORMAT_NAMES
+from magtiles_seg.dataset.archive import check_brought, converted_from, source_folder
+from magtiles_seg.dataset.layouts import left_layout
 from magtiles_seg.dataset.reviewed import reviewed_samples
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import PARTS, Split
@@ -16,22 +17,26 @@ if TYPE_CHECKING:
     from magtiles_seg.config import Params
 
 
-def samples_of(params: Params, root: Path | None = None) -> tuple[Sample, ...]:
+def samples_of(params: Params, root: str | os.PathLike[str] | None = None) -> tuple[Sample, ...]:
     """Return the samples of a folder, or of the data set that `load` brings.
 
     The latter with its reviewed parts, which `loop import` writes.
 
     Raises:
-        FileNotFoundError, DataError: There is no such data set, it is not whole, or
-            `params.data_split.group_pattern` does not fit every name in it.
+        FileNotFoundError, DataError: There is no such data set, it is not whole or was loaded from
+            another source, or `params.data_split.group_pattern` does not fit every name in it.
         ConfigError: The pattern is invalid.
     """
     wanted, directory = params.data_load, Path(params.data_load.directory)
     if root is not None:
-        return grouped(find_samples(root, layout=layout_of(params), labels=wanted.labels), params)
+        return grouped(
+            find_samples(Path(root), layout=layout_of(params), labels=wanted.labels), params
+        )
     folder = source_folder(wanted.source)
     if folder is not None and converted_from(folder, directory):
         folder = None  # others are used where they lie
+    if folder is None:
+        check_brought(wanted.source, directory)
     root = directory if folder is None else folder
     samples = grouped(find_samples(root, layout=layout_of(params), labels=wanted.labels), params)
     reviewed = reviewed_samples(directory, wanted.labels, samples)
@@ -53,11 +58,10 @@ def grouped(samples: tuple[Sample, ...], params: Params) -> tuple[Sample, ...]:
 
 def layout_of(params: Params) -> str:
     """Return the layout that `load` leaves: data sets of other tools become folders."""
-    layout = params.data_load.layout
-    return "folder" if layout in FORMAT_NAMES else layout
+    return left_layout(params.data_load.layout)
 
 
-def read_split(manifest: Path) -> Split:
+def read_split(manifest: str | os.PathLike[str]) -> Split:
     """Return the split of a manifest file.
 
     Raises:
@@ -66,7 +70,7 @@ def read_split(manifest: Path) -> Split:
         OSError: It cannot be read.
     """
     try:
-        return Split.from_json(manifest.read_text(encoding="utf-8"))
+        return Split.from_json(Path(manifest).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no split manifest at {manifest}; draw the split first: magtiles-seg data split"
@@ -75,7 +79,7 @@ def read_split(manifest: Path) -> Split:
         raise DataError(f"{manifest}: {error}") from error
 
 
-def split_parts(manifest: Path, params: Params) -> dict[str, list[Sample]]:
+def split_parts(manifest: str | os.PathLike[str], params: Params) -> dict[str, list[Sample]]:
     """Return the samples of each part of a split manifest.
 
     Raises:

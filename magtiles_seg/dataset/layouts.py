@@ -24,6 +24,12 @@ FORMAT_NAMES = (
 )
 """What `data load` converts to the layout `folder`."""
 CLASS_PREFIX = "MT_"
+_EXPECTED = {
+    "magnetic-tile": f"folders {CLASS_PREFIX}<Class>/Imgs",
+    "folder": "folders images/ and masks/",
+    "auto": f"folders {CLASS_PREFIX}<Class>/Imgs (magnetic-tile) or images/ and masks/ (folder); "
+    f"for what another tool wrote, set data_load.layout to its name: {', '.join(FORMAT_NAMES)}",
+}
 PICTURE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MASK_SUFFIXES = PICTURE_SUFFIXES - {".jpeg", ".jpg"}  # lossy formats change the values
 
@@ -57,10 +63,15 @@ def name_key(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def locate(root: Path, layout: str = "auto") -> tuple[str, Path]:
+def locate(root: Path, layout: str = "auto", *, called: str | None = None) -> tuple[str, Path]:
     """Return the layout and the directory of the shallowest data set in or under `root`.
 
     Hidden folders and those that systems leave behind are not searched.
+
+    Args:
+        root: Where to search.
+        layout: One of `LAYOUTS`.
+        called: What messages call `root`; None: its path.
 
     Raises:
         FileNotFoundError: `root` is no directory.
@@ -83,12 +94,11 @@ def locate(root: Path, layout: str = "auto") -> tuple[str, Path]:
             if layout in ("auto", kind)
         ]
         if found:
-            _check_alone(root, found)
+            _check_alone(root, found, called)
             return found[0]
         level = _children(level)
     raise DataError(
-        f"{root} holds no data set of layout {layout!r}; expected folders "
-        f"{CLASS_PREFIX}<Class>/Imgs (magnetic-tile) or images/ and masks/ (folder)"
+        f"{called or root} holds no data set of layout {layout!r}; expected {_EXPECTED[layout]}"
     )
 
 
@@ -162,6 +172,11 @@ def is_junk(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in _JUNK
 
 
+def left_layout(layout: str) -> str:
+    """Return the layout that `data load` leaves: data sets of other tools become folders."""
+    return "folder" if layout in FORMAT_NAMES else layout
+
+
 def _is_text(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
@@ -196,10 +211,12 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def _check_alone(root: Path, found: list[tuple[str, Path]]) -> None:
+def _check_alone(root: Path, found: list[tuple[str, Path]], called: str | None) -> None:
     if len(found) > 1:
-        names = ", ".join(f"{folder} ({kind})" for kind, folder in found)
+        names = ", ".join(
+            f"{Path(called or root, folder.relative_to(root))} ({kind})" for kind, folder in found
+        )
         raise DataError(
-            f"{root} holds {len(found)} data sets, {names}; expected one: name its own folder as "
-            "the source, and its layout"
+            f"{called or root} holds {len(found)} data sets, {names}; expected one: name its own "
+            "folder as the source, and its layout"
         )

@@ -50,7 +50,10 @@ def learnt_from(training: Sequence[Sample], validation: Sequence[Sample]) -> lis
         DataError: There are none, or none to validate on.
     """
     if not validation:
-        raise DataError("no pictures to validate on: the split's validation part is empty")
+        raise DataError(
+            "no pictures to validate on: the split's validation part is empty; raise "
+            "data_split.validation_fraction and split again"
+        )
     kept = trusted(training)
     if not kept:
         raise DataError("no pictures to train on: the split's training part is empty")

@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magtiles_seg.dataset.archive import fetch, note_folder, source_folder, verify
+from magtiles_seg.config import load_params
+from magtiles_seg.dataset.archive import check_brought, fetch, note_folder, source_folder, verify
+from magtiles_seg.dataset.formats.convert import Wanted
+from magtiles_seg.dataset.from_params import samples_of
 from magtiles_seg.dataset.samples import find_samples
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of
+from magtiles_seg.labels import LABELS
 
 
 def encoded(kind: str, size_wh: tuple[int, int] = (64, 48)) -> bytes:
@@ -100,9 +104,44 @@ def test_fetch_wrong_checksum_writes_nothing(archive: Path, tmp_path: Path) -> N
 def test_fetch_archive_without_a_data_set_leaves_nothing(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
         opened.writestr("readme.txt", "nothing here")
-    with pytest.raises(DataError, match="holds no data set"):
+    with pytest.raises(DataError, match=r"x\.zip holds no data set of layout 'auto'"):
         fetch(str(tmp_path / "x.zip"), tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_fetch_of_two_layouts_takes_the_one_that_is_wanted(
+    archive: Path, tmp_path: Path, zipped: bool
+) -> None:
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("set-master/images/a.png", encoded("png"))
+    source = archive
+    if not zipped:
+        source = tmp_path / "folder"
+        shutil.unpack_archive(archive, source)
+    root = fetch(str(source), tmp_path / "data", wanted=Wanted(LABELS, layout="folder"))
+    assert root.name == "set-master"
+    with pytest.raises(DataError, match="holds 2 data sets"):
+        fetch(str(source), tmp_path / "other", wanted=Wanted(LABELS))
+
+
+def test_fetch_without_the_wanted_layout_names_it_and_what_is_expected(
+    archive: Path, tmp_path: Path
+) -> None:
+    wanted = Wanted(LABELS, layout="folder")
+    with pytest.raises(DataError, match=r"layout 'folder'; expected folders images/ and masks/$"):
+        fetch(str(archive), tmp_path / "data", wanted=wanted)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder", "synthetic"])
+def test_fetch_refuses_a_class_map_that_would_change_nothing(
+    archive: Path, tmp_path: Path, kind: str
+) -> None:
+    shutil.unpack_archive(archive, tmp_path / "folder")
+    source = {"zip": archive, "folder": tmp_path / "folder", "synthetic": "synthetic:tiles=1"}[kind]
+    wanted = Wanted(LABELS, class_map=("blowhole=background",))
+    with pytest.raises(ConfigError, match="class_map is set, but the classes of"):
+        fetch(str(source), tmp_path / "data", wanted=wanted)
 
 
 def test_fetch_missing_source_is_file_not_found(tmp_path: Path) -> None:
@@ -318,3 +357,34 @@ def test_fetch_receipt_that_is_hostile_is_no_receipt(archive: Path, tmp_path: Pa
         (tmp_path / "data" / ".fetched.json").write_text(text)
         shutil.rmtree(tmp_path / "data" / "set-master", ignore_errors=True)
         assert fetch(str(archive), tmp_path / "data")
+
+
+def test_data_of_another_path_than_the_source_names_is_refused(
+    archive: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    check_brought("anything", data)  # nothing was loaded
+    fetch(str(archive), data)
+    for source in (str(archive), "gone.zip", "https://x/y.zip", "synthetic:"):
+        check_brought(source, data)
+    with pytest.raises(DataError, match=r"another source than 'clth', which is not there; correct"):
+        check_brought("clth", data)
+
+
+def test_converted_folder_is_known_by_its_name_where_it_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "line").mkdir()
+    (tmp_path / "line" / "a.png").write_bytes(encoded("png"))
+    wanted = Wanted(("background", "defect"), None, "sound", "labelme")
+    fetch(tmp_path / "line", tmp_path / "data", wanted=wanted)
+    (tmp_path / "line").rename(tmp_path / "moved")
+    check_brought("elsewhere/line", tmp_path / "data")
+    params = load_params(
+        None,
+        [
+            f"data_load.source={tmp_path / 'lin'}",
+            f"data_load.directory={tmp_path / 'data'}",
+            "data_load.labels=[background, defect]",
+        ],
+    )
+    with pytest.raises(DataError, match=r"data was loaded from another source than .*lin'"):
+        samples_of(params)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 from magtiles_seg.config import load_params
 from magtiles_seg.dataset.archive import fetch
 from magtiles_seg.dataset.checksums import check_files, read_checksums
+from magtiles_seg.dataset.formats.convert import Wanted
 from magtiles_seg.dataset.layouts import locate
 from magtiles_seg.dataset.splits import committed_folds
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.dataset.tiles import group_tiles
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.labels import LABELS
 from magtiles_seg.pipeline import load, split
 
 PROJECT = Path(__file__).parents[2]
@@ -140,6 +143,22 @@ def test_fetch_other_data_set_says_whose_list_it_is(
 
 def test_fetch_synthetic_tiles_are_not_compared(tmp_path: Path) -> None:
     fetch("synthetic:tiles=2", tmp_path, checksums=PROJECT / "dataset.sha256")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    "wanted", [Wanted(LABELS, ("*=background",)), Wanted(LABELS, None, "skip", "masks")]
+)
+def test_fetch_refuses_a_list_of_files_that_are_converted(
+    tmp_path: Path, wanted: Wanted, zipped: bool
+) -> None:
+    files = {"images/a.png": b"", "masks/a.png": b""}
+    source, listed = pack(tmp_path / "mine.zip", files), write_list(tmp_path / "list", files)
+    if not zipped:
+        source = tmp_path / TOP
+        shutil.unpack_archive(tmp_path / "mine.zip", tmp_path)
+    with pytest.raises(ConfigError, match="lists files that are used as they are"):
+        fetch(str(source), tmp_path / "data", checksums=listed, wanted=wanted)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from magtiles_seg import Segmenter, pipeline
 from magtiles_seg.config import Params, load_params
 from magtiles_seg.dataset.augment import CopyPaste, View
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.model.checkpoint import write_tensors
 from magtiles_seg.model.patch_network import PatchNetwork
 from magtiles_seg.pipeline import ModelFile
 from magtiles_seg.train.patches import fit_alone
@@ -105,9 +106,8 @@ def test_train_patches_again_leaves_the_checkpoint_and_another_seed_replaces_it(
 
 def test_train_patches_over_a_run_with_epochs_is_refused(tmp_path: Path) -> None:
     params = sound_set(tmp_path)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / STATE).write_bytes(b"of another run")
-    with pytest.raises(DataError, match="run of another kind"):
+    write_tensors(tmp_path / "run" / STATE, {}, {"identity": {"architecture": "nano"}})
+    with pytest.raises(DataError, match="is of a run with other architecture"):
         pipeline.train(params, tmp_path / "split.json", tmp_path / "run")
 
 

@@ -167,17 +167,30 @@ def test_finished_run_of_other_code_or_pictures_is_forgotten(
 
 
 @pytest.mark.parametrize(
-    ("patience", "best_epoch", "forgotten"), [(1, 0, False), (2, 0, False), (2, 1, True)]
+    ("patience", "best_epoch", "kept_epoch", "forgotten"),
+    [
+        (1, 0, 0, False),
+        (2, 0, 0, False),
+        (2, 1, 0, True),
+        (2, 0, 1, True),
+        (2, 0, 2, False),  # killed after the checkpoint of epoch 2, before its state
+        (2, 0, 3, True),
+    ],
 )
 def test_run_that_has_the_checkpoint_of_another_epoch_is_forgotten(
-    parts: Parts, tmp_path: Path, patience: int, best_epoch: int, forgotten: bool
+    parts: Parts,
+    tmp_path: Path,
+    patience: int,
+    best_epoch: int,
+    kept_epoch: int,
+    forgotten: bool,
 ) -> None:
     params = replace(PARAMS, patience=patience)
     expected = identity(*parts, params, LABELS)
     state = {"identity": expected, "epoch": 2, "best_epoch": best_epoch}
     state |= zip(("code_sha256", "data_sha256"), fingerprints(*parts), strict=True)
     write_tensors(tmp_path / STATE, {}, state)
-    write_tensors(tmp_path / CHECKPOINT, {}, {"training": expected, "epoch": 0})
+    write_tensors(tmp_path / CHECKPOINT, {}, {"training": expected, "epoch": kept_epoch})
     assert forget_other_run(*parts, params, tmp_path) == forgotten
 
 
@@ -210,6 +223,25 @@ def test_run_state_is_finished_by_its_last_epoch_or_after_patience_epochs_withou
 def test_identity_of_other_pictures_in_either_part_is_another(parts: Parts, part: int) -> None:
     training, validation = (samples[index == part :] for index, samples in enumerate(parts))
     assert identity(training, validation, PARAMS, LABELS) != identity(*parts, PARAMS, LABELS)
+
+
+def test_checkpoint_of_another_run_is_not_written_over_where_its_state_is_gone(
+    parts: Parts, tmp_path: Path
+) -> None:
+    params = replace(PARAMS, epochs=1)
+    checkpoint = train(*parts, params, tmp_path)
+    written = checkpoint.read_bytes()
+    (tmp_path / STATE).unlink()
+    with pytest.raises(DataError, match=r"other learning_rate: .*another output .*--restart"):
+        train(*parts, replace(params, learning_rate=0.5), tmp_path)
+    assert checkpoint.read_bytes() == written
+
+
+def test_other_run_is_named_by_a_parameter_that_it_alone_has(parts: Parts, tmp_path: Path) -> None:
+    params = replace(PARAMS, epochs=1)
+    train(*parts, replace(params, accumulate=2), tmp_path)
+    with pytest.raises(DataError, match="is of a run with other accumulate: "):
+        train(*parts, params, tmp_path)
 
 
 def test_empty_folder_has_nothing_to_go_on(parts: Parts, tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""Paths as text and as `Path` do the same in `magtiles_seg.pipeline` and `dataset.fetch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from magtiles_seg import pipeline
+from magtiles_seg.config import load_params
+from magtiles_seg.dataset import fetch
+from magtiles_seg.errors import DataError, ModelError
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a data set of 10 tiles in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    fetch("synthetic:tiles=10", "tiles")
+    return "tiles"
+
+
+def test_split_is_written_and_read_by_text(text: str) -> None:
+    params = load_params(None, [f"data_load.source={text}"])
+    drawn = pipeline.split(params, "split.json")
+    assert pipeline.read_split("split.json") == drawn == pipeline.read_split(Path("split.json"))
+    parts = pipeline.split_parts("split.json", params)
+    assert sum(map(len, parts.values())) == len(pipeline.samples_of(params, text)) == 60
+    assert fetch(Path(text), "unused") == fetch(text, Path("unused"))
+
+
+def test_stages_take_text(text: str) -> None:
+    pytest.importorskip("torch")
+    from magtiles_seg.model.checkpoint import write_tensors
+
+    params = load_params(None, [f"data_load.source={text}", "evaluate.part=validation"])
+    pipeline.split(params, "split.json")
+    write_tensors(Path("run/model.safetensors"), {}, {"training": {"architecture": "small"}})
+    with pytest.raises(DataError, match="run with other architecture"):
+        pipeline.train(params, "split.json", "run")
+    with pytest.raises(ModelError, match="is no checkpoint"):
+        pipeline.export(params, "model.onnx", "out.onnx", manifest="split.json")
+    pipeline.evaluate(params, "lite0", manifest="split.json", out="report")
+    assert Path("report/metrics.json").is_file()
