@@ -221,6 +221,15 @@ class DataSplitParams(_Section):
     validation_fraction: float = within(0.15, 0.01, 0.9)
     group_pattern: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check each value, and that there is such a fold."""
+        super().__post_init__()
+        if self.fold is not None and self.fold >= self.folds:
+            raise ConfigError(
+                f"parameters: data_split.fold: expected at most {self.folds - 1} of "
+                f"{self.folds} folds, got {self.fold}"
+            )
+
     @property
     def draw(self) -> dict[str, Any]:
         """What `make_split` takes: everything but how the pictures are grouped."""

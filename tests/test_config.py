@@ -212,3 +212,9 @@ def test_removed_parameter_is_a_warning_that_names_what_there_is_instead() -> No
     with pytest.warns(FutureWarning, match="int8_max_abs_diff is no more.*int8_min_class_dice"):
         params = load_params(None, ["export.int8_max_abs_diff=0.7"])
     assert params.export.int8_min_class_dice == 0.97
+
+
+def test_fold_that_there_is_not_is_told_before_anything_is_fetched() -> None:
+    with pytest.raises(ConfigError, match=r"data_split.fold: expected at most 4 of 5 folds, got 7"):
+        load_params(None, ["data_split.fold=7"])
+    assert load_params(None, ["data_split.fold=null"]).data_split.fold is None

@@ -371,7 +371,8 @@ def check(report: ParityReport, tolerance: Tolerance) -> None:
     if failures:
         raise ParityError(
             f"the exported model answers differently from its reference: {'; '.join(failures)}; "
-            "export it in a higher precision, or widen the tolerance in params.yaml"
+            "export it in a higher precision, or widen that precision's limits in the section "
+            "`export` of params.yaml"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -79,7 +80,10 @@ class LineScanSegmenter:
             ConfigError: A number is invalid.
             ModelError: The model does not say how far it sees.
             FileNotFoundError: There is no bundled model.
+            TypeError: `segmenter` is a path.
         """
+        if isinstance(segmenter, str | os.PathLike):
+            raise TypeError(f"segmenter is {segmenter!r}; expected a Segmenter: Segmenter(that)")
         self._width_px = count("width_px", width_px)
         self._batch = count("batch", batch)
         rows = count("strip_rows", strip_rows)

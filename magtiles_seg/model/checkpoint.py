@@ -43,6 +43,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
     write(path, data, durable=True)
 
 
+_DAMAGED = "take a whole copy of it, or train again (`magtiles-seg train --restart`)"
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the JSON header of a file that `write_tensors` wrote.
 
@@ -57,9 +60,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = (file.metadata() or {}).get(_META_KEY)
             tensors = {present_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator on this object)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} is no readable safetensors file ({error}): write it again"
-        ) from error
+        raise ModelError(f"{path} is no readable safetensors file ({error}): {_DAMAGED}") from error
     if header is None:
         raise ModelError(
             f"{path} has no {_META_KEY!r} header: expected a checkpoint of magtiles-seg train"
@@ -67,9 +68,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         meta = parse_json(header)
     except ValueError as error:
-        raise ModelError(f"{path} has a damaged header ({error}): write it again") from error
+        raise ModelError(f"{path} has a damaged header ({error}): {_DAMAGED}") from error
     if not isinstance(meta, dict):
-        raise ModelError(f"{path} has a damaged header (no mapping): write it again")
+        raise ModelError(f"{path} has a damaged header (no mapping): {_DAMAGED}")
     return tensors, meta
 
 

@@ -141,3 +141,8 @@ def test_line_pitch_stretches_the_measures_in_mm_only() -> None:
     assert defect.length_mm == pytest.approx(2)
     assert defect.width_mm == pytest.approx(1)
     assert defect.area_mm2 == pytest.approx(40 * 0.5 * 0.1)
+
+
+def test_path_of_a_model_is_no_segmenter() -> None:
+    with pytest.raises(TypeError, match=r"'model.onnx'; expected a Segmenter"):
+        LineScanSegmenter(256, "model.onnx")  # type: ignore[arg-type]
