@@ -85,8 +85,9 @@ class OpcUaDoor:
             ConfigError: `kept` is out of its range.
         """
         count("kept", kept)
-        self._listen = (host, port)
-        self._endpoint = f"opc.tcp://{host}:{port}/{path}"
+        self._listen, is_ipv6 = (host, port), ":" in host
+        self._family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        self._endpoint = f"opc.tcp://{f'[{host}]' if is_ipv6 else host}:{port}/{path}"
         self._kept: deque[tuple[str, str]] = deque(maxlen=kept)  # id and JSON
         self._forgotten = 0
         self._loop: ThreadLoop | None = None
@@ -98,7 +99,7 @@ class OpcUaDoor:
         Raises:
             OSError: The port is taken or may not be used.
         """
-        with socket.create_server(self._listen):  # at once, before seconds of preparation
+        with socket.create_server(self._listen, family=self._family):  # before long preparation
             pass
         self._loop = ThreadLoop(timeout=_START_S)
         self._loop.daemon = True

@@ -308,6 +308,13 @@ def door() -> OpcUaDoor:
     return OpcUaDoor("127.0.0.1", port=free_port(), kept=30)
 
 
+def test_opcua_server_listens_at_an_ipv6_address() -> None:
+    box = outbox(OpcUaDoor("::1", port=free_port()))
+    box.write(defect(0))
+    until(lambda: box.state.delivered == 1)
+    box.close()
+
+
 def test_opcua_client_gets_each_finding_as_an_event_and_later_what_it_missed(
     door: OpcUaDoor,
 ) -> None:
