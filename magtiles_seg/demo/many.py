@@ -12,7 +12,7 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from magtiles_seg.dataset.synthetic import DEFECTS, synthetic_tile
 from magtiles_seg.demo.pictures import draw_numbered
-from magtiles_seg.demo.tile import AT_ONCE
+from magtiles_seg.demo.tile import AT_ONCE, known_scale
 from magtiles_seg.demo.words import (
     Answer,
     answer_counts,
@@ -90,6 +90,7 @@ def add_many_tab(judge: Judge, controls: Controls) -> None:
     gr.on(
         acts, run, [files, one_tile, *controls.inputs], shown, trigger_mode="always_last", **quiet
     )
+    sample.click(lambda: None, outputs=files, **quiet)  # what is shown is no longer of these
     sample.click(run_sample, controls.inputs, shown, **quiet)
 
 
@@ -121,7 +122,7 @@ def _inspect(
             answers.append(Answer(name=name, error=str(error)))
         yield [answer_counts(answers, len(paths)), answer_table(answers), *nothing]
     tile = _together(answers) if one_tile else None
-    content = answers_csv(answers, mm_per_px or None, tile=tile).encode()
+    content = answers_csv(answers, known_scale(mm_per_px), tile=tile).encode()
     drawn = [
         (draw_numbered(one.result), one.name)
         for one in answers

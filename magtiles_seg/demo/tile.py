@@ -13,6 +13,7 @@ import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 
 from magtiles_seg.dataset.synthetic import SyntheticTile, synthetic_tile
+from magtiles_seg.decision import scale
 from magtiles_seg.demo.likeness import doubt_of
 from magtiles_seg.demo.models import Models, Results, describe
 from magtiles_seg.demo.pictures import draw_heat, draw_mask, draw_numbered, draw_plain
@@ -28,7 +29,7 @@ from magtiles_seg.demo.words import (
     result_json,
     verdict_card,
 )
-from magtiles_seg.errors import ImageError
+from magtiles_seg.errors import ConfigError, ImageError
 from magtiles_seg.image import read_image
 
 if TYPE_CHECKING:
@@ -166,6 +167,15 @@ class Judge:
         return result.redecide(**changes)
 
 
+def known_scale(mm_per_px: float | None) -> float | None:
+    """Return the scale, or None: it is unknown, or out of its range, which a message says."""
+    try:
+        return scale(mm_per_px or None, "Scale")
+    except ConfigError as error:
+        gr.Warning(str(error))
+        return None
+
+
 def add_controls(models: Models) -> Controls:
     """Add the sliders, set to the model's own thresholds, and the choice of several models."""
     own = models.first.decision
@@ -191,9 +201,7 @@ def add_controls(models: Models) -> Controls:
             info="A tile whose surest spot scores at least this is rejected.",
             elem_id="reject-score",
         ),
-        gr.Number(
-            0, label="Scale in mm per pixel", info="0: unknown, sizes in pixels alone.", minimum=0
-        ),
+        gr.Number(0, label="Scale in mm per pixel", info="0: unknown, sizes in pixels alone."),
         choice,
     )
 
@@ -368,13 +376,14 @@ class _Acts:
         return [*sliders, kept, *self._show(answered, mm), line]
 
     def _show(self, result: Segmentation, mm_per_px: float | None) -> list[Any]:
-        files = _files(result, mm_per_px or None, self._cache)
+        mm_per_px = known_scale(mm_per_px)
+        files = _files(result, mm_per_px, self._cache)
         return [
             _card(result),
             (draw_plain(result), draw_numbered(result)),
             draw_mask(result),
             draw_heat(result),
-            defect_table(result, mm_per_px or None),
+            defect_table(result, mm_per_px),
             *(gr.DownloadButton(value=path, interactive=True) for path in files),
         ]
 

@@ -141,6 +141,8 @@ def test_upload_brings_overlay_and_table_and_the_slider_changes_the_mask(
     page.locator("#reject-score input[type=number]").press("Enter")
     expect(page.locator("#verdict")).to_contain_text("the reject score 0.999")
     keep(page, f"demo_slider_{screen}")
+    page.get_by_label("Scale in mm per pixel").fill("1e300")
+    expect(page.locator(".toast-body")).to_contain_text("expected a positive number of mm")
     page.close()
 
 
@@ -270,6 +272,9 @@ def test_many_files_are_listed_and_their_csv_downloads(
     assert {row["picture"] for row in rows} == names
     assert [row["picture"] for row in rows if row["verdict"] == "not read"] == ["notes.txt"]
     keep(page, f"demo_many_{screen}")
+    page.locator("#sample").click()
+    expect(page.locator("#answers tbody tr")).to_have_count(12)
+    expect(page.locator("#many")).not_to_contain_text("notes.txt")
     page.close()
 
 
