@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, their SHA-256, and pictures as PNG; one way each."""
+"""Files: found, written whole or not at all, their SHA-256, and pictures as PNG; one way each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Lock", "encode_png", "sha256_of", "staged", "staged_folder", "write", "write_json"]
+__all__ = [
+    "Lock",
+    "encode_png",
+    "is_folder",
+    "sha256_of",
+    "staged",
+    "staged_folder",
+    "walk",
+    "write",
+    "write_json",
+]
 
 _CHUNK_BYTES = 1 << 20
 _POLLED_S = 0.005
@@ -171,6 +182,50 @@ def read_text(path: Path) -> str:
         raise ConfigError(
             f"{path} is no text in UTF-8: {error.reason} at byte {error.start}; save it as UTF-8"
         ) from error
+
+
+def walk(
+    folder: str | os.PathLike[str],
+    enter: Callable[[os.DirEntry[str]], bool],
+    unlisted: dict[str, str],
+) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a folder and below: all but the folders that are entered.
+
+    Each folder is visited once, links to folders after everything else: so links in circles do no
+    harm, and a file goes by its own path where it has one. A link to a folder that `folder` itself
+    lies in is not followed.
+
+    Args:
+        folder: Where to begin.
+        enter: Whether a folder is entered.
+        unlisted: Gets the folders that could not be listed, each with the reason.
+    """
+    root = os.fspath(folder)
+    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, Path(root).resolve().parents)}
+    waiting, links = deque([root]), deque[str]()
+    while waiting or links:
+        here = waiting.pop() if waiting else links.popleft()
+        try:
+            status = os.stat(here)  # noqa: PTH116
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if is_folder(entry) and enter(entry):
+                        (links if entry.is_symlink() else waiting).append(entry.path)
+                    else:
+                        yield entry
+        except OSError as error:
+            unlisted[here] = error.strerror or str(error)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
 
 
 def sha256_of(content: bytes | Path) -> str:

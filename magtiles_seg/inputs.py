@@ -18,11 +18,12 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
+from magtiles_seg import files
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.marking import is_result
 from magtiles_seg.names import as_line, natural_key
@@ -174,42 +175,32 @@ def _suffix(name: str) -> str:
 
 
 def walk(folder: str, survey: Survey) -> Iterator[str]:
-    """Yield the pictures in a folder and below, in no order.
-
-    Each folder is visited once, links to folders after everything else: so links in circles do no
-    harm, and a picture goes by its own path where it has one. A link to a folder that `folder`
-    itself lies in is not followed.
+    """Yield the pictures in a folder and below, in no order, as `files.walk` finds them.
 
     Args:
         folder: Where to begin.
         survey: Told what was left out, and which folders could not be listed.
     """
-    above = Path(os.path.realpath(folder)).parents
-    seen = {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
-    waiting, links = deque([folder]), deque[str]()
-    while waiting or links:
-        here = waiting.pop() if waiting else links.popleft()
-        try:
-            status = os.stat(here)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    if entry.name == "masks" and os.path.isdir(f"{here}/images"):  # noqa: PTH112
-                        survey.leave_out(MASK_FOLDERS, entry.path)
-                    elif _is_folder(entry) and not is_hidden(entry.name):
-                        (links if entry.is_symlink() else waiting).append(entry.path)
-                    elif _is_wanted(entry, survey):
-                        yield entry.path
-        except OSError as error:
-            survey.unlisted[here] = error.strerror or str(error)
+
+    def is_entered(entry: os.DirEntry[str]) -> bool:
+        return not is_hidden(entry.name) and not _holds_masks(entry)
+
+    for entry in files.walk(folder, is_entered, survey.unlisted):
+        if files.is_folder(entry) and _holds_masks(entry):
+            survey.leave_out(MASK_FOLDERS, entry.path)
+        elif _is_wanted(entry, survey):
+            yield entry.path
+
+
+def _holds_masks(entry: os.DirEntry[str]) -> bool:
+    """Return whether a folder stands beside the pictures that its masks are of."""
+    return entry.name == "masks" and os.path.isdir(f"{os.path.dirname(entry.path)}/images")  # noqa: PTH112, PTH120
 
 
 def _is_wanted(entry: os.DirEntry[str], survey: Survey) -> bool:
     """Return whether what is no visible folder is a picture; tell why it is not."""
     if is_hidden(entry.name):
-        if is_picture_name(entry.name) or _is_folder(entry):
+        if is_picture_name(entry.name) or files.is_folder(entry):
             survey.leave_out(HIDDEN, entry.path)
         return False
     if not is_picture_name(entry.name):
@@ -233,13 +224,6 @@ def left_out(path: str) -> str:
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden, or what macOS packs beside the files in a zip."""
     return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link in a circle
-        return False
 
 
 def find_glob(word: str, survey: Survey) -> Iterator[str]:

@@ -37,7 +37,9 @@ REVIEWED, REVIEWED_PART = "reviewed", "part.json"
 """Folder beside a data set with what came by review, and what marks each of its parts."""
 
 _SEARCH_DEPTH = 3
-_JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__", "@eadir"})
+_JUNK = frozenset(
+    {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__", "@eadir", "lost+found"}
+)
 """What systems leave in folders, in small letters, beside everything that starts with a dot."""
 
 

@@ -14,8 +14,8 @@ def forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Let a folder refuse to be listed, as for a user without permission; tests may run as root."""
     scan = os.scandir
 
-    def refuse(path: str) -> Any:  # noqa: ANN401  (an iterator of os)
-        if Path(path) == folder:
+    def refuse(path: str | int) -> Any:  # noqa: ANN401  (an iterator of os)
+        if not isinstance(path, int) and Path(path) == folder:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scan(path)
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import unicodedata
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -489,18 +489,17 @@ _PLAIN = {dict: "an object", list: "a list", str: "a text", int: "a number", flo
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Yield the files below a folder; each folder once, links to folders after everything else."""
-    seen, waiting = set(root.resolve().parents), deque([root])
-    while waiting:
-        for folder, folders, names in os.walk(waiting.popleft()):
-            here = Path(folder)
-            if here.resolve() in seen:
-                folders.clear()
-                continue
-            seen.add(here.resolve())
-            folders[:] = sorted(name for name in folders if not is_junk(Path(name)))
-            waiting.extend(here / name for name in folders if (here / name).is_symlink())
-            yield from (here / name for name in names if not is_junk(Path(name)))
+    """Yield the files below a folder, without what systems leave behind.
+
+    Raises:
+        DataError: A folder cannot be listed.
+    """
+    unlisted: dict[str, str] = {}
+    for entry in files.walk(root, lambda entry: not is_junk(Path(entry.name)), unlisted):
+        if not is_junk(Path(entry.name)) and not files.is_folder(entry):
+            yield Path(entry.path)
+    for folder, reason in unlisted.items():
+        raise DataError(f"folder {folder} cannot be listed: {reason}; make it readable, or move it")
 
 
 def _suffix_of(content: bytes) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from folders import forbid
 
 from magtiles_seg import cli
 from magtiles_seg.dataset import formats
@@ -235,3 +236,18 @@ def test_linked_folder_is_read_once_and_circles_end(tmp_path: Path) -> None:
     assert not found.problems
     paths = sorted(picture.path.relative_to(root).as_posix() for picture in found.pictures)
     assert paths == ["images/b.png", "images/more/a.png"]
+
+
+def test_folder_without_permission_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = coco(tmp_path / "in", ["a.png"], ["dent"])
+    for name in ("lost+found", "closed"):
+        (source / name).mkdir()
+        forbid(monkeypatch, source / name)
+    assert convert(source, tmp_path / "out", "coco") == 2
+    said = capsys.readouterr().err
+    assert "closed cannot be listed: Permission denied" in said
+    assert "lost+found" not in said
+    (source / "closed").rmdir()
+    assert convert(source, tmp_path / "out", "coco") == 0
