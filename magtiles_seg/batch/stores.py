@@ -10,6 +10,7 @@ from ftplib import error_perm, error_temp
 from glob import has_magic
 from html import unescape
 from re import compile as compile_pattern
+from re import finditer
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -283,18 +284,38 @@ def _under(prefix: str, pattern: Any, patience_s: float, survey: Survey) -> Iter
     """Yield the pictures under a prefix whose path in the store fits a pattern."""
     protocol = prefix.partition("://")[0]
     found = _s3_pages if protocol in _S3 else _crawl
-    root = len(_path(prefix).rstrip("/"))
+    root, start = len(_path(prefix).rstrip("/")), len(prefix.rstrip("/"))
+    asked: dict[str, bool] = {}
     for url, path in found(prefix, patience_s):
         if not is_picture_name(_path(url)) or (pattern and not pattern.match(path)):
             continue
         if any(is_hidden(part) for part in _path(url)[root:].split("/")):
             survey.leave_out(HIDDEN, without_secrets(as_text(url)))
-        elif is_mask_name(_path(url)):
+        elif is_mask_name(_path(url)) or _is_beside_images(url, start, asked, patience_s):
             survey.leave_out(MASKS, without_secrets(as_text(url)))
         elif RESULT_NAMES.search(_path(url)) and _is_result(url, patience_s):
             survey.leave_out(RESULTS, without_secrets(as_text(url)))
         else:
             yield url
+
+
+def _is_beside_images(url: str, start: int, asked: dict[str, bool], patience_s: float) -> bool:
+    """Return whether a file lies in a folder `masks` beside `images`: a labelled data set's.
+
+    Args:
+        url: Of the file.
+        start: Where the path below the folder that was named begins in it.
+        asked: Which folders `images` there are, as far as known; is added to.
+        patience_s: As of `list_url`.
+    """
+    for found in finditer("/masks/", url[start:]):
+        images = f"{url[: start + found.start()]}/images"
+        if images not in asked:
+            system, path = open_store(images)
+            asked[images] = bool(patiently(lambda: system.isdir(path), images, patience_s))  # noqa: B023 - called at once
+        if asked[images]:
+            return True
+    return False
 
 
 def _is_result(url: str, patience_s: float) -> bool:

@@ -89,8 +89,8 @@ class LineScanSegmenter:
         rows = count("strip_rows", strip_rows)
         self._mm_per_px = scale(mm_per_px)
         self._line_mm = self._mm_per_px if line_mm is None else scale(line_mm, "line_mm")
-        self._owned = Segmenter() if segmenter is None else None
-        self._segmenter = segmenter or self._owned or Segmenter()
+        self._is_owned = segmenter is None
+        self._segmenter = Segmenter() if segmenter is None else segmenter
         card, decision = self._segmenter.spec.card, self._segmenter.decision
         self._labels, self._threshold = card.labels, decision.threshold
         self._cutter = StripCutter(width_px, round_up(rows, card.stride), halo_px(card))
@@ -250,8 +250,8 @@ class LineScanSegmenter:
             finally:
                 self._closed = True
                 self._counts.all_s += time.perf_counter() - began_s
-                if self._owned is not None:
-                    self._owned.close()
+                if self._is_owned:
+                    self._segmenter.close()
         return self._give_out()
 
     def __reduce__(self) -> str:

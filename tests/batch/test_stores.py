@@ -102,6 +102,19 @@ def test_index_pages_lead_to_every_picture_and_each_can_be_read(site: str) -> No
     assert "hidden" in said
 
 
+def test_masks_beside_the_images_of_a_labelled_data_set_are_left_out(
+    site: str, tmp_path: Path
+) -> None:
+    for name in ("set 1/images/x.png", "set 1/masks/x.png", "other/masks/y.png"):
+        (tmp_path / "www" / name).parent.mkdir(parents=True)
+        (tmp_path / "www" / name).write_bytes(PNG)
+    survey = Survey()
+    assert names(f"{site}/set 1", survey) == [f"{site}/set 1/images/x.png"]
+    assert "1 masks of labelled pictures, such as" in survey.lines()[0]
+    assert names(f"{site}/set 1/masks") == [f"{site}/set 1/masks/x.png"]
+    assert names(f"{site}/other") == [f"{site}/other/masks/y.png"]
+
+
 @pytest.mark.parametrize("word", ["a.png", "a.png?token=1&size=2", "a.png#top", "moved/a.png"])
 def test_url_of_one_picture_is_that_picture(site: str, word: str) -> None:
     assert names(f"{site}/{word}") == [f"{site}/{word}"]
