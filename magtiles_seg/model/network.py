@@ -107,6 +107,8 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         architecture: One of `ARCHITECTURES`.
+        reduction: The picture is made smaller by this factor first: 2 for `tiny`, which is `small`
+            on pictures of half the size.
         patches: The second opinion, or None. Beside it the encoder's trunk stays as it is.
         patch_share: Its share of the defect logit, () float32 in [0, 1]; the decoder has the rest.
             0 until it is fitted.
@@ -121,6 +123,7 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.labels = labels
+        self.reduction = 2 if architecture == "tiny" else 1
         self.encoder: LiteEncoder | NanoEncoder
         self.decoder: Decoder | NanoDecoder
         if architecture == "nano":
@@ -130,11 +133,11 @@ class SegmentationNetwork(nn.Module):
         else:
             self.encoder = LiteEncoder(LITE_STAGES[architecture])
             skips = self.encoder.channels
-            if architecture == "small":
+            if architecture in ("tiny", "small"):
                 self.decoder = Decoder(skips, (40, 32, 24, 16), (1, 1, 1, 1), context=96)
             else:
                 self.decoder = Decoder(skips, (80, 48, 32, 24), (2, 2, 2, 1))
-            self.stride, self.class_stride = 32, 2
+            self.stride, self.class_stride = 32 * self.reduction, 2 * self.reduction
         self.defect_head = nn.Conv2d(self.decoder.width, self.class_stride**2, 3, padding=1)
         self.class_head = nn.Conv2d(self.decoder.width, len(labels) - 1, 1)
         self.shuffle = nn.PixelShuffle(self.class_stride)
@@ -154,6 +157,8 @@ class SegmentationNetwork(nn.Module):
             class_logits: (N, K-1, H / class_stride, W / class_stride), of P(class | defect), in the
                 order of `labels[1:]`.
         """
+        if self.reduction > 1:
+            image = nn.functional.avg_pool2d(image, self.reduction)
         encoded = self.encoder((image - GREY_CENTRE) / GREY_SCALE)
         x = self.decoder(encoded)
         defect_logit = self.defect_head(x)
@@ -165,9 +170,10 @@ class SegmentationNetwork(nn.Module):
         """Add a second opinion that is still to be fitted, and freeze what it shares.
 
         Raises:
-            ConfigError: The encoder has no features of the strides 4 to 16 in three stages.
+            ConfigError: The encoder has no features of the picture's strides 4 to 16 in three
+                stages.
         """
-        if not isinstance(self.encoder, LiteEncoder):
+        if not isinstance(self.encoder, LiteEncoder) or self.reduction > 1:
             raise ConfigError(
                 f"a {self.architecture!r} network has no frozen features to judge patches by: set "
                 "train.patch_share to 0, or take another train.architecture"
@@ -198,7 +204,7 @@ class SegmentationNetwork(nn.Module):
         reach = _reach_px(self.encoder, self.decoder)
         if self.patches is not None:
             reach = max(reach, patch_reach_px(self._trunk(), self.patches))
-        return 2 * reach + 1
+        return 2 * (self.reduction * reach + self.reduction - 1) + 1
 
 
 def _reach_px(encoder: nn.Module, decoder: Decoder | NanoDecoder) -> int:

@@ -16,9 +16,9 @@ def architecture(request: pytest.FixtureRequest) -> str:
 def test_network_forward_gives_logits_of_the_stated_shapes(architecture: str) -> None:
     network = build_network(architecture).eval()
     with torch.inference_mode():
-        defect, class_logits = network(torch.zeros(2, 1, 64, 96))
-    assert defect.shape == (2, 1, 64, 96)
-    assert class_logits.shape == (2, 5, 64 // network.class_stride, 96 // network.class_stride)
+        defect, class_logits = network(torch.zeros(2, 1, 64, 128))
+    assert defect.shape == (2, 1, 64, 128)
+    assert class_logits.shape == (2, 5, 64 // network.class_stride, 128 // network.class_stride)
 
 
 def test_network_untrained_answers_the_prior(architecture: str) -> None:
@@ -28,7 +28,8 @@ def test_network_untrained_answers_the_prior(architecture: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("lite0", 3.6e6), ("lite2", 6e6), ("nano", 0.5e6), ("small", 0.5e6)]
+    ("name", "most"),
+    [("lite0", 3.6e6), ("lite2", 6e6), ("nano", 0.5e6), ("tiny", 0.5e6), ("small", 0.5e6)],
 )
 def test_network_parameters_stay_below_their_bound(name: str, most: float) -> None:
     assert sum(weight.numel() for weight in build_network(name).parameters()) <= most
@@ -52,7 +53,7 @@ def _sees(network: torch.nn.Module, size: int) -> Tensor:
     return gradient[0, 0] != 0
 
 
-@pytest.mark.parametrize(("name", "size"), [("nano", 320), ("small", 640)])
+@pytest.mark.parametrize(("name", "size"), [("nano", 320), ("small", 640), ("tiny", 1280)])
 def test_network_receptive_field_covers_all_that_a_pixel_sees(name: str, size: int) -> None:
     network = build_network(name).eval()
     rows = torch.nonzero(_sees(network, size).any(dim=1))
@@ -71,6 +72,12 @@ def test_network_with_patches_covers_all_that_a_pixel_sees() -> None:
     assert seen - 15 <= network.receptive_field_px
 
 
+@pytest.mark.parametrize("name", ["nano", "tiny"])
+def test_network_without_features_of_the_picture_s_stride_4_takes_no_patches(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"set train\.patch_share to 0"):
+        build_network(name).add_patches()
+
+
 def test_network_shifted_by_its_stride_answers_the_same_inside() -> None:
     network = build_network("nano").eval()
     torch.nn.init.normal_(network.defect_head.weight)
@@ -85,7 +92,7 @@ def test_network_shifted_by_its_stride_answers_the_same_inside() -> None:
 
 
 def test_build_network_unknown_architecture_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="expected one of nano, small, lite0, lite1, lite2"):
+    with pytest.raises(ConfigError, match="expected one of nano, tiny, small, lite0, lite1, lite2"):
         build_network("resnet")
 
 
