@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES
 from magtiles_seg.dataset.samples import Sample
@@ -156,10 +157,11 @@ def read_list(path: Path) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: There is no such file or folder.
+        OSError: It cannot be read, or a folder below it cannot be listed.
         DataError: It holds no name, or is no text in UTF-8.
     """
     if path.is_dir():
-        found = [str(item) for item in sorted(path.rglob("*"))
+        found = [str(item) for item in sorted(_files_below(path))
                  if item.suffix.lower() in PICTURE_SUFFIXES and item.is_file()]  # fmt: skip
     else:
         try:
@@ -172,6 +174,14 @@ def read_list(path: Path) -> tuple[str, ...]:
     if not found:
         raise DataError(f"{path} names no picture; expected a name a line, or a folder of pictures")
     return tuple(found)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> NoReturn:
+        raise error  # a leak check that left pictures out would find too few leaks
+
+    for where, _, names in os.walk(folder, onerror=fail):
+        yield from (Path(where, name) for name in names)
 
 
 def _stem(name: str) -> str:

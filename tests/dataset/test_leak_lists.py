@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from folders import forbid
 
 from magtiles_seg import cli
 from magtiles_seg.dataset.leakage import leaks_of_lists, read_list
@@ -109,3 +110,13 @@ def test_check_words_that_do_not_go_together_are_refused(
 ) -> None:
     assert check(*words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_read_list_below_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.png").touch()
+    forbid(monkeypatch, tmp_path / "deep")
+    with pytest.raises(PermissionError, match="deep"):
+        read_list(tmp_path)
