@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.labels import FREE
@@ -223,9 +224,11 @@ def make_split(
             them. None: `committed_folds(folds)`.
 
     Raises:
-        ConfigError: A parameter is unknown or out of range.
+        ConfigError: A parameter is unknown, out of range or no whole number where one is needed.
         DataError: There are fewer groups than folds.
     """
+    seed, folds = count("seed", seed, least=0), count("folds", folds, least=2)
+    fold = None if fold is None else count("fold", fold, least=0)
     _check(rule, fold, folds, validation_fraction)
     everything = sorted(samples, key=lambda sample: sample.id)
     ordered = [sample for sample in everything if not sample.train_only]
@@ -293,8 +296,8 @@ def _check(rule: str, fold: int | None, folds: int, validation_fraction: float) 
         raise ConfigError(f"unknown split rule {rule!r}; expected one of {', '.join(RULES)}")
     if fold is None and rule not in ("grouped", "random"):
         raise ConfigError(f"rule {rule!r} has a test part of its own; expected a fold, got none")
-    if folds < 2 or not 0 <= (fold or 0) < folds:
-        raise ConfigError(f"fold {fold} of {folds} folds; expected 0 <= fold < folds, folds >= 2")
+    if (fold or 0) >= folds:
+        raise ConfigError(f"fold {fold} of {folds} folds; expected 0 <= fold < folds")
     if not 0 <= validation_fraction < 1:
         raise ConfigError(f"validation_fraction is {validation_fraction}; expected 0 <= x < 1")
 
