@@ -55,7 +55,8 @@ def test_read_list_takes_lines_or_the_pictures_of_a_folder(tmp_path: Path) -> No
     assert read_list(path) == ("a1.jpg", "b1.jpg")
     folder = tmp_path / "train"
     (folder / "deep").mkdir(parents=True)
-    for name in ("b.png", "deep/a.JPG", "notes.txt"):
+    (folder / "MT_Crack" / "Imgs").mkdir(parents=True)
+    for name in ("b.png", "deep/a.JPG", "notes.txt", "MT_Crack/Imgs/mask.png"):
         (folder / name).touch()
     assert read_list(folder) == (str(folder / "b.png"), str(folder / "deep" / "a.JPG"))
 
@@ -118,5 +119,5 @@ def test_read_list_below_a_folder_that_cannot_be_listed_is_an_error(
     (tmp_path / "deep").mkdir()
     (tmp_path / "a.png").touch()
     forbid(monkeypatch, tmp_path / "deep")
-    with pytest.raises(PermissionError, match="deep"):
+    with pytest.raises(DataError, match="deep cannot be listed: Permission denied"):
         read_list(tmp_path)
