@@ -7,11 +7,11 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.labels import FREE
@@ -227,8 +227,8 @@ def make_split(
         ConfigError: A parameter is unknown, out of range or no whole number where one is needed.
         DataError: There are fewer groups than folds.
     """
-    seed, folds = count("seed", seed, least=0), count("folds", folds, least=2)
-    fold = None if fold is None else count("fold", fold, least=0)
+    seed, folds = _whole("seed", seed), _whole("folds", folds, least=2)
+    fold = None if fold is None else _whole("fold", fold)
     _check(rule, fold, folds, validation_fraction)
     everything = sorted(samples, key=lambda sample: sample.id)
     ordered = [sample for sample in everything if not sample.train_only]
@@ -289,6 +289,12 @@ def taken_over(training: Mapping[str, Any]) -> tuple[str, ...]:
     if "ancestors" in training:
         return tuple(map(str, training["ancestors"]))
     return ("",) if {"start", "teacher"} & set(training) else ()
+
+
+def _whole(name: str, value: Any, *, least: int = 0) -> int:  # noqa: ANN401 - checked here
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
+        return int(value)
+    raise ConfigError(f"{name} is {value!r:.80}; expected a whole number, at least {least}")
 
 
 def _check(rule: str, fold: int | None, folds: int, validation_fraction: float) -> None:
