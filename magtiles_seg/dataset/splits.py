@@ -292,7 +292,7 @@ def taken_over(training: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _whole(name: str, value: Any, *, least: int = 0) -> int:  # noqa: ANN401 - checked here
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
         return int(value)
     raise ConfigError(f"{name} is {value!r:.80}; expected a whole number, at least {least}")
 
