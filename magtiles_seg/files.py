@@ -86,7 +86,7 @@ def staged_folder(path: Path, *, last: str = "") -> Iterator[Path]:
         last: Name of the file that tells that all is there. Files come after folders anyway.
 
     Raises:
-        OSError: The folder cannot be written.
+        OSError: The folder cannot be written; of a full disk the error names the folder.
     """
     path.mkdir(parents=True, exist_ok=True)
     part = path / f".{os.urandom(4).hex()}.part"
@@ -95,6 +95,10 @@ def staged_folder(path: Path, *, last: str = "") -> Iterator[Path]:
         yield part
         for entry in sorted(part.iterdir(), key=lambda one: (one.is_file(), one.name == last)):
             entry.rename(path / entry.name)
+    except OSError as error:
+        if error.filename is None and error.errno in _OF_A_DISK:
+            raise _unwritten(path, error.errno) from error
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from importlib import import_module
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from magtiles_seg.errors import BackendUnavailableError, ConfigError
+from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.regions import DEFECT_COLUMNS
 from magtiles_seg.shapes import (
     Mask,
+    check_tolerance,
     encode_rle,
     labelme_content,
     labelme_shape,
@@ -90,8 +90,7 @@ def to_labelme(
     result: Segmentation, image_path: str | os.PathLike[str], *, tolerance_px: float = 0.0
 ) -> dict[str, Any]:
     """As `Segmentation.to_labelme`."""
-    if not 0 <= tolerance_px < math.inf:
-        raise ConfigError(f"tolerance_px is {tolerance_px}; expected a number of pixels from 0 on")
+    check_tolerance(tolerance_px)
     height, width = result.mask.shape
     shapes = [
         labelme_shape(defect.label, "polygon", points.tolist())

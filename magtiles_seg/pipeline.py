@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from magtiles_seg.config import Params
+    from magtiles_seg.evaluate.decide import Choice
     from magtiles_seg.evaluate.folds import OutOfFold
     from magtiles_seg.evaluate.report import EvaluationResult
     from magtiles_seg.evaluate.scoring import Watch
@@ -326,7 +327,6 @@ def export(
         ParityError: The model answers differently; nothing is written.
         FileNotFoundError, DataError, ModelError: An input is missing or damaged.
     """
-    from magtiles_seg.evaluate.decide import Choice
     from magtiles_seg.export.graph import export_onnx
     from magtiles_seg.export.parity import Tolerance
     from magtiles_seg.export.unseen import checkpoint_card
@@ -339,7 +339,7 @@ def export(
             f"{checkpoint} is no checkpoint: expected a .safetensors file; for an artefact of an "
             "ONNX model, give a folder to write to"
         )
-    chosen = Choice.from_json(read_text(Path(choice))) if choice else None
+    chosen = _read_choice(Path(choice)) if choice else None
     with tempfile.TemporaryDirectory() as folder:
         if chosen is not None:
             source, checkpoint = checkpoint, Path(folder) / "calibrated.safetensors"
@@ -356,6 +356,15 @@ def export(
             tolerance=Tolerance.of(params.export, "fp32"),
         )
     return ModelFile(out, card, report)
+
+
+def _read_choice(path: Path) -> Choice:
+    from magtiles_seg.evaluate.decide import Choice
+
+    try:
+        return Choice.from_json(read_text(path))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def export_artefact(

@@ -63,10 +63,22 @@ def remark(text: str) -> None:
 
 def complain(error: BaseException) -> None:
     """Print what went wrong to stderr."""
-    text = str(error) or type(error).__name__
-    if isinstance(error, FileNotFoundError) and error.filename:
-        text = f"there is no file {error.filename}"
-    note(text)
+    note(_of_a_file(error) or str(error) or type(error).__name__)
+
+
+def _of_a_file(error: BaseException) -> str:
+    """Return what an error of the system means for its file; empty: it is of none."""
+    if not isinstance(error, OSError) or not error.filename:
+        return ""
+    if error.filename2:
+        return f"{error.filename} to {error.filename2}: {error.strerror}"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {error.filename}"
+    if isinstance(error, IsADirectoryError):
+        return f"{error.filename} is a folder; expected a file"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"{error.filename}: a file stands where a folder is expected"
+    return f"{error.filename}: {error.strerror}"
 
 
 def note(text: str) -> None:

@@ -6,6 +6,7 @@ in an outline when its centre is. A mask's own outline therefore gives the same 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.errors import DataError
+from magtiles_seg.errors import ConfigError, DataError
 
 Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
@@ -100,6 +101,16 @@ def clip(points: Points, height: int, width: int) -> Points:
                 kept.append(here)
         points = np.array(kept, np.float64).reshape(-1, 2)
     return np.clip(points, 0, (width, height))  # a cut may be off by a rounding
+
+
+def check_tolerance(tolerance_px: float) -> None:
+    """Refuse a tolerance of outlines that is no number of pixels from 0 on.
+
+    Raises:
+        ConfigError: It is negative, or no finite number.
+    """
+    if not 0 <= tolerance_px < math.inf:
+        raise ConfigError(f"tolerance_px is {tolerance_px}; expected a number of pixels from 0 on")
 
 
 def outlines(mask: Mask, *, tolerance_px: float = 0.0) -> list[Points]:

@@ -189,7 +189,9 @@ def test_synthetic_data_is_loaded_split_and_checked(
     monkeypatch.chdir(tmp_path)
     assert run("data", "load", "--set", "data_load.source=synthetic:tiles=20,seed=1") == 0
     assert "120 pictures of 20 tiles, all whole" in capsys.readouterr().out
-    assert run("data", "split") == 0
+    with pytest.warns(UserWarning, match="not loaded from data_load.source, .* synthetic:tiles=20"):
+        assert run("data", "split") == 0
+    Path("params.yaml").write_text("data_load: {source: 'synthetic:tiles=20,seed=1'}")
     assert run("data", "check", "data/split.json") == 0
     random = ("--set", "data_split.rule=random", "--out", "data/random.json")
     assert run("data", "split", *random) == 0

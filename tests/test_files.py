@@ -177,3 +177,15 @@ def test_staged_folder_moves_all_in_and_an_error_leaves_it_empty(tmp_path: Path)
             (stage / name).write_text(name)
     found = sorted(path.relative_to(out).as_posix() for path in out.rglob("*"))
     assert found == ["a", "b", "sub", "sub/c"]
+
+
+def test_staged_folder_full_disk_names_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
+    def fill() -> None:
+        with staged_folder(tmp_path / "out") as part:
+            (part / "a").touch()
+            raise OSError(errno.ENOSPC, "No space left on device")  # as a write says it
+
+    with pytest.raises(OSError, match=r"cannot write: .*out'") as caught:
+        fill()
+    assert caught.value.errno == errno.ENOSPC
+    assert not list((tmp_path / "out").iterdir())

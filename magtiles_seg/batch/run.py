@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from magtiles_seg.batch.local_engine import run_local
-from magtiles_seg.batch.source import Listing, freeze, list_names
+from magtiles_seg.batch.source import Listing, check_there, freeze, list_names
 from magtiles_seg.batch.tiles import check_groups, write_tiles
 from magtiles_seg.batch.work import Job
 from magtiles_seg.errors import ConfigError, DataError
@@ -120,11 +120,13 @@ def run_batch(
         Outcome(pictures=20000, verdicts={'accept': 18100, 'reject': 1899}, errors=1)
     """
     engine = engine or Engine()
+    with job.open_segmenter() as segmenter:
+        identity, decision = job.identity(segmenter), segmenter.decision
+    if not job.record.exists():
+        check_there(job.source)
     (job.out / "parts").mkdir(parents=True, exist_ok=True)
     taken = f"another run writes to {job.out} now: wait for it, or give this one another --out"
     with Lock(job.out / ".lock", taken=taken):
-        with job.open_segmenter() as segmenter:
-            identity, decision = job.identity(segmenter), segmenter.decision
         listing = _open_listing(job, identity, progress)
         if group_by is not None:
             check_groups(listing, group_by)
@@ -204,8 +206,13 @@ def _check_same(found: dict[str, Any], identity: dict[str, object], out: Path) -
 
 def _clear(parts: Path) -> None:
     """Delete what workers that were killed while writing have left."""
-    for left in parts.glob(".*.part.parquet"):
+    for left in _files_of(parts, ".*.part.parquet"):
         left.unlink(missing_ok=True)
+
+
+def _files_of(parts: Path, pattern: str) -> list[Path]:
+    """Return files of a folder by name; one that cannot be listed is an OSError, not empty."""
+    return sorted(path for path in parts.iterdir() if path.match(pattern))
 
 
 def _rows_in(parts: list[int], listing: Listing, part_rows: int) -> int:
@@ -219,13 +226,14 @@ def summarize(out: Path) -> Outcome:
 
     Raises:
         DataError: A part cannot be read.
+        OSError: The folder of the parts is not there, or cannot be listed.
     """
     from collections import Counter
 
     from magtiles_seg.batch.parquet import read_part
 
     counts: Counter[str | None] = Counter()
-    for path in sorted((out / "parts").glob("part-*.parquet")):
+    for path in _files_of(out / "parts", "part-*.parquet"):
         counts.update(read_part(path, ["verdict"])["verdict"].to_pylist())
     errors = counts.pop(None, 0)
     verdicts = {str(verdict): count for verdict, count in sorted(counts.items(), key=str)}

@@ -77,7 +77,31 @@ def list_names(source: str, *, patience_s: float, survey: Survey | None = None) 
         return iter([source]) if is_picture_name(source) else read_list(path)
     if is_glob(source):
         return _and_unlisted(find_glob(source, survey), survey)
-    raise DataError(
+    raise _missing(source)
+
+
+def check_there(source: str) -> None:
+    """Check that a source of this machine is there; a URL is not asked.
+
+    Raises:
+        DataError: It is missing, or a folder that cannot be listed.
+    """
+    if is_url(source) or is_glob(source):
+        return
+    path = Path(source)
+    if not path.exists():
+        raise _missing(source)
+    if path.is_dir():
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise DataError(
+                f"{source} cannot be listed: {error.strerror}; change its permissions"
+            ) from error
+
+
+def _missing(source: str) -> DataError:
+    return DataError(
         f"there is no source {source}: expected a folder, a glob, a list file, or a URL such as "
         "s3://bucket/prefix"
     )

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     crossval = options.import_extra("magtiles_seg.train.crossval", "train")
     params = options.read_params(arguments)
+    options.check_output(arguments.out)
     folders = crossval.write_splits(pipeline.samples_of(params), params.data_split, arguments.out)
     if params.train.start or params.train.teacher:
         print(_TAKEN_OVER, file=sys.stderr)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from magtiles_seg.commands import audit, grouping, options
 from magtiles_seg.dataset.layouts import FORMAT_NAMES
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.files import read_text
 from magtiles_seg.progress import bar, remark
 
 if TYPE_CHECKING:
@@ -251,11 +250,11 @@ def _leaks_by_names_or_pixels(arguments: argparse.Namespace) -> LeakReport:
 
 def run_leak(arguments: argparse.Namespace) -> int:
     """Print the difference."""
-    from magtiles_seg.evaluate.compare import compare, read_pictures
+    from magtiles_seg.evaluate.compare import compare, read_pictures_of
     from magtiles_seg.evaluate.folds import leak_to_markdown
 
-    texts = [read_text(path) for path in (arguments.grouped, arguments.random)]
-    print(leak_to_markdown(compare(*map(read_pictures, texts))))
+    grouped, random = map(read_pictures_of, (arguments.grouped, arguments.random))
+    print(leak_to_markdown(compare(grouped, random)))
     return options.ACCEPTED
 
 
@@ -275,7 +274,7 @@ def run_synth(arguments: argparse.Namespace) -> int:
     """Write the tiles."""
     from magtiles_seg.dataset.synthetic import write_dataset
 
-    options.check_output(arguments.directory)
+    options.check_output(arguments.directory, instead="name another folder")
     with bar("data synth", "tile") as progress:
         root = write_dataset(
             arguments.directory, tiles=arguments.tiles, seed=arguments.seed, progress=progress

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from magtiles_seg.commands import options
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.files import read_text, write
+from magtiles_seg.files import write
 from magtiles_seg.progress import bar
 
 _EXAMPLES = """
@@ -79,9 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
     from magtiles_seg import pipeline
 
     params = options.read_params(arguments)
-    for out in (arguments.out, arguments.json and arguments.json.parent):
-        if out:
-            options.check_output(out)
+    if arguments.out:
+        options.check_output(arguments.out)
+    if arguments.json:
+        options.check_output_file(arguments.json, option="--json")
     _check_asked(arguments)
     if arguments.scored:
         return _scored(arguments)
@@ -154,7 +155,7 @@ def _check_asked(arguments: argparse.Namespace) -> None:
 
 def _scored(arguments: argparse.Namespace) -> int:
     """Print and write what one verdict a tile makes of pictures that were scored before."""
-    from magtiles_seg.evaluate.compare import read_pictures
+    from magtiles_seg.evaluate.compare import read_pictures_of
     from magtiles_seg.evaluate.report import summarize
 
     protocol = arguments.protocol or "T-tile"
@@ -163,7 +164,7 @@ def _scored(arguments: argparse.Namespace) -> int:
             f"--scored gives the figures of T-tile, printed and as --json; got protocol {protocol}"
             f"{' and --out' if arguments.out else ''}: score the pictures anew for others"
         )
-    records = read_pictures(read_text(arguments.scored))
+    records = read_pictures_of(arguments.scored)
     result = summarize(records, protocol=protocol)
     if arguments.json:
         write(arguments.json, result.to_json())

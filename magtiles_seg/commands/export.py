@@ -99,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_model_file(arguments, params)
     if arguments.choice is not None:
         raise ConfigError(f"--choice is for --out NAME.onnx, a checkpoint; got {arguments.out}")
+    options.check_output(arguments.out)
     module = options.import_extra("magtiles_seg.export.artefacts", "export")
     order = _order(arguments, params, module)
     from magtiles_seg import pipeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
@@ -80,7 +81,9 @@ def port(word: str) -> int:
 
 
 def check_output(out: Path, *, instead: str = "name another --out") -> None:
-    """Make an output folder, before any work is done for it.
+    """Check that an output folder can be written, before any work is done for it.
+
+    It is not made: what finds another mistake leaves no empty folder behind.
 
     Args:
         out: The folder.
@@ -89,33 +92,43 @@ def check_output(out: Path, *, instead: str = "name another --out") -> None:
     Raises:
         ConfigError: Something that is no folder is in the way, or it cannot be written to.
     """
+    place = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        writable = os.access(out, os.W_OK | os.X_OK)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise errors.ConfigError(
-            f"{out} cannot be the output folder: {error.filename} is a file; {instead}"
-        ) from error
+        if not stat.S_ISDIR(place.stat().st_mode):
+            raise errors.ConfigError(
+                f"{out} cannot be the output folder: {place} is no folder; {instead}"
+            )
+        out.stat()
+    except FileNotFoundError as error:
+        if place.is_symlink():
+            raise errors.ConfigError(
+                f"{out} cannot be the output folder: {place} is a broken link; {instead}"
+            ) from error
     except OSError as error:
         raise errors.ConfigError(f"{out} cannot be made: {error.strerror}; {instead}") from error
-    if not writable:
+    if not os.access(place, os.W_OK | os.X_OK):
         raise errors.ConfigError(
-            f"{out} cannot be written to; change its permissions, or {instead}"
+            f"{out} cannot be written to; change the permissions of {place}, or {instead}"
         )
 
 
-def check_output_file(out: Path, suffix: str) -> None:
-    """Check that a file can be written, before any work is done for it; its folder is made.
+def check_output_file(out: Path, suffix: str = "", *, option: str = "--out") -> None:
+    """Check that a file can be written, before any work is done for it.
+
+    Args:
+        out: The file.
+        suffix: What its name must end in.
+        option: The word of the command line that names it.
 
     Raises:
         ConfigError: Its name does not end so, a folder is in the way, or its folder cannot be
             written to.
     """
-    if out.suffix.lower() != suffix:
-        raise errors.ConfigError(f"--out {out}: expected a name that ends in {suffix}")
+    if suffix and out.suffix.lower() != suffix:
+        raise errors.ConfigError(f"{option} {out}: expected a name that ends in {suffix}")
     if out.is_dir():
-        raise errors.ConfigError(f"{out} is a folder; expected the name of a file as --out")
-    check_output(out.parent)
+        raise errors.ConfigError(f"{out} is a folder; expected the name of a file as {option}")
+    check_output(out.parent, instead=f"name another {option}")
 
 
 def as_epilog(examples: str) -> str:

@@ -45,6 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     from magtiles_seg import pipeline
 
     params = options.read_params(arguments)
+    options.check_output(arguments.out)
+    if arguments.logs is not None:
+        options.check_output(arguments.logs, instead="name other --logs")
     devices = options.import_extra("magtiles_seg.train.devices", "train")
     options.import_extra("dvclive", "train")
     checkpoint = pipeline.train(

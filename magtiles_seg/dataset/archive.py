@@ -78,10 +78,9 @@ def fetch(
     _check_options(source, sha256)
     if source.startswith(SYNTHETIC):
         _check_map_is_used(None, wanted, source)
-        drawn = read_source(source, tiles=50, seed=0)
+        drawn = _read_synthetic(source)
         return once(
-            f"{SYNTHETIC}tiles={drawn['tiles']},seed={drawn['seed']}",
-            lambda to: write_dataset(to, **drawn, progress=progress),
+            _synthetic_key(source), lambda to: write_dataset(to, **drawn, progress=progress)
         )
     listed = None if checksums is None else read_checksums(checksums)
     folder = source_folder(source)
@@ -199,29 +198,72 @@ def converted_from(folder: Path, destination: Path) -> bool:
     return _key_of_receipt(destination).startswith(f"folder={folder.resolve()} ")
 
 
-def check_brought(source: str, destination: Path) -> None:
-    """Refuse a loaded data set that came from elsewhere than the path that the source now names.
+def check_brought(
+    source: str,
+    destination: Path,
+    *,
+    listed: bool = True,
+    note: Callable[[str], object] = warnings.warn,
+) -> None:
+    """Refuse a loaded data set that came from elsewhere than the source that is now named.
 
-    A folder is known by its name, for a loaded data set may go to another machine without it.
+    A folder is known by its name, for a loaded data set may go to another machine without it. Other
+    data in place of those of a URL, the default source, are used, and told.
+
+    Args:
+        source: As of `fetch`.
+        destination: Where the data set was loaded to.
+        listed: Whether a list of checksums says what the data are, wherever they come from.
+        note: Told in a sentence what is used in place of a URL's data.
 
     Raises:
         DataError: It did.
+        ConfigError: The options of a synthetic source are unknown.
     """
     key = _key_of_receipt(destination)
-    if not key or source.startswith(SYNTHETIC) or _is_url(source):
+    if not key:
         return
     path = Path(source).expanduser()
-    if path.is_file() or path.suffix.lower() == ".zip":
+    if source.startswith(SYNTHETIC):
+        came, path = key == _synthetic_key(source), destination
+    elif _is_url(source):
+        came, path = key.startswith(f"{source} "), destination
+        came = came or (listed and key.startswith("checksums="))
+        if not came and not _is_url(key):
+            note(
+                f"{destination} was not loaded from data_load.source, {source!r}, but from "
+                f"{_said(key)}, and is used; load the source's data by: magtiles-seg data load"
+            )
+            return
+    elif path.is_file() or path.suffix.lower() == ".zip":
         came = key.startswith(("sha256=", "checksums="))
     else:
         folder = key.removeprefix("folder=").partition(" files=")[0]
         came = key.startswith("folder=") and Path(folder).name == path.resolve().name
     if not came:
         raise DataError(
-            f"{destination} was loaded from another source than {source!r}"
+            f"{destination} was loaded from {_said(key)}, another source than {source!r}"
             f"{'' if path.exists() else ', which is not there'}; correct data_load.source, or load "
             "it first: magtiles-seg data load"
         )
+
+
+def _said(key: str) -> str:
+    """Return what a receipt's key tells of where its data came from."""
+    if key.startswith("checksums="):
+        return "the files that data_load.checksums listed"
+    if key.startswith("sha256="):
+        return "a zip"
+    return key.removeprefix("folder=").partition(" files=")[0].partition(" sha256=")[0]
+
+
+def _read_synthetic(source: str) -> dict[str, int]:
+    return read_source(source, tiles=50, seed=0)
+
+
+def _synthetic_key(source: str) -> str:
+    drawn = _read_synthetic(source)
+    return f"{SYNTHETIC}tiles={drawn['tiles']},seed={drawn['seed']}"
 
 
 def _forget_conversion(folder: Path, destination: Path) -> None:

@@ -36,7 +36,7 @@ def samples_of(params: Params, root: str | os.PathLike[str] | None = None) -> tu
     if folder is not None and converted_from(folder, directory):
         folder = None  # others are used where they lie
     if folder is None:
-        check_brought(wanted.source, directory)
+        check_brought(wanted.source, directory, listed=wanted.checksums is not None)
     root = directory if folder is None else folder
     samples = grouped(find_samples(root, layout=layout_of(params), labels=wanted.labels), params)
     reviewed = reviewed_samples(directory, wanted.labels, samples)

@@ -13,6 +13,7 @@ from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import Split, data_sha256
 from magtiles_seg.errors import DataError
+from magtiles_seg.inputs import Survey, walk
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,18 @@ def _by_class(
 def read_list(path: Path) -> tuple[str, ...]:
     """Return the pictures of a list: the lines of a text file, or the pictures in a folder.
 
+    In a folder masks and earlier results are left out, as everywhere (`magtiles_seg.inputs`).
+
     Args:
         path: Empty lines and lines that begin with `#` are skipped.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        DataError: It holds no name, or is no text in UTF-8.
+        OSError: It cannot be read.
+        DataError: It holds no name, is no text in UTF-8, or a folder below it cannot be listed.
     """
     if path.is_dir():
-        found = [str(item) for item in sorted(path.rglob("*"))
-                 if item.suffix.lower() in PICTURE_SUFFIXES and item.is_file()]  # fmt: skip
+        found = [str(picture) for picture in _pictures_below(path)]
     else:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -172,6 +175,14 @@ def read_list(path: Path) -> tuple[str, ...]:
     if not found:
         raise DataError(f"{path} names no picture; expected a name a line, or a folder of pictures")
     return tuple(found)
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    survey = Survey()
+    found = sorted(map(Path, walk(str(folder), survey)))
+    if survey.unlisted:  # a leak check that left pictures out would find too few leaks
+        raise DataError("; ".join(survey.problems()))
+    return found
 
 
 def _stem(name: str) -> str:

@@ -7,6 +7,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +224,11 @@ def make_split(
             them. None: `committed_folds(folds)`.
 
     Raises:
-        ConfigError: A parameter is unknown or out of range.
+        ConfigError: A parameter is unknown, out of range or no whole number where one is needed.
         DataError: There are fewer groups than folds.
     """
+    seed, folds = _whole("seed", seed), _whole("folds", folds, least=2)
+    fold = None if fold is None else _whole("fold", fold)
     _check(rule, fold, folds, validation_fraction)
     everything = sorted(samples, key=lambda sample: sample.id)
     ordered = [sample for sample in everything if not sample.train_only]
@@ -288,13 +291,19 @@ def taken_over(training: Mapping[str, Any]) -> tuple[str, ...]:
     return ("",) if {"start", "teacher"} & set(training) else ()
 
 
+def _whole(name: str, value: Any, *, least: int = 0) -> int:  # noqa: ANN401 - checked here
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+        return int(value)
+    raise ConfigError(f"{name} is {value!r:.80}; expected a whole number, at least {least}")
+
+
 def _check(rule: str, fold: int | None, folds: int, validation_fraction: float) -> None:
     if rule not in RULES:
         raise ConfigError(f"unknown split rule {rule!r}; expected one of {', '.join(RULES)}")
     if fold is None and rule not in ("grouped", "random"):
         raise ConfigError(f"rule {rule!r} has a test part of its own; expected a fold, got none")
-    if folds < 2 or not 0 <= (fold or 0) < folds:
-        raise ConfigError(f"fold {fold} of {folds} folds; expected 0 <= fold < folds, folds >= 2")
+    if (fold or 0) >= folds:
+        raise ConfigError(f"fold {fold} of {folds} folds; expected 0 <= fold < folds")
     if not 0 <= validation_fraction < 1:
         raise ConfigError(f"validation_fraction is {validation_fraction}; expected 0 <= x < 1")
 

@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +23,7 @@ from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.metrics import bootstrap_weights, dice, interval, iou
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import figures
+from magtiles_seg.files import read_text
 from magtiles_seg.labels import BACKGROUND, FREE
 
 Outcome: TypeAlias = Literal["better", "worse", "unclear"]
@@ -188,6 +190,19 @@ def compare(base: Records, here: Records, *, resamples: int = 1000, seed: int = 
         classes=tuple(_class_change(base, here, weights, index) for index in _defects(here)),
         newly_wrong=_newly_wrong(base, here),
     )
+
+
+def read_pictures_of(path: Path) -> Records:
+    """Read a `pictures.csv`, as `read_pictures`.
+
+    Raises:
+        OSError: It cannot be read.
+        DataError: It is something else; the error names it.
+    """
+    try:
+        return read_pictures(read_text(path))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def read_pictures(text: str) -> Records:

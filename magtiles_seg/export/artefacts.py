@@ -171,7 +171,7 @@ def export_artefact(
         check_decision(data, proof.pictures)
     with tempfile.TemporaryDirectory() as scratch, _reference(model, source, scratch) as reference:
         gate = _Gate(reference, order.tolerance, proof, Path(scratch), _part(progress, "compare"))
-        gate.plain.write_bytes(source)
+        write(gate.plain, source)
         manifest = _draft(data, order)
         if order.precision == "fp16":
             gate.pass_bytes("rehearsal", rehearse_fp16(source))
@@ -289,7 +289,7 @@ def _reference(model: Path, source: bytes, scratch: str) -> Iterator[Backend]:
     eager = model.suffix.lower() == ".safetensors"
     path = model if eager else Path(scratch) / model.name
     if not eager:
-        path.write_bytes(source)
+        write(path, source)
     with closing(open_backend(path, device="cpu")) as backend:
         yield backend
 
@@ -324,7 +324,7 @@ class _Gate:
             ParityError: It answers differently.
         """
         path = self._scratch / f"{subject}.onnx"
-        path.write_bytes(data)
+        write(path, data)
         with closing(open_backend(path, device="cpu", backend="onnxruntime")) as candidate:
             self.pass_backend(subject, candidate)
 

@@ -87,7 +87,8 @@ def export_review(
     if to not in TOOLS:
         raise ConfigError(f"unknown tool {to!r}; expected one of {', '.join(TOOLS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not empty; expected a new folder, so that no label is lost")
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise DataError(f"{out} {what}; expected a new folder, so that no label is lost")
     if not folder.path.is_dir():
         raise FileNotFoundError(f"no review folder {folder.path}; `--review-dir` makes one")
     records, drafts, copies, left_out = _drafts(folder, reasons, most)
@@ -277,12 +278,12 @@ def _read_index(
         drafts = content.get("drafts", {})  # not in an export of 0.1
         for draft in drafts.values():
             _ = Path(draft["path"]), draft["sha256"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} is missing: it tells which pictures were exported; expected it as `loop "
             "export` wrote it: name it by --review"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error!r:.200}; export again") from error
     return records, drafts, tool
 

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from folders import forbid
 from made_screens import make_screen
 
 from magtiles_seg import Segmenter
@@ -360,4 +361,18 @@ def test_run_batch_into_a_damaged_run_says_what_is_damaged(
     (finished.out / "parts/part-00000001.parquet").unlink()
     (finished.out / file).write_bytes(content)
     with pytest.raises((ConfigError, DataError), match=said):
+        run_batch(finished, ONE)
+
+
+def test_run_batch_of_or_into_a_folder_that_cannot_be_listed_is_refused_at_once(
+    make_job: Callable[..., Job], finished: Job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = make_job(out=tmp_path / "new", patience_s=60.0)
+    with monkeypatch.context() as patch:
+        forbid(patch, Path(job.source))
+        with pytest.raises(DataError, match="cannot be listed: Permission denied"):
+            run_batch(job, ONE)
+    assert not job.out.exists()
+    forbid(monkeypatch, finished.out / "parts")
+    with pytest.raises(PermissionError, match="parts"):
         run_batch(finished, ONE)

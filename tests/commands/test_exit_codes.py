@@ -77,7 +77,14 @@ def test_bug_with_debug_set_shows_the_traceback(
         (SystemExit(0), 0, ""),
         (errors.DataError("no 'a\nmagtiles-seg: b'"), 2, "no 'a\n  magtiles-seg: b'\n"),
         (BrokenPipeError(), 2, ""),
-        (PermissionError(13, "Permission denied", "x"), 2, "Permission denied: 'x'"),
+        (PermissionError(13, "Permission denied", "x"), 2, "x: Permission denied"),
+        (OSError(27, "File too large", "x", None, "y"), 2, "x to y: File too large"),
+        (IsADirectoryError(21, "Is a directory", "x"), 2, "x is a folder; expected a file"),
+        (
+            NotADirectoryError(20, "Not a directory", "x/y"),
+            2,
+            "x/y: a file stands where a folder is expected",
+        ),
         (ValueError("http://me:pw@h/?token=abc"), 70, "http://***@h/?token=***"),
     ],
 )
@@ -215,6 +222,76 @@ def test_convert_into_its_own_source_is_refused(
     assert (
         f"{out} lies in set, which would then hold every picture twice" in capsys.readouterr().err
     )
+
+
+def test_path_of_the_wrong_kind_is_told_in_words_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").touch()
+    for words, said in {
+        "data split --params folder": "folder is a folder; expected a file",
+        "data leak folder file": "file: no table of scored pictures",
+        "data synth file": "file is no folder; name another folder",
+        "train --out file": "file is no folder; name another --out",
+        "train --logs file/below": "file is no folder; name other --logs",
+        "crossval --out file": "file is no folder; name another --out",
+        "evaluate --json folder": "folder is a folder; expected the name of a file as --json",
+        "evaluate --json file/x.json": "file is no folder; name another --json",
+        "export --to onnx --out file": "file is no folder; name another --out",
+        "loop export folder file --to coco": "file is a file; expected a new folder",
+    }.items():
+        assert cli.main(words.split()) == 2
+        assert said in capsys.readouterr().err
+    assert sorted(map(str, tmp_path.iterdir())) == [
+        str(tmp_path / name) for name in ("file", "folder")
+    ]
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_convert_with_a_tolerance_that_is_none_is_refused(
+    tolerance: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["data", "synth", "set", "--tiles", "1"]) == 0
+    words = ["data", "convert", "set", "out", "--to", "coco", "--tolerance", tolerance]
+    assert cli.main(words) == 2
+    assert "expected a number of pixels from 0 on" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_other_mistake_leaves_no_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, said in {
+        "evaluate --folds here there": "here is no run",
+        "batch nope": "there is no source",
+        "batch . --model nope.onnx": "nope.onnx",
+        "stream nope": "no such file",
+        "data audit --model nope.onnx": "nope.onnx",
+        "data group nope": "nope",
+        "report --base nope": "nope",
+    }.items():
+        assert cli.main([*words.split(), "--out", "out/deep"]) == 2
+        assert said in capsys.readouterr().err
+        assert not Path("out").exists(), words
+
+
+def test_output_below_a_broken_link_or_of_too_long_a_name_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for out, said in (
+        (tmp_path / "link" / "x", "link is a broken link"),
+        (tmp_path / ("x" * 300), "cannot be made: File name too long"),
+    ):
+        assert cli.main(["data", "synth", str(out), "--tiles", "1"]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_synth_into_a_file_says_what_is_in_the_way(

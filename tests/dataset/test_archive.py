@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -365,10 +366,46 @@ def test_data_of_another_path_than_the_source_names_is_refused(
     data = tmp_path / "data"
     check_brought("anything", data)  # nothing was loaded
     fetch(str(archive), data)
-    for source in (str(archive), "gone.zip", "https://x/y.zip", "synthetic:"):
+    for source in (str(archive), "gone.zip"):
         check_brought(source, data)
+    with pytest.raises(
+        DataError, match=r"loaded from a zip, another source than 'synthetic:'; corr"
+    ):
+        check_brought("synthetic:", data)
     with pytest.raises(DataError, match=r"another source than 'clth', which is not there; correct"):
         check_brought("clth", data)
+
+
+def test_data_of_another_synthetic_source_are_refused_and_in_place_of_a_url_told(
+    tmp_path: Path,
+) -> None:
+    data, told = tmp_path / "data", list[str]()
+    fetch("synthetic:tiles=1", data)
+    check_brought("synthetic:seed=0,tiles=1", data, note=told.append)
+    with pytest.raises(
+        DataError, match="loaded from synthetic:tiles=1,seed=0, another source than"
+    ):
+        check_brought("synthetic:tiles=2", data, note=told.append)
+    assert not told
+    check_brought("https://x/y.zip", data, note=told.append)
+    assert "not loaded from data_load.source, 'https://x/y.zip', but from synthetic:" in told[0]
+    with pytest.warns(UserWarning, match="not loaded from"):
+        samples_of(load_params(None, [f"data_load.directory={data}"]))
+
+
+@pytest.mark.parametrize("key", ["https://x/y.zip sha256=None", "checksums=ab"])
+def test_data_of_another_url_are_refused_unless_checksums_say_what_they_are(
+    key: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".fetched.json").write_text(json.dumps({"key": key, "entries": []}))
+    check_brought("https://x/y.zip", tmp_path)
+    if key.startswith("checksums="):
+        check_brought("https://x/z.zip", tmp_path)
+        with pytest.warns(UserWarning, match=r"but from the files that data_load.checksums listed"):
+            check_brought("https://x/z.zip", tmp_path, listed=False)
+    else:
+        with pytest.raises(DataError, match=r"loaded from https://x/y\.zip, another source than"):
+            check_brought("https://x/z.zip", tmp_path)
 
 
 def test_converted_folder_is_known_by_its_name_where_it_is_gone(tmp_path: Path) -> None:
@@ -386,5 +423,5 @@ def test_converted_folder_is_known_by_its_name_where_it_is_gone(tmp_path: Path) 
             "data_load.labels=[background, defect]",
         ],
     )
-    with pytest.raises(DataError, match=r"data was loaded from another source than .*lin'"):
+    with pytest.raises(DataError, match=r"data was loaded from .*, another source than .*lin'"):
         samples_of(params)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from folders import forbid
 
 from magtiles_seg import cli
 from magtiles_seg.dataset.leakage import leaks_of_lists, read_list
@@ -54,7 +55,8 @@ def test_read_list_takes_lines_or_the_pictures_of_a_folder(tmp_path: Path) -> No
     assert read_list(path) == ("a1.jpg", "b1.jpg")
     folder = tmp_path / "train"
     (folder / "deep").mkdir(parents=True)
-    for name in ("b.png", "deep/a.JPG", "notes.txt"):
+    (folder / "MT_Crack" / "Imgs").mkdir(parents=True)
+    for name in ("b.png", "deep/a.JPG", "notes.txt", "MT_Crack/Imgs/mask.png"):
         (folder / name).touch()
     assert read_list(folder) == (str(folder / "b.png"), str(folder / "deep" / "a.JPG"))
 
@@ -109,3 +111,13 @@ def test_check_words_that_do_not_go_together_are_refused(
 ) -> None:
     assert check(*words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_read_list_below_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.png").touch()
+    forbid(monkeypatch, tmp_path / "deep")
+    with pytest.raises(DataError, match="deep cannot be listed: Permission denied"):
+        read_list(tmp_path)

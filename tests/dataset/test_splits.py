@@ -246,8 +246,12 @@ def test_leaks_changed_mask_no_longer_matches_the_manifest(tmp_path: Path) -> No
     [
         ({"rule": "stratified"}, "unknown split rule 'stratified'"),
         ({"fold": 5}, "fold 5 of 5 folds"),
-        ({"fold": -1}, "fold -1 of 5 folds"),
-        ({"folds": 1}, "folds >= 2"),
+        ({"fold": -1}, "fold is -1; expected a whole number, at least 0"),
+        ({"folds": 1}, "folds is 1; expected a whole number, at least 2"),
+        ({"folds": 2.5}, "folds is 2.5; expected a whole number"),
+        ({"fold": "0"}, "fold is '0'; expected a whole number"),
+        ({"seed": "0"}, "seed is '0'; expected a whole number"),
+        ({"seed": True}, "seed is True; expected a whole number"),
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
     ],
 )

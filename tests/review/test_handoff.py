@@ -339,3 +339,13 @@ def test_import_of_another_tools_export_says_so(
     export_review(review, tmp_path / "out", to="coco")
     with pytest.raises(DataError, match="is no export of cvat: it looks like coco"):
         take(tmp_path / "out", tool="cvat")
+
+
+def test_index_of_the_wrong_kind_is_missing_or_told_as_it_is(
+    tmp_path: Path, take: Callable[..., Imported]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/review.json is missing"):
+        take(tmp_path / "file")
+    with pytest.raises(IsADirectoryError):
+        take(tmp_path, index=tmp_path)

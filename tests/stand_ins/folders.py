@@ -12,11 +12,12 @@ import pytest
 
 def forbid(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Let a folder refuse to be listed, as for a user without permission; tests may run as root."""
-    scan = os.scandir
+    for name in ("scandir", "listdir"):
+        there = getattr(os, name)
 
-    def refuse(path: str | int) -> Any:  # noqa: ANN401  (an iterator of os)
-        if not isinstance(path, int) and Path(path) == folder:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return scan(path)
+        def refuse(path: str | int, there: Any = there) -> Any:  # noqa: ANN401  (names, as of os)
+            if not isinstance(path, int) and Path(path) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return there(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+        monkeypatch.setattr(os, name, refuse)

@@ -29,6 +29,7 @@ from magtiles_seg.dataset.formats.pictures import (
 )
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import staged_folder
+from magtiles_seg.shapes import check_tolerance
 
 __all__ = [
     "FORMATS",
@@ -97,12 +98,13 @@ def write(
         The file or folder that the format is opened by.
 
     Raises:
-        ConfigError: The format is unknown.
+        ConfigError: The format is unknown, or the tolerance is no number of pixels from 0 on.
         DataError: The folder holds something, or the format cannot say what a picture holds, or
             the name of a class.
         OSError: The folder cannot be written.
     """
     module = _module(name)
+    check_tolerance(tolerance_px)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not empty; expected a new folder, that nothing is written over")
     how = {} if as_polygons is None else {"as_polygons": as_polygons}
