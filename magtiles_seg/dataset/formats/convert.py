@@ -14,7 +14,7 @@ from magtiles_seg.dataset import formats
 from magtiles_seg.dataset.formats import masks
 from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading, Region
 from magtiles_seg.dataset.groups import FILE_NAME
-from magtiles_seg.dataset.layouts import CLASS_PREFIX, FORMAT_NAMES, name_key
+from magtiles_seg.dataset.layouts import CLASS_PREFIX, FORMAT_NAMES, is_junk, name_key
 from magtiles_seg.dataset.masks import DESCRIPTION
 from magtiles_seg.dataset.samples import find_samples, raise_problems
 from magtiles_seg.errors import DataError
@@ -74,7 +74,7 @@ def format_of(root: Path, wanted: Wanted) -> str | None:
         return None
     if wanted.layout == "folder":
         return "masks" if wanted.maps else None
-    folders = [root, *(path for path in root.iterdir() if path.is_dir())]
+    folders = [root, *(path for path in root.iterdir() if path.is_dir() and not is_junk(path))]
     if any(path.name.startswith(CLASS_PREFIX) for folder in folders for path in folder.iterdir()):
         return None
     if not wanted.maps and any((f / "images").is_dir() and (f / "masks").is_dir() for f in folders):

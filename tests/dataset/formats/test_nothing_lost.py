@@ -247,7 +247,9 @@ def test_folder_without_permission_is_refused_by_name(
         forbid(monkeypatch, source / name)
     assert convert(source, tmp_path / "out", "coco") == 2
     said = capsys.readouterr().err
-    assert "closed cannot be listed: Permission denied" in said
+    assert "closed: Permission denied" in said
     assert "lost+found" not in said
+    with pytest.raises(DataError, match="closed cannot be listed: Permission denied"):
+        formats.read("coco", source)
     (source / "closed").rmdir()
     assert convert(source, tmp_path / "out", "coco") == 0
