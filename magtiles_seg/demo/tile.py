@@ -417,7 +417,8 @@ def _connect(
     sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
     if controls.model is not None:
         chosen = [key, controls.mm_per_px, controls.model]
-        controls.model.input(acts.choose, chosen, [*sliders[:2], *answer[1:]], **quiet)
+        # Its `input` also comes when the keyboard's focus passes by.
+        controls.model.change(acts.choose, chosen, [*sliders[:2], *answer[1:]], **quiet)
     gr.on(
         [slider.change for slider in sliders],  # "Reset" is no input
         acts.move,

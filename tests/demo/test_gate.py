@@ -117,7 +117,7 @@ def test_client_that_keeps_no_cookies_can_use_what_it_uploaded(demo: Any, png: b
         assert page.join("picture.upload", [file_data(*reply.json()), 0.5, 0.5, 0]).is_success
 
 
-@pytest.mark.parametrize("function", ["picture.upload", "many.upload"])
+@pytest.mark.parametrize("function", ["picture.upload", "asked.change"])
 def test_file_of_the_server_is_neither_read_nor_told_nor_copied(
     demo: Any, page: Any, private: Path, function: str
 ) -> None:
@@ -130,8 +130,8 @@ def test_file_of_the_server_is_neither_read_nor_told_nor_copied(
     before = len(demo.files())
     for path in tried:
         for entry in (file_data(path), file_data(path, url=f"file://{path}", is_stream=True)):
-            value = [entry] if function == "many.upload" else entry
-            more = [False] if function == "many.upload" else []
+            value = [entry] if function == "asked.change" else entry
+            more = [False, "files:1"] if function == "asked.change" else []
             reply = page.join(function, [value, *more, 0.5, 0.5, 0])
             assert reply.status_code in (400, 403), path
             assert private.name not in reply.text
@@ -385,7 +385,7 @@ def test_uploads_and_calls_under_way_end_at_sigterm_and_bring_no_folder_back(
     ):
         upload.sendall(head)
         time.sleep(0.3)
-        assert page.join("sample.click", [0.5, 0.5, 0]).is_success
+        assert page.join("asked.change", [None, False, "synthetic:1", 0.5, 0.5, 0]).is_success
         assert demo.stop() < 8
         assert upload.recv(1000).startswith(b"HTTP/1.1 503")
     assert demo.files() == []
