@@ -11,6 +11,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from magtiles_seg.dataset.synthetic import DEFECTS, synthetic_tile
+from magtiles_seg.demo.likeness import doubt_of
 from magtiles_seg.demo.pictures import draw_numbered
 from magtiles_seg.demo.tile import AT_ONCE, known_scale
 from magtiles_seg.demo.words import (
@@ -122,7 +123,7 @@ def _inspect(
             if time.monotonic() > end_s:
                 raise ImageError(f"not inspected: the demo ends a list after {RUN_S:g} s")
             result = judge.inspect(path, threshold, reject_score, *model)
-            answers.append(Answer(name=name, result=result))
+            answers.append(Answer(name=name, result=result, doubt=doubt_of(result.image)))
         except ImageError as error:
             answers.append(Answer(name=name, error=str(error)))
         yield [answer_counts(answers, len(paths)), answer_table(answers), *nothing]

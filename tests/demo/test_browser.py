@@ -214,6 +214,43 @@ def test_picture_given_before_the_answer_to_the_last_gets_its_own(
         page.close()
 
 
+def test_what_is_asked_while_a_picture_is_inspected_is_answered_after_it(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "tile.png"
+    cv2.imwrite(str(path), synthetic_tile(22, defect="fray", exposure=3).image)
+    with demo(SLOWLY + DEMO) as url:
+        page = open_page(browser, url)
+        verdict, given = page.locator("#verdict"), page.locator("#picture img")
+
+        def give() -> None:
+            page.locator("#picture button[aria-label='Remove Image']").click()
+            expect(verdict).to_contain_text("Waiting")
+            page.locator("#picture input[type=file]").set_input_files(path)
+            page.wait_for_timeout(1000)
+
+        give()
+        page.locator("#examples .thumbnail-item").nth(1).click()
+        page.locator("#examples .thumbnail-item").last.click()
+        page.wait_for_timeout(5000)
+        expect(verdict.locator("b")).to_have_text("Accept")
+        expect(given).to_have_attribute("src", re.compile(r"/image\.png$"))
+        give()
+        score = page.locator("#reject-score input[type=number]")
+        score.fill("0.999")
+        score.press("Enter")
+        page.wait_for_timeout(5000)
+        expect(verdict).to_contain_text("the reject score 0.999")
+        expect(given).to_have_attribute("src", re.compile(r"/tile\.png$"))
+        give()
+        page.get_by_label("Model", exact=True).click()
+        page.get_by_role("option").last.click()
+        page.wait_for_timeout(5000)
+        expect(page.locator("#model")).to_contain_text("magnetic-tile-small")
+        expect(score).not_to_have_value("0.999")
+        page.close()
+
+
 def test_click_on_a_row_frames_its_region_on_the_picture(
     browser: Browser, address: str, screen: str
 ) -> None:
