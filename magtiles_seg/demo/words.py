@@ -170,8 +170,10 @@ def answer_table(answers: Sequence[Answer]) -> str:
             continue
         result = answer.result
         verdict = _pill(result.verdict, _WORDS[result.verdict])
-        doubt = f'<span class="why">Is this a tile? {escape(answer.doubt)}</span>'
-        found = f"{_found(result)} {doubt}" if answer.doubt else _found(result)
+        found = _found(result)
+        if answer.doubt:
+            verdict += "<small>Is this a tile?</small>"
+            found += f' <span class="why">{escape(answer.doubt)}</span>'
         rows.append([name, verdict, f"{result.score:.2f}", found])
     return _table(head, rows)
 

@@ -327,6 +327,14 @@ def test_file_above_the_limit_is_refused_and_leaves_nothing(demo: Any, page: Any
     assert not large(demo, before)
 
 
+def test_refused_upload_is_told_in_words_for_the_page_shows_all_of_them(page: Any) -> None:
+    files = [("files", (f"{number}.png", b"x")) for number in range(101)]
+    reply = page.client.post("/gradio_api/upload", files=files)
+    assert reply.status_code == 400
+    assert reply.headers["content-type"].startswith("text/plain")
+    assert reply.text.startswith("the form cannot be read: Too many files.")
+
+
 @pytest.mark.parametrize("kind", ["", "application/json", "multipart/form-data", "text/plain"])
 def test_upload_that_is_no_form_is_refused(page: Any, kind: str) -> None:
     headers = {"content-type": kind}
