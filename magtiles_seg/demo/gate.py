@@ -198,6 +198,13 @@ class Gate:
             self._streams.remove(visitor)
 
     async def _upload(self, request: Request) -> Response:
+        """Answer an upload; of a refusal the page shows all text, so it is no JSON."""
+        try:
+            return await self._store(request)
+        except Problem as problem:
+            return PlainTextResponse(problem.detail, problem.status, headers=problem.headers)
+
+    async def _store(self, request: Request) -> Response:
         """Store the files of a form and answer their paths, as Gradio's own route does."""
         visitor = Visitor.of(request)
         if self._uploads >= _UPLOADS or self._stopping.is_set():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LEAST, _MOST = 1.25, 5.0
-_LEAST_SIDE_PX = 48  # below it the ratio is chance
+_LEAST_SIDE_PX = 48  # below it the ratio is chance, but of one grey
 
 
 def grain(image: NDArray[np.uint8]) -> float:
@@ -39,7 +39,8 @@ def grain(image: NDArray[np.uint8]) -> float:
 def doubt_of(image: NDArray[np.uint8]) -> str:
     """Return why a picture may be none of a tile; empty where nothing speaks against it."""
     ratio = grain(image)
-    if min(image.shape) < _LEAST_SIDE_PX or _LEAST <= ratio <= _MOST:
+    too_small = min(image.shape) < _LEAST_SIDE_PX and image.min() != image.max()
+    if too_small or _LEAST <= ratio <= _MOST:
         return ""
     if 1 / _MOST <= ratio <= 1 / 1.4:
         return (

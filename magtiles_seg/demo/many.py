@@ -11,6 +11,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from magtiles_seg.dataset.synthetic import DEFECTS, synthetic_tile
+from magtiles_seg.demo.likeness import doubt_of
 from magtiles_seg.demo.pictures import draw_numbered
 from magtiles_seg.demo.tile import AT_ONCE, known_scale
 from magtiles_seg.demo.words import (
@@ -31,6 +32,10 @@ MAX_PICTURES = 100
 RUN_S = 120.0
 """How long one list is inspected; others wait meanwhile."""
 
+_SYNTHETIC = "synthetic:"
+_ASK_FILES = "() => `files:${Date.now()}`"
+_ASK_SYNTHETIC = f"() => [null, false, `{_SYNTHETIC}${{Date.now()}}`]"
+_ASK_AGAIN = "(asked) => `${asked.split(':')[0]}:${Date.now()}`"
 _SAMPLES = 12
 _DRAWN = 24
 
@@ -66,32 +71,33 @@ def add_many_tab(judge: Judge, controls: Controls) -> None:
         interactive=False,
         elem_id="drawn",
     )
+    asked = gr.Textbox(visible="hidden", elem_id="asked")
     shown = [counts, table, download, gallery]
 
     def run(
         paths: list[str] | None,
         of_one: bool,
+        what: str | None,
         *sliders: Any,  # noqa: ANN401
     ) -> Iterator[list[Any]]:
-        yield from _inspect(judge, paths or [], sliders, download.GRADIO_CACHE, one_tile=of_one)
+        cache = download.GRADIO_CACHE
+        given = _draw_samples(cache) if (what or "").startswith(_SYNTHETIC) else paths or []
+        yield from _inspect(judge, given, sliders, cache, one_tile=of_one)
 
-    def run_sample(*sliders: Any) -> Iterator[list[Any]]:  # noqa: ANN401
-        yield from _inspect(
-            judge, _draw_samples(download.GRADIO_CACHE), sliders, download.GRADIO_CACHE
-        )
-
-    quiet: dict[str, Any] = {
-        "api_visibility": "private",
-        "show_progress": "hidden",
-        "concurrency_limit": AT_ONCE,
-    }
-    acts = [files.upload, files.clear, files.delete, one_tile.input]
-    # What is asked while a list is inspected comes after it.
-    gr.on(
-        acts, run, [files, one_tile, *controls.inputs], shown, trigger_mode="always_last", **quiet
+    # One function answers, by the state of the page at its start: what is asked meanwhile comes
+    # after it. The events write in the browser alone what they ask, each time something new.
+    gr.on([files.upload, files.clear, files.delete], None, None, asked, js=_ASK_FILES)
+    sample.click(None, None, [files, one_tile, asked], js=_ASK_SYNTHETIC)
+    one_tile.input(None, asked, asked, js=_ASK_AGAIN)
+    asked.change(
+        run,
+        [files, one_tile, asked, *controls.inputs],
+        shown,
+        trigger_mode="always_last",
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_limit=AT_ONCE,
     )
-    sample.click(lambda: None, outputs=files, **quiet)  # what is shown is no longer of these
-    sample.click(run_sample, controls.inputs, shown, **quiet)
 
 
 def _inspect(
@@ -117,7 +123,7 @@ def _inspect(
             if time.monotonic() > end_s:
                 raise ImageError(f"not inspected: the demo ends a list after {RUN_S:g} s")
             result = judge.inspect(path, threshold, reject_score, *model)
-            answers.append(Answer(name=name, result=result))
+            answers.append(Answer(name=name, result=result, doubt=doubt_of(result.image)))
         except ImageError as error:
             answers.append(Answer(name=name, error=str(error)))
         yield [answer_counts(answers, len(paths)), answer_table(answers), *nothing]

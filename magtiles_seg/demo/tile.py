@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -46,6 +47,12 @@ AT_ONCE = 4
 
 _SHOWN = 7  # outputs of an answer: card, overlay, mask, heat, table, two files
 _EXAMPLE = "example:"  # key of an example's result, with its number
+_FILE, _NONE, _MODEL = "file", "none", "model"  # what else a page asks
+_SEND_FILE = (  # no other picture than one that was uploaded, and that once
+    "(sent, asked, answered, ...rest) => "
+    f"[asked !== answered && `${{asked}}`.startsWith('{_FILE}:') ? sent : null, "
+    "asked, answered, ...rest]"
+)
 _SEEN = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what browsers show of what is read
 _EXAMPLES: tuple[tuple[str | None, int], ...] = (
     ("crack", 25),
@@ -297,26 +304,59 @@ def _add_downloads(first: Segmentation, cache: str) -> list[Any]:
 
 
 class _Acts:
-    """What the events of the tab do; each returns the values of its outputs."""
+    """What the events of the tab do, and the values of what shows it."""
 
     def __init__(self, judge: Judge, cache: str) -> None:
         self._judge, self._cache = judge, cache
 
-    def clear(self) -> list[Any]:
-        """Forget the picture. None is taken: Gradio may still send the one that was removed."""
-        return ["", *self._say("Waiting", "Drop a picture of a tile, or pick an example."), ""]
-
-    def upload(
+    def answer(
         self,
         sent: dict[str, Any] | None,
+        asked: str | None,
+        answered: str | None,
+        key: str | None,
         threshold: float,
         reject: float,
         mm: float | None,
         model: str | None = None,
     ) -> list[Any]:
+        """Answer what the page asks; where it asked nothing since, a slider moved: decide anew."""
+        same = [gr.skip(), gr.skip()]
+        if asked == answered:
+            decided = self._move(key, threshold, reject, mm, model)
+            return [gr.skip(), *same, *decided, gr.skip(), *same]
+        what = (asked or "").rpartition(":")[0]
+        if what == _FILE:
+            said = self._upload(sent, threshold, reject, mm, model)
+        elif what.startswith(_EXAMPLE):
+            said = self._pick(what, threshold, reject, mm, model)
+        elif what == _MODEL:
+            return [asked, gr.skip(), *self._choose(key, mm, model)]
+        else:
+            said = [None, *self._clear()]
+        return [asked, *said, *same]
+
+    @staticmethod
+    def pick(event: gr.SelectData) -> str:
+        """Return what the page asks after a click on an example."""
+        index = event.index if isinstance(event.index, int) else -1
+        return f"{_EXAMPLE}{index}:{token_hex(4)}"
+
+    def _clear(self) -> list[Any]:
+        """Forget the picture."""
+        return ["", *self._say("Waiting", "Drop a picture of a tile, or pick an example."), ""]
+
+    def _upload(
+        self,
+        sent: dict[str, Any] | None,
+        threshold: float,
+        reject: float,
+        mm: float | None,
+        model: str | None,
+    ) -> list[Any]:
         """Inspect a picture."""
         if sent is None:
-            return [None, *self.clear()]
+            return [None, *self._clear()]
         path = str(sent["path"])
         began_s = time.perf_counter()
         try:
@@ -328,17 +368,10 @@ class _Acts:
         result = self._judge.decide(raw, threshold, reject, model)
         return [seen, self._judge.results.keep(raw), *self._show(result, mm), line]
 
-    def pick(
-        self,
-        event: gr.SelectData,
-        threshold: float,
-        reject: float,
-        mm: float | None,
-        model: str | None = None,
+    def _pick(
+        self, key: str, threshold: float, reject: float, mm: float | None, model: str | None
     ) -> list[Any]:
         """Take an example."""
-        index = event.index if isinstance(event.index, int) else -1
-        key = f"{_EXAMPLE}{index}"
         raw = self._judge.result_of(key)
         if raw is None:
             return [None, "", *self._say("No example", "Pick one of those that are shown."), ""]
@@ -348,13 +381,13 @@ class _Acts:
         result = self._judge.decide(answered, threshold, reject, model)
         return [raw.image, key, *self._show(result, mm), line]
 
-    def move(
+    def _move(
         self,
         key: str | None,
         threshold: float,
         reject: float,
         mm: float | None,
-        model: str | None = None,
+        model: str | None,
     ) -> list[Any]:
         """Decide anew."""
         if not key:  # no picture yet
@@ -364,16 +397,15 @@ class _Acts:
             return self._say("Waited too long", "The result was dropped: give the picture again.")
         return self._show(self._judge.decide(raw, threshold, reject, model), mm)
 
-    def choose(self, key: str | None, mm: float | None, model: str) -> list[Any]:
+    def _choose(self, key: str | None, mm: float | None, model: str | None) -> list[Any]:
         """Answer by another model, by its own thresholds."""
         own = self._judge.models.get(model).decision
         sliders = [round(own.threshold, 3), round(own.reject_score, 3)]
         raw = self._judge.result_of(key)
         if raw is None:
-            return [*sliders, *self.clear()]
+            return [*self._clear(), *sliders]
         answered, line = _again(self._judge, raw, model)
-        kept = self._judge.results.keep(answered)
-        return [*sliders, kept, *self._show(answered, mm), line]
+        return [self._judge.results.keep(answered), *self._show(answered, mm), line, *sliders]
 
     def _show(self, result: Segmentation, mm_per_px: float | None) -> list[Any]:
         mm_per_px = known_scale(mm_per_px)
@@ -403,31 +435,38 @@ def _connect(
     said: gr.HTML,
 ) -> None:
     """Let the events of the tab act."""
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress_on": shown[1]}
-    quiet["concurrency_limit"] = AT_ONCE
-    answer = [picture, key, *shown, said]
-    # Without `preprocess` Gradio does not decode the file: it would fail on a bad one with words of
-    # its own, and hand over another picture than the one that was sent.
-    # Who drops another picture, or takes it away, before the answer is there wants no old answer.
-    quiet["trigger_mode"] = "always_last"
-    sent = [picture, *controls.inputs]
-    uploaded = picture.upload(acts.upload, sent, answer, preprocess=False, **quiet)
-    picture.clear(acts.clear, None, answer[1:], cancels=[uploaded], **quiet)
-    gallery.select(acts.pick, controls.inputs, answer, **quiet)
     sliders = [controls.threshold, controls.reject_score, controls.mm_per_px]
+    asked, answered = (
+        gr.Textbox(visible="hidden", elem_id=name) for name in ("asked-tile", "answered-tile")
+    )
+    # One function answers, by the state of the page at its start: what is asked meanwhile comes
+    # after it. The events only write what they ask, each time something new.
+    picture.upload(None, None, asked, js=_ask(_FILE))
+    picture.clear(None, None, asked, js=_ask(_NONE))
+    gallery.select(acts.pick, None, asked, show_progress="hidden", api_visibility="private")
     if controls.model is not None:
-        chosen = [key, controls.mm_per_px, controls.model]
-        controls.model.input(acts.choose, chosen, [*sliders[:2], *answer[1:]], **quiet)
+        # Its `input` also comes when the keyboard's focus passes by.
+        controls.model.change(None, None, asked, js=_ask(_MODEL))
     gr.on(
-        [slider.change for slider in sliders],  # "Reset" is no input
-        acts.move,
-        [key, *controls.inputs],
-        shown,
-        show_progress="hidden",
+        [asked.change, *(slider.change for slider in sliders)],  # "Reset" is no input
+        acts.answer,
+        [picture, asked, answered, key, *controls.inputs],
+        [answered, picture, key, *shown, said, *sliders[:2]],
+        js=_SEND_FILE,
+        # Without this Gradio decodes the file: it would fail on a bad one with words of its own,
+        # and hand over another picture than the one that was sent.
+        preprocess=False,
+        show_progress="minimal",
+        show_progress_on=shown[1],
         trigger_mode="always_last",
         concurrency_limit=AT_ONCE,
         api_visibility="private",
     )
+
+
+def _ask(what: str) -> str:
+    """Return the script by which a page asks for something, in words that it has not used yet."""
+    return f"() => `{what}:${{Date.now()}}`"
 
 
 def _again(judge: Judge, raw: Segmentation, model: str | None) -> tuple[Segmentation, str]:
@@ -446,7 +485,8 @@ def _card(result: Segmentation) -> str:
 
 def _files(result: Segmentation, mm_per_px: float | None, cache: str) -> list[str]:
     """Write the answer as JSON and as CSV, and return the paths."""
-    table = answers_csv([Answer(name="picture", result=result)], mm_per_px)
+    answer = Answer(name="picture", result=result, doubt=doubt_of(result.image))
+    table = answers_csv([answer], mm_per_px)
     return [
         save_bytes_to_cache(result_json(result, mm_per_px).encode(), "result.json", cache),
         save_bytes_to_cache(table.encode(), "defects.csv", cache),

@@ -34,6 +34,7 @@ _CSV_HEADER = (
     "error",
     "tile_verdict",
     "tile_score",
+    "doubt",
 )
 
 
@@ -45,11 +46,13 @@ class Answer:
         name: The file's name.
         result: None where the picture could not be read.
         error: Why not.
+        doubt: Why the picture may be none of a tile.
     """
 
     name: str
     result: Segmentation | None = None
     error: str = ""
+    doubt: str = ""
 
 
 def verdict_card(result: Segmentation) -> str:
@@ -167,7 +170,11 @@ def answer_table(answers: Sequence[Answer]) -> str:
             continue
         result = answer.result
         verdict = _pill(result.verdict, _WORDS[result.verdict])
-        rows.append([name, verdict, f"{result.score:.2f}", _found(result)])
+        found = _found(result)
+        if answer.doubt:
+            verdict += "<small>Is this a tile?</small>"
+            found += f' <span class="why">{escape(answer.doubt)}</span>'
+        rows.append([name, verdict, f"{result.score:.2f}", found])
     return _table(head, rows)
 
 
@@ -211,15 +218,15 @@ def answers_csv(
     for answer in answers:
         if answer.result is None:
             error = as_cell(answer.error)
-            rows.writerow([as_cell(answer.name), "not read", "", "", *blank, error, *together])
+            rows.writerow([as_cell(answer.name), "not read", "", "", *blank, error, *together, ""])
             continue
         result = answer.result
         about = [as_cell(answer.name), result.verdict, f"{result.score:.6f}", len(result.defects)]
         for number, defect in enumerate(result.defects, start=1):
             measures = _scaled(defect, mm_per_px).row()
-            rows.writerow([*about, number, *measures.values(), "", *together])
+            rows.writerow([*about, number, *measures.values(), "", *together, answer.doubt])
         if not result.defects:
-            rows.writerow([*about, *blank, "", *together])
+            rows.writerow([*about, *blank, "", *together, answer.doubt])
     return text.getvalue()
 
 

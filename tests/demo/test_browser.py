@@ -214,6 +214,43 @@ def test_picture_given_before_the_answer_to_the_last_gets_its_own(
         page.close()
 
 
+def test_what_is_asked_while_a_picture_is_inspected_is_answered_after_it(
+    browser: Browser, tmp_path: Path
+) -> None:
+    path = tmp_path / "tile.png"
+    cv2.imwrite(str(path), synthetic_tile(22, defect="fray", exposure=3).image)
+    with demo(SLOWLY + DEMO) as url:
+        page = open_page(browser, url)
+        verdict, given = page.locator("#verdict"), page.locator("#picture img")
+
+        def give() -> None:
+            page.locator("#picture button[aria-label='Remove Image']").click()
+            expect(verdict).to_contain_text("Waiting")
+            page.locator("#picture input[type=file]").set_input_files(path)
+            page.wait_for_timeout(1000)
+
+        give()
+        page.locator("#examples .thumbnail-item").nth(1).click()
+        page.locator("#examples .thumbnail-item").last.click()
+        page.wait_for_timeout(5000)
+        expect(verdict.locator("b")).to_have_text("Accept")
+        expect(given).to_have_attribute("src", re.compile(r"/image\.png$"))
+        give()
+        score = page.locator("#reject-score input[type=number]")
+        score.fill("0.999")
+        score.press("Enter")
+        page.wait_for_timeout(5000)
+        expect(verdict).to_contain_text("the reject score 0.999")
+        expect(given).to_have_attribute("src", re.compile(r"/tile\.png$"))
+        give()
+        page.get_by_label("Model", exact=True).click()
+        page.get_by_role("option").last.click()
+        page.wait_for_timeout(5000)
+        expect(page.locator("#model")).to_contain_text("magnetic-tile-small")
+        expect(score).not_to_have_value("0.999")
+        page.close()
+
+
 def test_click_on_a_row_frames_its_region_on_the_picture(
     browser: Browser, address: str, screen: str
 ) -> None:
@@ -327,6 +364,58 @@ def test_what_is_asked_while_many_tiles_are_inspected_is_not_lost(
         page.get_by_label("All of them show one tile").check()
         expect(page.locator("#counts .verdict")).to_contain_text("One tile, 2 pictures")
         page.close()
+
+
+def test_last_of_files_and_synthetic_tiles_asked_one_during_the_other_is_answered_alone(
+    browser: Browser, tmp_path: Path
+) -> None:
+    for name in ("one.png", "two.png"):
+        tile = synthetic_tile(22, defect="fray", exposure=3, size_hw=(300, 240))
+        cv2.imwrite(str(tmp_path / name), tile.image)
+    with demo(SLOWLY.replace("sleep(3)", "sleep(0.4)") + DEMO) as url:
+        page = open_page(browser, url)
+        page.get_by_role("tab", name="Many tiles").click()
+        page.locator("#sample").click()
+        expect(page.locator("#answers")).to_contain_text("tile_01.png")
+        page.locator("#many input[type=file]").set_input_files(sorted(tmp_path.iterdir()))
+        expect(page.locator("#answers")).to_contain_text("two.png")
+        _expect_answers_of(page, {"one.png", "two.png"})
+        page.get_by_label("All of them show one tile").check()  # asks for the same files anew
+        expect(page.locator("#counts .verdict")).to_contain_text("One tile, 2 pictures")
+        page.get_by_label("All of them show one tile").uncheck()
+        page.locator("#sample").click()
+        expect(page.locator("#answers")).to_contain_text("tile_12.png")
+        _expect_answers_of(page, {f"tile_{number:02}.png" for number in range(1, 13)})
+        page.close()
+
+
+def _expect_answers_of(page: Page, names: set[str]) -> None:
+    """See that table and CSV of the second tab are of these pictures, and stay so."""
+    button = page.locator("#csv")
+    expect(button).to_be_enabled()
+    page.wait_for_timeout(2000)
+    expect(button).to_be_enabled()
+    assert set(page.locator("#answers tbody .name").all_inner_texts()) == names
+    with page.expect_download() as download:
+        button.click()
+    rows = csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8")))
+    assert {row["picture"] for row in rows} == names
+
+
+def test_sliders_stay_where_they_are_when_the_focus_passes_the_list_of_models(
+    browser: Browser, address: str
+) -> None:
+    page = open_page(browser, address)
+    threshold = page.locator("#threshold input[type=number]")
+    threshold.fill("0.999")
+    threshold.press("Enter")
+    expect(page.locator("#defects")).to_contain_text("No region above the threshold")
+    page.get_by_label("Model", exact=True).focus()
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(2000)
+    expect(threshold).to_have_value("0.999")
+    expect(page.locator("#defects")).to_contain_text("No region above the threshold")
+    page.close()
 
 
 def test_first_tab_by_keyboard_takes_an_example_moves_the_threshold_and_frames_a_region(

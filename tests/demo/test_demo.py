@@ -136,6 +136,17 @@ def test_many_files_with_a_bad_one_give_a_csv_with_a_line_for_each(
     assert "damaged header" in refused["error"]
 
 
+def test_picture_of_no_tile_among_many_is_doubted_in_table_and_csv(
+    judge: Judge, tmp_path: Path
+) -> None:
+    path = tmp_path / "black.png"
+    cv2.imwrite(str(path), np.zeros((3, 3), np.uint8))
+    first, last = _inspect(judge, [str(path)], (0.5, 0.5, 0), str(tmp_path))
+    assert "Is this a tile?" in first[1]
+    (row,) = csv.DictReader(Path(last[2].value["path"]).read_text("utf-8").splitlines())
+    assert "no upright grain" in row["doubt"]
+
+
 def test_more_files_than_the_limit_are_refused_with_the_number(
     judge: Judge, tile: str, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ from magtiles_seg.regions import DEFECT_COLUMNS
 
 HELP = runpy.run_path(str(Path(__file__).parents[1] / "stand_ins" / "demo_page.py"))
 Demo, Page, file_data = HELP["Demo"], HELP["Page"], HELP["file_data"]
+asked_tile = HELP["asked_tile"]
 TOLD = (b"Traceback", b'File "', b"site-packages", b"/tmp", b"/root", b"/home", b"magtiles-demo-")
 
 
@@ -70,7 +71,7 @@ def private(tmp_path: Path, png: bytes) -> Path:
 def test_own_upload_is_inspected_and_its_answer_can_be_fetched(page: Any, png: bytes) -> None:
     message = page.inspect(page.upload(png))
     assert message["success"]
-    verdict, overlay = message["output"]["data"][2:4]
+    verdict, overlay = message["output"]["data"][3:5]
     assert "reject score" in verdict
     assert page.client.get(overlay[1]["url"]).headers["content-type"] == "image/jpeg"
 
@@ -78,7 +79,7 @@ def test_own_upload_is_inspected_and_its_answer_can_be_fetched(page: Any, png: b
 def test_model_that_is_no_choice_is_refused(page: Any) -> None:
     body = {"fn_index": page.functions["threshold.change"], "session_hash": page.session}
     for model in ("/etc/passwd", "../x.onnx", None, 3, ["a"], ""):
-        body["data"] = ["example:0", 0.5, 0.5, 0, model]
+        body["data"] = [*asked_tile("", key="example:0"), model]
         assert page.client.post("/gradio_api/queue/join", json=body).status_code == 400
 
 
@@ -87,16 +88,16 @@ def test_bad_file_after_a_good_one_gets_a_message_each_time(page: Any, png: byte
     for _ in range(2):
         message = page.inspect(page.upload(b"not a picture"))
         assert message["success"]
-        assert "No picture" in message["output"]["data"][2]
+        assert "No picture" in message["output"]["data"][3]
     assert page.inspect(page.upload(png))["success"]
 
 
 def test_answer_as_files_carries_box_and_centroid_by_the_usual_names(page: Any, png: bytes) -> None:
-    *_, json_button, csv_button, _ = page.inspect(page.upload(png))["output"]["data"]
+    *_, json_button, csv_button, _, _, _ = page.inspect(page.upload(png))["output"]["data"]
     result = json.loads(page.client.get(json_button["value"]["url"]).content)
     assert {"verdict", "score", "defects", "decision", "model"} <= result.keys()
     head = page.client.get(csv_button["value"]["url"]).text.splitlines()[0].split(",")
-    assert head[5:] == [*DEFECT_COLUMNS, "error", "tile_verdict", "tile_score"]
+    assert head[5:] == [*DEFECT_COLUMNS, "error", "tile_verdict", "tile_score", "doubt"]
 
 
 def test_upload_that_is_cut_off_is_refused_and_not_stored_in_part(demo: Any, png: bytes) -> None:
@@ -114,10 +115,12 @@ def test_client_that_keeps_no_cookies_can_use_what_it_uploaded(demo: Any, png: b
     reply = httpx.post(f"{demo.url}/gradio_api/upload", files={"files": ("t.png", png)})
     with Page(demo.url) as page:
         page.client.cookies.clear()
-        assert page.join("picture.upload", [file_data(*reply.json()), 0.5, 0.5, 0]).is_success
+        assert page.join(
+            "asked-tile.change", asked_tile("file:1", file_data(*reply.json()))
+        ).is_success
 
 
-@pytest.mark.parametrize("function", ["picture.upload", "many.upload"])
+@pytest.mark.parametrize("function", ["asked-tile.change", "asked.change"])
 def test_file_of_the_server_is_neither_read_nor_told_nor_copied(
     demo: Any, page: Any, private: Path, function: str
 ) -> None:
@@ -130,9 +133,9 @@ def test_file_of_the_server_is_neither_read_nor_told_nor_copied(
     before = len(demo.files())
     for path in tried:
         for entry in (file_data(path), file_data(path, url=f"file://{path}", is_stream=True)):
-            value = [entry] if function == "many.upload" else entry
-            more = [False] if function == "many.upload" else []
-            reply = page.join(function, [value, *more, 0.5, 0.5, 0])
+            many = [[entry], False, "files:1", 0.5, 0.5, 0]
+            data = many if function == "asked.change" else asked_tile("file:1", entry)
+            reply = page.join(function, data)
             assert reply.status_code in (400, 403), path
             assert private.name not in reply.text
     assert len(demo.files()) == before
@@ -152,14 +155,14 @@ def test_addresses_in_a_call_are_not_fetched(page: Any, png: bytes) -> None:
     url = f"http://127.0.0.1:{server.server_port}/secret.png"
     try:
         for entry in (file_data(url), file_data(url, url=url), file_data("data:image/png;base64,")):
-            assert page.join("picture.upload", [entry, 0.5, 0.5, 0]).status_code == 403
+            assert page.join("asked-tile.change", asked_tile("file:1", entry)).status_code == 403
         mine = page.upload(png)
         assert page.inspect({**mine, "url": url, "orig_name": url})["success"]
         assert page.client.get(f"/gradio_api/file={url}").status_code == 404
         assert page.client.get(f"/gradio_api/proxy={url}").status_code == 404
         data = {"image": file_data(url, url=url), "caption": None}
         event = {"index": 0, "value": data}
-        assert page.call("examples.select", [0.5, 0.5, 0], event_data=event)["success"]
+        assert page.call("examples.select", [], event_data=event)["success"]
     finally:
         server.shutdown()
         server.server_close()
@@ -169,13 +172,13 @@ def test_addresses_in_a_call_are_not_fetched(page: Any, png: bytes) -> None:
 def test_upload_of_another_visitor_or_page_is_refused(demo: Any, page: Any, png: bytes) -> None:
     mine = page.upload(png)
     with Page(demo.url) as other:
-        assert other.join("picture.upload", [mine, 0.5, 0.5, 0]).status_code == 403
+        assert other.join("asked-tile.change", asked_tile("file:1", mine)).status_code == 403
         assert other.client.get(f"/gradio_api/file={mine['path']}").status_code == 404
         other.client.cookies.clear()
-        assert other.join("picture.upload", [mine, 0.5, 0.5, 0]).status_code == 403
+        assert other.join("asked-tile.change", asked_tile("file:1", mine)).status_code == 403
     assert page.inspect(mine)["success"]
     page.session = "another-page"
-    assert page.join("picture.upload", [mine, 0.5, 0.5, 0]).status_code == 403
+    assert page.join("asked-tile.change", asked_tile("file:1", mine)).status_code == 403
 
 
 def test_session_of_another_visitor_can_be_neither_read_nor_joined_nor_stopped(
@@ -247,16 +250,16 @@ def test_route_that_the_page_does_not_use_is_closed(demo: Any, method: str, path
     [
         {"data": None},
         {"data": []},
-        {"data": ["example:0", 2.0, 0.5, 0]},
-        {"data": ["example:0", float("nan"), 0.5, 0]},
-        {"data": ["example:0", 10**400, 0.5, 0]},
-        {"data": ["example:0", True, 0.5, 0]},
-        {"data": [{"path": "/etc/passwd"}, 0.5, 0.5, 0]},
-        {"data": ["x" * 1000, 0.5, 0.5, 0]},
+        {"data": [None, "", "", "example:0", 2.0, 0.5, 0]},
+        {"data": [None, "", "", "example:0", float("nan"), 0.5, 0]},
+        {"data": [None, "", "", "example:0", 10**400, 0.5, 0]},
+        {"data": [None, "", "", "example:0", True, 0.5, 0]},
+        {"data": asked_tile("file:1", {"path": "/etc/passwd"})},
+        {"data": asked_tile("", key="x" * 1000)},
+        {"data": asked_tile("file:/etc/passwd")},
         {"fn_index": 99},
         {"fn_index": True},
         {"fn_index": -1},
-        {"fn_index": 7, "data": []},  # the button that stops a web
         {"session_hash": None},
         {"session_hash": "../.."},
         {"session_hash": "a" * 65},
@@ -264,13 +267,18 @@ def test_route_that_the_page_does_not_use_is_closed(demo: Any, method: str, path
 )
 def test_call_that_the_page_never_makes_is_refused(page: Any, change: dict[str, Any]) -> None:
     body = {"fn_index": page.functions["threshold.change"], "session_hash": page.session}
-    body |= {"data": ["example:0", 0.5, 0.5, 0], **change}
+    body |= {"data": asked_tile("", key="example:0"), **change}
     if isinstance(body["data"], list):
         body["data"] = [*body["data"], *page.chosen[page.functions["threshold.change"]]]
     text = json.dumps(body).encode()
     reply = page.client.post("/gradio_api/queue/join", content=text)
     assert reply.status_code in (400, 403)
     assert reply.json()["detail"]
+
+
+@pytest.mark.parametrize("function", ["stop.click", "sample.click", "picture.clear"])
+def test_function_that_acts_in_the_browser_alone_cannot_be_called(page: Any, function: str) -> None:
+    assert page.join(function, []).status_code == 400
 
 
 @pytest.mark.parametrize("body", [b"[" * 200_000, b"\xff", b"1", b"", b'{"a": ' * 90_000])
@@ -285,15 +293,17 @@ def test_body_larger_than_any_call_is_refused(page: Any) -> None:
 
 
 def test_slider_after_the_result_was_dropped_says_so_and_shows_no_other(page: Any) -> None:
-    message = page.call("threshold.change", ["x" * 32, 0.5, 0.5, 0])
-    verdict, overlay = message["output"]["data"][:2]
+    message = page.call("threshold.change", asked_tile("", key="x" * 32))
+    verdict, overlay = message["output"]["data"][3:5]
     assert "give the picture again" in verdict
     assert overlay is None
 
 
 def test_example_that_is_not_there_gives_a_message(page: Any) -> None:
-    message = page.call("examples.select", [0.5, 0.5, 0], event_data={"index": 77, "value": ""})
-    assert "No example" in message["output"]["data"][2]
+    asked = page.call("examples.select", [], event_data={"index": 77, "value": ""})
+    (what,) = asked["output"]["data"]
+    message = page.call("asked-tile.change", asked_tile(what))
+    assert "No example" in message["output"]["data"][3]
 
 
 def test_fifth_call_of_a_visitor_waits_for_the_others(page: Any) -> None:
@@ -315,6 +325,14 @@ def test_file_above_the_limit_is_refused_and_leaves_nothing(demo: Any, page: Any
     files = {"files": ("large.png", bytes(FILE_BYTES + 1))}
     assert page.client.post("/gradio_api/upload", files=files).status_code == 413
     assert not large(demo, before)
+
+
+def test_refused_upload_is_told_in_words_for_the_page_shows_all_of_them(page: Any) -> None:
+    files = [("files", (f"{number}.png", b"x")) for number in range(101)]
+    reply = page.client.post("/gradio_api/upload", files=files)
+    assert reply.status_code == 400
+    assert reply.headers["content-type"].startswith("text/plain")
+    assert reply.text.startswith("the form cannot be read: Too many files.")
 
 
 @pytest.mark.parametrize("kind", ["", "application/json", "multipart/form-data", "text/plain"])
@@ -385,7 +403,7 @@ def test_uploads_and_calls_under_way_end_at_sigterm_and_bring_no_folder_back(
     ):
         upload.sendall(head)
         time.sleep(0.3)
-        assert page.join("sample.click", [0.5, 0.5, 0]).is_success
+        assert page.join("asked.change", [None, False, "synthetic:1", 0.5, 0.5, 0]).is_success
         assert demo.stop() < 8
         assert upload.recv(1000).startswith(b"HTTP/1.1 503")
     assert demo.files() == []
@@ -484,7 +502,8 @@ def mutated(source: random.Random, page: Any, mine: str) -> tuple[str, str, dict
     if kind < 4:
         _, number = source.choice(sorted(page.functions.items()))
         entry = source.choice([file_data(mine), file_data(str(odd(source))), odd(source)])
-        data = [entry, 0.5, 0.5, 0, *page.chosen[number]][: source.choice([0, 1, 3, 5, 5, 5])]
+        data = [*asked_tile("file:1", entry), *page.chosen[number]]
+        data = data[: source.choice([0, 1, 3, 8, 8, 8])]
         body: Any = {"fn_index": number, "session_hash": session, "data": data}
         body["event_data"] = source.choice([None, {"index": odd(source)}, odd(source)])
         body["trigger_id"] = odd(source)

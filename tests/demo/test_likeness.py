@@ -46,3 +46,7 @@ def test_tile_that_lies_on_its_side_is_to_be_turned() -> None:
 
 def test_picture_too_small_to_tell_raises_no_doubt() -> None:
     assert not doubt_of(noise(0)[:32, :32])
+
+
+def test_picture_of_one_grey_is_doubted_however_small() -> None:
+    assert "no upright grain" in doubt_of(np.zeros((3, 3), np.uint8))

@@ -75,6 +75,17 @@ def test_table_of_many_says_why_a_picture_without_a_region_is_rejected(
     assert why not in answer_table([Answer(name="a", result=bare.redecide(reject_score=0.95))])
 
 
+def test_table_and_csv_of_many_say_which_picture_may_be_no_tile(result: Segmentation) -> None:
+    doubted, sound = (
+        Answer(name="a", result=result, doubt="<no> grain"),
+        Answer(name="b", result=result),
+    )
+    table = answer_table([doubted, sound])
+    assert table.count("Is this a tile?") == table.count("&lt;no&gt; grain") == 1
+    first, second = csv.DictReader(io.StringIO(answers_csv([doubted, sound], None)))
+    assert (first["doubt"], second["doubt"]) == ("<no> grain", "")
+
+
 def test_counts_of_many_add_up(result: Segmentation) -> None:
     answers = [Answer(name="a", result=result), Answer(name="b", error="bad")]
     text = answer_counts(answers, 5)

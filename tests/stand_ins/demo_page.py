@@ -133,7 +133,12 @@ class Page:
         raise AssertionError("the stream ended without an answer")
 
     def inspect(self, file: dict[str, Any]) -> dict[str, Any]:
-        return self.call("picture.upload", [file, 0.5, 0.5, 0])
+        return self.call("asked-tile.change", asked_tile("file:1", file))
+
+
+def asked_tile(what: str, sent: object = None, key: str = "") -> list[Any]:
+    """Return what the first tab's function is given; no `what`: a slider moved."""
+    return [sent, what, "", key, 0.5, 0.5, 0]
 
 
 def file_data(path: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
