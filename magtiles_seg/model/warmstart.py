@@ -177,7 +177,9 @@ def _unfold(
     network.eval()
     try:
         with torch.inference_mode():
-            network(torch.from_numpy(np.stack([_square(image) for image in pictures]))[:, None])
+            side_px = -(-_SIDE_PX // network.stride) * network.stride
+            squares = np.stack([_square(image, side_px) for image in pictures])
+            network(torch.from_numpy(squares)[:, None])
     finally:
         for hook in hooks:
             hook.remove()
@@ -196,7 +198,7 @@ def _settler(bias: Tensor):  # type: ignore[no-untyped-def]  # noqa: ANN202  (to
     return settle
 
 
-def _square(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the top left of a picture, mirrored where it is too small: (224, 224) float32."""
-    missing = [(0, max(0, _SIDE_PX - side)) for side in image.shape]
-    return np.pad(image, missing, mode="symmetric")[:_SIDE_PX, :_SIDE_PX].astype(np.float32)
+def _square(image: NDArray[np.uint8], side_px: int) -> NDArray[np.float32]:
+    """Return the top left of a picture, mirrored where it is too small: (side, side) float32."""
+    missing = [(0, max(0, side_px - side)) for side in image.shape]
+    return np.pad(image, missing, mode="symmetric")[:side_px, :side_px].astype(np.float32)

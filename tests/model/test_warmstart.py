@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from magtiles_seg.errors import ModelError
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
-from magtiles_seg.model.bundled import BUNDLED_MODEL
+from magtiles_seg.model.bundled import BUNDLED_MODELS
 from magtiles_seg.model.checkpoint import save_checkpoint
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.model.warmstart import start_from
@@ -58,15 +58,19 @@ def test_head_of_other_classes_stays_fresh(checkpoint: Path, model: Path) -> Non
         assert network.defect_head.weight.abs().sum() > 0
 
 
-def test_bundled_model_starts_a_network_of_its_architecture() -> None:
-    network = build_network("lite0")
-    start_from(network, BUNDLED_MODEL, PICTURES)
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_bundled_model_starts_a_network_of_its_architecture(name: str) -> None:
+    network = build_network(name)
+    start_from(network, BUNDLED_MODELS[name], PICTURES)
     assert np.isfinite(answer(network)).all()
 
 
-def test_small_starts_from_the_encoder_of_lite0_with_fresh_heads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_smaller_network_starts_from_the_encoder_of_lite0_with_fresh_heads(
+    name: str, tmp_path: Path
+) -> None:
     path = tmp_path / "lite0.safetensors"
-    teacher, network = build_network("lite0"), build_network("small")
+    teacher, network = build_network("lite0"), build_network(name)
     torch.nn.init.normal_(teacher.class_head.weight)
     save_checkpoint(path, teacher, {})
     fresh = {name: weight.clone() for name, weight in network.state_dict().items()}
