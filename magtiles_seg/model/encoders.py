@@ -51,7 +51,7 @@ class PlainResidual(nn.Module):
 
 
 class NanoEncoder(nn.Module):
-    """Plain residual stages behind a stride-4 patch stem: features at strides 4, 8 and 16.
+    """Plain residual stages behind a stride-4 patch stem: features at strides 4, 8, 16 and so on.
 
     Dense convolutions on few channels: on a CPU with wide vectors they run nearer to the
     arithmetic limit than depthwise ones do.

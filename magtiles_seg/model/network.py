@@ -27,6 +27,9 @@ ARCHITECTURES: tuple[str, ...] = ("nano", *LITE_STAGES)
 PATCH_PX = 8
 """Side of the squares that a `PatchClassifier` judges, in px."""
 
+_DETAIL_CHANNELS, _DETAIL_BLOCKS = (16, 32), (1, 1)
+"""Of what sees the whole picture in `tiny`."""
+
 TRUNK_STAGES = 3
 """Features of the strides 2, 4 and 8 come from the trunk, the part of an encoder that is shared."""
 
@@ -107,8 +110,9 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         architecture: One of `ARCHITECTURES`.
-        reduction: The picture is made smaller by this factor first: 2 for `tiny`, which is `small`
-            on pictures of half the size.
+        reduction: The encoder sees the picture smaller by this factor: 2 in `tiny`, else 1.
+        detail: Sees it whole, where the encoder does not: features of the strides 4 and 8, which
+            join the encoder's; or None.
         patches: The second opinion, or None. Beside it the encoder's trunk stays as it is.
         patch_share: Its share of the defect logit, () float32 in [0, 1]; the decoder has the rest.
             0 until it is fitted.
@@ -124,6 +128,7 @@ class SegmentationNetwork(nn.Module):
         self.architecture = architecture
         self.labels = labels
         self.reduction = 2 if architecture == "tiny" else 1
+        self.detail: NanoEncoder | None = None
         self.encoder: LiteEncoder | NanoEncoder
         self.decoder: Decoder | NanoDecoder
         if architecture == "nano":
@@ -133,6 +138,10 @@ class SegmentationNetwork(nn.Module):
         else:
             self.encoder = LiteEncoder(LITE_STAGES[architecture])
             skips = self.encoder.channels
+            if self.reduction > 1:
+                self.detail = NanoEncoder(_DETAIL_CHANNELS, _DETAIL_BLOCKS)
+                pairs = zip(skips, self.detail.channels, strict=False)
+                skips = [*map(sum, pairs), *skips[len(self.detail.channels) :]]
             if architecture in ("tiny", "small"):
                 self.decoder = Decoder(skips, (40, 32, 24, 16), (1, 1, 1, 1), context=96)
             else:
@@ -157,14 +166,24 @@ class SegmentationNetwork(nn.Module):
             class_logits: (N, K-1, H / class_stride, W / class_stride), of P(class | defect), in the
                 order of `labels[1:]`.
         """
-        if self.reduction > 1:
-            image = nn.functional.avg_pool2d(image, self.reduction)
-        encoded = self.encoder((image - GREY_CENTRE) / GREY_SCALE)
+        encoded = self._encode((image - GREY_CENTRE) / GREY_SCALE)
         x = self.decoder(encoded)
         defect_logit = self.defect_head(x)
         if self.patches is not None and not self.training:
             defect_logit = torch.lerp(defect_logit, self.patches(encoded), self.patch_share)
         return self.shuffle(defect_logit), self.class_head(x)
+
+    def _encode(self, grey: Tensor) -> list[Tensor]:
+        """Return the features that the decoder joins, finest first."""
+        if self.reduction > 1:
+            encoded: list[Tensor] = self.encoder(nn.functional.avg_pool2d(grey, self.reduction))
+        else:
+            encoded = self.encoder(grey)
+        if self.detail is None:
+            return encoded
+        details = self.detail(grey)
+        joined = [torch.cat(pair, dim=1) for pair in zip(encoded, details, strict=False)]
+        return [*joined, *encoded[len(details) :]]
 
     def add_patches(self) -> None:
         """Add a second opinion that is still to be fitted, and freeze what it shares.

@@ -29,7 +29,7 @@ def test_network_untrained_answers_the_prior(architecture: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("lite0", 3.6e6), ("lite2", 6e6), ("nano", 0.5e6), ("tiny", 0.5e6), ("small", 0.5e6)],
+    [("lite0", 3.6e6), ("lite2", 6e6), ("nano", 0.5e6), ("tiny", 0.55e6), ("small", 0.5e6)],
 )
 def test_network_parameters_stay_below_their_bound(name: str, most: float) -> None:
     assert sum(weight.numel() for weight in build_network(name).parameters()) <= most
