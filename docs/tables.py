@@ -1,7 +1,7 @@
 """Puts the figures of docs/figures/*.json between the markers of a page: `python docs/tables.py`.
 
-A marker names a file that `magtiles-seg evaluate --json` wrote; what stands between it and the next
-`<!-- end -->` is made anew from that file.
+A marker names a file that `magtiles-seg evaluate --json` wrote, or several to compare; what stands
+between it and the next `<!-- end -->` is made anew from them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,44 @@ from typing import Any
 
 from magtiles_seg.evaluate.folds import repeats_to_markdown
 from magtiles_seg.evaluate.summary import to_markdown
+from magtiles_seg.labels import FREE
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "results.md"
 _SECTION = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_COMPARED = re.compile(r"(<!-- compared: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_ROWS = {
+    "auroc": "picture-level AUROC",
+    "false_reject_at_95_recall": "sound pictures rejected at 95 % recall",
+    "iou": "pooled IoU",
+    "macro_picture_dice": "mean of the classes' per-picture Dice",
+}
 
 
 def fill(text: str) -> str:
     """Return a page's text with the tables of its figures made anew."""
-    return _SECTION.sub(lambda found: f"{found[1]}\n{_table(DOCS / found[2])}\n{found[3]}", text)
+    text = _SECTION.sub(lambda found: f"{found[1]}\n{_table(DOCS / found[2])}\n{found[3]}", text)
+    return _COMPARED.sub(lambda found: f"{found[1]}\n{_compared(found[2])}\n{found[3]}", text)
+
+
+def _compared(words: str) -> str:
+    """Return evaluations beside each other, as in `small=figures/T-small.json`, as Markdown."""
+    pairs = [word.split("=") for word in words.split()]
+    read = [json.loads((DOCS / path).read_text(encoding="utf-8")) for _, path in pairs]
+    rows = [["", *(f"`{name}`" for name, _ in pairs)], ["---", *("---:" for _ in pairs)]]
+    for key, title in _ROWS.items():
+        cells = [f"{one['figures'][key]:.3f} ({_interval(one, key)})" for one in read]
+        rows.append([title, *cells])
+    for index, row in enumerate(read[0]["per_class"]):
+        if row["class"] != FREE:
+            cells = [f"{one['per_class'][index]['picture_dice']:.3f}" for one in read]
+            rows.append([f"per-picture Dice of {row['class']}", *cells])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _interval(content: dict[str, Any], key: str) -> str:
+    low, high = content["intervals_95"][key]
+    return f"{low:.3f}–{high:.3f}"
 
 
 def _table(path: Path) -> str:
