@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.infer.backends.eager import InferenceGraph
 from magtiles_seg.model.network import ARCHITECTURES, build_network
 
 
@@ -19,6 +20,15 @@ def test_network_forward_gives_logits_of_the_stated_shapes(architecture: str) ->
         defect, class_logits = network(torch.zeros(2, 1, 64, 128))
     assert defect.shape == (2, 1, 64, 128)
     assert class_logits.shape == (2, 5, 64 // network.class_stride, 128 // network.class_stride)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 65), (95, 97), (64, 130)])
+def test_network_answers_pictures_of_any_size(architecture: str, height: int, width: int) -> None:
+    graph = InferenceGraph(build_network(architecture)).eval()
+    image = torch.randint(0, 256, (1, height, width), dtype=torch.uint8)
+    with torch.inference_mode():
+        probability, classes = graph(image)
+    assert probability.shape == classes.shape == (1, height, width)
 
 
 def test_network_untrained_answers_the_prior(architecture: str) -> None:

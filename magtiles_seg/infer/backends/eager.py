@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, InferenceError, ModelError
 from magtiles_seg.files import sha256_of
+from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.infer.backends.base import (
     BackendSpec,
     check_images,
@@ -71,9 +72,13 @@ class InferenceGraph(nn.Module):
         """
         _, height, width = image.shape
         stride = self.network.stride
-        right = (width + stride - 1) // stride * stride - width
-        bottom = (height + stride - 1) // stride * stride - height
-        grey = nn.functional.pad(image.float().unsqueeze(1), (0, right, 0, bottom), mode="reflect")
+        whole = _to_multiple(height, stride), _to_multiple(width, stride)
+        grey = image.float().unsqueeze(1)
+        if stride > MIN_SIDE_PX:  # a picture of that size cannot be mirrored so far at once
+            bottom, right = _to_multiple(height, stride // 2), _to_multiple(width, stride // 2)
+            grey = _mirrored(grey, bottom, right)
+            grey = _mirrored(grey, (bottom + whole[0]) // 2, (right + whole[1]) // 2)
+        grey = _mirrored(grey, *whole)
         defect_logit, class_logits = self.network(grey)
         probability = defect_logit.float().sigmoid()[:, 0, :height, :width]
         # Bytes are made from floats, the only conversion to bytes that TensorRT has.
@@ -81,6 +86,16 @@ class InferenceGraph(nn.Module):
         scale = float(self.network.class_stride)
         classes = nn.functional.interpolate(classes, scale_factor=scale, mode="nearest")
         return probability, classes[:, 0, :height, :width].to(torch.uint8)
+
+
+def _to_multiple(side: int, stride: int) -> int:
+    return (side + stride - 1) // stride * stride
+
+
+def _mirrored(grey: Tensor, height: int, width: int) -> Tensor:
+    """Return pictures, (N, 1, H, W), mirrored at bottom and right up to a size below 2 H x 2 W."""
+    right, bottom = width - grey.shape[-1], height - grey.shape[-2]
+    return nn.functional.pad(grey, (0, right, 0, bottom), mode="reflect")
 
 
 class EagerBackend:
