@@ -213,7 +213,7 @@ def test_bench_whose_choice_cannot_be_written_ends_before_it_measures(
     monkeypatch.setenv("MAGTILES_CONFIG", str(tmp_path / "file" / "backends.json"))
     assert cli.main(["bench", "--model", str(model), "--select"]) == 2
     printed = capsys.readouterr()
-    assert "is a file; name another file in the variable MAGTILES_CONFIG" in printed.err
+    assert "is no folder; name another file in the variable MAGTILES_CONFIG" in printed.err
     assert not printed.out
 
 

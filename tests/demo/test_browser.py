@@ -246,7 +246,7 @@ def test_what_is_asked_while_a_picture_is_inspected_is_answered_after_it(
         page.get_by_label("Model", exact=True).click()
         page.get_by_role("option").last.click()
         page.wait_for_timeout(5000)
-        expect(page.locator("#model")).to_contain_text("magnetic-tile-small")
+        expect(page.locator("#model")).to_contain_text("magnetic-tile-nano")
         expect(score).not_to_have_value("0.999")
         page.close()
 
