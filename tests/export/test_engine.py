@@ -11,7 +11,7 @@ from fake_tensorrt import VERSIONS, make_tensorrt
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
 from magtiles_seg.export.engine import Recipe, build_engine
 from magtiles_seg.export.precision import convert
-from magtiles_seg.model.bundled import BUNDLED_MODEL
+from magtiles_seg.model.bundled import BUNDLED_MODEL, BUNDLED_MODELS
 
 TEN, ELEVEN, _ = sorted(VERSIONS)
 RECIPE = Recipe(name="test", precision="fp32", compute_capability="SM89")
@@ -194,6 +194,15 @@ def test_rtx_really_builds_the_bundled_model_for_all_capabilities(
     assert built.timing_cache is None
     assert built.facts["environment"]["compute_capability"] == list(TARGETS)
     assert steps[-1][0] == steps[-1][1]
+
+
+@pytest.mark.parametrize("name", [name for name in BUNDLED_MODELS if name != "lite0"])
+def test_rtx_really_builds_the_smaller_bundled_models(name: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    source = convert(BUNDLED_MODELS[name].read_bytes(), "fp16")
+    recipe = replace(RTX_RECIPE, precision="fp16")
+    built = build_engine(source, recipe, flavour="rtx", compute_capabilities=("SM89",))
+    assert len(built.plan) > 100_000
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,14 @@ class InferenceGraph(nn.Module):
         """
         _, height, width = image.shape
         stride = self.network.stride
-        whole = _to_multiple(height, stride), _to_multiple(width, stride)
+        right = (width + stride - 1) // stride * stride - width
+        bottom = (height + stride - 1) // stride * stride - height
         grey = image.float().unsqueeze(1)
-        if stride > MIN_SIDE_PX:  # a picture of that size cannot be mirrored so far at once
-            bottom, right = _to_multiple(height, stride // 2), _to_multiple(width, stride // 2)
-            grey = _mirrored(grey, bottom, right)
-            grey = _mirrored(grey, (bottom + whole[0]) // 2, (right + whole[1]) // 2)
-        grey = _mirrored(grey, *whole)
+        if stride > MIN_SIDE_PX:  # a picture of that size cannot be mirrored so far by `pad`
+            grey = grey.index_select(2, _mirrored(height, height + bottom, grey.device))
+            grey = grey.index_select(3, _mirrored(width, width + right, grey.device))
+        else:
+            grey = nn.functional.pad(grey, (0, right, 0, bottom), mode="reflect")
         defect_logit, class_logits = self.network(grey)
         probability = defect_logit.float().sigmoid()[:, 0, :height, :width]
         # Bytes are made from floats, the only conversion to bytes that TensorRT has.
@@ -88,14 +89,10 @@ class InferenceGraph(nn.Module):
         return probability, classes[:, 0, :height, :width].to(torch.uint8)
 
 
-def _to_multiple(side: int, stride: int) -> int:
-    return (side + stride - 1) // stride * stride
-
-
-def _mirrored(grey: Tensor, height: int, width: int) -> Tensor:
-    """Return pictures, (N, 1, H, W), mirrored at bottom and right up to a size below 2 H x 2 W."""
-    right, bottom = width - grey.shape[-1], height - grey.shape[-2]
-    return nn.functional.pad(grey, (0, right, 0, bottom), mode="reflect")
+def _mirrored(side: int, wanted: int, device: torch.device) -> Tensor:
+    """Return which row or column stands where in a side that is mirrored to a length below 3 x."""
+    index = torch.arange(wanted, device=device)
+    return torch.minimum(index, torch.abs(2 * (side - 1) - index))
 
 
 class EagerBackend:
