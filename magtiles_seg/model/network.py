@@ -175,12 +175,10 @@ class SegmentationNetwork(nn.Module):
 
     def _encode(self, grey: Tensor) -> list[Tensor]:
         """Return the features that the decoder joins, finest first."""
-        if self.reduction > 1:
-            encoded: list[Tensor] = self.encoder(nn.functional.avg_pool2d(grey, self.reduction))
-        else:
-            encoded = self.encoder(grey)
         if self.detail is None:
+            encoded: list[Tensor] = self.encoder(grey)
             return encoded
+        encoded = self.encoder(nn.functional.avg_pool2d(grey, self.reduction))
         details = self.detail(grey)
         joined = [torch.cat(pair, dim=1) for pair in zip(encoded, details, strict=False)]
         return [*joined, *encoded[len(details) :]]
