@@ -12,20 +12,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
 
-from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
-from magtiles_seg.export.graph import core_of
+from magtiles_seg.errors import ConfigError, ModelError
+from magtiles_seg.export.core import core_of
 from magtiles_seg.export.quantize import drop_unused, quantize
 from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.model.card import ModelCard
-
-try:
-    import onnx
-    from onnx import helper, numpy_helper
-except ImportError as error:
-    raise BackendUnavailableError(
-        "reduced precision needs onnx: pip install 'magtiles-seg[export]'"
-    ) from error
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Of the arithmetic in the core."""

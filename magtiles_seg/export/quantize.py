@@ -15,7 +15,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from magtiles_seg.export.graph import before_convolutions
+from magtiles_seg.export.core import before_convolutions
 from magtiles_seg.export.sensitivity import choose_layers, open_session
 
 _Parameters: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
