@@ -44,6 +44,8 @@ class LineScanSegmenter:
     the whole web as one picture, save for the runtime's rounding: pixels whose probability lies
     within some 1e-5 of the threshold, and sizes within 1e-3 of their value. With `batch` above 1
     the runtime may round by the number of strips it had at once; then that holds for cuts as well.
+    With `Segmenter(flips=True)` it is each strip that is turned, and not the whole web: they differ
+    where its height is no multiple of the model's stride.
 
     Not for use from several threads at once. Memory is bounded by strip size and open defects.
 
