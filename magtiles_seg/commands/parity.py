@@ -14,6 +14,7 @@ from magtiles_seg.progress import bar, complain
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
     from magtiles_seg.export.parity import ParityReport, TileSet
+    from magtiles_seg.model.card import ModelCard
 
 _SYNTHETIC_PER_CLASS = 4
 
@@ -38,7 +39,10 @@ def add(verbs: options.Verbs) -> None:
         "--data", type=Path, metavar="DIR", help="compare on every one of these tiles"
     )
     verb.add_argument(
-        "--split", type=Path, metavar="FILE", help="compare on this manifest's test part"
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="compare on this manifest's validation and test parts",
     )
     verb.add_argument(
         "--precision",
@@ -58,7 +62,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     params = options.read_params(arguments)
     tolerance = Tolerance.of(params.export, arguments.precision)
-    tiles = _tiles(arguments, params)
     first, second = arguments.reference, arguments.candidate
     device = arguments.device or default_device(second)
     is_bf16 = arguments.precision == "bf16"
@@ -69,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         Segmenter(second, device=device, backend=backend, precision=precision) as candidate,
         bar("parity", "picture") as progress,
     ):
+        tiles = _tiles(arguments, params, reference.spec.card)
         report = compare(
             reference.backend,
             candidate.backend,
@@ -91,12 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
     return options.ACCEPTED if failure is None else options.REJECTED
 
 
-def _tiles(arguments: argparse.Namespace, params: Params) -> TileSet:
+def _tiles(arguments: argparse.Namespace, params: Params, card: ModelCard) -> TileSet:
     from magtiles_seg import pipeline
     from magtiles_seg.export.parity import real_tiles, synthetic_tiles
+    from magtiles_seg.export.unseen import known_parts
 
     if arguments.split is not None:
-        samples = pipeline.split_parts(arguments.split, params)["test"]
+        _, samples = known_parts(arguments.split, params, card)
     elif arguments.data is not None:
         samples = list(pipeline.samples_of(params, arguments.data))
     else:

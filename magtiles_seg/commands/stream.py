@@ -48,7 +48,6 @@ def add(verbs: options.Verbs) -> None:
     )
     verb.add_argument(
         "--records",
-        default="jsonl,csv",
         metavar="KINDS",
         help="of jsonl, csv, parquet (default: jsonl,csv)",
     )

@@ -26,6 +26,10 @@ _LEAST = 1e-3
 """A channel that stays below this is left nearly as it is: its factor would know no bound."""
 
 
+_PER_CHANNEL = frozenset({"Add", "AveragePool", "Clip", "Relu", "Resize"})
+"""Operators whose output has the channels of their first input."""
+
+
 @dataclass(frozen=True)
 class _Stream:
     """Tensors whose channels must share their factors, because additions join them.
@@ -33,13 +37,13 @@ class _Stream:
     Attributes:
         tensors: Their names.
         makers: The convolutions that write them.
-        readers: The convolutions that read them, each with whether theirs are the last of its input
-            channels, behind those of another tensor.
+        readers: The convolutions that read them, each with the number of its input channels before
+            theirs, which are those of other tensors.
     """
 
     tensors: list[str]
     makers: list[onnx.NodeProto]
-    readers: list[tuple[onnx.NodeProto, bool]]
+    readers: list[tuple[onnx.NodeProto, int]]
 
 
 def equalise(model: onnx.ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) -> int:
@@ -68,6 +72,7 @@ class _Graph:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._makers = {name: node for node in graph.node for name in node.output}
+        self._shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
@@ -109,22 +114,38 @@ class _Graph:
                 open_ += [*node.input, *node.output]
         return found
 
-    def _reading(self, tensors: list[str]) -> list[tuple[onnx.NodeProto, bool]]:
+    def _reading(self, tensors: list[str]) -> list[tuple[onnx.NodeProto, int]]:
         """Return the readers of a stream; none if anything but convolutions reads it in the end."""
         found = []
-        open_ = [(name, False) for name in tensors]
+        open_ = [(name, 0) for name in tensors]
         while open_:
-            name, last = open_.pop()
+            name, first = open_.pop()
             for node in self._readers.get(name, []):
                 if node.op_type == "Conv" and _attribute(node, "group", 1) == 1:
-                    found.append((node, last))
+                    found.append((node, first))
                 elif node.op_type == "Resize":
-                    open_.append((node.output[0], last))
-                elif node.op_type == "Concat" and len(node.input) == 2 and not last:
-                    open_.append((node.output[0], node.input[1] == name))
+                    open_.append((node.output[0], first))
+                elif node.op_type == "Concat":
+                    before = list(node.input)[: list(node.input).index(name)]
+                    counts = [self._channels(other) for other in before]
+                    if None in counts or list(node.input).count(name) > 1:
+                        return []
+                    open_.append((node.output[0], first + sum(filter(None, counts))))
                 elif node.op_type != "Add":
                     return []
         return found
+
+    def _channels(self, name: str) -> int | None:
+        """Return how many channels a tensor has, by the convolutions behind it; None: unknown."""
+        node = self._makers.get(name)
+        if node is None:
+            return None
+        if node.op_type == "Conv":
+            return self._shapes[node.input[1]][0] if node.input[1] in self._shapes else None
+        if node.op_type == "Concat":
+            counts = [self._channels(part) for part in node.input]
+            return None if None in counts else sum(filter(None, counts))
+        return self._channels(node.input[0]) if node.op_type in _PER_CHANNEL else None
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
@@ -158,10 +179,9 @@ def _scale(
     for node in stream.makers:
         for name, shape in ((node.input[1], (-1, 1, 1, 1)), (node.input[2], (-1,))):
             _set(weights[name], numpy_helper.to_array(weights[name]) * factors.reshape(shape))
-    for node, last in stream.readers:
+    for node, first in stream.readers:
         values = numpy_helper.to_array(weights[node.input[1]]).copy()
-        part = slice(-len(factors), None) if last else slice(0, len(factors))
-        values[:, part] /= factors.reshape(1, -1, 1, 1)
+        values[:, first : first + len(factors)] /= factors.reshape(1, -1, 1, 1)
         _set(weights[node.input[1]], values)
 
 

@@ -96,7 +96,7 @@ def gate_tiles(
     many, few = params.export.parity_per_class, params.export.int8_pictures_per_class
     wanted = precision == "int8"
     if manifest is not None:
-        training, held_out = _known_parts(manifest, params, _card_of(model))
+        training, held_out = known_parts(manifest, params, _card_of(model))
         seen = "not trained on"
     elif data is not None and (paths := photographs(data)):
         ranges, proof = parity.plain_tiles(paths, few if wanted else 0, many)
@@ -124,12 +124,15 @@ def _card_of(model: Path) -> ModelCard:
         return backend.spec.card
 
 
-def _known_parts(
+def known_parts(
     manifest: Path, params: Params, card: ModelCard
 ) -> tuple[list[Sample], list[Sample]]:
     """Return a split's training part and the others, if it is the split of a model's training.
 
+    A card that does not tell what the model was trained on confirms any split.
+
     Raises:
+        FileNotFoundError: There is no such manifest.
         DataError: The model was trained on other pictures, or nothing was held out.
     """
     from magtiles_seg.dataset.splits import part_sha256

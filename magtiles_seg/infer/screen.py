@@ -252,6 +252,7 @@ class ScreenedBackend:
         self._cell_px = screen.card.stride
         self._halo = -(-(spec.card.receptive_field_px // 2) // self._cell_px)
         self._spec = _screened(spec, screen)
+        self._grid_px = self._spec.card.stride
         self._lock = threading.Lock()
         self._seen = self._passed = 0
 
@@ -317,13 +318,12 @@ class ScreenedBackend:
         """Write the model's answer for the passed cells into those of the picture."""
         cell_px = self._cell_px
         for window in windows(cells, self._halo):
-            shown = window.grown(self._halo, *cells.shape)
-            part_of = self._aligned(shown, image.shape)
-            seen, kinds = self._inner.infer(np.ascontiguousarray(image[part_of])[None])
+            shown = self._shown(window.grown(self._halo, *cells.shape), image.shape)
+            seen, kinds = self._inner.infer(np.ascontiguousarray(image[shown])[None])
             inside = self._pixels(window)
-            own = (
-                slice((window.top - shown.top) * cell_px, None),
-                slice((window.left - shown.left) * cell_px, None),
+            own = tuple(
+                slice(part.start - whole.start, None)
+                for part, whole in zip(inside, shown, strict=True)
             )
             part = probability[inside]
             rows, columns = part.shape
@@ -340,17 +340,19 @@ class ScreenedBackend:
             slice(window.left * cell_px, window.right * cell_px),
         )
 
-    def _aligned(self, window: Window, shape: tuple[int, ...]) -> tuple[slice, slice]:
-        """Return a window in px, with whole cells from its end to that of the picture.
+    def _shown(self, window: Window, shape: tuple[int, ...]) -> tuple[slice, slice]:
+        """Return a window in px, grown to the model's strides, counted from both ends.
 
-        A model that is shown mirrored views counts its strides from there.
+        A model that is shown mirrored views counts them from the picture's end as well.
         """
-        rows, columns = self._pixels(window)
-        ends = [
-            side - max(0, side - part.stop) // self._cell_px * self._cell_px
-            for side, part in zip(shape, (rows, columns), strict=True)
-        ]
-        return slice(rows.start, ends[0]), slice(columns.start, ends[1])
+        rows, columns = (
+            slice(
+                part.start // self._grid_px * self._grid_px,
+                side - max(0, side - part.stop) // self._grid_px * self._grid_px,
+            )
+            for side, part in zip(shape, self._pixels(window), strict=True)
+        )
+        return rows, columns
 
     def close(self) -> None:
         """Close the model and the screen."""

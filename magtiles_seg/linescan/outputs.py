@@ -122,8 +122,10 @@ class Outputs:
     def _open(
         self, arguments: argparse.Namespace, labels: tuple[str, ...], note: Callable[[str], None]
     ) -> None:
-        if arguments.out is None and arguments.pictures:
-            raise ConfigError("--pictures needs a folder to write to: add --out DIR")
+        if arguments.out is None:
+            for option in ("pictures", "records"):
+                if getattr(arguments, option):
+                    raise ConfigError(f"--{option} needs a folder to write to: add --out DIR")
         if arguments.out is not None:
             self._open_folder(arguments, labels, note)
         for address in arguments.to:
@@ -158,7 +160,7 @@ class Outputs:
         self, arguments: argparse.Namespace, labels: tuple[str, ...], note: Callable[[str], None]
     ) -> None:
         rotation = _rotation(arguments)
-        kinds = _formats(arguments.records)
+        kinds = _formats("jsonl,csv" if arguments.records is None else arguments.records)
         self._journal = Journal(arguments.out, self.run, self._records, note=note)
         for suffix in kinds:
             path = arguments.out / f"defects.{suffix}"
@@ -182,9 +184,10 @@ class Outputs:
 
 def _rotation(arguments: argparse.Namespace) -> Rotation:
     size, hours = arguments.rotate_mb, arguments.rotate_h
-    return Rotation(
-        most_bytes=int(1e6 * size) if size else None, most_s=3600 * hours if hours else None
-    )
+    for option, value in (("--rotate-mb", size), ("--rotate-h", hours)):
+        if not value >= 0:  # NaN is not, either
+            raise ConfigError(f"{option} is {value}; expected more than 0, or 0 for never")
+    return Rotation(most_bytes=1e6 * size or None, most_s=3600 * hours or None)
 
 
 def _formats(words: str) -> Sequence[str]:

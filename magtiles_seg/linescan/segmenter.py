@@ -44,6 +44,8 @@ class LineScanSegmenter:
     the whole web as one picture, save for the runtime's rounding: pixels whose probability lies
     within some 1e-5 of the threshold, and sizes within 1e-3 of their value. With `batch` above 1
     the runtime may round by the number of strips it had at once; then that holds for cuts as well.
+    With `Segmenter(flips=True)` it is each strip that is turned, and not the whole web: they differ
+    where its height is no multiple of the model's stride.
 
     Not for use from several threads at once. Memory is bounded by strip size and open defects.
 
@@ -172,15 +174,15 @@ class LineScanSegmenter:
             gap: Why lines before this block are missing, if they are.
 
         Raises:
-            ConfigError: `start_line` is no whole number, or an unsigned NumPy integer that has
-                wrapped: it is more than half its range below the line that is expected.
+            ConfigError: `start_line` is no whole number, or a NumPy integer that has wrapped: it is
+                more than half its range below the line that is expected.
             ImageError: The rows are not (n, W) uint8.
             InferenceError: The web is closed; or the model failed: the lines without a verdict are
                 then an uninspected interval, and the next call goes on behind them; or nothing but
                 old lines has come for long: the camera's counter has started anew.
         """
         line = self.next_line if start_line is None else start_line
-        if isinstance(line, np.unsignedinteger):
+        if isinstance(line, np.integer):
             self._check_wrap(line)
         return self.take(LineBlock(rows, line_number("start_line", line), arrived_s, gap))
 
@@ -380,7 +382,7 @@ class LineScanSegmenter:
         if self._closed:
             raise InferenceError("the web is closed: make a new LineScanSegmenter")
 
-    def _check_wrap(self, line: np.unsignedinteger[Any]) -> None:
+    def _check_wrap(self, line: np.integer[Any]) -> None:
         bits = 8 * line.itemsize
         if self.next_line - int(line) > 2 ** (bits - 1):
             raise ConfigError(

@@ -71,7 +71,7 @@ class Rotation:
         ConfigError: A number is not above 0.
     """
 
-    most_bytes: int | None = 100_000_000
+    most_bytes: float | None = 100_000_000
     most_s: float | None = 86_400.0
 
     def __post_init__(self) -> None:

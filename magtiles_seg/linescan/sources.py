@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, SupportsIndex
 import numpy as np
 
 from magtiles_seg.decision import count, fraction
-from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.errors import ConfigError, DataError, ImageError
 from magtiles_seg.image import read_image
 from magtiles_seg.inputs import Survey, find_pictures
 from magtiles_seg.linescan.defects import Reason
@@ -121,18 +121,19 @@ class ArraySource:
 
         Raises:
             DataError: The iterable is empty.
+            ImageError: The array, or the first block, is not (n, W) uint8.
         """
         step = count("block_rows", block_rows)
         if isinstance(rows, np.ndarray):
+            self._width_px = _width_px(rows)
             blocks = (rows[at : at + step] for at in range(0, len(rows), step))
-            self._width_px = int(rows.shape[1])
             self._blocks: Iterator[NDArray[np.uint8]] = iter(blocks)
         else:
             self._blocks = iter(rows)
             first = next(self._blocks, None)
             if first is None:
                 raise DataError("the source has no lines; expected at least one block")
-            self._width_px = int(first.shape[1])
+            self._width_px = _width_px(first)
             self._blocks = _chain(first, self._blocks)
 
     @property
@@ -299,6 +300,13 @@ class Replay:
     def close(self) -> None:
         """Close the source."""
         self._source.close()
+
+
+def _width_px(rows: NDArray[np.uint8]) -> int:
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2:
+        got = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise ImageError(f"the lines are {got}; expected a uint8 array (n, W), grey")
+    return int(rows.shape[1])
 
 
 def _chain(

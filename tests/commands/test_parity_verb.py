@@ -29,6 +29,27 @@ def test_parity_of_a_model_with_itself_passes(
     assert sum(part["pictures"] for part in facts["per_class"].values()) == 24
 
 
+def test_parity_by_a_split_compares_on_all_that_the_model_was_not_trained_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_dataset(tmp_path / "tiles", tiles=12)
+    source = ["--set", "data_load.source=tiles"]
+    words = ["--set", "data_split.fold=null", "--set", "data_split.validation_fraction=0.5"]
+    for part, expected in (("validation", words), ("test", ["--set", "data_split.fold=0"])):
+        assert main(["data", "split", *source, *expected, "--out", "split.json"]) == 0
+        parts = json.loads(Path("split.json").read_text())
+        capsys.readouterr()
+        verb = ["parity", str(model), str(model), *source, "--split", "split.json", "--json"]
+        assert main(verb) == 0
+        tiles = json.loads(capsys.readouterr().out)["tiles"]
+        assert parts[part]
+        assert tiles == f"{len(parts['validation']) + len(parts['test'])} tiles"
+    bundled = ["parity", "nano", "nano", *source, "--split", "split.json"]
+    assert main(bundled) == 2
+    assert "was trained on other pictures than this split's" in capsys.readouterr().err
+
+
 def test_parity_of_another_model_gives_figures_and_exit_code_1(
     model: Path,
     int8: Path,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -17,8 +18,12 @@ def weight(name: str, *shape: int) -> onnx.TensorProto:
     return numpy_helper.from_array(values.reshape(shape).astype(np.float32), name)
 
 
-def bottleneck(*, clipped: bool = False) -> onnx.ModelProto:
-    """Two projections joined by an addition, read by a convolution and, doubled, by a decoder."""
+def bottleneck(*, clipped: bool = False, nested: bool = False) -> onnx.ModelProto:
+    """Two projections joined by an addition, read by a convolution and, doubled, by a decoder.
+
+    Nested, what the decoder reads was joined before with what it reads besides.
+    """
+    joined = helper.make_node("Concat", ["sum", "d"], ["skip"], axis=1)
     nodes = [
         helper.make_node("Unsqueeze", ["image", "one"], ["channel"]),
         helper.make_node("Cast", ["channel"], ["grey"], to=onnx.TensorProto.FLOAT),
@@ -29,7 +34,8 @@ def bottleneck(*, clipped: bool = False) -> onnx.ModelProto:
         helper.make_node("Add", ["a", "b"], ["sum"]),
         helper.make_node("Conv", ["sum", "w2", "b2"], ["c"]),
         helper.make_node("Clip", ["c", "zero", "six"], ["d"]),
-        helper.make_node("Concat", ["d", "sum"], ["both"], axis=1),
+        *([joined] if nested else []),
+        helper.make_node("Concat", ["d", "skip" if nested else "sum"], ["both"], axis=1),
         helper.make_node("Conv", ["both", "w3", "b3"], ["e"]),
         helper.make_node("Sigmoid", ["e"], ["probability"]),
     ]
@@ -39,7 +45,7 @@ def bottleneck(*, clipped: bool = False) -> onnx.ModelProto:
         numpy_helper.from_array(np.array(6, np.float32), "six"),
         weight("w0", WIDTH, 1, 1, 1),
         *(weight(f"w{index}", WIDTH, WIDTH, 1, 1) for index in (1, 2)),
-        weight("w3", 1, 2 * WIDTH, 1, 1),
+        weight("w3", 1, (3 if nested else 2) * WIDTH, 1, 1),
         *(
             numpy_helper.from_array(RANDOM.normal(size=WIDTH).astype(np.float32), f"b{i}")
             for i in range(3)
@@ -67,8 +73,9 @@ def run(model: onnx.ModelProto, output: str) -> NDArray[np.float32]:
 PICTURE = RANDOM.integers(0, 256, (32, 32), np.uint8)
 
 
-def test_equalise_brings_channels_to_one_range_and_keeps_the_answers() -> None:
-    model = bottleneck()
+@pytest.mark.parametrize("nested", [False, True])
+def test_equalise_brings_channels_to_one_range_and_keeps_the_answers(nested: bool) -> None:
+    model = bottleneck(nested=nested)
     before, spread = run(model, "probability"), np.abs(run(model, "sum")).max(axis=(0, 2, 3))
     assert equalise(model, [PICTURE]) == 1
     tensors = [np.abs(run(model, name)).max(axis=(0, 2, 3)) for name in ("a", "b", "sum")]

@@ -21,6 +21,7 @@ from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.screen import Screen, ScreenedBackend, ScreenWarning, windows
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
+from magtiles_seg.model.bundled import BUNDLED_MODELS
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.cells import CELL_PX, halved
 from magtiles_seg.model.screen import ScreenGraph
@@ -199,6 +200,25 @@ def test_screened_answer_of_mirrored_views_is_the_model_s_where_passed(
         passed = found > 0
         assert passed.sum() == 2 * CELL_PX**2
         np.testing.assert_array_equal(found[passed], alone(picture).probability[passed])
+
+
+def test_screened_answer_of_a_coarser_stride_than_a_cell_is_the_model_s(
+    screen_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_cell(_: Screen, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        passed = np.zeros([-(-side // CELL_PX) for side in image.shape], np.bool_)
+        passed[22, 22] = True  # what it needs begins within a stride, on both sides
+        return passed
+
+    monkeypatch.setattr(Screen, "passes", one_cell)
+    picture = web(1460, 1417)  # farther on every side than `tiny` sees
+    backend = OrtBackend(BUNDLED_MODELS["tiny"], threads=1)
+    assert backend.spec.card.stride == 2 * CELL_PX
+    whole, _ = backend.infer(picture[None])
+    found, _ = ScreenedBackend(backend, Screen(screen_file)).infer(picture[None])
+    passed = found > 0
+    assert passed.sum() == CELL_PX**2
+    np.testing.assert_allclose(found[passed], whole[passed], atol=1e-6)
 
 
 def test_screen_of_other_classes_is_refused(screen_file: Path, tmp_path: Path) -> None:

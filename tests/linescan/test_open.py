@@ -163,6 +163,30 @@ def test_camera_is_closed_where_the_records_cannot_be_opened(
     assert source.closed == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--records", "parquet"], "--records needs a folder to write to: add --out DIR"),
+        (["--out", "OUT", "--records", "xml"], "--records names 'xml'; expected some of jsonl"),
+        (["--out", "OUT", "--rotate-mb", "nan"], "--rotate-mb is nan; expected more than 0, or 0"),
+        (["--out", "OUT", "--rotate-h", "-1"], "--rotate-h is -1.0; expected more than 0, or 0"),
+    ],
+)
+def test_records_that_cannot_be_kept_as_asked_are_an_error(
+    folder: Path, model: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("OUT", str(folder / "out")) for word in words]
+    assert main(["stream", str(folder), "--model", str(model), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("most", ["inf", "0"])
+def test_records_may_grow_without_limit(folder: Path, model: Path, most: str) -> None:
+    words = ["--out", str(folder / "out"), "--rotate-mb", most, "--rotate-h", most]
+    assert main(["stream", str(folder), "--model", str(model), *words]) in (0, 1)
+    assert (folder / "out" / "defects.jsonl").exists()
+
+
 def test_stream_keeps_crops_for_review_with_their_place_and_run(
     folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,15 +129,15 @@ def test_counter_that_starts_anew_is_an_error_and_not_endless_repetition() -> No
         web.push(again, start_line=60_000)
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16])
 def test_number_of_few_bits_that_wraps_is_an_error_at_once_and_the_right_one_goes_on(
-    kind: type[np.unsignedinteger[Any]],
+    kind: type[np.integer[Any]],
 ) -> None:
     web = stub_web(40)
     top, late = 1 + int(np.iinfo(kind).max), np.zeros((10, 40), np.uint8)
     web.push(np.zeros((100, 40), np.uint8), kind(top - 40))
     with pytest.raises(ConfigError, match=f"line {top + 60} is expected.*adding 2.*at each wrap"):
-        web.push(late, kind(75))  # 15 lines are lost besides
+        web.push(late, kind(int(np.iinfo(kind).min) + 75))  # 15 lines are lost besides
     assert web.report.repeated_lines == 0
     web.push(late, top + 75)
     web.push(late, kind(top - 20))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from folders import forbid
 from numpy.typing import NDArray
 
-from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.errors import ConfigError, DataError, ImageError
 from magtiles_seg.linescan.sources import (
     ArraySource,
     FolderSource,
@@ -45,6 +46,24 @@ def test_array_comes_whole_and_numbered() -> None:
 def test_empty_iterable_is_data_error() -> None:
     with pytest.raises(DataError, match="no lines"):
         ArraySource([])
+
+
+@pytest.mark.parametrize(
+    ("rows", "got"),
+    [
+        (np.zeros(40, np.uint8), r"uint8 \(40,\)"),
+        (np.zeros((4, 40, 3), np.uint8), r"uint8 \(4, 40, 3\)"),
+        (np.zeros((4, 40), np.uint16), r"uint16 \(4, 40\)"),
+        ([[1, 2], [3, 4]], "list"),
+    ],
+)
+def test_what_is_no_grey_lines_is_an_image_error_that_says_what_it_is(
+    rows: Any,  # noqa: ANN401
+    got: str,
+) -> None:
+    for given in (rows, [rows[0]] if isinstance(rows, list) else [rows]):
+        with pytest.raises(ImageError, match=f"the lines are {got}; expected a uint8 array"):
+            ArraySource(given)
 
 
 def test_folder_comes_in_the_order_of_names(tmp_path: Path) -> None:
