@@ -214,6 +214,26 @@ def test_picture_given_before_the_answer_to_the_last_gets_its_own(
         page.close()
 
 
+@pytest.mark.parametrize("first", ["tile.tif", "notes.png"])
+def test_picture_given_while_the_answer_will_show_another_is_the_one_that_stays(
+    browser: Browser, tmp_path: Path, first: str
+) -> None:
+    cv2.imwrite(str(tmp_path / "tile.tif"), synthetic_tile(22, defect="fray", exposure=3).image)
+    cv2.imwrite(str(tmp_path / "sound.png"), synthetic_tile(24, exposure=3).image)
+    (tmp_path / "notes.png").write_text("not a picture", encoding="utf-8")
+    with demo(SLOWLY + DEMO) as url:
+        page = open_page(browser, url)
+        page.locator("#picture button[aria-label='Remove Image']").click()
+        expect(page.locator("#verdict")).to_contain_text("Waiting")
+        for name in (first, "sound.png"):
+            page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
+            page.wait_for_timeout(1000)
+        page.wait_for_timeout(7000)
+        expect(page.locator("#verdict b")).to_have_text("Accept")
+        expect(page.locator("#picture img")).to_have_attribute("src", re.compile(r"/sound\.png$"))
+        page.close()
+
+
 def test_what_is_asked_while_a_picture_is_inspected_is_answered_after_it(
     browser: Browser, tmp_path: Path
 ) -> None:
