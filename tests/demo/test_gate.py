@@ -327,6 +327,18 @@ def test_file_above_the_limit_is_refused_and_leaves_nothing(demo: Any, page: Any
     assert not large(demo, before)
 
 
+def test_file_above_the_services_limit_is_refused_in_words_and_named_in_the_page(
+    tmp_path: Path, model: Path
+) -> None:
+    flags = ("--model", str(model), "--max-body-mb", "0.05")
+    with Demo("mounted", tmp_path, *flags) as demo, Page(demo.url) as page:
+        assert page.client.get("/config").json()["max_file_size"] == 50_000
+        page.upload(bytes(50_000))
+        files = {"files": ("large.png", bytes(50_001))}
+        refused = page.client.post("/gradio_api/upload", files=files)
+        assert (refused.status_code, refused.text) == (413, "a file is larger than 50 kB")
+
+
 def test_refused_upload_is_told_in_words_for_the_page_shows_all_of_them(page: Any) -> None:
     files = [("files", (f"{number}.png", b"x")) for number in range(101)]
     reply = page.client.post("/gradio_api/upload", files=files)
