@@ -271,6 +271,44 @@ def test_what_is_asked_while_a_picture_is_inspected_is_answered_after_it(
         page.close()
 
 
+def drop(page: Page, selector: str, *paths: Path) -> None:
+    """Drop files or folders on an element, as a file manager does."""
+    box = page.locator(selector).bounding_box()
+    assert box
+    place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+
+
+def test_picture_dropped_on_the_one_that_is_shown_takes_its_place(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "sound.png"
+    cv2.imwrite(str(path), synthetic_tile(24, exposure=3).image)
+    page = open_page(browser, address)
+    expect(page.locator("#picture img")).to_be_visible()
+    drop(page, "#picture", path)
+    expect(page.locator("#picture img")).to_have_attribute("src", re.compile(r"/sound\.png$"))
+    expect(page.locator("#verdict b")).to_have_text("Accept")
+    page.close()
+
+
+def test_folder_dropped_on_many_tiles_gives_all_files_in_it(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shots"
+    (folder / "below").mkdir(parents=True)
+    for name in ("one.png", "below/two.png", ".hidden.png"):
+        cv2.imwrite(str(folder / name), synthetic_tile(24, exposure=3, size_hw=(120, 100)).image)
+    page = open_page(browser, address)
+    page.get_by_role("tab", name="Many tiles").click()
+    drop(page, "#many", folder)
+    _expect_answers_of(page, {"one.png", "two.png"})
+    page.close()
+
+
 def test_click_on_a_row_frames_its_region_on_the_picture(
     browser: Browser, address: str, screen: str
 ) -> None:
