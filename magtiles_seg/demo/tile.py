@@ -55,7 +55,7 @@ _SEND_FILE = (  # no other picture than one that was uploaded, and that once
     "asked, answered, ...rest]"
 )
 _SHOW_DRAWN = (  # what an answer shows in place of the picture, unless another was given since
-    "(drawn, drawn_for, asked, picture) => drawn_for === asked ? drawn : picture"
+    "(drawn, drawn_for, asked) => drawn_for === asked ? drawn : {__type__: 'update'}"
 )
 _SEEN = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what browsers show of what is read
 _EXAMPLES: tuple[tuple[str | None, int], ...] = (
@@ -337,7 +337,7 @@ class _Acts:
         elif what == _MODEL:
             return [asked, *same, *self._choose(key, mm, model)]
         else:
-            said = [None, *self._clear()]
+            said = [_AS_GIVEN, *self._clear()]  # empty, or the next one is on its way
         drawn, *rest = said
         return [asked, gr.skip() if drawn is _AS_GIVEN else asked, drawn, *rest, *same]
 
@@ -361,7 +361,7 @@ class _Acts:
     ) -> list[Any]:
         """Inspect a picture."""
         if sent is None:
-            return [None, *self._clear()]
+            return [_AS_GIVEN, *self._clear()]
         path = str(sent["path"])
         began_s = time.perf_counter()
         try:
@@ -469,7 +469,7 @@ def _connect(
         concurrency_limit=AT_ONCE,
         api_visibility="private",
     )
-    acting.then(None, [drawn, drawn_for, asked, picture], picture, js=_SHOW_DRAWN)
+    acting.then(None, [drawn, drawn_for, asked], picture, js=_SHOW_DRAWN)
 
 
 def _ask(what: str) -> str:

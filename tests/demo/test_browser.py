@@ -271,6 +271,26 @@ def test_what_is_asked_while_a_picture_is_inspected_is_answered_after_it(
         page.close()
 
 
+def test_picture_whose_upload_takes_long_is_not_lost_to_the_answer_before_it(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "noise.bmp"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (800, 700)).astype(np.uint8))
+    page = open_page(browser, address)
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 200_000}
+    session.send("Network.emulateNetworkConditions", slow)
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    page.locator("#picture input[type=file]").set_input_files(path)
+    expect(page.locator("#verdict")).to_contain_text("Waiting")
+    expect(page.locator("#picture img")).to_have_attribute(
+        "src", re.compile(r"/noise\.bmp$"), timeout=15_000
+    )
+    expect(page.locator(".doubt")).to_contain_text("Is this a tile?")
+    page.close()
+
+
 def drop(page: Page, selector: str, *paths: Path) -> None:
     """Drop files or folders on an element, as a file manager does."""
     box = page.locator(selector).bounding_box()
