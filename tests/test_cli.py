@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 
 import magtiles_seg
 from magtiles_seg import cli
+from magtiles_seg.cli import build_parser
 from magtiles_seg.commands import options
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.model.bundled import BUNDLED_MODELS
@@ -411,6 +413,20 @@ def test_help_of_a_verb_ends_in_examples_that_parse(
     with pytest.raises(SystemExit, match="0"):
         run(*verb.split(), "--help")
     assert f"magtiles-seg {verb}" in capsys.readouterr().out.split("examples:")[1]
+
+
+def test_help_of_every_option_names_its_default() -> None:
+    missing = []
+    parsers: list[argparse.ArgumentParser] = [build_parser()]
+    for parser in parsers:  # grows
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+            elif action.default and action.default != argparse.SUPPRESS:
+                text = action.help or ""
+                missing += [] if "default" in text else [(parser.prog, action.option_strings)]
+    assert len(parsers) > 20
+    assert not missing
 
 
 def test_warning_is_printed_in_its_words_alone(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,12 +126,12 @@ def run_batch(
         identity, decision = job.identity(segmenter), segmenter.decision
     if not job.record.exists():
         check_there(job.source)
-    (job.out / "parts").mkdir(parents=True, exist_ok=True)
     taken = f"another run writes to {job.out} now: wait for it, or give this one another --out"
-    with Lock(job.out / ".lock", taken=taken):
-        listing = _open_listing(job, identity, progress)
-        if group_by is not None:
-            check_groups(listing, group_by)
+    with _folders(job.out / "parts"), Lock(job.out / ".lock", taken=taken):
+        with _nothing_if_refused(job):
+            listing = _open_listing(job, identity, progress)
+            if group_by is not None:
+                check_groups(listing, group_by)
         _clear(job.out / "parts")
         todo = [part for part in range(listing.parts) if not job.part_path(part).exists()]
         before = listing.pictures - _rows_in(todo, listing, job.part_rows)
@@ -142,6 +144,34 @@ def run_batch(
         _dispatch(job, engine, todo, report)
         tiles = {} if group_by is None else dict(write_tiles(job.out, group_by, decision))
     return replace(summarize(job.out), tiles=tiles)
+
+
+@contextmanager
+def _folders(path: Path) -> Iterator[None]:
+    """Make a folder and those above it; after an error the new ones go that are still empty."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):
+            for folder in new:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _nothing_if_refused(job: Job) -> Iterator[None]:
+    """Let a new run that is refused leave no listing, which a later one would take for its own."""
+    is_new = not job.record.exists()
+    try:
+        yield
+    except Exception:
+        if is_new:
+            job.record.unlink(missing_ok=True)
+            shutil.rmtree(job.listing, ignore_errors=True)
+            shutil.rmtree(job.listing.with_name("listing.new"), ignore_errors=True)
+        raise
 
 
 def _dispatch(

@@ -20,7 +20,8 @@ _EXAMPLES = r"""
   Stopped at any moment and started again with the same words, it does what is missing.
   Read the result with any Parquet reader: pandas.read_parquet("result/parts").
 
-  Exit code: 0 every picture has its row (a damaged one a row with its error), 2 stopped.
+  Exit code: 0 every picture has its row (a damaged one a row with its error), 2 stopped, or none
+  of the pictures could be segmented.
 """
 _LINE_EVERY_S = 60.0
 
@@ -91,6 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{job.out / 'tiles.parquet'}: {count:,} tiles: {text}")
     if review is not None:
         options.tell_review(review)
+    if outcome.errors == outcome.pictures:
+        note(f"no picture could be segmented; the column 'error' of {job.out / 'parts'} says why")
+        return options.ERROR
     return options.ACCEPTED
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from magtiles_seg.commands import options
+from magtiles_seg.errors import ConfigError
 from magtiles_seg.progress import bar
 
 _EXAMPLES = """
@@ -54,9 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Train what is not trained yet, and print the joined figures."""
     from magtiles_seg import pipeline
     from magtiles_seg.commands import runs
+    from magtiles_seg.evaluate.protocols import get_protocol
 
     crossval = options.import_extra("magtiles_seg.train.crossval", "train")
     params = options.read_params(arguments)
+    get_protocol(arguments.protocol or params.evaluate.protocol)
+    for name in ("parallel", "triptychs"):
+        if (number := getattr(arguments, name)) < 0:
+            raise ConfigError(f"--{name} is {number}; expected 0 or more")
     options.check_output(arguments.out)
     folders = crossval.write_splits(pipeline.samples_of(params), params.data_split, arguments.out)
     if params.train.start or params.train.teacher:

@@ -170,6 +170,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """Read a data set in one format and write it in another."""
     from magtiles_seg.dataset.formats.convert import Wanted, rewrite
 
+    options.check_output(arguments.out, instead="name another folder")
     wanted = Wanted.of(options.read_params(arguments).data_load)
     with bar("data convert", "picture") as progress:
         said = rewrite(

@@ -35,7 +35,9 @@ def add(verbs: options.Verbs) -> None:
     options.add_model(verb)
     verb.add_argument("--image", metavar="NAME", help="container image (all but local)")
     verb.add_argument("--version", metavar="vX.Y.Z", help="that the endpoint must name")
-    verb.add_argument("--min-iou", type=float, default=0.5, metavar="X", help="on the golden tile")
+    verb.add_argument(
+        "--min-iou", type=float, default=0.5, metavar="X", help="on the golden tile (default: 0.5)"
+    )
     verb.add_argument(
         "--port", type=options.port, help="of local (default: DEPLOY_PORT, 8001 dev, 8002 prod)"
     )

@@ -35,7 +35,11 @@ def add(verbs: options.Verbs) -> None:
     )
     options.add_params(verb)
     verb.add_argument(
-        "--split", type=Path, default=Path("runs/split.json"), metavar="FILE", help="the manifest"
+        "--split",
+        type=Path,
+        default=Path("runs/split.json"),
+        metavar="FILE",
+        help="the manifest (default: runs/split.json)",
     )
 
 

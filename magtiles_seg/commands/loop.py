@@ -44,7 +44,9 @@ def add(verbs: options.Verbs) -> None:
     out.add_argument(
         "--to", required=True, metavar="TOOL", help="label-studio, cvat, labelme, coco"
     )
-    out.add_argument("--reasons", default="", metavar="WORDS", help="only those, a comma between")
+    out.add_argument(
+        "--reasons", default="", metavar="WORDS", help="only those, a comma between (default: all)"
+    )
     out.add_argument("--most", type=int, metavar="N", help="the N most interesting (default: all)")
     out.add_argument(
         "--clear", action="store_true", help="remove from DIR what OUT holds, once it is there"

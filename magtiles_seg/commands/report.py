@@ -36,12 +36,22 @@ def add(verbs: options.Verbs) -> None:
         "--base", default="origin/main", metavar="REV", help="compare with (default: origin/main)"
     )
     verb.add_argument("--head", metavar="REV", help="default: the working directory")
-    verb.add_argument("--out", type=options.folder, default=Path("runs/report"), metavar="DIR")
+    verb.add_argument(
+        "--out",
+        type=options.folder,
+        default=Path("runs/report"),
+        metavar="DIR",
+        help="where to write it (default: runs/report)",
+    )
     verb.add_argument("--post", action="store_true", help="comment by cml, or by the API")
     options.add_model(verb)
     options.add_params(verb)
     verb.add_argument(
-        "--split", type=Path, default=Path("runs/split.json"), metavar="FILE", help="the manifest"
+        "--split",
+        type=Path,
+        default=Path("runs/split.json"),
+        metavar="FILE",
+        help="the manifest (default: runs/split.json)",
     )
     verb.set_defaults(model=Path("runs/model.onnx"))
 

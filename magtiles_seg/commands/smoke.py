@@ -22,8 +22,12 @@ def add(verbs: options.Verbs) -> None:
     )
     verb.add_argument("url", metavar="URL", help="of the service, without /analyze")
     verb.add_argument("--version", metavar="vX.Y.Z", help="that the endpoint must name")
-    verb.add_argument("--min-iou", type=float, default=0.5, metavar="X", help="on the golden tile")
-    verb.add_argument("--wait", type=float, default=60.0, metavar="S", help="for /readyz")
+    verb.add_argument(
+        "--min-iou", type=float, default=0.5, metavar="X", help="on the golden tile (default: 0.5)"
+    )
+    verb.add_argument(
+        "--wait", type=float, default=60.0, metavar="S", help="for /readyz (default: 60)"
+    )
     options.add_model(verb)
 
 

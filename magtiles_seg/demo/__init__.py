@@ -82,20 +82,23 @@ def build(segmenter: Segmenter) -> gr.Blocks:
     return blocks.queue(max_size=JOBS, api_open=False)
 
 
-def mount(app: Starlette, segmenter: Segmenter) -> Starlette:
+def mount(app: Starlette, segmenter: Segmenter, *, max_file_bytes: int = FILE_BYTES) -> Starlette:
     """Put the demo under `/demo` of an application, before that starts, and return it.
 
     Args:
         app: Its lifespan is wrapped, and its state survives.
         segmenter: Model and thresholds; stays the caller's.
+        max_file_bytes: Largest upload, up to the demo's own limit.
     """
     folder = _folder()
+    max_file_bytes = min(max_file_bytes, FILE_BYTES)
     blocks = build(segmenter)
-    gr.mount_gradio_app(app, blocks, path=PATH, **_options())
+    gr.mount_gradio_app(app, blocks, path=PATH, max_file_size=max_file_bytes, **_options())
     blocks.has_launched = True  # Gradio's own check of paths acts only then
     gradio_app = app.router.routes.pop()
     assert isinstance(gradio_app, Mount)
-    gate = Gate(gradio_app.app, blocks, folder, f"data:image/svg+xml,{quote(_ICON)}")
+    icon = f"data:image/svg+xml,{quote(_ICON)}"
+    gate = Gate(gradio_app.app, blocks, folder, icon, max_file_bytes)
     app.mount(PATH, gate)
     folder.keep_present()
     folder.on_removal = lambda gone: _forget(blocks, gone)
@@ -170,7 +173,6 @@ def _options() -> dict[str, Any]:
         "run_history": False,
         "ssr_mode": False,
         "show_error": False,
-        "max_file_size": FILE_BYTES,
         "enable_monitoring": False,
         "mcp_server": False,
         "pwa": False,

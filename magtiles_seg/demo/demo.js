@@ -44,6 +44,38 @@
   const isOverlay = (event) => event.target.closest && event.target.closest("#overlay");
   document.addEventListener("load", (event) => isOverlay(event) && place(), true);
   window.addEventListener("resize", place);
+  const filesOf = async (entry) => { // of a folder and those below it; hidden ones are none
+    if (entry.name.startsWith(".")) return [];
+    if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
+    const reader = entry.createReader();
+    const found = [];
+    for (;;) { // it tells some of them at a time
+      const some = await new Promise((done, failed) => reader.readEntries(done, failed));
+      if (!some.length) return found;
+      for (const one of some) found.push(...await filesOf(one));
+    }
+  };
+  const give = (input, files) => {
+    const given = new DataTransfer();
+    files.forEach((file) => given.items.add(file));
+    input.files = given.files;
+    input.dispatchEvent(new Event("change", {bubbles: true}));
+  };
+  // Gradio loses what is dropped on a picture that is shown, and cannot read a folder.
+  document.addEventListener("drop", async (event) => {
+    const area = event.target.closest && event.target.closest("#picture, #many");
+    const input = area && area.querySelector("input[type=file]");
+    const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+    const files = [...event.dataTransfer.files]; // empty once this returns
+    const hasFolder = entries.some((entry) => entry.isDirectory);
+    const isOne = area && area.id === "picture";
+    if (!input || !files.length || (isOne ? hasFolder || !area.querySelector("img") : !hasFolder)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    event.target.dispatchEvent(new DragEvent("dragleave", {bubbles: true}));
+    if (isOne) give(input, files.slice(0, 1));
+    else give(input, (await Promise.all(entries.map(filesOf))).flat());
+  }, true);
   const nameButtons = () => { // Gradio leaves those of its pictures without a name
     for (const button of document.querySelectorAll(".gradio-container button:not([aria-label])")) {
       if (!button.textContent.trim()) button.setAttribute("aria-label", button.title || "Show the picture");

@@ -67,7 +67,9 @@ _CLIENT_LEFT = 499
 class Gate:
     """An ASGI application around Gradio's."""
 
-    def __init__(self, app: ASGIApp, blocks: gr.Blocks, folder: Folder, icon: str) -> None:
+    def __init__(
+        self, app: ASGIApp, blocks: gr.Blocks, folder: Folder, icon: str, max_file_bytes: int
+    ) -> None:
         """Stand before an application.
 
         Args:
@@ -75,7 +77,9 @@ class Gate:
             blocks: The page.
             folder: Where its files lie.
             icon: Address of the page's icon.
+            max_file_bytes: Largest upload.
         """
+        self._max_file_bytes = max_file_bytes
         self._icon = f'<link rel="icon" href="{icon}" />'.encode()
         self._app = app
         self._blocks = blocks
@@ -245,8 +249,9 @@ class Gate:
                 files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
                 if not files:
                     raise Problem(400, "expected files in the field 'files'")
-                if any((file.size or 0) > FILE_BYTES for file in files):
-                    raise _too_large(FILE_BYTES, "a file")
+                most = self._max_file_bytes
+                if any((file.size or 0) > most for file in files):
+                    raise _too_large(most, "a file")
                 await anyio.to_thread.run_sync(self._folder.sweep)
                 named = [(file.filename or "", file.file) for file in files]
                 return await anyio.to_thread.run_sync(self._folder.store, named, visitor)

@@ -45,6 +45,7 @@ MAX_PIXELS = 4_000_000
 AT_ONCE = 4
 """Calls of one function that run at the same time: a slow one does not hold up the next visitor."""
 
+_AS_GIVEN = gr.skip()  # the page shows the very file
 _SHOWN = 7  # outputs of an answer: card, overlay, mask, heat, table, two files
 _EXAMPLE = "example:"  # key of an example's result, with its number
 _FILE, _NONE, _MODEL = "file", "none", "model"  # what else a page asks
@@ -52,6 +53,9 @@ _SEND_FILE = (  # no other picture than one that was uploaded, and that once
     "(sent, asked, answered, ...rest) => "
     f"[asked !== answered && `${{asked}}`.startsWith('{_FILE}:') ? sent : null, "
     "asked, answered, ...rest]"
+)
+_SHOW_DRAWN = (  # what an answer shows in place of the picture, unless another was given since
+    "(drawn, drawn_for, asked) => drawn_for === asked ? drawn : {__type__: 'update'}"
 )
 _SEEN = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # what browsers show of what is read
 _EXAMPLES: tuple[tuple[str | None, int], ...] = (
@@ -324,17 +328,18 @@ class _Acts:
         same = [gr.skip(), gr.skip()]
         if asked == answered:
             decided = self._move(key, threshold, reject, mm, model)
-            return [gr.skip(), *same, *decided, gr.skip(), *same]
+            return [gr.skip(), *same, gr.skip(), *decided, gr.skip(), *same]
         what = (asked or "").rpartition(":")[0]
         if what == _FILE:
             said = self._upload(sent, threshold, reject, mm, model)
         elif what.startswith(_EXAMPLE):
             said = self._pick(what, threshold, reject, mm, model)
         elif what == _MODEL:
-            return [asked, gr.skip(), *self._choose(key, mm, model)]
+            return [asked, *same, *self._choose(key, mm, model)]
         else:
-            said = [None, *self._clear()]
-        return [asked, *said, *same]
+            said = [_AS_GIVEN, *self._clear()]  # empty, or the next one is on its way
+        drawn, *rest = said
+        return [asked, gr.skip() if drawn is _AS_GIVEN else asked, drawn, *rest, *same]
 
     @staticmethod
     def pick(event: gr.SelectData) -> str:
@@ -356,7 +361,7 @@ class _Acts:
     ) -> list[Any]:
         """Inspect a picture."""
         if sent is None:
-            return [None, *self._clear()]
+            return [_AS_GIVEN, *self._clear()]
         path = str(sent["path"])
         began_s = time.perf_counter()
         try:
@@ -364,7 +369,7 @@ class _Acts:
         except ImageError as error:
             return [None, "", *self._say("No picture", str(error)), ""]
         line = model_line(describe(self._judge.models.get(model), time.perf_counter() - began_s))
-        seen = gr.skip() if Path(path).suffix.lower() in _SEEN else raw.image
+        seen = _AS_GIVEN if Path(path).suffix.lower() in _SEEN else raw.image
         result = self._judge.decide(raw, threshold, reject, model)
         return [seen, self._judge.results.keep(raw), *self._show(result, mm), line]
 
@@ -447,11 +452,13 @@ def _connect(
     if controls.model is not None:
         # Its `input` also comes when the keyboard's focus passes by.
         controls.model.change(None, None, asked, js=_ask(_MODEL))
-    gr.on(
+    drawn_for = gr.Textbox(visible="hidden")
+    drawn = gr.Image(visible="hidden", format="png")
+    acting = gr.on(
         [asked.change, *(slider.change for slider in sliders)],  # "Reset" is no input
         acts.answer,
         [picture, asked, answered, key, *controls.inputs],
-        [answered, picture, key, *shown, said, *sliders[:2]],
+        [answered, drawn_for, drawn, key, *shown, said, *sliders[:2]],
         js=_SEND_FILE,
         # Without this Gradio decodes the file: it would fail on a bad one with words of its own,
         # and hand over another picture than the one that was sent.
@@ -462,6 +469,7 @@ def _connect(
         concurrency_limit=AT_ONCE,
         api_visibility="private",
     )
+    acting.then(None, [drawn, drawn_for, asked], picture, js=_SHOW_DRAWN)
 
 
 def _ask(what: str) -> str:

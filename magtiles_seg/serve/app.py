@@ -167,7 +167,13 @@ def _assemble(
     lineage = lineage_headers(segmenter.spec, settings.model_version)
     middleware = [
         Middleware(Forwarded, root_path=settings.root_path or ""),
-        Middleware(Envelope, analyzer.metrics, readiness, headers=lineage),
+        Middleware(
+            Envelope,
+            analyzer.metrics,
+            readiness,
+            headers=lineage,
+            max_body_bytes=settings.max_body_bytes,
+        ),
     ]
     limited = [Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)]
 
@@ -194,7 +200,7 @@ def _assemble(
     app.origins = tuple(filter(None, (settings.cors_origins or "").split(",")))
     app.state.analyzer, app.state.readiness = analyzer, readiness
     if settings.demo:
-        _demo().mount(app, segmenter)
+        _demo().mount(app, segmenter, max_file_bytes=settings.max_body_bytes)
     return app
 
 

@@ -13,7 +13,7 @@ from magtiles_seg.infer.backends.base import BackendSpec
 from magtiles_seg.serve.health import Readiness
 from magtiles_seg.serve.limits import head_trouble
 from magtiles_seg.serve.metrics import Metrics
-from magtiles_seg.serve.problems import MEDIA_TYPE, TOO_LARGE, Problem
+from magtiles_seg.serve.problems import MEDIA_TYPE, too_large
 
 _OURS = ("/analyze", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/")
 
@@ -46,6 +46,7 @@ class Envelope:
     metrics: Metrics
     readiness: Readiness
     headers: Mapping[str, str]
+    max_body_bytes: int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on."""
@@ -53,6 +54,8 @@ class Envelope:
             await self.app(scope, receive, send)
             return
         start, status = perf_counter(), 500
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path if path in _OURS else "other"
         refused = False
 
         async def sent(message: Message) -> None:
@@ -60,9 +63,10 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                refused = status == 413 and headers.get("content-type") != MEDIA_TYPE
+                is_problem = headers.get("content-type") == MEDIA_TYPE
+                refused = status == 413 and path != "other" and not is_problem
                 if refused:  # by the framework, in plain text
-                    await Problem(413, TOO_LARGE).response()(scope, receive, send)
+                    await too_large(self.max_body_bytes).response()(scope, receive, send)
                     return
                 headers.update({**self.headers, "X-Content-Type-Options": "nosniff"})
                 if self.readiness.draining:
@@ -78,7 +82,5 @@ class Envelope:
                 return
             await self.app(scope, receive, sent)
         finally:
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            path = path if path in _OURS else "other"
             self.metrics.requests.labels(path, str(status)).inc()
             self.metrics.request_seconds.labels(path).observe(perf_counter() - start)

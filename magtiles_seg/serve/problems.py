@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,7 +17,6 @@ from magtiles_seg.errors import ImageError, MagtilesError
 
 MEDIA_TYPE = "application/problem+json"
 _IMAGE_STATUS = {"too_large": 413, "unsupported": 415, "invalid": 400}
-TOO_LARGE = "the request is larger than this service takes; send a smaller picture"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _log = logging.getLogger("magtiles_seg.serve")
 
@@ -58,17 +58,24 @@ class Problem(Exception):  # noqa: N818  (the name of the thing in RFC 9457)
         return Response(body, self.status, {**self.headers, "Content-Type": MEDIA_TYPE})
 
 
+def too_large(limit_bytes: int) -> Problem:
+    """Return what is told of a body that is larger than the service's limit."""
+    text = f"the request is larger than {limit_bytes:,} bytes, the most that this service takes"
+    return Problem(413, f"{text}; send a smaller picture")
+
+
 async def on_problem(_: Request, error: Exception) -> Response:
     """Answer a `Problem`."""
     assert isinstance(error, Problem)
     return error.response()
 
 
-async def on_http_exception(_: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """Answer what the framework itself refuses: 404, 405, 413."""
     assert isinstance(error, HTTPException)
-    detail = TOO_LARGE if error.status_code == 413 else error.detail
-    return Problem(error.status_code, detail, headers=error.headers).response()
+    if error.status_code == 413:
+        return too_large(request.scope[MAX_BODY_SIZE_SCOPE_KEY]).response()
+    return Problem(error.status_code, error.detail, headers=error.headers).response()
 
 
 async def on_defect_of_ours(_: Request, error: Exception) -> Response:

@@ -25,6 +25,41 @@ def test_batch_of_a_source_that_is_not_there_says_so(
     assert "there is no source" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["list", "folder"])
+def test_batch_exits_2_only_where_no_picture_could_be_segmented(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    source = tmp_path / "shots"
+    source.mkdir()
+    (source / "bad.png").write_text("no picture", encoding="utf-8")
+    words = [str(source), "--workers", "1"]
+    if kind == "list":
+        words[0] = str(tmp_path / "list.txt")
+        Path(words[0]).write_text("shots/bad.png\nshots/none.png\n", encoding="utf-8")
+    assert main(["batch", *words, "--out", str(tmp_path / "out")]) == 2
+    assert "no picture could be segmented; the column 'error'" in capsys.readouterr().err
+    assert main(["batch", *words, "--out", str(tmp_path / "out")]) == 2  # which is finished
+    cv2.imwrite(str(source / "none.png"), np.zeros((64, 64), np.uint8))
+    assert main(["batch", *words, "--out", str(tmp_path / "other")]) == 0
+
+
+@pytest.mark.parametrize("pattern", [None, "(light)"])
+def test_batch_that_is_refused_leaves_no_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, pattern: str | None
+) -> None:
+    shots, out = tmp_path / "shots", tmp_path / "new" / "out"
+    shots.mkdir()
+    if pattern is not None:
+        cv2.imwrite(str(shots / "tile.png"), np.zeros((64, 64), np.uint8))
+    words = [] if pattern is None else ["--group-by", pattern]
+    assert main(["batch", str(shots), "--out", str(out), *words]) == 2
+    assert capsys.readouterr().err
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    assert main(["batch", str(shots), "--out", str(out), *words]) == 2
+    assert not list(out.iterdir())
+
+
 def test_batch_help_names_the_engines(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["batch", "--help"])

@@ -214,6 +214,26 @@ def test_picture_given_before_the_answer_to_the_last_gets_its_own(
         page.close()
 
 
+@pytest.mark.parametrize("first", ["tile.tif", "notes.png"])
+def test_picture_given_while_the_answer_will_show_another_is_the_one_that_stays(
+    browser: Browser, tmp_path: Path, first: str
+) -> None:
+    cv2.imwrite(str(tmp_path / "tile.tif"), synthetic_tile(22, defect="fray", exposure=3).image)
+    cv2.imwrite(str(tmp_path / "sound.png"), synthetic_tile(24, exposure=3).image)
+    (tmp_path / "notes.png").write_text("not a picture", encoding="utf-8")
+    with demo(SLOWLY + DEMO) as url:
+        page = open_page(browser, url)
+        page.locator("#picture button[aria-label='Remove Image']").click()
+        expect(page.locator("#verdict")).to_contain_text("Waiting")
+        for name in (first, "sound.png"):
+            page.locator("#picture input[type=file]").set_input_files(tmp_path / name)
+            page.wait_for_timeout(1000)
+        page.wait_for_timeout(7000)
+        expect(page.locator("#verdict b")).to_have_text("Accept")
+        expect(page.locator("#picture img")).to_have_attribute("src", re.compile(r"/sound\.png$"))
+        page.close()
+
+
 def test_what_is_asked_while_a_picture_is_inspected_is_answered_after_it(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -249,6 +269,64 @@ def test_what_is_asked_while_a_picture_is_inspected_is_answered_after_it(
         expect(page.locator("#model")).to_contain_text("magnetic-tile-nano")
         expect(score).not_to_have_value("0.999")
         page.close()
+
+
+def test_picture_whose_upload_takes_long_is_not_lost_to_the_answer_before_it(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "noise.bmp"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (800, 700)).astype(np.uint8))
+    page = open_page(browser, address)
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 200_000}
+    session.send("Network.emulateNetworkConditions", slow)
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    page.locator("#picture input[type=file]").set_input_files(path)
+    expect(page.locator("#verdict")).to_contain_text("Waiting")
+    expect(page.locator("#picture img")).to_have_attribute(
+        "src", re.compile(r"/noise\.bmp$"), timeout=15_000
+    )
+    expect(page.locator(".doubt")).to_contain_text("Is this a tile?")
+    page.close()
+
+
+def drop(page: Page, selector: str, *paths: Path) -> None:
+    """Drop files or folders on an element, as a file manager does."""
+    box = page.locator(selector).bounding_box()
+    assert box
+    place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+
+
+def test_picture_dropped_on_the_one_that_is_shown_takes_its_place(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "sound.png"
+    cv2.imwrite(str(path), synthetic_tile(24, exposure=3).image)
+    page = open_page(browser, address)
+    expect(page.locator("#picture img")).to_be_visible()
+    drop(page, "#picture", path)
+    expect(page.locator("#picture img")).to_have_attribute("src", re.compile(r"/sound\.png$"))
+    expect(page.locator("#verdict b")).to_have_text("Accept")
+    page.close()
+
+
+def test_folder_dropped_on_many_tiles_gives_all_files_in_it(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shots"
+    (folder / "below").mkdir(parents=True)
+    for name in ("one.png", "below/two.png", ".hidden.png"):
+        cv2.imwrite(str(folder / name), synthetic_tile(24, exposure=3, size_hw=(120, 100)).image)
+    page = open_page(browser, address)
+    page.get_by_role("tab", name="Many tiles").click()
+    drop(page, "#many", folder)
+    _expect_answers_of(page, {"one.png", "two.png"})
+    page.close()
 
 
 def test_click_on_a_row_frames_its_region_on_the_picture(

@@ -71,7 +71,7 @@ def private(tmp_path: Path, png: bytes) -> Path:
 def test_own_upload_is_inspected_and_its_answer_can_be_fetched(page: Any, png: bytes) -> None:
     message = page.inspect(page.upload(png))
     assert message["success"]
-    verdict, overlay = message["output"]["data"][3:5]
+    verdict, overlay = message["output"]["data"][4:6]
     assert "reject score" in verdict
     assert page.client.get(overlay[1]["url"]).headers["content-type"] == "image/jpeg"
 
@@ -88,7 +88,7 @@ def test_bad_file_after_a_good_one_gets_a_message_each_time(page: Any, png: byte
     for _ in range(2):
         message = page.inspect(page.upload(b"not a picture"))
         assert message["success"]
-        assert "No picture" in message["output"]["data"][3]
+        assert "No picture" in message["output"]["data"][4]
     assert page.inspect(page.upload(png))["success"]
 
 
@@ -294,7 +294,7 @@ def test_body_larger_than_any_call_is_refused(page: Any) -> None:
 
 def test_slider_after_the_result_was_dropped_says_so_and_shows_no_other(page: Any) -> None:
     message = page.call("threshold.change", asked_tile("", key="x" * 32))
-    verdict, overlay = message["output"]["data"][3:5]
+    verdict, overlay = message["output"]["data"][4:6]
     assert "give the picture again" in verdict
     assert overlay is None
 
@@ -303,7 +303,7 @@ def test_example_that_is_not_there_gives_a_message(page: Any) -> None:
     asked = page.call("examples.select", [], event_data={"index": 77, "value": ""})
     (what,) = asked["output"]["data"]
     message = page.call("asked-tile.change", asked_tile(what))
-    assert "No example" in message["output"]["data"][3]
+    assert "No example" in message["output"]["data"][4]
 
 
 def test_fifth_call_of_a_visitor_waits_for_the_others(page: Any) -> None:
@@ -325,6 +325,18 @@ def test_file_above_the_limit_is_refused_and_leaves_nothing(demo: Any, page: Any
     files = {"files": ("large.png", bytes(FILE_BYTES + 1))}
     assert page.client.post("/gradio_api/upload", files=files).status_code == 413
     assert not large(demo, before)
+
+
+def test_file_above_the_services_limit_is_refused_in_words_and_named_in_the_page(
+    tmp_path: Path, model: Path
+) -> None:
+    flags = ("--model", str(model), "--max-body-mb", "0.05")
+    with Demo("mounted", tmp_path, *flags) as demo, Page(demo.url) as page:
+        assert page.client.get("/config").json()["max_file_size"] == 50_000
+        page.upload(bytes(50_000))
+        files = {"files": ("large.png", bytes(50_001))}
+        refused = page.client.post("/gradio_api/upload", files=files)
+        assert (refused.status_code, refused.text) == (413, "a file is larger than 50 kB")
 
 
 def test_refused_upload_is_told_in_words_for_the_page_shows_all_of_them(page: Any) -> None:

@@ -216,7 +216,7 @@ def test_analyze_word_that_is_given_twice_is_refused(
 
 def test_analyze_body_over_the_limit_is_413_counted_or_declared(open_client: OpenClient) -> None:
     client = open_client(max_body_mb=0.01)
-    assert_problem(send(client, bytes(20_000)), 413, "larger than")
+    assert_problem(send(client, bytes(20_000)), 413, "larger than 10,000 bytes")
     head = {"content-type": "multipart/form-data; boundary=x"}
     chunks = client.post("/analyze", content=(bytes(5000) for _ in range(4)), headers=head)
     assert chunks.status_code in (400, 413)

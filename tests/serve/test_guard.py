@@ -52,7 +52,7 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
     calm: Any = Calm()
     app = Starlette(
         routes=[Route("/", echo, methods=["GET", "POST"])],
-        middleware=[Middleware(Envelope, Metrics(), calm, headers={})],
+        middleware=[Middleware(Envelope, Metrics(), calm, headers={}, max_body_bytes=100_000_000)],
     )
     config = uvicorn.Config(app, port=0, log_level="critical", http=request.param, ws="none")
     server = uvicorn.Server(config)

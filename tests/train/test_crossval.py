@@ -159,3 +159,23 @@ def test_crossval_from_one_model_for_all_folds_says_what_that_may_leak(
     said = capsys.readouterr().err
     assert "it knows what the folds hold out" in said
     assert "no model file at missing.onnx" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--protocol", "TT"), "There is no protocol 'TT'"),
+        (("--parallel", "-1"), "--parallel is -1; expected 0 or more"),
+        (("--triptychs", "-1"), "--triptychs is -1; expected 0 or more"),
+    ],
+)
+def test_crossval_refuses_a_bad_option_before_it_reads_or_trains(
+    words: tuple[str, str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # without a data set
+    assert main(["crossval", *words]) == 2
+    assert said in capsys.readouterr().err

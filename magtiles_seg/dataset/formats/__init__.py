@@ -104,14 +104,25 @@ def write(
         OSError: The folder cannot be written.
     """
     module = _module(name)
-    check_tolerance(tolerance_px)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is not empty; expected a new folder, that nothing is written over")
+    check_target(out, tolerance_px)
     how = {} if as_polygons is None else {"as_polygons": as_polygons}
     write_: Callable[..., Path] = module.write
     with staged_folder(out) as stage:
         opened = write_(pictures, stage, labels, tolerance_px=tolerance_px, **how)
     return out / opened.relative_to(stage)
+
+
+def check_target(out: Path, tolerance_px: float) -> None:
+    """Check where and how a data set would be written, before it is read.
+
+    Raises:
+        ConfigError: The tolerance is no number of pixels from 0 on.
+        DataError: There is a file, or a folder that holds something.
+    """
+    check_tolerance(tolerance_px)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise DataError(f"{out} {what}; expected a new folder, that nothing is written over")
 
 
 def detect(root: Path) -> list[str]:

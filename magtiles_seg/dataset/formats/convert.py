@@ -142,12 +142,13 @@ def rewrite(
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ConfigError: The format is unknown.
+        ConfigError: The format is unknown, or the tolerance is no number of pixels from 0 on.
         DataError: The source is not whole, `out` is not empty or lies in it, or the format cannot
             say it.
     """
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}; expected a data set, unpacked")
+    formats.check_target(out, tolerance_px)
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise DataError(
             f"{out} lies in {source}, which would then hold every picture twice; name a folder "

@@ -290,3 +290,20 @@ def test_data_convert_writes_any_format_from_any_other(
     assert alike(formats.read("coco", again).pictures, pictures)
     assert cli.main(words) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_data_convert_checks_target_and_tolerance_before_it_reads_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, taken = tmp_path / "source", tmp_path / "taken"
+    source.mkdir()
+    (source / "instances.json").write_text("damaged", encoding="utf-8")
+    taken.write_text("mine", encoding="utf-8")
+    words = ["data", "convert", str(source), "--to", "coco"]
+    for more, said in (
+        ([str(tmp_path / "new"), "--tolerance", "-1"], "tolerance_px is -1.0"),
+        ([str(taken)], f"{taken} is no folder"),
+        ([str(source.parent)], "is not empty"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
