@@ -56,6 +56,7 @@ def equalise(model: onnx.ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) 
     Returns:
         How many groups of tensors were scaled; a network without such has none.
     """
+    _own_parameters(model.graph)
     streams = _Graph(model.graph).streams()
     if not streams:
         return 0
@@ -65,6 +66,27 @@ def equalise(model: onnx.ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) 
         top = np.max([ranges[name] for name in stream.tensors], axis=0)
         _scale(stream, _RANGE / np.maximum(top, _LEAST), weights)
     return len(streams)
+
+
+def _own_parameters(graph: onnx.GraphProto) -> None:
+    """Give every convolution weights and a bias that no other has: each is scaled by itself."""
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    taken: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if node.op_type != "Conv" or node.input[1] not in weights:
+            continue
+        if len(node.input) < 3:  # the exporter leaves zeros out
+            zeros = np.zeros(weights[node.input[1]].dims[0], np.float32)
+            node.input.append(f"bias_{index}")
+            graph.initializer.append(numpy_helper.from_array(zeros, node.input[2]))
+            continue
+        for place in (1, 2):
+            name = node.input[place]
+            if name in taken:
+                copied = graph.initializer.add()
+                copied.CopyFrom(weights[name])
+                copied.name = node.input[place] = f"{name}_{index}"
+            taken.add(name)
 
 
 class _Graph:

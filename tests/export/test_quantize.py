@@ -84,6 +84,16 @@ def test_equalise_brings_channels_to_one_range_and_keeps_the_answers(nested: boo
     assert np.abs(run(model, "probability") - before).max() <= 1e-5
 
 
+def test_equalise_keeps_the_answers_of_shared_weights_and_of_a_bias_left_out() -> None:
+    model = bottleneck()
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    convolutions[2].input[1] = convolutions[1].input[1]
+    del convolutions[0].input[2]
+    before = run(model, "probability")
+    assert equalise(model, [PICTURE]) == 1
+    assert np.abs(run(model, "probability") - before).max() <= 1e-5
+
+
 def test_equalise_leaves_alone_what_a_clip_writes() -> None:
     model = bottleneck(clipped=True)
     before = model.SerializeToString()
