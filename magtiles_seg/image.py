@@ -502,7 +502,7 @@ def _pillow_array(image: Image.Image, name: str) -> NDArray[Any]:
 def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
     if height < 1 or width < 1:
         raise ImageError(
-            f"{name} is {height} x {width} px; expected at least 1 x 1; check where it came from"
+            f"{name} is {width} x {height} px; expected at least 1 x 1; check where it came from"
         )
     area_px = max(height, MIN_SIDE_PX) * max(width, MIN_SIDE_PX)
     if area_px > max_pixels:
@@ -512,7 +512,7 @@ def _check_size(height: int, width: int, name: str, max_pixels: int) -> None:
             else ""
         )
         raise _too_large(
-            f"{name} is {height} x {width} px{padded}; expected at most {max_pixels:,} px"
+            f"{name} is {width} x {height} px{padded}; expected at most {max_pixels:,} px"
         )
 
 

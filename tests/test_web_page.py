@@ -212,7 +212,7 @@ def test_what_a_browser_cannot_read_exactly_is_refused_with_the_reason(
         "notes.png": "expected PNG, JPEG, BMP or WebP",
         "damaged.png": "damaged",
         **{
-            f"large.{kind}": "2000 x 2500 px; expected at most 4,000,000"
+            f"large.{kind}": "2500 x 2000 px; expected at most 4,000,000"
             for kind in ("png", "bmp", "jpg", "webp")
         },
         "bomb.png": "30000 x 30000 px; expected at most 4,000,000",

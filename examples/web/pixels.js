@@ -41,7 +41,7 @@ const TURNED = "turned by its EXIF data, which browsers do not heed in such a fi
 
 function checkSize(width, height) {
   if (Math.max(width, 32) * Math.max(height, 32) > MOST_PIXELS)
-    throw new Error(`${height} x ${width} px; expected at most ${MOST_PIXELS.toLocaleString("en")}; cut the picture into parts`);
+    throw new Error(`${width} x ${height} px; expected at most ${MOST_PIXELS.toLocaleString("en")}; cut the picture into parts`);
 }
 
 /** What a file says before it is decoded: { size: [width, height], 0 where that is unknown; frames, turned }. */

@@ -96,7 +96,7 @@ def read_tiff(data: bytes) -> Header:
     _check_single(data, order, tags, (at, following))
     height, width = _number(tags, _HEIGHT), _number(tags, _WIDTH)
     if height < 1 or width < 1:
-        raise damaged(f"is {height} x {width} px", "at least 1 x 1")
+        raise damaged(f"is {width} x {height} px", "at least 1 x 1")
     layout = check_layout(tags)
     work_px = _check_parts(len(data), tags, layout, (height, width))
     return Header(
