@@ -90,14 +90,18 @@ def gate_tiles(
         DataError: So is the data set, or it is what the model was trained on.
         ConfigError: int8 has neither a split nor tiles.
     """
+    from magtiles_seg.dataset.splits import taken_over
     from magtiles_seg.export import parity
     from magtiles_seg.inputs import photographs
 
     many, few = params.export.parity_per_class, params.export.int8_pictures_per_class
     wanted = precision == "int8"
     if manifest is not None:
-        training, held_out = known_parts(manifest, params, _card_of(model))
+        card = _card_of(model)
+        training, held_out = known_parts(manifest, params, card)
         seen = "not trained on"
+        if set(taken_over(card.training)) - {card.training.get("training_sha256")}:
+            seen += ", though what it learnt from may have been"
     elif data is not None and (paths := photographs(data)):
         ranges, proof = parity.plain_tiles(paths, few if wanted else 0, many)
         return proof, ranges if wanted else None

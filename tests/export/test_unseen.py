@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,15 +41,27 @@ def trained(model: Path, path: Path, **training: object) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("others", "more"),
+    [
+        ({}, ""),
+        ({"ancestors": ["own"]}, ""),
+        ({"ancestors": ["own", "f00"]}, ", though what it learnt from may have been"),
+        ({"teacher": "a.safetensors"}, ", though what it learnt from may have been"),
+    ],
+)
 def test_gate_by_the_split_of_the_training_compares_on_none_of_it(
-    model: Path, params: Params, tmp_path: Path
+    model: Path, params: Params, tmp_path: Path, others: dict[str, Any], more: str
 ) -> None:
     drawn = make_split(samples_of(params), folds=3)
     write(tmp_path / "split.json", drawn.to_json())
-    known = trained(model, tmp_path / "m.onnx", training_sha256=part_sha256(drawn.train))
+    own = part_sha256(drawn.train)
+    if ancestors := others.get("ancestors"):
+        others = {"ancestors": [own, *ancestors[1:]]}
+    known = trained(model, tmp_path / "m.onnx", training_sha256=own, **others)
     proof, ranges = gate_tiles(params, known, "int8", manifest=tmp_path / "split.json")
     assert ranges is not None
-    assert str(proof) == f"{len(proof.pictures)} tiles, not trained on"
+    assert str(proof) == f"{len(proof.pictures)} tiles, not trained on{more}"
     assert len(proof.pictures) == len(drawn.validation) + len(drawn.test)
     assert not {p.tobytes() for p in proof.pictures} & {p.tobytes() for p in ranges.pictures}
 
