@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from magtiles_seg.batch.local_engine import run_local
-from magtiles_seg.batch.source import Listing, check_there, freeze, list_names
+from magtiles_seg.batch.source import Listing, check_there, freeze, fresh_of, is_ours, list_names
 from magtiles_seg.batch.tiles import check_groups, write_tiles
 from magtiles_seg.batch.work import Job
 from magtiles_seg.errors import ConfigError, DataError
@@ -109,8 +109,8 @@ def run_batch(
             for later, by starting a finished run again. None: no such table.
 
     Raises:
-        ConfigError: `job.out` holds a run with another model, decision or source, another run
-            writes there now, or `group_by` is invalid.
+        ConfigError: `job.out` holds a run with another model, decision or source, or what is of
+            no run; another run writes there now; or `group_by` is invalid.
         DataError: There is no such source, it holds no picture, it went away for too long, a
             picture is in no tile, or what an earlier run left in `job.out` is damaged.
         OSError: The result cannot be written.
@@ -127,11 +127,14 @@ def run_batch(
     if not job.record.exists():
         check_there(job.source)
     taken = f"another run writes to {job.out} now: wait for it, or give this one another --out"
-    with _folders(job.out / "parts"), Lock(job.out / ".lock", taken=taken):
+    with _folders(job.out), Lock(job.out / ".lock", taken=taken):
+        if not job.record.exists():
+            _check_free(job)
         with _nothing_if_refused(job):
             listing = _open_listing(job, identity, progress)
             if group_by is not None:
                 check_groups(listing, group_by)
+        (job.out / "parts").mkdir(exist_ok=True)
         _clear(job.out / "parts")
         todo = [part for part in range(listing.parts) if not job.part_path(part).exists()]
         before = listing.pictures - _rows_in(todo, listing, job.part_rows)
@@ -160,6 +163,21 @@ def _folders(path: Path) -> Iterator[None]:
         raise
 
 
+def _check_free(job: Job) -> None:
+    """Check that what a new run would replace is of a run that was killed while it listed."""
+    found = [path for folder in _listings(job) for path in folder.glob("*") if not is_ours(path)]
+    found += (job.out / "parts").glob("*")
+    if found:
+        raise ConfigError(
+            f"{job.out} has no run.json, but holds {as_line(str(found[0].relative_to(job.out)))}, "
+            "which would be lost or taken for a result: give this run another --out"
+        )
+
+
+def _listings(job: Job) -> list[Path]:
+    return [job.listing, fresh_of(job.listing)]
+
+
 @contextmanager
 def _nothing_if_refused(job: Job) -> Iterator[None]:
     """Let a new run that is refused leave no listing, which a later one would take for its own."""
@@ -169,8 +187,8 @@ def _nothing_if_refused(job: Job) -> Iterator[None]:
     except Exception:
         if is_new:
             job.record.unlink(missing_ok=True)
-            shutil.rmtree(job.listing, ignore_errors=True)
-            shutil.rmtree(job.listing.with_name("listing.new"), ignore_errors=True)
+            for folder in _listings(job):
+                shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

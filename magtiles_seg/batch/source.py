@@ -286,7 +286,7 @@ def freeze(
         progress: Told how many names have come.
         run: Names that are sorted in memory at once.
     """
-    fresh = folder.with_name(folder.name + ".new")
+    fresh = fresh_of(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh.mkdir(mode=0o700)
@@ -304,6 +304,16 @@ def freeze(
     shutil.rmtree(folder, ignore_errors=True)
     fresh.replace(folder)
     return Listing(folder)
+
+
+def fresh_of(folder: Path) -> Path:
+    """Return the folder in which `freeze` writes until it is done."""
+    return folder.with_name(folder.name + ".new")
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether `freeze` writes a file of this name into its folder."""
+    return path.name in (_NAMES, _OFFSETS) or path.match("run-*")
 
 
 class _Secrets:

@@ -57,14 +57,15 @@ def add(verbs: options.Verbs) -> None:
         action="store_true",
         help="from now on segment with the fastest that passes parity; threads are chosen, too",
     )
-    verb.add_argument(
+    tiles = verb.add_mutually_exclusive_group()
+    tiles.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
         help="with --select: tiles that the model was not trained on, to make an int8 file by and "
         "to compare on",
     )
-    verb.add_argument(
+    tiles.add_argument(
         "--split", type=Path, metavar="FILE", help="the same, of the model's own split"
     )
 

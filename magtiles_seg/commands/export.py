@@ -67,14 +67,15 @@ def add(verbs: options.Verbs) -> None:
         help="GPUs of an rtx engine, beside the recipe",
     )
     verb.add_argument("--device", help="GPU an engine is built and compared on: cuda or cuda:N")
-    verb.add_argument(
+    tiles = verb.add_mutually_exclusive_group()
+    tiles.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
         help="tiles that the model was not trained on, a data set or plain photographs: int8 takes "
         "its ranges from half of them, the others are compared",
     )
-    verb.add_argument(
+    tiles.add_argument(
         "--split",
         type=Path,
         metavar="FILE",

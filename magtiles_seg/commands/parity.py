@@ -35,10 +35,11 @@ def add(verbs: options.Verbs) -> None:
     verb.add_argument("reference", type=Path, metavar="A", help="the model that is right")
     verb.add_argument("candidate", type=Path, metavar="B", help="the model under test")
     options.add_params(verb)
-    verb.add_argument(
+    tiles = verb.add_mutually_exclusive_group()
+    tiles.add_argument(
         "--data", type=Path, metavar="DIR", help="compare on every one of these tiles"
     )
-    verb.add_argument(
+    tiles.add_argument(
         "--split",
         type=Path,
         metavar="FILE",

@@ -90,8 +90,8 @@ def add(verbs: options.Verbs) -> None:
         ("height", int, None, "camera: lines per frame"),
         ("exposure-us", float, None, "camera: exposure of a line, in microseconds"),
         ("timeout-s", float, None, _SILENCE),
-        ("rotate-mb", float, 100.0, "begin new records at this size, 0: never (default: 100)"),
-        ("rotate-h", float, 24.0, "and after so many hours, 0: never (default: 24)"),
+        ("rotate-mb", float, None, "begin new records at this size, 0: never (default: 100)"),
+        ("rotate-h", float, None, "and after so many hours, 0: never (default: 24)"),
     ):
         metavar = "X" if kind is float else "N"
         verb.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)

@@ -61,20 +61,29 @@
     input.files = given.files;
     input.dispatchEvent(new Event("change", {bubbles: true}));
   };
-  // Gradio loses what is dropped on a picture that is shown, and cannot read a folder.
-  document.addEventListener("drop", async (event) => {
+  // Gradio loses a picture that is shown with what is dropped on it, takes nothing on a list of files
+  // that is shown, and cannot read a folder.
+  const inputAt = (event) => {
     const area = event.target.closest && event.target.closest("#picture, #many");
-    const input = area && area.querySelector("input[type=file]");
-    const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
-    const files = [...event.dataTransfer.files]; // empty once this returns
-    const hasFolder = entries.some((entry) => entry.isDirectory);
-    const isOne = area && area.id === "picture";
-    if (!input || !files.length || (isOne ? hasFolder || !area.querySelector("img") : !hasFolder)) return;
+    return area && area.querySelector("input[type=file]");
+  };
+  window.addEventListener("dragover", (event) => { // after Gradio, which moves what is on a list
+    if (!inputAt(event)) return;
+    event.preventDefault();
+    event.dataTransfer.dropEffect = "copy";
+  });
+  document.addEventListener("drop", async (event) => {
+    const input = inputAt(event);
+    if (!input) return;
     event.preventDefault();
     event.stopPropagation();
     event.target.dispatchEvent(new DragEvent("dragleave", {bubbles: true}));
-    if (isOne) give(input, files.slice(0, 1));
-    else give(input, (await Promise.all(entries.map(filesOf))).flat());
+    const found = [...event.dataTransfer.items].map((item) => { // empty once this returns
+      const entry = input.multiple && item.webkitGetAsEntry();
+      return entry && entry.isDirectory ? filesOf(entry) : item.getAsFile();
+    });
+    const files = (await Promise.all(found)).flat().filter(Boolean); // none of a text or a link
+    if (files.length) give(input, input.multiple ? files : files.slice(0, 1));
   }, true);
   const nameButtons = () => { // Gradio leaves those of its pictures without a name
     for (const button of document.querySelectorAll(".gradio-container button:not([aria-label])")) {

@@ -79,7 +79,6 @@ def _own_parameters(graph: onnx.GraphProto) -> None:
             zeros = np.zeros(weights[node.input[1]].dims[0], np.float32)
             node.input.append(f"bias_{index}")
             graph.initializer.append(numpy_helper.from_array(zeros, node.input[2]))
-            continue
         for place in (1, 2):
             name = node.input[place]
             if name in taken:
@@ -147,7 +146,7 @@ class _Graph:
                     found.append((node, first))
                 elif node.op_type == "Resize":
                     open_.append((node.output[0], first))
-                elif node.op_type == "Concat":
+                elif _joins_channels(node):
                     before = list(node.input)[: list(node.input).index(name)]
                     counts = [self._channels(other) for other in before]
                     if None in counts or list(node.input).count(name) > 1:
@@ -164,10 +163,14 @@ class _Graph:
             return None
         if node.op_type == "Conv":
             return self._shapes[node.input[1]][0] if node.input[1] in self._shapes else None
-        if node.op_type == "Concat":
+        if _joins_channels(node):
             counts = [self._channels(part) for part in node.input]
             return None if None in counts else sum(filter(None, counts))
         return self._channels(node.input[0]) if node.op_type in _PER_CHANNEL else None
+
+
+def _joins_channels(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Concat" and _attribute(node, "axis", 0) == 1
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:

@@ -123,8 +123,9 @@ class Outputs:
         self, arguments: argparse.Namespace, labels: tuple[str, ...], note: Callable[[str], None]
     ) -> None:
         if arguments.out is None:
-            for option in ("pictures", "records"):
-                if getattr(arguments, option):
+            for option in ("pictures", "records", "rotate-mb", "rotate-h"):
+                given = getattr(arguments, option.replace("-", "_"))
+                if given is not None and given is not False:  # 0 is given, too
                     raise ConfigError(f"--{option} needs a folder to write to: add --out DIR")
         if arguments.out is not None:
             self._open_folder(arguments, labels, note)
@@ -183,7 +184,8 @@ class Outputs:
 
 
 def _rotation(arguments: argparse.Namespace) -> Rotation:
-    size, hours = arguments.rotate_mb, arguments.rotate_h
+    size = 100.0 if arguments.rotate_mb is None else arguments.rotate_mb
+    hours = 24.0 if arguments.rotate_h is None else arguments.rotate_h
     for option, value in (("--rotate-mb", size), ("--rotate-h", hours)):
         if not value >= 0:  # NaN is not, either
             raise ConfigError(f"{option} is {value}; expected more than 0, or 0 for never")

@@ -74,3 +74,18 @@ def test_batch_takes_the_backend_that_is_asked_for(
     words = ["--out", str(tmp_path / "rows"), "--workers", "1", "--backend", "eager"]
     assert main(["batch", str(tmp_path / "shots"), *words]) == 2
     assert "eager" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("theirs", ["listing/mine.txt", "listing.new/mine.txt", "parts/mine.txt"])
+def test_batch_keeps_what_is_of_no_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, theirs: str
+) -> None:
+    shots, path = tmp_path / "shots", tmp_path / "out" / theirs
+    shots.mkdir()
+    path.parent.mkdir(parents=True)
+    path.write_text("mine", encoding="utf-8")
+    cv2.imwrite(str(shots / "tile.png"), np.zeros((64, 64), np.uint8))
+    assert main(["batch", str(shots), "--out", str(tmp_path / "out")]) == 2
+    assert f"has no run.json, but holds {theirs}" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "mine"
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == [path]

@@ -109,3 +109,19 @@ def test_export_verb_of_words_that_do_not_fit_is_an_error(
     assert main(["export", *words]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["parity", "nano", "nano"],
+        ["export", "--to", "onnx", "--out", "artefacts"],
+        ["bench", "--select"],
+    ],
+)
+def test_tiles_are_those_of_a_split_or_of_a_folder(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--split", "split.json", "--data", "tiles"])
+    assert "argument --data: not allowed with argument --split" in capsys.readouterr().err

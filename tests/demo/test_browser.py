@@ -291,12 +291,13 @@ def test_picture_whose_upload_takes_long_is_not_lost_to_the_answer_before_it(
     page.close()
 
 
-def drop(page: Page, selector: str, *paths: Path) -> None:
-    """Drop files or folders on an element, as a file manager does."""
+def drop(page: Page, selector: str, *paths: Path, text: str = "") -> None:
+    """Drop files or folders on an element, as a file manager does, or a text."""
     box = page.locator(selector).bounding_box()
     assert box
     place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
-    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    items = [{"mimeType": "text/plain", "data": text}] if text else []
+    data = {"items": items, "files": [str(path) for path in paths], "dragOperationsMask": 1}
     session = page.context.new_cdp_session(page)
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
@@ -315,7 +316,25 @@ def test_picture_dropped_on_the_one_that_is_shown_takes_its_place(
     page.close()
 
 
-def test_folder_dropped_on_many_tiles_gives_all_files_in_it(
+@pytest.mark.parametrize("what", ["folder", "text"])
+def test_picture_stays_when_what_is_no_file_is_dropped_on_it(
+    browser: Browser, address: str, tmp_path: Path, what: str
+) -> None:
+    page = open_page(browser, address)
+    expect(page.locator("#picture img")).to_be_visible()
+    verdict = page.locator("#verdict").inner_text()
+    if what == "folder":
+        drop(page, "#picture", tmp_path)
+        expect(page.get_by_text("Invalid file type")).to_be_visible()
+    else:
+        drop(page, "#picture", text="https://example.invalid/tile.png")
+    page.wait_for_timeout(1000)
+    expect(page.locator("#picture img")).to_be_visible()
+    assert page.locator("#verdict").inner_text() == verdict
+    page.close()
+
+
+def test_folder_dropped_on_many_tiles_gives_all_files_in_it_and_a_file_joins_them(
     browser: Browser, address: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "shots"
@@ -326,6 +345,9 @@ def test_folder_dropped_on_many_tiles_gives_all_files_in_it(
     page.get_by_role("tab", name="Many tiles").click()
     drop(page, "#many", folder)
     _expect_answers_of(page, {"one.png", "two.png"})
+    (tmp_path / "three.png").write_bytes((folder / "one.png").read_bytes())
+    drop(page, "#many", tmp_path / "three.png")  # on the list that is shown
+    _expect_answers_of(page, {"one.png", "two.png", "three.png"})
     page.close()
 
 

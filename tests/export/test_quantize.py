@@ -84,11 +84,15 @@ def test_equalise_brings_channels_to_one_range_and_keeps_the_answers(nested: boo
     assert np.abs(run(model, "probability") - before).max() <= 1e-5
 
 
-def test_equalise_keeps_the_answers_of_shared_weights_and_of_a_bias_left_out() -> None:
+@pytest.mark.parametrize("bare", [(0,), (1,), (1, 2)])
+def test_equalise_keeps_the_answers_of_shared_weights_and_of_a_bias_left_out(
+    bare: tuple[int, ...],
+) -> None:
     model = bottleneck()
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     convolutions[2].input[1] = convolutions[1].input[1]
-    del convolutions[0].input[2]
+    for index in bare:
+        del convolutions[index].input[2]
     before = run(model, "probability")
     assert equalise(model, [PICTURE]) == 1
     assert np.abs(run(model, "probability") - before).max() <= 1e-5
@@ -99,6 +103,16 @@ def test_equalise_leaves_alone_what_a_clip_writes() -> None:
     before = model.SerializeToString()
     assert equalise(model, [PICTURE]) == 0
     assert model.SerializeToString() == before
+
+
+def test_equalise_leaves_alone_what_is_joined_along_another_axis() -> None:
+    model = bottleneck()
+    next(node for node in model.graph.node if node.op_type == "Concat").attribute[0].i = 2
+    last = next(tensor for tensor in model.graph.initializer if tensor.name == "w3")
+    last.CopyFrom(weight("w3", 1, WIDTH, 1, 1))
+    before = run(model, "probability")
+    assert equalise(model, [PICTURE]) == 0
+    assert np.array_equal(run(model, "probability"), before)
 
 
 def test_range_of_least_error_gives_up_a_lone_greatest_value() -> None:

@@ -167,6 +167,9 @@ def test_camera_is_closed_where_the_records_cannot_be_opened(
     ("words", "said"),
     [
         (["--records", "parquet"], "--records needs a folder to write to: add --out DIR"),
+        (["--records", ""], "--records needs a folder to write to: add --out DIR"),
+        (["--rotate-mb", "0"], "--rotate-mb needs a folder to write to: add --out DIR"),
+        (["--rotate-h", "1"], "--rotate-h needs a folder to write to: add --out DIR"),
         (["--out", "OUT", "--records", "xml"], "--records names 'xml'; expected some of jsonl"),
         (["--out", "OUT", "--rotate-mb", "nan"], "--rotate-mb is nan; expected more than 0, or 0"),
         (["--out", "OUT", "--rotate-h", "-1"], "--rotate-h is -1.0; expected more than 0, or 0"),
