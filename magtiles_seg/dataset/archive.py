@@ -222,6 +222,11 @@ def check_brought(
     """
     key = _key_of_receipt(destination)
     if not key:
+        if destination.is_dir() and [path.name for path in destination.iterdir()] == [_NOTE]:
+            raise DataError(
+                f"{destination} holds no pictures: a folder was loaded, which is used where it "
+                "lies; name it here too: data_load.source in params.yaml, or --set"
+            )
         return
     path = Path(source).expanduser()
     if source.startswith(SYNTHETIC):

@@ -245,6 +245,12 @@ def test_note_of_folder_changes_with_its_content_alone(archive: Path, tmp_path: 
     assert note.read_text() != before
 
 
+def test_folder_that_was_loaded_and_is_not_named_again_is_told(tmp_path: Path) -> None:
+    note_folder(tmp_path / "data", ())
+    with pytest.raises(DataError, match=r"used where it lies; name it here too"):
+        check_brought("https://example.com/data.zip", tmp_path / "data")
+
+
 LOAD = """
 import sys, time
 from pathlib import Path
