@@ -54,7 +54,6 @@ MOVED = {
     "export.benchtable": "bench.table",
     "export.choosing": "bench.select",
     "export.contestants": "bench.entries",
-    "export.core": "export.graph",
     "export.equalise": "export.quantize",
     "export.files": "export.sealed",
     "export.peak": "bench.run",

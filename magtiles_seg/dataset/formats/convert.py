@@ -148,12 +148,12 @@ def rewrite(
     """
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}; expected a data set, unpacked")
-    formats.check_target(out, tolerance_px)
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise DataError(
             f"{out} lies in {source}, which would then hold every picture twice; name a folder "
             "outside of it"
         )
+    formats.check_target(out, tolerance_px)
     found = format_of(source, wanted)
     if found is None:
         said = masks.read_description(source) if wanted.labels == LABELS else ()
