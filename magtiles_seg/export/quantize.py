@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -147,11 +147,11 @@ class _Graph:
                 elif node.op_type == "Resize":
                     open_.append((node.output[0], first))
                 elif _joins_channels(node):
-                    before = list(node.input)[: list(node.input).index(name)]
-                    counts = [self._channels(other) for other in before]
-                    if None in counts or list(node.input).count(name) > 1:
+                    parts = list(node.input)
+                    before = self._channels_of(parts[: parts.index(name)])
+                    if before is None or parts.count(name) > 1:
                         return []
-                    open_.append((node.output[0], first + sum(filter(None, counts))))
+                    open_.append((node.output[0], first + before))
                 elif node.op_type != "Add":
                     return []
         return found
@@ -164,9 +164,18 @@ class _Graph:
         if node.op_type == "Conv":
             return self._shapes[node.input[1]][0] if node.input[1] in self._shapes else None
         if _joins_channels(node):
-            counts = [self._channels(part) for part in node.input]
-            return None if None in counts else sum(filter(None, counts))
+            return self._channels_of(node.input)
         return self._channels(node.input[0]) if node.op_type in _PER_CHANNEL else None
+
+    def _channels_of(self, names: Iterable[str]) -> int | None:
+        """Return how many channels tensors have together; None: unknown."""
+        total = 0
+        for name in names:
+            count = self._channels(name)
+            if count is None:
+                return None
+            total += count
+        return total
 
 
 def _joins_channels(node: onnx.NodeProto) -> bool:
