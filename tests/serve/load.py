@@ -158,7 +158,10 @@ class Client:
         if self._streams is not None and self._streams[0].at_eof():
             self.close()  # the server has closed the idle connection: a client opens another
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            try:
+                self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            except ConnectionResetError as error:  # the port closed while this one queued there
+                raise ConnectionRefusedError(*error.args) from error
         reader, writer = self._streams
         writer.write(self._request)
         await writer.drain()

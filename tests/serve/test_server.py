@@ -98,10 +98,9 @@ def test_sigterm_under_load_answers_every_accepted_request(
     server_class: Any,
     model: Path,
 ) -> None:
-    server = server_class("--model", str(model), "--max-in-flight", "8")
-    server.wait_ready()
-    outcomes, _ = asyncio.run(LOAD["crowd"](server, 20, 2.0))
-    server.stop()
+    with server_class("--model", str(model), "--max-in-flight", "8") as server:
+        server.wait_ready()
+        outcomes, _ = asyncio.run(LOAD["crowd"](server, 20, 2.0))
     assert outcomes["200"] > 0
     assert not {name for name in outcomes if name.startswith(("lost", "500", "0"))}
     (counts,) = re.findall(r"accepted (\d+) requests, answered (\d+)", "".join(server.lines))
@@ -179,16 +178,22 @@ def test_slow_uploads_give_way_to_a_client_that_is_not_slow(
 def test_sigterm_ends_within_8_s_whatever_is_open(
     server_class: Any, model: Path, workers: int
 ) -> None:
-    server = server_class("--model", str(model), "--workers", str(workers))
-    server.wait_ready()
-    large = LOAD["upload"](LOAD["large_jpeg"]())
-    sent = (b"", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /l", large[:-100], large, large)
-    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in sent]
-    for connection, data in zip(connections, sent, strict=True):
-        connection.sendall(data)
-    time.sleep(0.5)
-    started = server.pids()
-    server.stop()
+    with server_class("--model", str(model), "--workers", str(workers)) as server:
+        server.wait_ready()
+        large = LOAD["upload"](LOAD["large_jpeg"]())
+        sent = (
+            b"",
+            b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /l",
+            large[:-100],
+            large,
+            large,
+        )
+        connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in sent]
+        for connection, data in zip(connections, sent, strict=True):
+            connection.sendall(data)
+        time.sleep(0.5)
+        started = server.pids()
     for connection in connections:
         connection.close()
     assert server.stopped_after_s < 8
@@ -203,25 +208,28 @@ def test_sigterm_ends_within_8_s_whatever_is_open(
 def test_sigterm_closes_the_port_while_the_last_answer_is_still_to_come(
     server_class: Any, model: Path, png: bytes, workers: int
 ) -> None:
-    server = server_class("--model", str(model), "--workers", str(workers))
-    server.wait_ready()
-    upload = LOAD["upload"](png)
-    with socket.create_connection(("127.0.0.1", server.port)) as last:
-        last.sendall(upload[:-60])
-        time.sleep(0.5)
-        server.terminate()
+    with server_class("--model", str(model), "--workers", str(workers)) as server:
+        server.wait_ready()
+        upload = LOAD["upload"](png)
+        with socket.create_connection(("127.0.0.1", server.port)) as last:
+            last.sendall(upload[:-60])
+            time.sleep(0.5)
+            server.terminate()
 
-        def is_closed() -> bool:
-            try:
-                socket.create_connection(("127.0.0.1", server.port)).close()
-            except ConnectionRefusedError:
-                return True
-            return False
+            def is_closed() -> bool:
+                try:
+                    socket.create_connection(("127.0.0.1", server.port)).close()
+                except ConnectionRefusedError:
+                    return True
+                except (
+                    ConnectionResetError
+                ):  # it still stood in the queue of the port as that closed
+                    pass
+                return False
 
-        wait_for(is_closed, seconds=1.5)
-        last.sendall(upload[-60:])
-        assert last.recv(100).startswith(b"HTTP/1.1 200")
-    server.stop()
+            wait_for(is_closed, seconds=1.5)
+            last.sendall(upload[-60:])
+            assert last.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_decoders_that_are_killed_are_replaced(server_class: Any, model: Path, png: bytes) -> None:
