@@ -128,12 +128,21 @@ def run_batch(
         check_there(job.source)
     taken = f"another run writes to {job.out} now: wait for it, or give this one another --out"
     with _folders(job.out), Lock(job.out / ".lock", taken=taken):
-        if not job.record.exists():
-            _check_free(job)
-        with _nothing_if_refused(job):
-            listing = _open_listing(job, identity, progress)
+        if job.record.exists():
+            listing = _listing_of(job, identity)
             if group_by is not None:
                 check_groups(listing, group_by)
+        else:
+            _check_free(job)
+            try:
+                listing = _list_anew(job, progress)
+                if group_by is not None:
+                    check_groups(listing, group_by)
+                write_json(job.record, identity)
+            except Exception:  # a run that is refused leaves nothing
+                for folder in _listings(job):
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
         (job.out / "parts").mkdir(exist_ok=True)
         _clear(job.out / "parts")
         todo = [part for part in range(listing.parts) if not job.part_path(part).exists()]
@@ -178,20 +187,6 @@ def _listings(job: Job) -> list[Path]:
     return [job.listing, fresh_of(job.listing)]
 
 
-@contextmanager
-def _nothing_if_refused(job: Job) -> Iterator[None]:
-    """Let a new run that is refused leave no listing, which a later one would take for its own."""
-    is_new = not job.record.exists()
-    try:
-        yield
-    except Exception:
-        if is_new:
-            job.record.unlink(missing_ok=True)
-            for folder in _listings(job):
-                shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
 def _dispatch(
     job: Job, engine: Engine, parts: list[int], report: Callable[[int, int], None]
 ) -> None:
@@ -214,19 +209,20 @@ def _dispatch(
     )
 
 
-def _open_listing(job: Job, identity: dict[str, object], progress: BatchProgress | None) -> Listing:
-    """Return the listing of the run that the folder holds, or list the source for a new one."""
-    path = job.record
-    if path.exists():
-        try:
-            found = read_json(path)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{job.out} holds a damaged run ({as_line(str(error))}): give this run another "
-                "--out, or delete that folder to start afresh"
-            ) from error
-        _check_same(found if isinstance(found, dict) else {}, identity, job.out)
-        return Listing(job.listing)
+def _listing_of(job: Job, identity: dict[str, object]) -> Listing:
+    """Return the listing of the run that the folder holds."""
+    try:
+        found = read_json(job.record)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{job.out} holds a damaged run ({as_line(str(error))}): give this run another "
+            "--out, or delete that folder to start afresh"
+        ) from error
+    _check_same(found if isinstance(found, dict) else {}, identity, job.out)
+    return Listing(job.listing)
+
+
+def _list_anew(job: Job, progress: BatchProgress | None) -> Listing:
     survey = Survey()
     names = list_names(job.source, patience_s=job.patience_s, survey=survey)
     listed = progress.listed if progress else None
@@ -238,7 +234,6 @@ def _open_listing(job: Job, identity: dict[str, object], progress: BatchProgress
     if progress:
         for line in notes:
             progress.note(line)
-    write_json(path, identity)
     return listing
 
 

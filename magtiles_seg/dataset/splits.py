@@ -278,7 +278,7 @@ def part_sha256(ids: Iterable[str]) -> str:
 
 
 def taken_over(training: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return which training parts a model knows from those that it started from or learnt of.
+    """Return which training parts a model knows beside its own, from its start or its teacher.
 
     Args:
         training: What its card says of its training.
@@ -287,7 +287,8 @@ def taken_over(training: Mapping[str, Any]) -> tuple[str, ...]:
         A `part_sha256` each; "" where nothing is known of one.
     """
     if "ancestors" in training:
-        return tuple(map(str, training["ancestors"]))
+        own = training.get("training_sha256")
+        return tuple(str(part) for part in training["ancestors"] if part != own)
     return ("",) if {"start", "teacher"} & set(training) else ()
 
 

@@ -202,7 +202,7 @@ def as_measured(
         part: Which part these are: `"test"`, `"validation"` or `"all"`.
         training_sha256: What the model's card says of the pictures that it was trained on, see
             `magtiles_seg.dataset.splits.part_sha256`; None where it says nothing.
-        taken_over: Likewise, of the models that it started from or was taught by.
+        taken_over: Which other parts it knows, see `magtiles_seg.dataset.splits.taken_over`.
     """
     known = {sample.group for sample in trained if sample.group >= 0}
     torn = known & {sample.group for sample in scored}
@@ -215,7 +215,7 @@ def as_measured(
         reasons.append(f"{len(torn)} of the scored tiles are in training too (leaky)")
     if training_sha256 not in (None, part_sha256(split.train)):
         reasons.append("the model was trained on other pictures than the split's training part")
-    if set(taken_over) - {part_sha256(split.train)}:
+    if tuple(taken_over):
         reasons.append(
             "the model that it started from (train.start), or its teacher, was trained on other "
             "pictures than the split's training part, and may know those that are scored"

@@ -100,7 +100,7 @@ def gate_tiles(
         card = _card_of(model)
         training, held_out = known_parts(manifest, params, card)
         seen = "not trained on"
-        if set(taken_over(card.training)) - {card.training.get("training_sha256")}:
+        if taken_over(card.training):
             seen += ", though what it learnt from may have been"
     elif data is not None and (paths := photographs(data)):
         ranges, proof = parity.plain_tiles(paths, few if wanted else 0, many)

@@ -137,7 +137,6 @@ def test_as_measured_protocol_on_its_own_split_keeps_its_name() -> None:
     own = part_sha256(["a"])
     assert measured("grouped", B, training_sha256=own) is PROTOCOLS["T"]
     assert measured("grouped", B, training_sha256=None) is PROTOCOLS["T"]
-    assert measured("grouped", B, training_sha256=own, taken_over=[own]) is PROTOCOLS["T"]
     assert measured("P1", A2, "P1") is PROTOCOLS["P1"]
 
 
