@@ -84,10 +84,13 @@ class Lack:
 
 
 def read_settings(path: Path) -> dict[str, str]:
-    """Return the lines `NAME=value` of a settings file; `#` begins a comment line."""
+    """Return the lines `NAME=value` of a settings file as the jobs get them, white space and all.
+
+    `#` begins a comment line.
+    """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     pairs = [line.partition("=") for line in lines if line.strip() and not line.startswith("#")]
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    return {name: value for name, _, value in pairs}
 
 
 def check(
@@ -128,7 +131,10 @@ def check(
 def _settings(written: Mapping[str, str], settings: Mapping[str, str]) -> list[Lack]:
     known = ", ".join(SETTINGS)
     found = [
-        Lack(f"settings.env: {name} is no setting", f"remove it; known are {known}")
+        Lack(
+            f"settings.env: {name!r} is no setting",
+            f"remove it, or the space around its name; known are {known}",
+        )
         for name in written
         if name not in SETTINGS
     ]

@@ -108,9 +108,7 @@ def smoke(url: str, expected: Expectation) -> SmokeReport:
         ConfigError: The address is none.
         DeliveryError: It does not become ready, serves another model, or answers wrongly.
     """
-    url = url.rstrip("/")
-    if not _URL.fullmatch(url):
-        raise ConfigError(f"expected an address such as https://tiles.example.org, got {url!r}")
+    url = _address(url)
     await_ready(url, expected.ready_s)
     tile = golden_tile()
     start = time.perf_counter()
@@ -133,12 +131,23 @@ def smoke(url: str, expected: Expectation) -> SmokeReport:
 
 
 def served_model(url: str, api_key: str | None) -> str | None:
-    """Return the SHA-256 of the model that an endpoint serves now; None where it cannot tell."""
+    """Return the SHA-256 of the model that an endpoint serves now; None where it cannot tell.
+
+    Raises:
+        ConfigError: The address is none.
+    """
+    url = _address(url)
     try:
-        status, headers, _ = _analyze(url.rstrip("/"), golden_tile(), api_key)
+        status, headers, _ = _analyze(url, golden_tile(), api_key)
     except DeliveryError:
         return None
     return headers.get("x-model-sha256") or None if status == 200 else None
+
+
+def _address(url: str) -> str:
+    if not _URL.fullmatch(url.rstrip("/")):
+        raise ConfigError(f"expected an address such as https://tiles.example.org, got {url!r}")
+    return url.rstrip("/")
 
 
 def golden_tile() -> SyntheticTile:

@@ -177,6 +177,14 @@ def test_smoke_of_what_is_no_address_is_refused(url: str) -> None:
         smoke(url, Expectation())
 
 
+def test_deploy_to_what_is_no_address_is_refused_before_anything_is_released() -> None:
+    stage = Stage()
+    stage.url = "tiles.example.org"
+    with pytest.raises(ConfigError, match="expected an address such as https://"):
+        deploy(stage, Expectation())
+    assert stage.asked == []
+
+
 @pytest.mark.parametrize("values", [{"min_iou": float("nan")}, {"min_iou": 50}, {"ready_s": -1}])
 def test_expectation_that_every_or_no_endpoint_meets_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="expected 0"):

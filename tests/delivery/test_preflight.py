@@ -113,7 +113,15 @@ def test_check_of_a_stage_without_target_finds_nothing(root: Path) -> None:
 def test_check_names_an_unknown_setting(root: Path, programs: str) -> None:
     path = root / ".github/settings.env"
     path.write_text(path.read_text() + "AUTOMERGE=on\n")
-    assert "AUTOMERGE is no setting" in lacks("merge", root, {"PATH": programs})
+    assert "'AUTOMERGE' is no setting" in lacks("merge", root, {"PATH": programs})
+
+
+@pytest.mark.parametrize("line", ["DEPLOY_TARGET_DEV = ssh", " DEPLOY_TARGET_DEV=ssh"])
+def test_check_names_a_setting_that_the_jobs_would_not_get(root: Path, line: str) -> None:
+    path = root / ".github/settings.env"
+    path.write_text(path.read_text().replace("DEPLOY_TARGET_DEV=", line))
+    name = line.partition("=")[0]
+    assert f"{name!r} is no setting" in lacks("deploy-dev", root, {"PATH": "/usr/bin:/bin"})
 
 
 def test_check_names_a_base_branch_that_is_not_there(root: Path, programs: str) -> None:
