@@ -82,7 +82,9 @@ def _run(argv: Sequence[str] | None) -> int:
         arguments = build_parser().parse_args(argv)
         _refuse_addresses(arguments)
         return _run_verb(arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        for line in getattr(error, "__notes__", ()):
+            note(line)
         return INTERRUPTED
     except BrokenPipeError:
         raise

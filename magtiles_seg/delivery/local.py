@@ -21,7 +21,7 @@ from typing import Any
 
 from magtiles_seg.delivery.deploy import Undone
 from magtiles_seg.errors import BackendUnavailableError, DeliveryError
-from magtiles_seg.files import staged, write_json
+from magtiles_seg.files import Lock, staged, write_json
 from magtiles_seg.infer.backends.base import file_sha256
 
 PORTS = {"dev": 8001, "prod": 8002}
@@ -97,6 +97,16 @@ class LocalTarget:
         )
         return "\n".join(lines)
 
+    def alone(self) -> Lock:
+        """Keep other releases off this stage, from before `release` until it has been tested.
+
+        Raises:
+            ConfigError: Another one is under way.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        taken = f"another release to {self._folder} is under way: wait for its end"
+        return Lock(self._folder / ".lock", taken=taken)
+
     def release(self) -> None:
         """Keep a copy of the model, stop what runs, and start the server with the copy.
 
@@ -141,7 +151,8 @@ class LocalTarget:
     def _keep(self) -> Path:
         """Return a whole copy of the model, which stays when the file changes."""
         try:
-            kept = self._folder / "models" / f"{file_sha256(self._model)[:16]}.onnx"
+            name = f"{file_sha256(self._model)[:16]}{self._model.suffix}"
+            kept = self._folder / "models" / name
             with staged(kept) as part:
                 shutil.copy(self._model, part)
         except OSError as error:
@@ -179,8 +190,13 @@ class LocalTarget:
                 env=_environment(version),
                 start_new_session=True,
             )
-        running = Running(process.pid, psutil.Process(process.pid).create_time(), model, version)
-        write_json(self._note, asdict(running))
+        try:
+            began_s = psutil.Process(process.pid).create_time()
+            write_json(self._note, asdict(Running(process.pid, began_s, model, version)))
+        except BaseException:  # a server without a note would be nobody's
+            process.kill()
+            process.wait()
+            raise
         end = time.monotonic() + _START_S
         while not _listens(self._port) and time.monotonic() < end:
             if process.poll() is not None:

@@ -225,7 +225,7 @@ def _target(job: str, target: str, values: Mapping[str, str]) -> list[Lack]:
 
 
 def _keys(values: Mapping[str, str]) -> list[Lack]:
-    entries, key = values.get("MAGTILES_API_KEYS", ""), values.get("ENDPOINT_API_KEY", "")
+    entries, key = values.get("MAGTILES_API_KEYS", ""), values.get("ENDPOINT_API_KEY", "").strip()
     if not entries or hashlib.sha256(key.encode()).hexdigest() in entries:
         return []
     what = "is none of MAGTILES_API_KEYS" if key else "is missing, and the service asks for a key"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
+from plant import free_port
 
 from magtiles_seg import Segmenter
 from magtiles_seg.cli import main
@@ -375,6 +378,59 @@ def test_local_target_whose_model_is_not_there_touches_nothing(tmp_path: Path) -
     with pytest.raises(DeliveryError, match=r"no\.onnx cannot be copied"):
         target.release()
     assert target.rollback() is Undone.UNTOUCHED
+
+
+def test_local_target_that_cannot_note_its_server_leaves_none(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("magtiles_seg.delivery.local.write_json", full)
+    target = LocalTarget(model, "prod", state=tmp_path, port=free_port())
+    with pytest.raises(OSError, match="no space left"):
+        target.release()
+    assert target.rollback() is Undone.EMPTY
+    assert not psutil.Process().children()
+
+
+def test_deploy_that_is_terminated_goes_back_and_no_other_one_may_come_between(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = ["deploy", "--target", "local", "--stage", "prod", "--state", str(tmp_path)]
+    note = tmp_path / "prod/running.json"
+    words = [sys.executable, "-m", "magtiles_seg", *stage, "--model", str(model)]
+    words += ["--port", str(free_port())]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while not note.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert main([*stage, "--stop"]) == 2
+        assert "prod is under way: wait for its end" in capsys.readouterr().err
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "nothing was served before, so nothing is served now" in said
+    assert not note.exists()
+
+
+def test_deploy_goes_back_to_the_end_at_the_second_signal_that_a_cancelled_job_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def release(_target: LocalTarget) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    def rollback(_target: LocalTarget) -> Undone:
+        signal.raise_signal(signal.SIGTERM)
+        return Undone.EMPTY
+
+    monkeypatch.setattr(LocalTarget, "release", release)
+    monkeypatch.setattr(LocalTarget, "rollback", rollback)
+    before = signal.getsignal(signal.SIGTERM)
+    stage = ["--stage", "prod", "--state", str(tmp_path), "--port", str(free_port())]
+    assert main(["deploy", "--target", "local", *stage]) == 130
+    assert "so nothing is served now" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_command_target_without_a_former_image_runs_no_command_back() -> None:

@@ -100,6 +100,11 @@ def test_check_names_what_has_another_form(
     assert said in lacks("deploy-prod", root, COMPLETE | {"PATH": programs, name: value})
 
 
+def test_check_takes_a_key_as_a_file_holds_it(root: Path, programs: str) -> None:
+    environ = COMPLETE | {"PATH": programs, "ENDPOINT_API_KEY": f"{KEY}\n"}
+    assert lacks("deploy-prod", root, environ) == ""
+
+
 def test_check_never_prints_a_secret(root: Path, programs: str) -> None:
     environ = COMPLETE | {"PATH": programs, "ENDPOINT_API_KEY": "very-secret"}
     environ |= {"MAGTILES_API_KEYS": "very-secret", "DVC_REMOTE_URL": "very-secret"}
