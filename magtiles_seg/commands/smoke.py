@@ -26,7 +26,11 @@ def add(verbs: options.Verbs) -> None:
         "--min-iou", type=float, default=0.5, metavar="X", help="on the golden tile (default: 0.5)"
     )
     verb.add_argument(
-        "--wait", type=float, default=60.0, metavar="S", help="for /readyz (default: 60)"
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="until it is ready, with the expected model (default: 60)",
     )
     options.add_model(verb)
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,9 +38,15 @@ SSH = {"DEPLOY_HOST": "me@line", "DEPLOY_URL": "http://line:8000"}
 
 @contextmanager
 def endpoint(
-    answer: object, *, status: int = 200, ready: int = 200, sha256: str | None = "ab"
+    answer: object,
+    *,
+    status: int = 200,
+    ready: int = 200,
+    sha256: str | None = "ab",
+    versions: Iterable[str] = (),
 ) -> Iterator[str]:
-    """A server that answers every picture alike."""
+    """A server that answers every picture alike, and names versions one after the other."""
+    named = iter(versions)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -57,6 +63,8 @@ def endpoint(
             self.send_header("X-Model-Name", "tiny")
             if sha256 is not None:
                 self.send_header("X-Model-SHA256", sha256)
+            if self.command == "POST" and (version := next(named, "")):
+                self.send_header("X-Model-Version", version)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -132,14 +140,24 @@ def test_smoke_of_a_wrong_answer_fails(answer: object, status: int, said: str) -
 def test_smoke_of_another_model_fails(model: Path) -> None:
     answer = {"pred": golden_tile().mask.tolist()}
     with endpoint(answer) as url, pytest.raises(DeliveryError, match="serves another model"):
-        smoke(url, Expectation(model=model))
+        smoke(url, Expectation(model=model, ready_s=0.1))
+
+
+def test_smoke_waits_while_the_former_release_still_answers() -> None:
+    answer = {"pred": golden_tile().mask.tolist()}
+    versions = iter(["v1", "v1", "v2"])
+    with endpoint(answer, versions=versions) as url:
+        assert smoke(url, Expectation(version="v2", ready_s=5)).version == "v2"
+    assert next(versions, None) is None
 
 
 @pytest.mark.parametrize("wanted", ["model", "version"])
 def test_smoke_of_an_endpoint_that_does_not_say_what_it_serves_fails(
     wanted: str, model: Path
 ) -> None:
-    expected = Expectation(model=model) if wanted == "model" else Expectation(version="v1")
+    expected = Expectation(model=model, ready_s=0.1)
+    if wanted == "version":
+        expected = Expectation(version="v1", ready_s=0.1)
     answer = {"pred": golden_tile().mask.tolist()}
     with (
         endpoint(answer, sha256=None) as url,
