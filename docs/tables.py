@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.evaluate.folds import repeats_to_markdown
-from magtiles_seg.evaluate.summary import to_markdown
+from magtiles_seg.evaluate.summary import cell, to_markdown
 from magtiles_seg.labels import FREE
 
 DOCS = Path(__file__).parent
@@ -39,18 +39,13 @@ def _compared(words: str) -> str:
     read = [json.loads((DOCS / path).read_text(encoding="utf-8")) for _, path in pairs]
     rows = [["", *(f"`{name}`" for name, _ in pairs)], ["---", *("---:" for _ in pairs)]]
     for key, title in _ROWS.items():
-        cells = [f"{one['figures'][key]:.3f} ({_interval(one, key)})" for one in read]
+        cells = [cell(one["figures"][key], one["intervals_95"][key]) for one in read]
         rows.append([title, *cells])
     for index, row in enumerate(read[0]["per_class"]):
         if row["class"] != FREE:
             cells = [f"{one['per_class'][index]['picture_dice']:.3f}" for one in read]
             rows.append([f"per-picture Dice of {row['class']}", *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _interval(content: dict[str, Any], key: str) -> str:
-    low, high = content["intervals_95"][key]
-    return f"{low:.3f}–{high:.3f}"
 
 
 def _table(path: Path) -> str:

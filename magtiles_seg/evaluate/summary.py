@@ -67,7 +67,7 @@ def _figure_table(content: Mapping[str, Any]) -> str:
         *((variant["figures"], variant["intervals"]) for variant in variants.values()),
     ]
     rows = [
-        [name, *(_cell(values[name], ranges.get(name)) for values, ranges in columns)]
+        [name, *(cell(values[name], ranges.get(name)) for values, ranges in columns)]
         for name in content["figures"]
     ]
     return table(header, rows)
@@ -79,7 +79,7 @@ def _class_table(per_class: Iterable[Mapping[str, Any]]) -> str:
             row["class"],
             str(row["pictures"]),
             str(row["tiles"]),
-            *(_cell(row.get(name), row["intervals"].get(name)) for name in _CLASS_COLUMNS),
+            *(cell(row.get(name), row["intervals"].get(name)) for name in _CLASS_COLUMNS),
         ]
         for row in per_class
     ]
@@ -89,7 +89,7 @@ def _class_table(per_class: Iterable[Mapping[str, Any]]) -> str:
 def _fold_table(by_fold: Mapping[str, Mapping[str, float | None]]) -> str:
     names = [name for name in _FOLD_COLUMNS if any(name in row for row in by_fold.values())]
     rows = [
-        [fold, *(_cell(figures[name], None) for name in names)] for fold, figures in by_fold.items()
+        [fold, *(cell(figures[name], None) for name in names)] for fold, figures in by_fold.items()
     ]
     return table(["fold", *names], rows) if rows else ""
 
@@ -104,10 +104,10 @@ def _tile_section(content: Mapping[str, Any], protocol: str) -> str:
         "of the log odds of its pictures' scores; it is defective if any of its pictures is."
     )
     names = list(content["figures"])
-    whole = [_cell(content["figures"][name], content["intervals"].get(name)) for name in names]
+    whole = [cell(content["figures"][name], content["intervals"].get(name)) for name in names]
     rows = [["all", *whole, ""]]
     for row in reversed(content["by_exposures"]):
-        cells = [_cell(row["figures"][name], None) for name in names]
+        cells = [cell(row["figures"][name], None) for name in names]
         rows.append([str(row["exposures"]), *cells, str(row["tiles_with_fewer"])])
     draws = content["by_exposures"][0]["draws"] if content["by_exposures"] else 0
     below = (
@@ -124,7 +124,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(value: float | None, limits: Sequence[float | None] | None) -> str:
+def cell(value: float | None, limits: Sequence[float | None] | None) -> str:
+    """Return a figure with its interval, where it has one, as a table shows it."""
     if value is None:
         return "–"
     if not limits or limits[0] is None or limits[1] is None:
