@@ -68,9 +68,10 @@
     return area && area.querySelector("input[type=file]");
   };
   window.addEventListener("dragover", (event) => { // after Gradio, which moves what is on a list
-    if (!inputAt(event)) return;
-    event.preventDefault();
-    event.dataTransfer.dropEffect = "copy";
+    const isTaken = inputAt(event);
+    if (!isTaken && (event.defaultPrevented || !event.dataTransfer.types.includes("Files"))) return;
+    event.preventDefault(); // beside the areas, the browser would open a file
+    event.dataTransfer.dropEffect = isTaken ? "copy" : "none";
   });
   document.addEventListener("drop", async (event) => {
     const input = inputAt(event);

@@ -334,6 +334,19 @@ def test_picture_stays_when_what_is_no_file_is_dropped_on_it(
     page.close()
 
 
+def test_picture_dropped_beside_the_areas_leaves_the_page_as_it_is(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "sound.png"
+    cv2.imwrite(str(path), synthetic_tile(24, exposure=3).image)
+    page = open_page(browser, address)
+    before = page.url
+    drop(page, "#verdict", path)
+    page.wait_for_timeout(1000)
+    assert [one.url for one in page.context.pages] == [before]
+    page.close()
+
+
 def test_folder_dropped_on_many_tiles_gives_all_files_in_it_and_a_file_joins_them(
     browser: Browser, address: str, tmp_path: Path
 ) -> None:
