@@ -33,7 +33,7 @@ try:
     with Segmenter() as segmenter:
         inspect(ArraySource(rows), LineScanSegmenter(684, segmenter), [door])
     print(f"{door.state.delivered} confirmed by {door.state.name}, {door.state.dropped} dropped")
-    print(f"row to confirmation: {door.state.latency_p50_ms} ms (median)")
+    print(f"row to confirmation: {door.state.latency_p50_ms:.0f} ms (median)")
 finally:
     if broker is not None:
         broker.terminate()
