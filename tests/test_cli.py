@@ -16,6 +16,7 @@ from magtiles_seg import cli
 from magtiles_seg.cli import build_parser
 from magtiles_seg.commands import options
 from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.files import Lock
 from magtiles_seg.model.bundled import BUNDLED_MODELS
 from magtiles_seg.serve.settings import Settings, described
 
