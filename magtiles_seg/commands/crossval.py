@@ -89,9 +89,9 @@ def _train_and_join(
     folders = crossval.write_splits(samples, params.data_split, arguments.out)
     if params.train.start or params.train.teacher:
         print(_TAKEN_OVER, file=sys.stderr)
-    words = [word for setting in arguments.set for word in ("--set", setting)]
+    words = [f"--set={setting}" for setting in arguments.set]
     if arguments.params is not None:
-        words += ["--params", str(arguments.params)]
+        words.append(f"--params={arguments.params}")
     with bar("train", "fold") as progress:
         crossval.train_folds(
             folders, params.train, words, parallel=arguments.parallel, progress=progress

@@ -197,7 +197,7 @@ def test_crossval_from_one_model_for_all_folds_says_what_that_may_leak(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [f"data_load.source={root}", "data_split.folds=2", "train.start=missing.onnx"]
-    words = ["crossval", "--out", "runs/T", "--device", "cpu", "--parallel", "1"]
+    words = ["crossval", "--out=-T", "--device", "cpu", "--parallel", "1"]  # an odd name, too
     assert main(words + [word for setting in settings for word in ("--set", setting)]) == 2
     said = capsys.readouterr().err
     assert "it knows what the folds hold out" in said
