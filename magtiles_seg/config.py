@@ -72,13 +72,17 @@ def _check_value(value: object, wanted: str) -> tuple[str | None, Any]:
         known = wanted.removesuffix(" | None")
         return (None, None) if value is None else _check_value(value, known)
     if wanted == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isfinite(value):
-            return None, float(value)
-        return f"expected a finite number, got {value}", value
-    if wanted == "tuple[str, ...]" and isinstance(value, list | tuple):
-        if value and all(isinstance(item, str) for item in value):
-            return None, tuple(value)
-        return f"expected a list of names, got {value!r}", value
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            number = math.inf
+        mistake = None if math.isfinite(number) else f"expected a finite number, got {value!s:.40}"
+        return mistake, number
+    if wanted == "tuple[str, ...]":
+        items = value if isinstance(value, list | tuple) else ()
+        if items and all(isinstance(item, str) for item in items):
+            return None, tuple(items)
+        return f"expected a list of names, such as [one, two], got {value!r}", value
     fits = {
         "bool": isinstance(value, bool),
         "int": isinstance(value, int) and not isinstance(value, bool),
@@ -104,7 +108,7 @@ def _check_bounds(value: Any, metadata: Mapping[str, Any]) -> str | None:  # noq
         and not (low <= value and (high is None or value <= high))
     ):
         wanted = f"at least {low}" if high is None else f"{low} to {high}"
-        return f"expected {wanted}, got {value}"
+        return f"expected {wanted}, got {value!s:.40}"
     return None
 
 
@@ -215,7 +219,7 @@ class DataSplitParams(_Section):
 
     name: ClassVar[str] = "data_split"
     rule: str = one_of("grouped", "grouped", "random", "P1", "P1b", "P2")
-    seed: int = within(0, 0)
+    seed: int = within(0, 0, 2**32 - 1)
     fold: int | None = within(0, 0)
     folds: int = within(5, 2)
     validation_fraction: float = within(0.15, 0.01, 0.9)
@@ -288,7 +292,7 @@ class TrainParams(_Section):
     epochs: int = within(20, 1)
     pictures_per_epoch: int = within(640, 1)
     batch_size: int = within(8, 1)
-    crop_px: int = within(224, 32)
+    crop_px: int = within(224, 32, 4096)
     coarse_fraction: float = within(0.0, 0, 0.95)
     learning_rate: float = within(2e-3, 1e-8, 10)
     weight_decay: float = within(1e-2, 0, 10)
@@ -302,8 +306,8 @@ class TrainParams(_Section):
     ema_decay: float = within(0.99, 0, 1)
     keep: str = one_of("best", "best", "last")
     patience: int = within(0, 0)
-    seed: int = within(0, 0)
-    threads: int = within(0, 0)
+    seed: int = within(0, 0, 2**32 - 1)
+    threads: int = within(0, 0, 4096)
     device: str = one_of("auto", "auto", "cpu", "cuda")
     precision: str = one_of("auto", "auto", "bf16", "fp16", "fp32")
     devices: int = within(1, 1)
@@ -549,7 +553,7 @@ def _parse(text: str, where: str) -> Any:  # noqa: ANN401  (any YAML value)
 
     try:
         return yaml.load(text, _loader())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
         raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
@@ -604,6 +608,8 @@ def _apply_override(sections: dict[str, dict[str, Any]], override: str, found: l
         found.append(f"unknown section {section!r}{nearest(section, _SECTIONS)}")
     else:
         value = _parse(text, f"override {override!r}")
-        # No parameter takes a mapping: YAML sees one in `data_load.source=synthetic:`.
-        given = {key: text if isinstance(value, Mapping) else value}
+        # No parameter takes a mapping: YAML sees one in `data_load.source=synthetic:`. Nor does
+        # anyone comment a word of the command line: it sees a comment in `line 4 #2`.
+        cut = isinstance(value, str) and text.strip().startswith(f"{value} ")
+        given = {key: text.strip() if cut or isinstance(value, Mapping) else value}
         sections.setdefault(section, {}).update(_renamed(section, given, found))

@@ -41,7 +41,7 @@ from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import Split, taken_over
 from magtiles_seg.errors import ConfigError, DataError, ModelError
-from magtiles_seg.files import read_text, write
+from magtiles_seg.files import Lock, read_text, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -275,7 +275,8 @@ def train(
     Raises:
         FileNotFoundError, DataError: The split or the data set is missing or does not fit; or `out`
             holds a run of other parameters, or of pictures that have changed since.
-        ConfigError: The parameters do not fit each other, or the training diverged.
+        ConfigError: The parameters do not fit each other, the training diverged, or another one
+            is under way in `out`.
         BackendUnavailableError: The device or a package that training needs is missing.
     """
     from dvclive.live import Live
@@ -289,15 +290,18 @@ def train(
     labels, resume = params.data_load.labels, True
     if not is_first():  # started by the first one, which has cleared the folder and speaks for all
         return run(*what, labels=labels)
-    known = fingerprints(*what[:2])
-    if restart:
-        resume = not forget_other_run(*what, labels=labels, known=known)
-    else:  # before the curves and parameters of what may be another run are touched
-        check_run(out, identity(*what[:3], labels), *what[:2], known)
-    folder = str(logs or out / "dvclive")
-    with Live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
-        logger.log_params(asdict(params.train))
-        return run(*what, labels=labels, known=known, progress=progress, logger=logger)
+    known, expected = fingerprints(*what[:2]), identity(*what[:3], labels)
+    out.mkdir(parents=True, exist_ok=True)
+    taken = f"another training in {out} is under way: wait for its end, or name another folder"
+    with Lock(out / ".lock", taken=taken):
+        if restart:
+            resume = not forget_other_run(*what, labels=labels, known=known)
+        else:  # before the curves and parameters of what may be another run are touched
+            check_run(out, expected, *what[:2], known)
+        folder = str(logs or out / "dvclive")
+        with Live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
+            logger.log_params(asdict(params.train))
+            return run(*what, labels=labels, known=known, progress=progress, logger=logger)
 
 
 def export(

@@ -16,6 +16,7 @@ from magtiles_seg import cli
 from magtiles_seg.cli import build_parser
 from magtiles_seg.commands import options
 from magtiles_seg.dataset.synthetic import synthetic_tile
+from magtiles_seg.files import Lock
 from magtiles_seg.model.bundled import BUNDLED_MODELS
 from magtiles_seg.serve.settings import Settings, described
 
@@ -241,6 +242,20 @@ def test_split_of_other_data_is_refused_by_train(
         path.unlink()
     assert run("train") == 2
     assert "names 6 pictures that the data set lacks, exp1_num_" in capsys.readouterr().err
+
+
+def test_train_into_a_folder_where_one_trains_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    assert run("data", "synth", "data", "--tiles", "12") == 0
+    assert run("data", "split") == 0
+    Path("runs/train").mkdir(parents=True)
+    with Lock(Path("runs/train/.lock")):
+        assert run("train", "--restart") == 2
+    assert "another training in runs/train is under way" in capsys.readouterr().err
+    assert not any(path.is_dir() for path in Path("runs/train").iterdir())
 
 
 def test_train_into_the_folder_of_another_run_leaves_its_parameters_as_they_were(

@@ -135,8 +135,11 @@ def test_list_of_labels_becomes_a_tuple(tmp_path: Path) -> None:
         ("train: {ema_decay: 1.5}", r"train\.ema_decay: expected 0 to 1, got 1\.5"),
         ("train: {pretrained: 1}", r"train\.pretrained: expected bool, got int 1"),
         ("train: {architecture: lite}", "expected one of nano.*did you mean 'lite2'|'lite1'"),
-        ("data_load: {labels: dent}", "expected tuple.*got str 'dent'"),
-        ("data_load: {labels: []}", r"expected a list of names, got \[\]"),
+        ("train: {dice_weight: " + 400 * "9" + "}", r"expected a finite number, got 9{40}$"),
+        ("train: {seed: 4294967296}", r"train\.seed: expected 0 to 4294967295, got 4294967296"),
+        ("train: {pretrained: !!bool maybe}", "is not valid YAML: 'maybe'"),
+        ("data_load: {labels: dent}", r"expected a list of names, such as \[.*\], got 'dent'"),
+        ("data_load: {labels: []}", r"expected a list of names, such as \[.*\], got \[\]"),
         ("data_load: {labels: [background]}", "expected 'background' and 1 to 254 classes"),
         ("data_load: {labels: [dent, background]}", "expected 'background' first"),
         ("data_load: {labels: [background, dent, Dent]}", "differ by more than case"),
@@ -145,7 +148,7 @@ def test_list_of_labels_becomes_a_tuple(tmp_path: Path) -> None:
         (r'data_load: {labels: [background, "a\nb"]}', "names without line breaks"),
         (r'data_load: {labels: [background, "a\u200b"]}', "characters that cannot be seen"),
         ("data_load: {labels: [background, Free]}", "'free' is what pictures without a defect"),
-        ("data_load: {labels: [1, 2]}", r"expected a list of names, got \[1, 2\]"),
+        ("data_load: {labels: [1, 2]}", r"expected a list of names, such as \[.*\], got \[1, 2\]"),
         ("data_load: {source: ''}", r"data_load\.source: expected str, got str ''"),
         ("train: 3", "section 'train' must be a mapping, got int"),
         ("[train]", "expected sections data_load.*got list"),
@@ -190,6 +193,11 @@ def test_section_is_frozen() -> None:
 
 def test_override_with_a_colon_at_its_end_is_text() -> None:
     assert load_params(None, ["data_load.source=synthetic:"]).data_load.source == "synthetic:"
+
+
+def test_override_with_a_hash_is_text_to_its_end() -> None:
+    assert load_params(None, ["data_load.source=line 4 #2"]).data_load.source == "line 4 #2"
+    assert load_params(None, ["data_load.source='line 4' #2"]).data_load.source == "line 4"
 
 
 @given(

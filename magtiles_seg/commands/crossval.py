@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.files import Lock
 from magtiles_seg.progress import bar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from magtiles_seg.config import Params
+    from magtiles_seg.dataset.samples import Sample
 
 _EXAMPLES = """
   magtiles-seg crossval --out runs/T
@@ -54,7 +62,6 @@ def add(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train what is not trained yet, and print the joined figures."""
     from magtiles_seg import pipeline
-    from magtiles_seg.commands import runs
     from magtiles_seg.evaluate.protocols import get_protocol
 
     crossval = options.import_extra("magtiles_seg.train.crossval", "train")
@@ -64,12 +71,27 @@ def run(arguments: argparse.Namespace) -> int:
         if (number := getattr(arguments, name)) < 0:
             raise ConfigError(f"--{name} is {number}; expected 0 or more")
     options.check_output(arguments.out)
-    folders = crossval.write_splits(pipeline.samples_of(params), params.data_split, arguments.out)
+    samples = pipeline.samples_of(params)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    taken = f"another cross-validation in {arguments.out} is under way: wait, or name another --out"
+    with Lock(arguments.out / ".lock", taken=taken), options.interrupted_once():
+        return _train_and_join(crossval, samples, arguments, params)
+
+
+def _train_and_join(
+    crossval: Any,  # noqa: ANN401  (a module of an extra)
+    samples: Sequence[Sample],
+    arguments: argparse.Namespace,
+    params: Params,
+) -> int:
+    from magtiles_seg.commands import runs
+
+    folders = crossval.write_splits(samples, params.data_split, arguments.out)
     if params.train.start or params.train.teacher:
         print(_TAKEN_OVER, file=sys.stderr)
-    words = [word for setting in arguments.set for word in ("--set", setting)]
+    words = [f"--set={setting}" for setting in arguments.set]
     if arguments.params is not None:
-        words += ["--params", str(arguments.params)]
+        words.append(f"--params={arguments.params}")
     with bar("train", "fold") as progress:
         crossval.train_folds(
             folders, params.train, words, parallel=arguments.parallel, progress=progress

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from magtiles_seg.commands import options
@@ -70,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         min_iou=arguments.min_iou,
         api_key=os.environ.get("ENDPOINT_API_KEY"),
     )
-    with _alone(target), _interrupted_once():
+    with _alone(target), options.interrupted_once():
         print(deploy(target, expected))
     return options.ACCEPTED
 
@@ -79,31 +76,6 @@ def _alone(target: Target) -> AbstractContextManager[None]:
     from magtiles_seg.delivery.local import LocalTarget
 
     return target.alone() if isinstance(target, LocalTarget) else nullcontext()
-
-
-@contextmanager
-def _interrupted_once() -> Iterator[None]:
-    """Let SIGTERM act as Ctrl+C, and neither of them stop the way back, which begins at once.
-
-    A CI job that is cancelled or runs out of time gets both, some seconds apart.
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    former = {number: signal.getsignal(number) for number in numbers}
-    begun = False
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal begun
-        if not begun:
-            begun = True
-            raise KeyboardInterrupt
-
-    for number in numbers:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, acts in former.items():
-            signal.signal(number, acts)
 
 
 def _target(arguments: argparse.Namespace) -> Target:

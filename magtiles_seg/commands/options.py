@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import stat
+from contextlib import contextmanager
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
@@ -15,7 +17,8 @@ from magtiles_seg import errors
 from magtiles_seg.inputs import expand_home
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from magtiles_seg.commands.parser import Parser
     from magtiles_seg.config import Params
@@ -294,6 +297,32 @@ def segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if options.pop("rebuild", None):
         options["rebuild"] = import_extra("magtiles_seg.export.rebuild", "export").rebuild_engine
     return options
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Let SIGTERM act as Ctrl+C, and neither of them disturb what is done on the way out.
+
+    A CI job that is cancelled or runs out of time gets both, some seconds apart. A signal that is
+    ignored, as `nohup` and `&` have it, stays so.
+    """
+    both = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: acts for number, acts in both.items() if acts != signal.SIG_IGN}
+    begun = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            raise KeyboardInterrupt
+
+    for number in former:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, acts in former.items():
+            signal.signal(number, acts)
 
 
 def import_extra(module: str, extra: str) -> Any:  # noqa: ANN401  (a module)

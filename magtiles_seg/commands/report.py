@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from magtiles_seg.config import Params
+    from magtiles_seg.dataset.samples import Sample
     from magtiles_seg.delivery.report import ShowPicture
+    from magtiles_seg.infer.segmenter import Segmenter
+
+_COMPARED = 3
+"""Pictures on which a model shows whether the committed figures are of it."""
+
+_SAME_SCORE = 0.02
+"""Greatest difference of a score on another machine, as `export.max_abs_diff` has it."""
 
 _EXAMPLES = """
   magtiles-seg report --base origin/dev         runs/report/report.md and its pictures
@@ -66,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     root = Path.cwd()
     base, here = Revision(root, arguments.base), Revision(root, arguments.head)
     report = Report(base, here)
-    with _triptychs(arguments) as (show, note):
+    with _triptychs(arguments, report.scores) as (show, note):
         path = report.write(arguments.out, show=show, note=note)
     print(f"{path}: {report.decision.reason}")
     if arguments.post:
@@ -75,7 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _triptychs(arguments: argparse.Namespace) -> Iterator[tuple[ShowPicture | None, str]]:
+def _triptychs(
+    arguments: argparse.Namespace, scores: Mapping[str, float]
+) -> Iterator[tuple[ShowPicture | None, str]]:
     """Give the function that shows a test picture, or None and why there is none."""
     from magtiles_seg import pipeline
     from magtiles_seg.dataset.samples import load_target
@@ -86,15 +97,44 @@ def _triptychs(arguments: argparse.Namespace) -> Iterator[tuple[ShowPicture | No
         return
     with ExitStack() as stack:
         try:
-            parts = pipeline.split_parts(arguments.split, options.read_params(arguments))
-            segmenter = stack.enter_context(options.open_segmenter(arguments))
+            params = options.read_params(arguments)
+            parts = pipeline.split_parts(arguments.split, params)
+            opened = options.open_segmenter(arguments, flips=params.evaluate.flips)
+            segmenter = stack.enter_context(opened)
         except (FileNotFoundError, errors.DataError) as error:
             yield None, f"No pictures: {error}."
             return
         samples = {sample.id: sample for part in parts.values() for sample in part}
+        lack = _lack(arguments, params, samples, scores, segmenter)
+        if lack:
+            yield None, f"No pictures: {lack}."
+            return
 
         def show(picture: str) -> NDArray[np.uint8]:
             target = load_target(samples[picture], labels=segmenter.spec.card.labels)
             return triptych(segmenter(samples[picture].image_path), target)
 
         yield show, ""
+
+
+def _lack(
+    arguments: argparse.Namespace,
+    params: Params,
+    samples: Mapping[str, Sample],
+    scores: Mapping[str, float],
+    segmenter: Segmenter,
+) -> str:
+    """Return why split or model are not those of the committed figures; empty: none is known."""
+    missing = next((picture for picture in scores if picture not in samples), None)
+    if missing is not None:
+        return f"{missing} was scored, and {arguments.split} lacks it"
+    if params.evaluate.protocol not in ("T", "native"):  # others resize before they score
+        return ""
+    for picture in list(scores)[:_COMPARED]:
+        now, then = segmenter(samples[picture].image_path).score, scores[picture]
+        if abs(now - then) > _SAME_SCORE:
+            return (
+                f"the figures are of another model than {arguments.model}, which gives {picture} "
+                f"the score {now:.3f}, not {then:.3f}; evaluate it first"
+            )
+    return ""

@@ -51,12 +51,12 @@ def join(arguments: argparse.Namespace, params: Params) -> int:
 
 def spread(arguments: argparse.Namespace, params: Params) -> int:
     """Print mean and standard deviation of the figures of `--repeats`."""
-    from magtiles_seg.evaluate.folds import repeat, repeats_to_markdown
+    from magtiles_seg.evaluate.folds import repeat, repeats_to_markdown, run_names
 
     wanted = arguments.protocol or params.evaluate.protocol
     results = {
-        directory.name: out_of_fold([directory], params, wanted, resamples=0).result
-        for directory in arguments.repeats
+        name: out_of_fold([directory], params, wanted, resamples=0).result
+        for name, directory in zip(run_names(arguments.repeats), arguments.repeats, strict=True)
     }
     protocol = " and ".join(sorted({result.protocol.name for result in results.values()}))
     figures = {

@@ -149,6 +149,11 @@ class Report:
         self.comparison, obstacle = self._compare()
         self.decision = _decide(self.comparison, rule_of(base), obstacle)
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """The score of each test picture, as it was committed."""
+        return dict(zip(self._records.ids.tolist(), self._records.score.tolist(), strict=True))
+
     def write(self, directory: Path, *, show: ShowPicture | None = None, note: str = "") -> Path:
         """Write report.md and its pictures, and return its path.
 

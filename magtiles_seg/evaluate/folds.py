@@ -13,7 +13,7 @@ import numpy.typing as npt
 from magtiles_seg.dataset.from_params import read_split
 from magtiles_seg.dataset.samples import MaskRule, Sample
 from magtiles_seg.dataset.splits import Split, taken_over
-from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.errors import BackendUnavailableError, ConfigError, DataError
 from magtiles_seg.evaluate.compare import Comparison
 from magtiles_seg.evaluate.decide import (
     CalibrationCounts,
@@ -70,7 +70,8 @@ def find_runs(directories: Iterable[Path]) -> tuple[Run, ...]:
     """Return the runs of some directories, in the order given.
 
     Raises:
-        DataError: A directory lacks its split or its model.
+        DataError: A directory lacks its split or its model, or has a model that was exported from
+            another training than that of the checkpoint beside it.
     """
     runs = []
     for directory in directories:
@@ -80,8 +81,45 @@ def find_runs(directories: Iterable[Path]) -> tuple[Run, ...]:
             raise DataError(
                 f"{directory} is no run: expected split.json and {' or '.join(MODEL_NAMES)} in it"
             )
+        if len(models) > 1:
+            _check_same_training(*models)
         runs.append(Run(directory, models[0], read_split(manifest)))
     return tuple(runs)
+
+
+def _check_same_training(exported: Path, checkpoint: Path) -> None:
+    """Refuse an exported model that is left from before its checkpoint was trained anew.
+
+    Raises:
+        DataError: They are of two trainings.
+        ModelError: One is damaged.
+    """
+    try:
+        from magtiles_seg.model.warmstart import training_of
+
+        said, own = training_of(exported), training_of(checkpoint)
+    except (ImportError, BackendUnavailableError):  # where nothing is trained, checkpoints are mute
+        return
+    common = (said.keys() & own.keys()) - {"validation"}  # figures, of the one or the other device
+    if any(said[key] != own[key] for key in common):
+        raise DataError(
+            f"{exported} is not of the training that {checkpoint.name} beside it is of: export "
+            "this one again, or delete the one that is not to be evaluated"
+        )
+
+
+def run_names(directories: Sequence[Path]) -> list[str]:
+    """Return what runs are called: by their folders, or by whole paths where folders share a name.
+
+    Raises:
+        ConfigError: A run is named twice.
+    """
+    places = [directory.resolve() for directory in directories]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"the run {twice} is named twice; name each once")
+    names = [place.name for place in places]
+    return names if len({*names}) == len(names) else list(map(str, directories))
 
 
 class OpenModel(Protocol):
@@ -140,8 +178,9 @@ def evaluate_folds(
 
     Raises:
         DataError: A picture is missing, or stands in two test parts.
+        ConfigError: A run is named twice.
     """
-    fixed = get_protocol(protocol)
+    fixed, names = get_protocol(protocol), run_names([run.directory for run in runs])
     measured = [_measured(fixed, run, samples, open_model) for run in runs]
     fixed = next((one for one in measured if (one.name, one.leaky) != (fixed.name, fixed.leaky)),
                  measured[0])  # fmt: skip
@@ -179,8 +218,8 @@ def evaluate_folds(
             )
     joined = {rule: join_records(part[rule] for part in parts) for rule in parts[0]}
     by_fold = {
-        run.directory.name: summarize(part, protocol=fixed, resamples=0).figures
-        for run, part in zip(runs, parts, strict=True)
+        name: summarize(part, protocol=fixed, resamples=0).figures
+        for name, part in zip(names, parts, strict=True)
     }
     result = summarize(joined, protocol=fixed, resamples=resamples, left_out=left_out)
     free = fixed.threshold is None and not search.is_sound

@@ -119,7 +119,7 @@ def runs_at_a_time(folds: int, params: TrainParams, kind: str) -> int:
 
 
 def _paths(folder: Path) -> list[str]:
-    return ["--split", str(folder / "split.json"), "--out", str(folder)]
+    return [f"--split={folder / 'split.json'}", f"--out={folder}"]  # `=`: a name may begin with -
 
 
 def _environment(kind: str, params: TrainParams, number: int, parallel: int) -> Mapping[str, str]:

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import argparse
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from magtiles_seg.commands import report as report_verb
+from magtiles_seg.config import load_params
+from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.delivery.post import comment_of, post
 from magtiles_seg.delivery.report import LostTile, Report, new_misses
 from magtiles_seg.delivery.revisions import Revision, git
@@ -334,3 +340,23 @@ def test_comment_that_wants_unknown_pictures_names_the_choices(tmp_path: Path) -
     environ = stand_in(tmp_path, "cml") | {"REPORT_PICTURES": "some"}
     with pytest.raises(DeliveryError, match="'some'; expected one of auto, all, curves, none"):
         post(tmp_path / "report.md", environ)
+
+
+def test_pictures_of_another_model_or_split_than_the_figures_are_not_shown(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(model="m.onnx", split="split.json")
+    sample = Sample("a", "free", tmp_path / "a.png", None, group=0)
+
+    def model(_picture: Path) -> Any:  # noqa: ANN401 - a stand-in of Segmentation
+        return SimpleNamespace(score=0.5)
+
+    stand_in: Any = model
+
+    def lack(scores: dict[str, float], *settings: str) -> str:
+        return report_verb._lack(
+            arguments, load_params(None, settings), {"a": sample}, scores, stand_in
+        )
+
+    assert lack({"a": 0.51}) == ""
+    assert lack({"a": 0.2, "b": 0.5}) == "b was scored, and split.json lacks it"
+    assert "another model than m.onnx, which gives a the score 0.500, not 0.2" in lack({"a": 0.2})
+    assert lack({"a": 0.2}, "evaluate.protocol=P1") == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from magtiles_seg.evaluate.folds import (
     find_runs,
     repeat,
     repeats_to_markdown,
+    run_names,
     save_folds,
 )
 from magtiles_seg.evaluate.plots.gallery import Gallery
@@ -211,8 +213,34 @@ def test_published_protocol_joined_needs_no_choice(
 
 
 def test_folds_that_overlap_are_refused(samples: dict[str, Sample], folders: list[Path]) -> None:
+    again = folders[0].parent / "again"
+    shutil.copytree(folders[0], again)
     with pytest.raises(DataError, match="stand in more than one part"):
-        evaluate_folds(find_runs([folders[0]] * 2), samples, open_model=Model, resamples=0)
+        evaluate_folds(find_runs([folders[0], again]), samples, open_model=Model, resamples=0)
+
+
+def test_run_names_tell_folders_of_one_name_apart(tmp_path: Path) -> None:
+    one, other = tmp_path / "seed0" / "f0", tmp_path / "seed1" / "f0"
+    assert run_names([one, other.with_name("f1")]) == ["f0", "f1"]
+    assert run_names([one, other]) == [str(one), str(other)]
+    with pytest.raises(ConfigError, match=r"seed0/f0 is named twice"):
+        run_names([one, other, one / "." / ".." / "f0"])
+
+
+def test_run_with_a_model_left_from_another_training_is_refused(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: dict[str, dict[str, object]] = {
+        "model.onnx": {"seed": 0, "validation": {"dice": 0.5}, "split": {}},
+        "model.safetensors": {"seed": 0, "validation": {"dice": 0.4}},
+    }
+    warmstart = pytest.importorskip("magtiles_seg.model.warmstart")
+    monkeypatch.setattr(warmstart, "training_of", lambda path: said[path.name])
+    (folders[0] / "model.onnx").touch()
+    assert find_runs(folders)[0].model.name == "model.onnx"
+    said["model.safetensors"]["seed"] = 1
+    with pytest.raises(DataError, match=r"model\.onnx is not of the training that model\.safet"):
+        find_runs(folders)
 
 
 def test_run_without_a_model_or_picture_is_refused(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import Split
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, DataError, MagtilesError
+from magtiles_seg.files import Lock
 from magtiles_seg.train import crossval
 from magtiles_seg.train.crossval import (
     Processes,
@@ -146,6 +149,46 @@ def test_crossval_trains_the_folds_joins_them_and_leaves_finished_ones_alone(
     assert [model.stat().st_mtime_ns for model in models] == before
 
 
+def test_crossval_in_a_folder_where_one_is_under_way_is_refused(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "T").mkdir()
+    with Lock(tmp_path / "T" / ".lock"):
+        assert main(["crossval", "--out", "T", "--set", f"data_load.source={root}"]) == 2
+    assert "another cross-validation in T is under way" in capsys.readouterr().err
+    assert not list((tmp_path / "T").glob("f*"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no SIGTERM")
+def test_crossval_ended_by_sigterm_ends_its_folds(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    script = f"import time; open({str(started)!r}, 'w'); time.sleep(60)"
+    real_run = Processes.run
+
+    def run(
+        self: Processes, _command: object, environment: Mapping[str, str], log: Path, title: str
+    ) -> bool:
+        return real_run(self, [sys.executable, "-c", script], environment, log, title)
+
+    def end() -> None:
+        while not started.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Processes, "run", run)
+    threading.Thread(target=end).start()
+    began = time.monotonic()
+    words = ["crossval", "--out", str(tmp_path / "T"), "--device", "cpu", "--parallel", "1"]
+    assert main([*words, "--set", f"data_load.source={root}"]) == 130
+    assert time.monotonic() - began < 50
+
+
 def test_crossval_from_one_model_for_all_folds_says_what_that_may_leak(
     root: Path,
     tmp_path: Path,
@@ -154,7 +197,7 @@ def test_crossval_from_one_model_for_all_folds_says_what_that_may_leak(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [f"data_load.source={root}", "data_split.folds=2", "train.start=missing.onnx"]
-    words = ["crossval", "--out", "runs/T", "--device", "cpu", "--parallel", "1"]
+    words = ["crossval", "--out=-T", "--device", "cpu", "--parallel", "1"]  # an odd name, too
     assert main(words + [word for setting in settings for word in ("--set", setting)]) == 2
     said = capsys.readouterr().err
     assert "it knows what the folds hold out" in said
