@@ -182,7 +182,7 @@ def test_crossval_ended_by_sigterm_ends_its_folds(
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Processes, "run", run)
-    threading.Thread(target=end).start()
+    threading.Thread(target=end, daemon=True).start()
     began = time.monotonic()
     words = ["crossval", "--out", str(tmp_path / "T"), "--device", "cpu", "--parallel", "1"]
     assert main([*words, "--set", f"data_load.source={root}"]) == 130
