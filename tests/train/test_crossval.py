@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import os
-import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -28,6 +28,18 @@ from magtiles_seg.train.crossval import (
 )
 
 PARAMS = DataSplitParams(folds=2)
+
+SLEEPING = """
+import sys
+from magtiles_seg.cli import main
+from magtiles_seg.train.crossval import Processes
+
+SCRIPT = "import os, time; open({started!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+really = Processes.run
+Processes.run = lambda self, _, *rest: really(self, [sys.executable, "-c", SCRIPT], *rest)
+sys.exit(main())
+"""
+"""The command line, whose trainings sleep."""
 
 
 @pytest.fixture(scope="module")
@@ -164,29 +176,18 @@ def test_crossval_in_a_folder_where_one_is_under_way_is_refused(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no SIGTERM")
-def test_crossval_ended_by_sigterm_ends_its_folds(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crossval_ended_by_sigterm_ends_its_folds(root: Path, tmp_path: Path) -> None:
     started = tmp_path / "started"
-    script = f"import time; open({str(started)!r}, 'w'); time.sleep(60)"
-    real_run = Processes.run
-
-    def run(
-        self: Processes, _command: object, environment: Mapping[str, str], log: Path, title: str
-    ) -> bool:
-        return real_run(self, [sys.executable, "-c", script], environment, log, title)
-
-    def end() -> None:
-        while not started.exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Processes, "run", run)
-    threading.Thread(target=end, daemon=True).start()
-    began = time.monotonic()
+    code = SLEEPING.format(started=str(started))
     words = ["crossval", "--out", str(tmp_path / "T"), "--device", "cpu", "--parallel", "1"]
-    assert main([*words, "--set", f"data_load.source={root}"]) == 130
-    assert time.monotonic() - began < 50
+    words += ["--set", f"data_load.source={root}"]
+    with subprocess.Popen([sys.executable, "-c", code, *words]) as process:
+        while not started.exists() or not started.read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(50) == 130
+    assert not psutil.pid_exists(int(started.read_text()))
 
 
 def test_crossval_from_one_model_for_all_folds_says_what_that_may_leak(
