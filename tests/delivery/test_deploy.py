@@ -51,7 +51,7 @@ def rollback(_target):
 LocalTarget.release, LocalTarget.rollback = release, rollback
 sys.exit(main())
 """
-"""In a process of its own: where TensorRT for RTX has built an engine, a signal ends Python."""
+"""In a process of its own: behind the tests of real engines a signal crashes that of pytest."""
 
 
 @contextmanager
