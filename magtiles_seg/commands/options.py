@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import stat
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from magtiles_seg import errors
 from magtiles_seg.inputs import expand_home
+from magtiles_seg.signals import handled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -303,11 +303,8 @@ def segmenter_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def interrupted_once() -> Iterator[None]:
     """Let SIGTERM act as Ctrl+C, and neither of them disturb what is done on the way out.
 
-    A CI job that is cancelled or runs out of time gets both, some seconds apart. A signal that is
-    ignored, as `nohup` and `&` have it, stays so.
+    A CI job that is cancelled or runs out of time gets both, some seconds apart.
     """
-    both = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    former = {number: acts for number, acts in both.items() if acts != signal.SIG_IGN}
     begun = False
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -316,13 +313,8 @@ def interrupted_once() -> Iterator[None]:
             begun = True
             raise KeyboardInterrupt
 
-    for number in former:
-        signal.signal(number, interrupt)
-    try:
+    with handled(interrupt):
         yield
-    finally:
-        for number, acts in former.items():
-            signal.signal(number, acts)
 
 
 def import_extra(module: str, extra: str) -> Any:  # noqa: ANN401  (a module)

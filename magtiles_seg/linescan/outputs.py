@@ -22,6 +22,7 @@ from magtiles_seg.linescan.sinks import (
     Sink,
 )
 from magtiles_seg.names import as_line, without_secrets
+from magtiles_seg.signals import handled
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -209,27 +210,14 @@ def stoppable() -> Iterator[threading.Event]:
 
     A second signal acts at once.
     """
-    stop, caught = threading.Event(), []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    both = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    former = {number: acts for number, acts in both.items() if acts != signal.SIG_IGN}  # nohup
-    numbers = tuple(former)
+    stop, caught = threading.Event(), list[int]()
 
     def catch(number: int, _frame: FrameType | None) -> None:
-        for one in numbers:
-            signal.signal(one, former[one])
         caught.append(number)
         stop.set()
 
-    for number in numbers:
-        signal.signal(number, catch)
-    try:
+    with handled(catch, once=True):
         yield stop
-    finally:
-        for number in numbers:
-            signal.signal(number, former[number])
     if caught:
         sys.stdout.flush()
         signal.raise_signal(caught[0])
