@@ -133,16 +133,7 @@ def run_batch(
             if group_by is not None:
                 check_groups(listing, group_by)
         else:
-            _check_free(job)
-            try:
-                listing = _list_anew(job, progress)
-                if group_by is not None:
-                    check_groups(listing, group_by)
-                write_json(job.record, identity)
-            except Exception:  # a run that is refused leaves nothing
-                for folder in _listings(job):
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
+            listing = _begin(job, identity, group_by, progress)
         (job.out / "parts").mkdir(exist_ok=True)
         _clear(job.out / "parts")
         todo = [part for part in range(listing.parts) if not job.part_path(part).exists()]
@@ -220,6 +211,23 @@ def _listing_of(job: Job, identity: dict[str, object]) -> Listing:
         ) from error
     _check_same(found if isinstance(found, dict) else {}, identity, job.out)
     return Listing(job.listing)
+
+
+def _begin(
+    job: Job, identity: dict[str, object], group_by: str | None, progress: BatchProgress | None
+) -> Listing:
+    """List the source for a new run; one that is refused leaves nothing."""
+    _check_free(job)
+    try:
+        listing = _list_anew(job, progress)
+        if group_by is not None:
+            check_groups(listing, group_by)
+        write_json(job.record, identity)
+    except Exception:
+        for folder in _listings(job):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return listing
 
 
 def _list_anew(job: Job, progress: BatchProgress | None) -> Listing:
