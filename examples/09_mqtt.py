@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from magtiles_seg import LineScanSegmenter, Segmenter
@@ -19,11 +20,12 @@ broker, address = None, os.environ.get("BROKER")
 if address is None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    Path("broker.yaml").write_text(
+    settings = Path(tempfile.mkdtemp()) / "broker.yaml"
+    settings.write_text(
         f"listeners: {{default: {{type: tcp, bind: '127.0.0.1:{port}'}}}}\n"
         "plugins: {amqtt.plugins.authentication.AnonymousAuthPlugin: {allow_anonymous: true}}\n"
     )
-    program = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", "broker.yaml"]
+    program = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(settings)]
     broker = subprocess.Popen(program, stderr=subprocess.DEVNULL)
     address = f"mqtt://127.0.0.1:{port}/plant/line1?patience-s=30"
 
