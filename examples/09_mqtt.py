@@ -4,11 +4,10 @@ BROKER=mqtt://host/topic in the environment names one; without it, one is begun 
 """
 
 import os
-import socket
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
+from socket import create_server
+from tempfile import NamedTemporaryFile
 
 from magtiles_seg import LineScanSegmenter, Segmenter
 from magtiles_seg.dataset.synthetic.web import synthetic_web
@@ -18,14 +17,13 @@ from magtiles_seg.linescan.stream import inspect
 
 broker, address = None, os.environ.get("BROKER")
 if address is None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with create_server(("127.0.0.1", 0)) as free, NamedTemporaryFile("w", delete=False) as file:
         port = free.getsockname()[1]
-    settings = Path(tempfile.mkdtemp()) / "broker.yaml"
-    settings.write_text(
-        f"listeners: {{default: {{type: tcp, bind: '127.0.0.1:{port}'}}}}\n"
-        "plugins: {amqtt.plugins.authentication.AnonymousAuthPlugin: {allow_anonymous: true}}\n"
-    )
-    program = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(settings)]
+        file.write(
+            f"listeners: {{default: {{type: tcp, bind: '127.0.0.1:{port}'}}}}\n"
+            "plugins: {amqtt.plugins.authentication.AnonymousAuthPlugin: {allow_anonymous: on}}\n"
+        )
+    program = [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", file.name]
     broker = subprocess.Popen(program, stderr=subprocess.DEVNULL)
     address = f"mqtt://127.0.0.1:{port}/plant/line1?patience-s=30"
 
