@@ -21,9 +21,12 @@ from magtiles_seg.serve.settings import Settings
 OpenClient = Callable[..., TestClient]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def open_client(model: Path) -> Iterator[OpenClient]:
-    """Return a function that starts a service with the small model and gives a client of it."""
+    """Return a function that starts a service with the small model and gives a client of it.
+
+    It ends with the file's tests: its checks would go on beside those of other files.
+    """
     with ExitStack() as stack:
 
         def start(**settings: Any) -> TestClient:  # noqa: ANN401
@@ -33,6 +36,6 @@ def open_client(model: Path) -> Iterator[OpenClient]:
         yield start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(open_client: OpenClient) -> TestClient:
     return open_client()
