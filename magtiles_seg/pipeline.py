@@ -24,7 +24,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -33,13 +33,14 @@ from magtiles_seg.dataset.archive import converted_from, source_folder
 from magtiles_seg.dataset.from_params import (
     grouped,
     layout_of,
+    parts_of,
     read_split,
     samples_of,
     split_parts,
 )
 from magtiles_seg.dataset.reviewed import reviewed_samples, verify_parts
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import Split, taken_over
+from magtiles_seg.dataset.splits import Split, note_changed, taken_over
 from magtiles_seg.errors import ConfigError, DataError, ModelError
 from magtiles_seg.files import Lock, read_text, write
 
@@ -522,11 +523,13 @@ def evaluate(
 
     part = params.evaluate.part
     parts: dict[str, list[Sample]] = {}
+    drawn, notes = None, tuple[str, ...]()
     if dataset is not None:
         samples = list(samples_of(params, dataset))
         fixed = get_protocol(protocol or "native")
     elif manifest is not None:
-        parts = split_parts(manifest, params)
+        everything, drawn = samples_of(params), read_split(manifest)
+        parts, notes = parts_of(manifest, everything), note_changed([drawn], everything)
         samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
         fixed = get_protocol(protocol or params.evaluate.protocol)
     else:
@@ -537,10 +540,10 @@ def evaluate(
         if not isinstance(model, Segmenter):
             model = stack.enter_context(Segmenter(model, flips=params.evaluate.flips))
         card = model.spec.card
-        if manifest is not None and dataset is None:
+        if drawn is not None:
             fixed = as_measured(
                 fixed,
-                read_split(manifest),
+                drawn,
                 parts["train"],
                 samples,
                 part=part,
@@ -556,6 +559,7 @@ def evaluate(
             progress=progress,
             watch=gallery.watch if gallery.count else None,
         )
+    result = replace(result, notes=(*notes, *result.notes))
     if out is not None:
         curves.save(result, Path(out))
         save_page(result, Path(out), worst=gallery)

@@ -14,6 +14,8 @@ from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from magtiles_seg.config import Params
 
 
@@ -86,13 +88,24 @@ def split_parts(manifest: str | os.PathLike[str], params: Params) -> dict[str, l
         FileNotFoundError: There is no such manifest or data set.
         DataError: The manifest is damaged, or names pictures that the data set lacks.
     """
-    drawn = read_split(manifest)
-    samples = {sample.id: sample for sample in samples_of(params)}
+    return parts_of(manifest, samples_of(params))
+
+
+def parts_of(
+    manifest: str | os.PathLike[str], samples: Iterable[Sample]
+) -> dict[str, list[Sample]]:
+    """Return those of some samples that are in each part of a split manifest.
+
+    Raises:
+        FileNotFoundError: There is no such manifest.
+        DataError: The manifest is damaged, or names pictures that are not among the samples.
+    """
+    drawn, known = read_split(manifest), {sample.id: sample for sample in samples}
     parts = {name: getattr(drawn, name) for name in PARTS}
-    missing = sorted(name for part in parts.values() for name in part if name not in samples)
+    missing = sorted(name for part in parts.values() for name in part if name not in known)
     if missing:
         raise DataError(
             f"{manifest} names {len(missing)} pictures that the data set lacks, {missing[0]} among "
             "them; load the data it was made from, or split again"
         )
-    return {name: [samples[key] for key in part] for name, part in parts.items()}
+    return {name: [known[key] for key in part] for name, part in parts.items()}

@@ -238,6 +238,23 @@ def load_target(
     return mask * np.uint8(labels.index(sample.label))
 
 
+def load_pair(
+    sample: Sample, *, labels: Sequence[str] = LABELS, rule: MaskRule = "ge128"
+) -> tuple[UInt8Array, UInt8Array]:
+    """Return the picture, as of `load_image`, and its target of the same size, as of `load_target`.
+
+    Raises:
+        FileNotFoundError: One of them is gone.
+        DataError: One is damaged, they differ in size, or the target is at fault.
+        ConfigError: The rule is unknown.
+    """
+    image, target = load_image(sample), load_target(sample, labels=labels, rule=rule)
+    if image.shape != target.shape:
+        turned = _orientation(sample.image_path)
+        raise DataError(_of_two_sizes(sample, image.shape, target.shape, turned))
+    return image, target
+
+
 def _read_indices(path: Path, labels: Sequence[str]) -> UInt8Array:
     levels = read_mask(path)
     beyond = [value for value in values_in(levels) if len(labels) <= value < IGNORED]

@@ -272,6 +272,21 @@ def data_sha256(samples: Sequence[Sample]) -> str:
     return sha256_of(b"".join(parts))
 
 
+def note_changed(splits: Iterable[Split], samples: Sequence[Sample]) -> tuple[str, ...]:
+    """Return a sentence where a data set is not that which splits were drawn from, else nothing.
+
+    Reviewed pictures that came since change nothing that is validated or tested on.
+    """
+    own = [sample for sample in samples if not sample.train_only]
+    known = {data_sha256(samples), data_sha256(own)}
+    if all(split.data_sha256 in known for split in splits):
+        return ()
+    return (
+        "The data set is not what the split was drawn from: pictures, masks or tiles have changed, "
+        "come or gone since; draw the split again if the figures are to be of these data.",
+    )
+
+
 def part_sha256(ids: Iterable[str]) -> str:
     """Return a SHA-256 over the sorted ids of a part; a model's card holds its training part's."""
     return sha256_of("\n".join(sorted(ids)).encode())

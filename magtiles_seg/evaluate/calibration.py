@@ -91,8 +91,8 @@ def fit(logits: AnyArray, sound: AnyArray, defect: AnyArray) -> Affine:
     logits, sound, defect = (np.asarray(values, np.float64) for values in (logits, sound, defect))
     if not (sound.sum() and defect.sum()):
         raise ConfigError(
-            "A calibration needs sound and defective cases; got "
-            f"{sound.sum():.0f} and {defect.sum():.0f}. Fit it on pictures of both kinds."
+            f"a calibration needs sound and defective cases; got {sound.sum():.0f} and "
+            f"{defect.sum():.0f}: fit it on pictures of both kinds"
         )
     total = sound + defect
     if not np.ptp(logits[total > 0]):  # an untrained model tells nothing apart: it stays as it is
@@ -118,8 +118,9 @@ def fit(logits: AnyArray, sound: AnyArray, defect: AnyArray) -> Affine:
             break
     if weights[0] <= 0:
         raise ConfigError(
-            f"The calibration's scale came out as {weights[0]:.3g}; expected more than 0. The "
-            "model's probabilities do not rise with defects: it is not fit for use."
+            "the model's probabilities do not rise with defects, as those of a model that is no "
+            "better than chance (its AUROC is about 0.5 or below): train it longer, or on more "
+            "pictures"
         )
     return Affine(float(weights[0]), float(weights[1]))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
@@ -78,8 +79,8 @@ def best_threshold(histogram: AnyArray) -> float:
     """
     if not np.asarray(histogram)[1].any():
         raise ConfigError(
-            "A pixel threshold cannot be chosen without any defect pixel; expected pictures with "
-            "masks. Choose thresholds on a part of the data that holds defects."
+            "a pixel threshold cannot be chosen without any defect pixel; expected pictures with "
+            "masks: choose thresholds on a part of the data that holds defects"
         )
     curve = dice(threshold_counts(histogram))[1:]
     best = np.flatnonzero(curve == curve.max())
@@ -407,6 +408,11 @@ class CalibrationCounts:
         return np.array([pixel(top).mean() for top in self.tops[margin_px]])
 
 
+def _fit_pixels(counts: Sequence[CalibrationCounts]) -> Affine:
+    pixels = sum((count.pixels for count in counts), start=np.zeros((2, LOGITS.size), np.int64))
+    return fit(LOGITS, *pixels)
+
+
 def _fit_pictures(
     counts: Sequence[CalibrationCounts], pixel: Affine, margin_px: int
 ) -> tuple[Affine, FloatArray, AnyArray]:
@@ -428,9 +434,9 @@ def choose_for_all_folds(
         tiles: How many they are of.
 
     Raises:
-        ConfigError: No picture is sound, or none is defective.
+        ConfigError: No picture is sound, none is defective, or the model is no better than chance.
     """
-    pixel = fit(LOGITS, *np.sum([count.pixels for count in counts], axis=0))
+    pixel = _fit_pixels(counts)
     raw = search.decision(recall=recall)
     picture, scores, defect = _fit_pictures(counts, pixel, raw.score_margin_px)
     calibrated = picture(scores)
@@ -469,7 +475,8 @@ def _rounded_down(score: float) -> float:
 def diagrams(counts: Sequence[CalibrationCounts], margin_px: int) -> Diagrams:
     """Return how far probabilities are to be believed, before and after calibration.
 
-    The maps of "after" are fitted on the other folds alone, so one fold gives "before" only.
+    The maps of "after" are fitted on the other folds alone, so one fold gives "before" only, and so
+    do folds of which some have no map (`calibration.fit`).
 
     Args:
         counts: One per fold.
@@ -478,22 +485,30 @@ def diagrams(counts: Sequence[CalibrationCounts], margin_px: int) -> Diagrams:
     Returns:
         `pixels_before`, `pictures_before`, `pixels_after`, `pictures_after`.
     """
-    raw = Affine()
     cases: dict[str, list[tuple[FloatArray, AnyArray, AnyArray]]] = {}
-    for index, count in enumerate(counts):
-        defect, pixels = np.asarray(count.is_defect), count.pixels
-        cases.setdefault("pixels_before", []).append((sigmoid(LOGITS), *pixels))
-        cases.setdefault("pictures_before", []).append(
-            (count.scores(raw, margin_px), ~defect, defect)
-        )
-        others = [*counts[:index], *counts[index + 1 :]]
-        if others:
-            pixel = fit(LOGITS, *np.sum([other.pixels for other in others], axis=0))
-            picture, _, _ = _fit_pictures(others, pixel, margin_px)
-            scores = picture(count.scores(pixel, margin_px))
-            cases.setdefault("pixels_after", []).append((pixel(sigmoid(LOGITS)), *pixels))
-            cases.setdefault("pictures_after", []).append((scores, ~defect, defect))
+
+    def add(when: str, count: CalibrationCounts, pixel: Affine, picture: Affine) -> None:
+        defect, scores = np.asarray(count.is_defect), picture(count.scores(pixel, margin_px))
+        cases.setdefault(f"pixels_{when}", []).append((pixel(sigmoid(LOGITS)), *count.pixels))
+        cases.setdefault(f"pictures_{when}", []).append((scores, ~defect, defect))
+
+    for count in counts:
+        add("before", count, Affine(), Affine())
+    others = [[*counts[:at], *counts[at + 1 :]] for at in range(len(counts))]
+    with suppress(ConfigError):
+        for count, maps in zip(counts, [_maps(rest, margin_px) for rest in others], strict=True):
+            add("after", count, *maps)
     return {
         name: reliability(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         for name, parts in cases.items()
     }
+
+
+def _maps(counts: Sequence[CalibrationCounts], margin_px: int) -> tuple[Affine, Affine]:
+    """Return the calibration of pixels, and of pictures.
+
+    Raises:
+        ConfigError: There is none, as of `calibration.fit`.
+    """
+    pixel = _fit_pixels(counts)
+    return pixel, _fit_pictures(counts, pixel, margin_px)[0]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from magtiles_seg.dataset.from_params import read_split
 from magtiles_seg.dataset.samples import MaskRule, Sample
-from magtiles_seg.dataset.splits import Split, taken_over
+from magtiles_seg.dataset.splits import Split, note_changed, taken_over
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, DataError
 from magtiles_seg.evaluate.compare import Comparison
 from magtiles_seg.evaluate.decide import (
@@ -138,14 +138,16 @@ class OutOfFold:
             of each fold.
         run_of: Which run scored each picture, by sample id.
         choice: For a model that is trained on all tiles; None where a protocol fixes the threshold,
-            or all pictures are sound.
-        reliability: Diagrams and calibration error; empty where the protocol fixes the threshold.
+            all pictures are sound, or `no_choice` says why.
+        reliability: Diagrams and calibration error; empty where there is no choice.
+        no_choice: Why none could be made of pictures that ask for one; or nothing.
     """
 
     result: EvaluationResult
     run_of: dict[str, Run]
     choice: Choice | None
     reliability: Diagrams
+    no_choice: str = ""
 
 
 def evaluate_folds(
@@ -196,14 +198,17 @@ def evaluate_folds(
             labels, decision = model.spec.card.labels, None
             if fixed.threshold is None:
                 held = run.part("validation", samples)
-                decision = choose_decision(
-                    model,
-                    held,
-                    recall=recall,
-                    false_reject=false_reject,
-                    protocol=fixed,
-                    labels=labels,
-                )
+                try:
+                    decision = choose_decision(
+                        model,
+                        held,
+                        recall=recall,
+                        false_reject=false_reject,
+                        protocol=fixed,
+                        labels=labels,
+                    )
+                except ConfigError as error:
+                    raise ConfigError(f"the validation part of {run.directory}: {error}") from error
             tested = run.part("test", samples)
             parts.append(
                 score(
@@ -216,6 +221,7 @@ def evaluate_folds(
                     watch=look,
                 )
             )
+    changed = note_changed([run.split for run in runs], list(samples.values()))
     joined = {rule: join_records(part[rule] for part in parts) for rule in parts[0]}
     by_fold = {
         name: summarize(part, protocol=fixed, resamples=0).figures
@@ -224,15 +230,21 @@ def evaluate_folds(
     result = summarize(joined, protocol=fixed, resamples=resamples, left_out=left_out)
     free = fixed.threshold is None and not search.is_sound
     tiles = len(np.unique(result.records.group))
-    choice = choose_for_all_folds(search, counts, recall=recall, tiles=tiles) if free else None
+    choice, no_choice = None, ""
+    if free:
+        try:
+            choice = choose_for_all_folds(search, counts, recall=recall, tiles=tiles)
+        except ConfigError as error:
+            no_choice = str(error)
     if choice is not None:
         name = f"{result.protocol.name}, of {len(runs)} networks made like this one"
         choice = replace(choice, measured=measurement(name, len(result.records), result.figures))
     return OutOfFold(
-        result=replace(result, by_fold=by_fold),
+        result=replace(result, by_fold=by_fold, notes=(*changed, *result.notes)),
         run_of={id_: run for run in runs for id_ in run.split.test},
         choice=choice,
         reliability=diagrams(counts, choice.decision.score_margin_px) if choice else {},
+        no_choice=no_choice,
     )
 
 
@@ -308,6 +320,8 @@ def save_folds(joined: OutOfFold, directory: Path, *, worst: Gallery | None = No
             _write_chart(plots / f"reliability_{unit}.png", title, mine, "confidence", "observed")
     if joined.choice:
         write(directory / "choice.json", joined.choice.to_json())
+    else:  # one of an earlier evaluation is not of these figures
+        (directory / "choice.json").unlink(missing_ok=True)
     text = f"{joined.result.to_markdown()}\n{choice_to_markdown(joined)}"
     write(directory / "report.md", text)
 
@@ -327,6 +341,10 @@ def choice_to_markdown(joined: OutOfFold) -> str:
             f"For a model of all tiles, after the pixels' logit is taken times "
             f"{joined.choice.pixel.scale:.3f} plus {joined.choice.pixel.bias:.3f}: "
             f"{joined.choice.decision}."
+        )
+    if joined.no_choice:
+        parts.append(
+            f"No thresholds and no calibration for a model of all tiles: {joined.no_choice}."
         )
     return "\n\n".join(parts) + "\n"
 

@@ -323,8 +323,8 @@ def score_at_recall(scores: AnyArray, is_defect: AnyArray, *, recall: float) -> 
     """
     if not np.any(is_defect):
         raise ConfigError(
-            "A score threshold for a stated recall needs defect pictures; got none. "
-            "Choose thresholds on a part of the data that holds defects."
+            "a score threshold for a stated recall needs defect pictures; got none: choose "
+            "thresholds on a part of the data that holds defects"
         )
     points = _operating_points(scores, is_defect, None)
     point = int(_point_at_recall(points, recall))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.dataset.samples import MaskRule, Sample, load_image, load_target
+from magtiles_seg.dataset.samples import MaskRule, Sample, load_pair
 from magtiles_seg.dataset.splits import Split, part_sha256
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.labels import FREE, LABELS
@@ -262,11 +262,6 @@ def fit_mask(mask: Pixels, geometry: Geometry, *, whole: bool = False) -> Pixels
     return _fit(mask, geometry, "NEAREST", whole)
 
 
-def prepare_image(sample: Sample, protocol: Protocol) -> Pixels:
-    """Read a sample's picture as the protocol shows it to the model: (H, W) uint8."""
-    return fit_image(load_image(sample), protocol.geometry)
-
-
 def prepare(
     sample: Sample, protocol: Protocol, *, labels: Sequence[str] = LABELS
 ) -> tuple[Pixels, Pixels]:
@@ -280,9 +275,12 @@ def prepare(
     Returns:
         The picture, (H, W) uint8 grey levels, and the target, (H, W) uint8 class indices of which
         everything above 0 is defect.
+
+    Raises:
+        FileNotFoundError, DataError: Picture or mask are gone, damaged, or of two sizes.
     """
-    target = load_target(sample, labels=labels, rule=protocol.mask_rules[0])
-    return prepare_image(sample, protocol), fit_mask(target, protocol.geometry)
+    image, target = load_pair(sample, labels=labels, rule=protocol.mask_rules[0])
+    return fit_image(image, protocol.geometry), fit_mask(target, protocol.geometry)
 
 
 def _fit(pixels: Pixels, geometry: Geometry, filter_name: str, whole: bool) -> Pixels:

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.dataset.samples import MaskRule, Sample, load_target
+from magtiles_seg.dataset.samples import MaskRule, Sample, load_pair, load_target
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.metrics import binary_counts, confusion_matrix, probability_histogram
-from magtiles_seg.evaluate.protocols import Protocol, fit_mask, prepare_image
+from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
 from magtiles_seg.files import staged
 from magtiles_seg.labels import FREE, IGNORED, LABELS
 from magtiles_seg.result import Decision, Segmentation
@@ -299,16 +299,18 @@ def score(
     scored = [sample for sample in samples if protocol.scores(sample)]
     recorders = {rule: Recorder(labels) for rule in rules}
     for done, sample in enumerate(scored, start=1):
-        image = prepare_image(sample, protocol)
+        picture, first = load_pair(sample, labels=labels, rule=rules[0])
+        image = fit_image(picture, protocol.geometry)
         answer: Answer = predictor(image)
         result = as_segmentation(
             answer, image, decide=lambda own: protocol.decision(decision or own), labels=labels
         )
         for rule, recorder in recorders.items():
-            whole = load_target(sample, labels=labels, rule=rule)
+            same = rule == rules[0]
+            whole = first if same else load_target(sample, labels=labels, rule=rule)
             target = fit_mask(whole, protocol.geometry)
             recorder.add(sample, result, target, empty=not whole.any())
-            if watch and rule == rules[0]:
+            if watch and same:
                 watch(sample, *without_ignored(result, target))
         if progress:
             progress(done, len(scored))

@@ -19,7 +19,7 @@ import torch
 
 from magtiles_seg.config import DataSplitParams, TrainParams
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import make_split
+from magtiles_seg.dataset.splits import PARTS, make_split
 from magtiles_seg.errors import ConfigError, DataError, MagtilesError
 from magtiles_seg.files import write
 from magtiles_seg.infer.backends.base import available_cores
@@ -39,17 +39,25 @@ def write_splits(
 
     Raises:
         ConfigError: The rule does not split into folds.
-        DataError: A folder holds another split: a run of it would go on with other pictures.
+        DataError: A part of a fold is empty, before anything is written; or a folder holds another
+            split: a run of it would go on with other pictures.
     """
     if params.rule not in ("grouped", "random"):
         raise ConfigError(
             f"data_split.rule={params.rule} has no folds: take grouped, or train its one split "
             "with several train.seed and join them with `evaluate --repeats`"
         )
+    drawn = [make_split(samples, **replace(params, fold=fold).draw) for fold in range(params.folds)]
+    for fold, split in enumerate(drawn):
+        empty = [part for part in PARTS if not getattr(split, part)]
+        if empty:
+            raise DataError(
+                f"fold {fold} of {params.folds} has no pictures in its {empty[0]} part: change "
+                "data_split.validation_fraction or data_split.folds, or give more tiles"
+            )
     folders = []
-    for fold in range(params.folds):
-        folder = out_dir / f"f{fold}"
-        text = make_split(samples, **replace(params, fold=fold).draw).to_json()
+    for fold, split in enumerate(drawn):
+        folder, text = out_dir / f"f{fold}", split.to_json()
         manifest = folder / "split.json"
         if manifest.is_file() and manifest.read_text(encoding="utf-8") != text:
             raise DataError(

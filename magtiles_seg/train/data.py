@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magtiles_seg.dataset.augment import Augmentation, CopyPaste, View, training_view
-from magtiles_seg.dataset.samples import Sample, load_image, load_target
+from magtiles_seg.dataset.samples import Sample, load_pair
 from magtiles_seg.dataset.tiles import EMPTY_MASKS
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
@@ -66,14 +66,14 @@ def training_pictures(
     """Return every picture as a protocol scales it, but whole: nothing is cut off the training.
 
     Raises:
-        DataError: A picture or mask is damaged.
+        DataError: A picture or mask is damaged, or they differ in size.
     """
     return [_view(sample, protocol, labels) for sample in samples]
 
 
 def _view(sample: Sample, protocol: Protocol, labels: Sequence[str]) -> View:
-    target = load_target(sample, labels=labels, rule=protocol.mask_rules[0])
-    image = fit_image(load_image(sample), protocol.geometry, whole=True)
+    picture, target = load_pair(sample, labels=labels, rule=protocol.mask_rules[0])
+    image = fit_image(picture, protocol.geometry, whole=True)
     classes = fit_mask(target, protocol.geometry, whole=True)
     defect = (classes > 0) & (classes != IGNORED)
     return View(image, np.where(defect, 255, 0).astype(np.uint8), classes)

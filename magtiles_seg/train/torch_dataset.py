@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from magtiles_seg.dataset.samples import Sample, load_image, load_target
+from magtiles_seg.dataset.samples import Sample, load_pair
 from magtiles_seg.labels import LABELS
 
 
@@ -48,9 +48,9 @@ class SampleDataset(Dataset[tuple[Tensor, Tensor]]):
 
         Raises:
             IndexError: There is no such picture.
-            DataError: Picture or mask are damaged, or do not fit the labels.
+            DataError: Picture or mask are damaged, of two sizes, or do not fit the labels.
         """
         sample = self.samples[index]
-        image = torch.from_numpy(load_image(sample))[None]
-        mask = torch.from_numpy(load_target(sample, labels=self.labels))
+        picture, target = load_pair(sample, labels=self.labels)
+        image, mask = torch.from_numpy(picture)[None], torch.from_numpy(target)
         return (image, mask) if self.transform is None else self.transform(image, mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import pytest
 
 from magtiles_seg import pipeline
@@ -27,6 +28,21 @@ def test_split_is_written_and_read_by_text(text: str) -> None:
     parts = pipeline.split_parts("split.json", params)
     assert sum(map(len, parts.values())) == len(pipeline.samples_of(params, text)) == 60
     assert fetch(Path(text), "unused") == fetch(text, Path("unused"))
+
+
+def test_evaluate_tells_of_a_picture_that_changed_since_the_split(text: str) -> None:
+    params = load_params(None, [f"data_load.source={text}"])
+    test = pipeline.split(params, "split.json").test
+    changed = next(Path(text).rglob(f"{test[0]}.jpg"))
+    pixels = cv2.imread(str(changed), cv2.IMREAD_GRAYSCALE)
+    assert pixels is not None
+    cv2.imwrite(str(changed), 255 - pixels)
+    result = pipeline.evaluate(params, "nano", manifest="split.json", out="report")
+    assert "not what the split was drawn from" in result.notes[0]
+    assert result.notes[0] in Path("report/report.md").read_text()
+    cv2.imwrite(str(changed), pixels[:-9])
+    with pytest.raises(DataError, match=f"{test[0]}.png: mask is .* px, its picture"):
+        pipeline.evaluate(params, "nano", manifest="split.json")
 
 
 def test_stages_take_text(text: str) -> None:

@@ -21,6 +21,7 @@ from magtiles_seg.dataset.splits import (
     even_out,
     fold_assignment,
     make_split,
+    note_changed,
 )
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.dataset.tiles import group_tiles
@@ -85,6 +86,16 @@ def test_grouped_split_folds_cover_every_picture_once() -> None:
     samples = tiles(40)
     tests = [id_ for fold in range(5) for id_ in make_split(samples, fold=fold).test]
     assert sorted(tests) == sorted(sample.id for sample in samples)
+
+
+def test_change_of_the_data_since_a_split_was_drawn_is_told() -> None:
+    samples = tiles(10)
+    split = make_split(samples)
+    reviewed = replace(samples[0], id="web_1", group=999, train_only=True)
+    assert note_changed([split], [*samples, reviewed]) == note_changed([split], samples) == ()
+    for changed in (samples[1:], [replace(samples[0], label="fray"), *samples[1:]]):
+        (note,) = note_changed([split, split], changed)
+        assert "not what the split was drawn from" in note
 
 
 def test_grouped_split_without_a_fold_holds_nothing_out() -> None:

@@ -212,6 +212,52 @@ def test_published_protocol_joined_needs_no_choice(
     assert (joined.choice, joined.reliability) == (None, {})
 
 
+class Backwards(Model):
+    """Finds defects where there are none."""
+
+    def __call__(self, image: Pixels) -> tuple[npt.NDArray[np.float32], Pixels]:
+        probability, classes = super().__call__(image)
+        return 1 - probability, classes
+
+
+def test_folds_of_a_model_worse_than_chance_give_figures_and_say_why_there_is_no_choice(
+    samples: dict[str, Sample], folders: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "choice.json").write_text("of an earlier evaluation")
+    joined = evaluate_folds(find_runs(folders), samples, open_model=Backwards, resamples=0)
+    save_folds(joined, out)
+    assert joined.choice is None
+    assert joined.result.figures["auroc"] < 0.5
+    assert not (out / "choice.json").exists()
+    assert "no better than chance" in (out / "report.md").read_text()
+
+
+def test_folds_of_which_one_is_worse_than_chance_still_give_a_choice(
+    samples: dict[str, Sample], folders: list[Path]
+) -> None:
+    def opened(path: Path) -> Model:
+        return Backwards(path) if path.parent == folders[0] else Model(path)
+
+    joined = evaluate_folds(find_runs(folders), samples, open_model=opened, resamples=0)
+    assert list(joined.result.by_fold) == ["fold0", "fold1"]
+    assert (joined.choice is None) == (joined.no_choice != "")
+    assert "pixels_after" not in joined.reliability
+
+
+def test_validation_part_that_no_threshold_can_be_chosen_on_is_named(
+    samples: dict[str, Sample], folders: list[Path]
+) -> None:
+    split = json.loads((folders[1] / "split.json").read_text())
+    values = {key: split[key] for key in split if key not in ("schema_version", "sha256")}
+    parts = {part: tuple(split[part]) for part in ("train", "test")}
+    empty = Split(**{**values, **parts, "validation": ()})
+    (folders[1] / "split.json").write_text(empty.to_json())
+    with pytest.raises(ConfigError, match=r"validation part of .*fold1: a pixel threshold"):
+        evaluate_folds(find_runs(folders), samples, open_model=Model, resamples=0)
+
+
 def test_folds_that_overlap_are_refused(samples: dict[str, Sample], folders: list[Path]) -> None:
     again = folders[0].parent / "again"
     shutil.copytree(folders[0], again)

@@ -73,6 +73,15 @@ def test_write_splits_over_other_splits_is_refused(
     assert (folder / "split.json").read_text() == before
 
 
+def test_write_splits_with_an_empty_part_writes_nothing(
+    samples: tuple[Sample, ...], tmp_path: Path
+) -> None:
+    params = DataSplitParams(rule="random", folds=2, validation_fraction=0.01)
+    with pytest.raises(DataError, match="fold 0 of 2 has no pictures in its validation part"):
+        write_splits(samples, params, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_write_splits_of_a_rule_without_folds_is_refused(
     samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
