@@ -29,7 +29,9 @@ class Group:
     pictures: tuple[str, ...]
 
 
-def group_pictures(names: Sequence[str], group_by: str) -> tuple[Group, ...]:
+def group_pictures(
+    names: Sequence[str], group_by: str, *, across_folders: bool = False
+) -> tuple[Group, ...]:
     r"""Return the tiles that pictures show, in the order of their first pictures.
 
     Args:
@@ -40,6 +42,7 @@ def group_pictures(names: Sequence[str], group_by: str) -> tuple[Group, ...]:
             group that is called `group`, `(?P<group>…)`, names it alone. A
             pattern without a slash is searched for in the file's name, and tiles do not reach
             over folders; one with a slash in the whole path, folders parted by `/`.
+        across_folders: Whether tiles reach over folders by any pattern.
 
     Raises:
         ConfigError: The pattern is invalid, or has no group.
@@ -50,7 +53,7 @@ def group_pictures(names: Sequence[str], group_by: str) -> tuple[Group, ...]:
     if group_by.lower().endswith(".csv") or path.is_file():
         keys = _by_file(names, path)
     else:
-        keys = _by_pattern(names, _compiled(group_by))
+        keys = _by_pattern(names, _compiled(group_by), across_folders=across_folders)
     groups: dict[str, list[str]] = {}
     for name, key in zip(names, keys, strict=True):
         groups.setdefault(key, []).append(name)
@@ -58,12 +61,13 @@ def group_pictures(names: Sequence[str], group_by: str) -> tuple[Group, ...]:
 
 
 def regrouped(samples: Sequence[Sample], group_by: str) -> list[Sample]:
-    """Return samples with other tiles.
+    """Return samples with other tiles; the folders of a data set are classes, and part no tile.
 
     Raises:
         ConfigError, DataError, FileNotFoundError: As of `group_pictures`.
     """
-    groups = group_pictures([str(sample.image_path) for sample in samples], group_by)
+    names = [str(sample.image_path) for sample in samples]
+    groups = group_pictures(names, group_by, across_folders=True)
     number_of = {name: index for index, group in enumerate(groups) for name in group.pictures}
     return [replace(sample, group=number_of[str(sample.image_path)]) for sample in samples]
 
@@ -73,18 +77,20 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         compiled = re.compile(pattern)
     except (re.error, RecursionError) as error:
         raise ConfigError(
-            f"group-by is {pattern!r}, which is no file and no valid pattern: {error}; give a "
-            r"groups.csv, or a regular expression such as '(\w+)_light\d'"
+            f"pictures cannot be grouped by {pattern!r}: no file, and no valid pattern: {error}; "
+            r"give a groups.csv, or a regular expression such as '(\w+)_light\d'"
         ) from error
     if not compiled.groups:
         raise ConfigError(
-            f"group-by is {pattern!r}, which is no file, and a pattern without a group; put what "
-            r"names the tile in brackets, as in '(\w+)_light\d'"
+            f"pictures cannot be grouped by {pattern!r}: no file, and a pattern without a group; "
+            r"put what names the tile in brackets, as in '(\w+)_light\d'"
         )
     return compiled
 
 
-def _by_pattern(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
+def _by_pattern(
+    names: Sequence[str], pattern: re.Pattern[str], *, across_folders: bool
+) -> list[str]:
     """Return the tile of each picture: what the pattern's groups hold, with the folder if needed.
 
     Raises:
@@ -114,7 +120,7 @@ def _by_pattern(names: Sequence[str], pattern: re.Pattern[str]) -> list[str]:
                 "group around it all"
             )
     folders = {folder for folder, _ in places}
-    if in_path or len(folders) == 1:
+    if in_path or across_folders or len(folders) == 1:
         return texts
     return [f"{folder}/{text}" for (folder, _), text in zip(places, texts, strict=True)]
 

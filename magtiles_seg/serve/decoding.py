@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio.to_thread
 import numpy as np
@@ -104,8 +104,12 @@ class Decoders:
         except ImageError:
             return
 
-    async def decode(self, data: bytes) -> NDArray[np.uint8]:
+    async def decode(self, data: bytes, *, own_px: int = 0) -> NDArray[np.uint8]:
         """Return a picture file as (H, W) uint8 grey levels. Cancelling ends the process.
+
+        Args:
+            data: The file.
+            own_px: Pixels that are let through whatever the budget: for a picture of the service.
 
         Raises:
             ImageError: The picture is damaged, of a kind that is not read, too large, or it costs
@@ -114,12 +118,12 @@ class Decoders:
         """
         async with self._free:
             try:
-                return await self._once(data)
+                return await self._once(data, own_px)
             except DecoderEndedError as error:
                 if error.cause == "cpu":
                     raise self._too_dear(data, "CPU time") from None
             try:  # a process that was ended from outside, or whose memory was in pieces: once more
-                return await self._once(data, fresh=True)
+                return await self._once(data, own_px, fresh=True)
             except DecoderEndedError as error:
                 if error.cause == "start":
                     raise InferenceError("the decoding process does not start") from None
@@ -130,11 +134,12 @@ class Decoders:
                     data, "CPU time" if error.cause == "cpu" else "memory"
                 ) from None
 
-    async def _once(self, data: bytes, *, fresh: bool = False) -> NDArray[np.uint8]:
+    async def _once(self, data: bytes, own_px: int, *, fresh: bool = False) -> NDArray[np.uint8]:
         process = self._take(fresh=fresh)
+        budget = replace(self._budget, max_pixels=max(self._budget.max_pixels, own_px))
         try:
             pixels = await anyio.to_thread.run_sync(
-                process.decode, data, self._budget, abandon_on_cancel=True, limiter=self._threads
+                process.decode, data, budget, abandon_on_cancel=True, limiter=self._threads
             )
         except ImageError:
             self._idle.append(process)

@@ -67,7 +67,9 @@ class Readiness:
         """Send the tile through decoding and the queue, and judge the answer."""
         try:
             decoders = self._decoders
-            tile = self._tile if decoders is None else await decoders.decode(self._file)
+            tile = self._tile
+            if decoders is not None:
+                tile = await decoders.decode(self._file, own_px=tile.size)
             result = await self._batcher.submit(tile)
         except Exception as error:
             _log.error("the golden tile failed", exc_info=error)

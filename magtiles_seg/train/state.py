@@ -289,6 +289,13 @@ def _is_that_run(out_dir: Path, expected: dict[str, object], known: Fingerprints
     return best.get("epoch") in (state.best_epoch, state.epoch)
 
 
+_PICTURES = {
+    "training_sha256": "pictures to train on",
+    "validation_sha256": "pictures to validate on",
+}
+"""What parts of an identity are called, where a message names them."""
+
+
 def _check_same(path: Path, kept: dict[str, Any] | None, expected: dict[str, Any]) -> None:
     """Refuse a file of another run.
 
@@ -299,9 +306,10 @@ def _check_same(path: Path, kept: dict[str, Any] | None, expected: dict[str, Any
     keys = sorted({**began, **expected})
     changed = [key for key in keys if began.get(key, ...) != expected.get(key, ...)]
     if changed:
+        named = ", ".join(_PICTURES.get(key, key) for key in changed)
         raise DataError(
-            f"{path} is of a run with other {', '.join(changed)}: give the run another "
-            "output directory, or --restart it, which forgets this one"
+            f"{path} is of a run with other {named}: give the run another output directory, or "
+            "--restart it, which forgets this one"
         )
 
 

@@ -81,6 +81,14 @@ def test_regrouped_samples_have_the_tiles_of_the_pattern() -> None:
     assert [sample.group for sample in regrouped(samples, r"(.)_\d")] == [0, 1, 0]
 
 
+def test_regrouped_samples_of_one_tile_stay_together_over_the_folders_of_classes() -> None:
+    samples = [
+        Sample(name, kind, Path(f"MT_{kind}/Imgs/{name}.jpg"), None)
+        for name, kind in (("a_1", "Crack"), ("b_1", "Free"), ("a_2", "Free"))
+    ]
+    assert [sample.group for sample in regrouped(samples, r"(.)_\d")] == [0, 1, 0]
+
+
 def test_pattern_with_a_group_of_that_name_is_named_by_it_alone() -> None:
     names = ["day1_p7_light1.png", "day2_p7_light2.png"]
     assert found(names, r"day(\d)_(?P<group>\w+)_light") == {"p7": names}

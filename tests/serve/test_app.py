@@ -319,6 +319,15 @@ def test_cors_is_off_unless_an_origin_is_named(
     assert "access-control-allow-origin" not in other.headers
 
 
+def test_readyz_is_ready_where_the_golden_tile_is_larger_than_what_is_let_in(
+    open_client: OpenClient,
+) -> None:
+    client, end = open_client(max_pixels=1000), time.monotonic() + 60
+    while client.get("/readyz").status_code != 200 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert client.get("/readyz").status_code == 200
+
+
 def test_readyz_is_ready_when_warm_and_says_so_when_draining(open_client: OpenClient) -> None:
     client = open_client()
     ready = [client.get("/readyz").status_code for _ in range(200)]

@@ -244,6 +244,12 @@ def test_other_run_is_named_by_a_parameter_that_it_alone_has(parts: Parts, tmp_p
         train(*parts, params, tmp_path)
 
 
+def test_other_run_of_other_pictures_is_named_in_words(parts: Parts, tmp_path: Path) -> None:
+    train(*parts, replace(PARAMS, epochs=1), tmp_path)
+    with pytest.raises(DataError, match="is of a run with other pictures to train on: give"):
+        train(parts[0][1:], parts[1], replace(PARAMS, epochs=1), tmp_path)
+
+
 def test_empty_folder_has_nothing_to_go_on(parts: Parts, tmp_path: Path) -> None:
     assert forget_other_run(*parts, PARAMS, tmp_path)
 
