@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from magtiles_seg.delivery import forge
@@ -51,12 +51,17 @@ def post(report: Path, environ: Mapping[str, str], root: Path | None = None) -> 
         DeliveryError: The forge refused, the environment names none, or a setting is unknown.
     """
     with_cml = shutil.which("cml", path=environ.get("PATH", "")) is not None
-    if with_cml and environ.get(PUBLISH_URL):
-        return _post_by_cml(report, environ, f"--publish-url={environ[PUBLISH_URL]}")
-    addresses, obstacle = _publish(report, environ, root or Path.cwd())
-    text = comment_of(report.read_text(encoding="utf-8"), addresses, environ)
+    server = environ.get(PUBLISH_URL) if with_cml else None
+    content, obstacle = report.read_text(encoding="utf-8"), ""
+    if server:
+        addresses = {name: name for name in _wanted(_names(content), environ, private=True)}
+    else:
+        addresses, obstacle = _publish(report, environ, root or Path.cwd())
+    text = comment_of(content, addresses, environ)
     comment = report.with_name("comment.md")
     write(comment, text)
+    if server:
+        return _post_by_cml(comment, environ, f"--publish-url={server}")
     if with_cml:
         said = _post_by_cml(comment, environ, "--publish=false")
     else:
@@ -72,7 +77,8 @@ def comment_of(report: str, addresses: Mapping[str, str], environ: Mapping[str, 
 
     Args:
         report: The text of a `report.md`.
-        addresses: Of the pictures that were published, by file name.
+        addresses: Of the pictures that were published, by file name; that name itself for those
+            that CML is to publish, which knows Markdown alone.
         environ: Environment variables that name the CI run.
     """
     missing = [name for name in _names(report) if name not in addresses]
@@ -85,7 +91,7 @@ def comment_of(report: str, addresses: Mapping[str, str], environ: Mapping[str, 
         title, name = found.groups()
         if name not in addresses:
             return ""
-        if name.startswith(CURVE):
+        if name.startswith(CURVE) and addresses[name] != name:
             return f'<img src="{addresses[name]}" alt="{title}" width="{charts.WIDTH_PX}">'
         return f"![{title}]({addresses[name]})"
 
@@ -101,16 +107,12 @@ def comment_of(report: str, addresses: Mapping[str, str], environ: Mapping[str, 
 
 def _publish(report: Path, environ: Mapping[str, str], root: Path) -> tuple[dict[str, str], str]:
     """Return the address of each picture that may be shown, and what kept them from it."""
-    wanted = environ.get(PICTURES) or CHOICES[0]
-    if wanted not in CHOICES:
-        raise DeliveryError(f"{PICTURES} is {wanted!r}; expected one of {', '.join(CHOICES)}")
-    names = _names(report.read_text(encoding="utf-8"))
-    if wanted == "none" or not names:
+    names = _wanted(_names(report.read_text(encoding="utf-8")), environ, private=True)
+    if not names:
         return {}, ""
     try:
         home = forge.connect(environ).home()
-        if wanted == "curves" or (wanted == "auto" and not home.private):
-            names = [name for name in names if name.startswith(CURVE)]
+        names = _wanted(names, environ, private=home.private)
         files = [report.with_name(name).resolve() for name in names]
         if not files:
             return {}, ""
@@ -118,6 +120,21 @@ def _publish(report: Path, environ: Mapping[str, str], root: Path) -> tuple[dict
     except forge.ForgeError as error:
         return {}, str(error)
     return {file.name: f"{home.raw_url}/{commit}/{file.name}" for file in files}, ""
+
+
+def _wanted(names: Sequence[str], environ: Mapping[str, str], *, private: bool) -> list[str]:
+    """Return those of a report's pictures that may be shown, where the project is private or not.
+
+    Raises:
+        DeliveryError: The setting is unknown.
+    """
+    wanted = environ.get(PICTURES) or CHOICES[0]
+    if wanted not in CHOICES:
+        raise DeliveryError(f"{PICTURES} is {wanted!r}; expected one of {', '.join(CHOICES)}")
+    if wanted == "none":
+        return []
+    curves = wanted == "curves" or (wanted == "auto" and not private)
+    return [name for name in names if name.startswith(CURVE) or not curves]
 
 
 def _names(report: str) -> list[str]:

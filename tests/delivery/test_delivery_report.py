@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -273,8 +274,25 @@ def test_post_by_cml_uses_documented_options_alone(tmp_path: Path, address: str)
     assert words[:2] == ["comment", "update"]
     options = [word[2:].split("=")[0] for word in words if word.startswith("--")]
     assert set(options) <= set(known)
-    assert words[-1] == str(tmp_path / ("report.md" if address else "comment.md"))
+    assert words[-1] == str(tmp_path / "comment.md")
     assert ("--publish=false" in words) == (not address)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        ("", ["curve_0.png", "curve_1.png", "picture_00.jpg"]),
+        ("curves", ["curve_0.png", "curve_1.png"]),
+        ("none", []),
+    ],
+)
+def test_pictures_for_a_server_of_cml_are_those_that_are_wanted(
+    tmp_path: Path, wanted: str, shown: list[str]
+) -> None:
+    settings = {"REPORT_PUBLISH_URL": "https://pictures.example.org", "REPORT_PICTURES": wanted}
+    (tmp_path / "report.md").write_text(REPORT)
+    post(tmp_path / "report.md", stand_in(tmp_path, "cml") | settings)
+    assert re.findall(r"!\[[^]]*\]\((\S+)\)", (tmp_path / "comment.md").read_text()) == shown
 
 
 def test_post_that_cml_refuses_is_an_error(tmp_path: Path) -> None:
