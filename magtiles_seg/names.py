@@ -44,6 +44,11 @@ def as_line(name: str) -> str:
     return "".join(shown)
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number and what it is of: `1 picture`, `2 pictures`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def as_cell(text: str) -> str:
     """Return a text for a CSV: one that a spreadsheet would take for a formula begins with `'`."""
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magtiles_seg.names import as_line, as_text, natural_key, without_secrets
+from magtiles_seg.names import as_line, as_text, counted, natural_key, without_secrets
 
 NAMES = st.text(st.characters(codec=None, exclude_characters="\0"), max_size=12)
 
@@ -64,3 +64,11 @@ def test_as_line_escapes_what_moves_the_cursor_and_bytes_that_are_no_utf_8() -> 
 )
 def test_without_secrets_keeps_the_address_alone(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+def test_counted_knows_one_from_many() -> None:
+    assert [counted(number, "picture") for number in (0, 1, 2)] == [
+        "0 pictures",
+        "1 picture",
+        "2 pictures",
+    ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from magtiles_seg.commands import options
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import write, write_json
+from magtiles_seg.names import counted
 from magtiles_seg.progress import bar
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     samples = pipeline.samples_of(params)
     write_json(arguments.out / "audit.json", audit.to_dict(found, samples))
     pictures = len({issue.id for issue in found})
-    what = f"{len(found)} regions of {pictures} pictures with a label issue"
+    what = f"{counted(len(found), 'region')} of {counted(pictures, 'picture')} with a label issue"
     print(f"{page}, audit.csv, audit.json: {what}")
     return options.ACCEPTED
 

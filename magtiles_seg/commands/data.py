@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from magtiles_seg.commands import audit, grouping, options
 from magtiles_seg.dataset.layouts import FORMAT_NAMES
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.names import counted
 from magtiles_seg.progress import bar, remark
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def run_load(arguments: argparse.Namespace) -> int:
     if loaded.summary:
         print(loaded.summary)
     tiles = pipeline.count_tiles(loaded, params)
-    print(f"{loaded.root}: {len(loaded.samples)} pictures of {tiles} tiles, all whole")
+    pictures = counted(len(loaded.samples), "picture")
+    print(f"{loaded.root}: {pictures} of {counted(tiles, 'tile')}, all whole")
     return options.ACCEPTED
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from magtiles_seg.commands import options
+from magtiles_seg.names import counted
 from magtiles_seg.progress import bar, note
 
 _EXAMPLES = """
@@ -84,7 +85,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         note(line)
     if arguments.clear:
         folder.remove((*done.names, *done.copies))
-    print(f"{done.opened_by}: {len(done.names)} pictures to label, with a draft each")
+    print(f"{done.opened_by}: {counted(len(done.names), 'picture')} to label, with a draft each")
     return options.ACCEPTED
 
 
@@ -113,8 +114,9 @@ def run_import(arguments: argparse.Namespace) -> int:
     for name, why in done.refused.items():
         note(f"{name}: refused: {why}")
     counts = (
-        f"{len(done.new)} pictures to train on ({len(done.corrected)} of them corrected), "
-        f"{len(done.unchanged)} as before, {len(done.unlabelled)} not labelled, "
+        f"{counted(len(done.new), 'picture')} to train on "
+        f"({len(done.corrected)} of them corrected), {len(done.unchanged)} as before, "
+        f"{len(done.unlabelled)} not labelled, "
         f"{len(done.refused)} refused"
     )
     print(f"{done.folder or 'nothing new'}: {counts}")

@@ -259,7 +259,7 @@ def read_review(arguments: argparse.Namespace) -> ReviewSettings | None:
 def tell_review(review: ReviewSettings) -> None:
     """Print how many pictures the folder holds for a person to look at."""
     kept = len(review.folder().entries())
-    print(f"{review.directory}: {kept:,} pictures wait for review")
+    print(f"{review.directory}: {kept:,} picture{' waits' if kept == 1 else 's wait'} for review")
 
 
 def add_manifest(verb: argparse.ArgumentParser, option: str, text: str) -> None:

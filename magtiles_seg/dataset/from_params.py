@@ -12,6 +12,7 @@ from magtiles_seg.dataset.reviewed import reviewed_samples
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.splits import PARTS, Split
 from magtiles_seg.errors import DataError
+from magtiles_seg.names import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -105,7 +106,7 @@ def parts_of(
     missing = sorted(name for part in parts.values() for name in part if name not in known)
     if missing:
         raise DataError(
-            f"{manifest} names {len(missing)} pictures that the data set lacks, {missing[0]} among "
-            "them; load the data it was made from, or split again"
+            f"{manifest} names {counted(len(missing), 'picture')} that the data set lacks, "
+            f"{missing[0]} among them; load the data it was made from, or split again"
         )
     return {name: [known[key] for key in part] for name, part in parts.items()}

@@ -29,6 +29,7 @@ from magtiles_seg.dataset.splits import committed_folds
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import encode_png, sha256_of, write_json
 from magtiles_seg.labels import FREE
+from magtiles_seg.names import counted
 
 __all__ = ["Part", "Reviewed", "read_parts", "reviewed_samples", "verify_parts", "write_part"]
 
@@ -194,8 +195,8 @@ def verify_parts(directory: Path) -> None:
     if problems:
         lines = "\n  ".join(problems[:20])
         raise DataError(
-            f"{directory / REVIEWED} is not as it was imported, {len(problems)} files:\n  {lines}\n"
-            "bring them back, or remove the whole part and import it again"
+            f"{directory / REVIEWED} is not as it was imported, {counted(len(problems), 'file')}:\n"
+            f"  {lines}\nbring them back, or remove the whole part and import it again"
         )
 
 

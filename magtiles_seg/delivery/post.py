@@ -100,7 +100,7 @@ def comment_of(report: str, addresses: Mapping[str, str], environ: Mapping[str, 
     if cut:
         text = text[:_MOST_CHARACTERS].rpartition("\n\n### ")[0] or text[:_MOST_CHARACTERS]
     if missing or cut:
-        what = "The whole report" if cut else f"{len(missing)} pictures"
+        what = "The whole report" if cut else f"{len(missing)} picture{'s' * (len(missing) != 1)}"
         text = f"{text.rstrip()}\n\n{what}: the artifact `report` of {_run(environ)}.\n"
     return text
 

@@ -36,6 +36,7 @@ from magtiles_seg.evaluate.summary import table
 from magtiles_seg.files import write
 from magtiles_seg.labels import FREE
 from magtiles_seg.model.card import measurement
+from magtiles_seg.names import counted
 from magtiles_seg.result import Segmentation
 
 MODEL_NAMES = ("model.onnx", "model.safetensors")
@@ -60,8 +61,8 @@ class Run:
         missing = [id_ for id_ in ids if id_ not in samples]
         if missing:
             raise DataError(
-                f"{self.directory / 'split.json'} names {len(missing)} pictures that the data set "
-                f"lacks, {missing[0]} among them; load the data that it was made from"
+                f"{self.directory / 'split.json'} names {counted(len(missing), 'picture')} that "
+                f"the data set lacks, {missing[0]} among them; load the data that it was made from"
             )
         return [samples[id_] for id_ in ids]
 

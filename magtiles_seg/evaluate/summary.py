@@ -27,6 +27,7 @@ from magtiles_seg.evaluate.metrics import (
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.tiles import recall_steps, tile_figures
 from magtiles_seg.labels import FREE
+from magtiles_seg.names import counted
 
 _CLASS_COLUMNS = ("iou", "dice", "picture_dice", "class_iou", "micro_iou", "rejected")
 _FOLD_COLUMNS = (
@@ -46,8 +47,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
     """
     parts = [
         f"## Protocol {content['protocol']}: {content['summary']}",
-        f"{content['pictures']} pictures of {content['tiles']} tiles, mask rule "
-        f"{content['mask_rule']}; 95 % bootstrap intervals over tiles.",
+        f"{counted(content['pictures'], 'picture')} of {counted(content['tiles'], 'tile')}, mask "
+        f"rule {content['mask_rule']}; 95 % bootstrap intervals over tiles.",
         _figure_table(content),
         _class_table(content["per_class"]),
         _fold_table(content.get("by_fold", {})),

@@ -20,6 +20,7 @@ from magtiles_seg.evaluate.metrics import (
     interval,
 )
 from magtiles_seg.evaluate.scoring import Records
+from magtiles_seg.names import counted
 from magtiles_seg.tile import tile_score
 
 EXPOSURES = (1, 2, 3, 6)
@@ -144,8 +145,8 @@ def recall_steps(defective: int) -> str:
     lowest = (defective + 1) // 20  # 5 % of m + 1
     text = (
         f"A recall on new tiles can only be promised in steps of 1/{step.denominator} "
-        f"({100 * float(step):.1f} %): with {defective} defective tiles, exchangeable with those "
-        f"to come, {100 * (1 - float(step)):.1f} % at most"
+        f"({100 * float(step):.1f} %): with {counted(defective, 'defective tile')}, "
+        f"exchangeable with those to come, {100 * (1 - float(step)):.1f} % at most"
     )
     if lowest < 1:
         return f"{text}; 95 % cannot be promised."

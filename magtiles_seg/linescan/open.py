@@ -19,6 +19,7 @@ from magtiles_seg.linescan.side_by_side import SideBySide
 from magtiles_seg.linescan.sinks import as_json
 from magtiles_seg.linescan.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
 from magtiles_seg.linescan.stream import StreamStatus, inspect
+from magtiles_seg.names import counted
 from magtiles_seg.progress import live, note
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def pace(status: StreamStatus) -> str:
         f"{status.lines_per_s:,.0f} lines/s  "
         f"{status.lines_per_s * report.width_px / 1e6:.1f} MPix/s  "
         f"queue {status.queued_blocks}/{status.queue_blocks}  "
-        f"{report.defects} defects  {_unseen(report)} uninspected  "
+        f"{counted(report.defects, 'defect')}  {_unseen(report)} uninspected  "
         f"p99 {report.latency_p99_ms:.0f} ms"
         + (f"  web stands for {report.silence_s:.0f} s" if report.silence_s >= 1 else "")
     )
@@ -235,9 +236,9 @@ def summary(report: WebReport) -> str:
     """Return what an inspection came to, in two lines."""
     share = report.bookkeeping_s / report.model_s if report.model_s else 0.0
     return (
-        f"{report.lines} lines inspected, {report.defects} defects, "
-        f"{_unseen(report)} uninspected ({report.dropped_lines} lines dropped), "
-        f"{report.repeated_lines} lines repeated\n"
+        f"{counted(report.lines, 'line')} inspected, {counted(report.defects, 'defect')}, "
+        f"{_unseen(report)} uninspected ({counted(report.dropped_lines, 'line')} dropped), "
+        f"{counted(report.repeated_lines, 'line')} repeated\n"
         f"{_doubts(report)}"
         f"row to verdict: {report.latency_p50_ms:.0f} ms (median), {report.latency_p99_ms:.0f} ms "
         f"(p99); bookkeeping {share:.1%} of the model's time"
@@ -248,11 +249,17 @@ def _doubts(report: WebReport) -> str:
     """Return lines on what else the account has to say, if anything."""
     told = []
     if report.partial_lines:
-        told.append(f"{report.partial_lines} lines inspected on part of their width")
+        told.append(f"{counted(report.partial_lines, 'line')} inspected on part of their width")
     if report.restarts:
-        told.append(f"{report.restarts} restarts of the camera: an unknown number of lines missing")
+        told.append(
+            f"{counted(report.restarts, 'restart')} of the camera: an unknown number of lines "
+            "missing"
+        )
     if report.unnumbered_lines:
-        told.append(f"{report.unnumbered_lines} lines without a number: losses go unnoticed there")
+        told.append(
+            f"{counted(report.unnumbered_lines, 'line')} without a number: losses go unnoticed "
+            "there"
+        )
     if report.passed_share is not None:
         told.append(f"{report.passed_share:.1%} of the web passed on by the screen")
     if report.longest_silence_s >= 1:
@@ -262,7 +269,7 @@ def _doubts(report: WebReport) -> str:
 
 def _unseen(report: WebReport) -> str:
     if report.uninspected_mm is None:
-        return f"{report.uninspected_lines} lines"
+        return counted(report.uninspected_lines, "line")
     return f"{report.uninspected_mm:.1f} mm"
 
 

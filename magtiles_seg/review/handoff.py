@@ -20,6 +20,7 @@ from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of, staged_folder, write_json
 from magtiles_seg.labels import IGNORE
+from magtiles_seg.names import counted
 from magtiles_seg.review.folder import REASONS
 
 if TYPE_CHECKING:
@@ -330,7 +331,8 @@ def _raise(export: Path, problems: Sequence[str]) -> None:
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         lines = "\n  ".join([*problems[:_SHOWN], *more])
-        raise DataError(f"{export}: nothing is imported, {len(problems)} problems:\n  {lines}")
+        what = counted(len(problems), "problem")
+        raise DataError(f"{export}: nothing is imported, {what}:\n  {lines}")
 
 
 def _groups(records: Mapping[str, Mapping[str, Any]], group_by: str | None) -> dict[str, str]:

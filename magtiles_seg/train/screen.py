@@ -25,6 +25,7 @@ from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.cells import CELL_PX
 from magtiles_seg.model.losses import IGNORED_PIXEL
 from magtiles_seg.model.screen import ScreenGraph, ScreenNetwork
+from magtiles_seg.names import counted
 from magtiles_seg.train.data import BalancedSampler, Batch, BatchPlan, TrainingSet, epoch_batches
 
 _BATCH_SIZE, _CROP_PX = 16, 224
@@ -126,8 +127,8 @@ def findings(pictures: Sequence[View], find: Finder) -> list[NDArray[np.uint8]]:
     masks = zip(pictures, found, strict=True)
     if not any((picture.mask[mask > 0] >= _DEFECT).any() for picture, mask in masks):
         raise DataError(
-            f"on {len(pictures)} pictures to choose a threshold on, the model finds no labelled "
-            "defect: expected some in the split's validation part"
+            f"on {counted(len(pictures), 'picture')} to choose a threshold on, the model finds no "
+            "labelled defect: expected some in the split's validation part"
         )
     return found
 

@@ -392,7 +392,7 @@ def test_split_parts_of_pictures_that_are_not_there_names_one(tmp_path: Path) ->
     write_dataset(tmp_path / "data", tiles=1)
     path = tmp_path / "split.json"
     path.write_text(sealed(train=["exp1_num_7"], validation=[], test=[]))
-    with pytest.raises(DataError, match="names 1 pictures that the data set lacks, exp1_num_7"):
+    with pytest.raises(DataError, match="names 1 picture that the data set lacks, exp1_num_7"):
         split_parts(path, params)
 
 

@@ -16,6 +16,7 @@ from magtiles_seg.evaluate.plots.gallery import LEGEND, Gallery
 from magtiles_seg.evaluate.report import EvaluationResult
 from magtiles_seg.files import write
 from magtiles_seg.labels import FREE
+from magtiles_seg.names import counted
 
 _CURVES = {
     "precision_recall": ("Pixels, precision and recall", "recall", "precision"),
@@ -124,7 +125,8 @@ def _about(result: EvaluationResult) -> str:
     tiles = len(np.unique(result.records.group))
     notes = "".join(f"<li>{escape(note)}</li>" for note in result.notes)
     summary = result.protocol.summary
-    about = f"{summary[:1].upper()}{summary[1:]}: {len(result.records)} pictures of {tiles} tiles."
+    scored = f"{counted(len(result.records), 'picture')} of {counted(tiles, 'tile')}"
+    about = f"{summary[:1].upper()}{summary[1:]}: {scored}."
     return f"<p>{escape(about)}</p><ul>{notes}</ul>"
 
 
