@@ -214,18 +214,18 @@ class _Timed:
 
 
 def enter_eager(architecture: str, labels: tuple[str, ...], case: Case) -> Entry:
-    """Return the bare network in eager torch fp32, with fresh weights: its speed is the same.
+    """Return the network in eager torch fp32, with fresh weights: its speed is the same.
 
     Raises:
         BackendUnavailableError: torch is not installed.
     """
-    torch, build_network = _torch_parts()
-    network = build_network(architecture, labels=labels).eval()
-    grey = torch.full(_padded(network.stride, case), 127.0)
+    torch, fresh_graph = _torch_parts()
+    graph = fresh_graph(architecture, labels)
+    pictures = torch.full(_shape(case), 127, dtype=torch.uint8)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def call() -> None:
-        network(grey)
+        graph(pictures)
 
     gflop = network_gflop(architecture, labels, case)
     return Entry(name="eager torch fp32", kind="eager", call=call, gflop=gflop)
@@ -271,30 +271,34 @@ def enter_gemm() -> Entry:
 def network_gflop(architecture: str, labels: tuple[str, ...], case: Case) -> float | None:
     """Return the 10^9 operations of a network's convolutions; None without torch."""
     try:
-        torch, build_network = _torch_parts()
+        torch, fresh_graph = _torch_parts()
     except BackendUnavailableError:
         return None
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        network = build_network(architecture, labels=labels).eval()
+        graph = fresh_graph(architecture, labels)
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            network(torch.zeros(_padded(network.stride, case)))
+            graph(torch.zeros(_shape(case), dtype=torch.uint8))
     return float(counter.get_total_flops()) / 1e9
 
 
-def _padded(stride: int, case: Case) -> tuple[int, int, int, int]:
-    height, width = (-(-side // stride) * stride for side in (case.height_px, case.width_px))
-    return case.batch, 1, height, width
+def _shape(case: Case) -> tuple[int, int, int]:
+    return case.batch, case.height_px, case.width_px
 
 
 def _torch_parts() -> tuple[Any, Any]:
     try:
         import torch
 
-        from magtiles_seg.model.network import build_network
+        from magtiles_seg.infer.backends.eager import InferenceGraph
+        from magtiles_seg.model.checkpoint import network_of
     except ImportError as error:
         raise BackendUnavailableError(
             "comparing with eager torch needs torch: pip install 'magtiles-seg[train]'"
         ) from error
-    return torch, build_network
+
+    def fresh_graph(architecture: str, labels: tuple[str, ...]) -> InferenceGraph:
+        return InferenceGraph(network_of(architecture, labels)).eval()
+
+    return torch, fresh_graph

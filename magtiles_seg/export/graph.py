@@ -27,7 +27,7 @@ from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.manifest import Manifest, manifest_path
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.checkpoint import load_checkpoint
-from magtiles_seg.model.patch_network import Network
+from magtiles_seg.model.ensemble import Network
 
 __all__ = [
     "OPSET",

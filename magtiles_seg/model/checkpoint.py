@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.files import write
 from magtiles_seg.jsontext import parse_json
-from magtiles_seg.model.network import build_network
-from magtiles_seg.model.patch_network import PATCHES, Network, PatchNetwork
+from magtiles_seg.model.ensemble import JOINT, Ensemble, Member, Network, members_of
+from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.patch_network import PATCHES, PatchNetwork
 
 _META_KEY = "magtiles_seg"
 _PATCH_SHARE = "patch_share"
@@ -91,7 +92,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Network, dict[str, An
     """
     tensors, meta = read_tensors(Path(path))
     try:
-        network = _empty(_text(meta["architecture"]), _labels(meta["labels"]), tensors)
+        network = network_of(_text(meta["architecture"]), _labels(meta["labels"]), tensors)
         _refuse_others(tensors, network.state_dict())
         network.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
@@ -99,6 +100,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Network, dict[str, An
             f"{path} does not hold a network of this version ({error}): train or export it again"
         ) from error
     return network.eval(), meta
+
+
+def member_tensors(tensors: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Return the tensors of one member of an ensemble, by the names that it has alone."""
+    prefix = f"members.{index}."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _refuse_others(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -115,8 +126,31 @@ def _refuse_others(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
         )
 
 
-def _empty(architecture: str, labels: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Network:
-    """Return the network that the tensors are of, with other weights."""
+def network_of(
+    architecture: str, labels: tuple[str, ...], tensors: Mapping[str, Tensor] | None = None
+) -> Network:
+    """Return a network of some architecture, an ensemble's or a patch classifier's among them.
+
+    Args:
+        architecture: As a card or a checkpoint has it.
+        labels: Class names by index, background first.
+        tensors: Of a checkpoint, which tell whether there is a second opinion; None: without one.
+
+    Raises:
+        ConfigError: The architecture is unknown.
+    """
+    tensors = tensors or {}
+    names = architecture.split(JOINT)
+    if len(names) == 1:
+        return _empty_member(architecture, labels, tensors)
+    parts = [member_tensors(tensors, index) for index in range(len(names))]
+    members = [_empty_member(name, labels, part) for name, part in zip(names, parts, strict=True)]
+    return Ensemble(members, [1.0] * len(members))
+
+
+def _empty_member(
+    architecture: str, labels: tuple[str, ...], tensors: Mapping[str, Tensor]
+) -> Member:
     if architecture == PATCHES:
         return PatchNetwork(labels)
     network = build_network(architecture, labels=labels)
@@ -135,6 +169,12 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected a text, got {type(value).__name__}")
     return value
+
+
+def _heads(member: Member) -> list[nn.Conv2d]:
+    """Return the last layers of a network's defect logit, of which it is a mean."""
+    heads = [member.defect_head] if isinstance(member, SegmentationNetwork) else []
+    return heads if member.patches is None else [*heads, member.patches.answer]
 
 
 def calibrate_checkpoint(
@@ -171,10 +211,7 @@ def calibrate_checkpoint(
             "calibrate the checkpoint that training wrote"
         )
     with torch.no_grad():
-        heads = [] if isinstance(network, PatchNetwork) else [network.defect_head]
-        if network.patches is not None:
-            heads.append(network.patches.answer)
-        for head in heads:
+        for head in (head for member in members_of(network) for head in _heads(member)):
             head.weight.mul_(scale)
             if head.bias is not None:
                 head.bias.mul_(scale).add_(bias)

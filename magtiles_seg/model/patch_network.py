@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from torch import Tensor, nn
 
 from magtiles_seg.model.encoders import LITE_STAGES, LiteEncoder
@@ -13,7 +11,6 @@ from magtiles_seg.model.network import (
     PATCH_PX,
     TRUNK_STAGES,
     PatchClassifier,
-    SegmentationNetwork,
     check_labels,
     enlarged,
     patch_reach_px,
@@ -82,7 +79,3 @@ class PatchNetwork(nn.Module):
     def receptive_field_px(self) -> int:
         """Side of the square of input pixels that one output pixel can depend on, in px."""
         return 2 * patch_reach_px((self.encoder,), self.patches) + 1
-
-
-Network: TypeAlias = SegmentationNetwork | PatchNetwork
-"""What a checkpoint holds."""

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from magtiles_seg.errors import BackendUnavailableError, ModelError
 from magtiles_seg.model.card import CARD_KEY, ModelCard, check_seal
-from magtiles_seg.model.checkpoint import present_name, read_tensors
+from magtiles_seg.model.checkpoint import member_tensors, present_name, read_tensors
+from magtiles_seg.model.ensemble import JOINT
 from magtiles_seg.model.network import SegmentationNetwork
 
 _SIDE_PX = 224
@@ -39,7 +40,8 @@ def start_from(
     Where the labels differ, the head that names the class of a defect keeps its fresh weights;
     where a checkpoint's encoder begins with the whole of this one, as that of `lite0` begins with
     `small`'s, the decoder and both heads do. A patch classifier is to be fitted anew: its features
-    are taken over, its share is 0.
+    are taken over, its share is 0. Of an ensemble the first member of the network's architecture is
+    taken, or else the first.
 
     Args:
         network: Is changed in place.
@@ -53,17 +55,21 @@ def start_from(
     """
     path = Path(path)
     if path.suffix.lower() == ".onnx":
-        folded, labels = _onnx_weights(path)
+        folded, card = _onnx_weights(path)
+        folded, _ = _one_member(folded, card.architecture, network.architecture)
         weights = {
             name: tensor for name, tensor in folded.items() if not name.endswith(".weight_bias")
         }
-        missing = _take_over(network, weights, labels)
+        missing = _take_over(network, weights, card.labels)
         if any(not isinstance(_owner(network, name), nn.BatchNorm2d) for name in missing):
             raise _misfit(path, network, missing)
         _unfold(network, folded, pictures)
         return
     tensors, meta = read_tensors(path)
-    same = meta.get("architecture") == network.architecture
+    tensors, architecture = _one_member(
+        tensors, str(meta.get("architecture")), network.architecture
+    )
+    same = architecture == network.architecture
     if not same:
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)}
     missing = _take_over(network, tensors, tuple(meta.get("labels", ())))
@@ -71,16 +77,43 @@ def start_from(
         raise _misfit(path, network, missing)
 
 
-def has_patches(path: str | os.PathLike[str]) -> bool:
-    """Return whether a trained model has a patch classifier, whose features are frozen.
+def has_patches(path: str | os.PathLike[str], architecture: str) -> bool:
+    """Return whether what `start_from` takes of a model has a patch classifier.
+
+    Args:
+        path: As of `start_from`.
+        architecture: Of the network that starts from it.
 
     Raises:
         FileNotFoundError, ModelError, BackendUnavailableError: As `start_from`.
     """
     path = Path(path)
     is_onnx = path.suffix.lower() == ".onnx"
-    weights = _onnx_weights(path)[0] if is_onnx else read_tensors(path)[0]
+    if is_onnx:
+        weights, card = _onnx_weights(path)
+        said = card.architecture
+    else:
+        weights, meta = read_tensors(path)
+        said = str(meta.get("architecture"))
+    weights, _ = _one_member(weights, said, architecture)
     return any(name.startswith(_PATCHES) for name in weights)
+
+
+def _one_member(
+    weights: dict[str, Tensor], architecture: str, wanted: str
+) -> tuple[dict[str, Tensor], str]:
+    """Return weights and architecture of a network, or of the member that a start takes over.
+
+    Args:
+        weights: Of a model, by name.
+        architecture: Its own.
+        wanted: Of the network that starts from it.
+    """
+    names = architecture.split(JOINT)
+    if len(names) == 1:
+        return weights, architecture
+    index = names.index(wanted) if wanted in names else 0
+    return member_tensors(weights, index), names[index]
 
 
 def training_of(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -123,8 +156,8 @@ def _owner(network: nn.Module, name: str) -> nn.Module:
     return network.get_submodule(name.rpartition(".")[0])
 
 
-def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the weights of an ONNX file by the network's own names, and the labels."""
+def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Return the weights of an ONNX file by the network's own names, and its card."""
     card, model = _onnx_card(path)
     from onnx import numpy_helper
 
@@ -135,7 +168,7 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     for node in model.graph.node:  # several may share a bias of equal values
         if node.op_type == "Conv" and len(node.input) == 3:
             weights[f"{_own_name(node.input[1])}_bias"] = weights[_own_name(node.input[2])]
-    return weights, card.labels
+    return weights, card
 
 
 def _onnx_card(path: Path) -> tuple[ModelCard, Any]:

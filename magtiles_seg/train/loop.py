@@ -29,9 +29,10 @@ from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
+from magtiles_seg.model.ensemble import Network
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import SegmentationNetwork, build_network
-from magtiles_seg.model.patch_network import PATCHES, Network, PatchNetwork
+from magtiles_seg.model.patch_network import PATCHES
 from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train.data import (
     BalancedSampler,
@@ -356,7 +357,9 @@ class _Run:
         if not share:
             return
         network, meta = load_checkpoint(self.out_dir / CHECKPOINT)
-        if isinstance(network, PatchNetwork) or network.patches is None or network.patch_share:
+        if not isinstance(network, SegmentationNetwork) or network.patches is None:
+            return
+        if network.patch_share:  # they are fitted already
             return
         _placed(network, self.devices.device)
         fit_patches(network, self.pictures, share=share, seed=self.params.seed)
@@ -410,7 +413,9 @@ def _judges_patches(params: TrainParams) -> bool:
     """
     if not params.effective_patch_share:
         return False
-    frozen = has_patches(start_path(params.start)) if params.start else params.pretrained
+    frozen = params.pretrained
+    if params.start:
+        frozen = has_patches(start_path(params.start), params.architecture)
     if not frozen and params.patch_share:
         raise ConfigError(
             f"train.patch_share is {params.patch_share}, but there are no frozen features: "

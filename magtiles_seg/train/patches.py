@@ -20,6 +20,7 @@ from torch.nn import functional
 from magtiles_seg.dataset.augment import CopyPaste, View
 from magtiles_seg.errors import DataError
 from magtiles_seg.labels import IGNORED
+from magtiles_seg.model.ensemble import Member
 from magtiles_seg.model.network import (
     GREY_CENTRE,
     GREY_SCALE,
@@ -28,7 +29,7 @@ from magtiles_seg.model.network import (
     SegmentationNetwork,
     enlarged,
 )
-from magtiles_seg.model.patch_network import Network, PatchNetwork
+from magtiles_seg.model.patch_network import PatchNetwork
 
 _PER_CLASS = 90
 """Defective patches of a view, and sound ones, that are learnt from."""
@@ -108,7 +109,7 @@ def fit_alone(
 
 
 def _drawn(
-    network: Network,
+    network: Member,
     patches: PatchClassifier,
     shown: Sequence[tuple[View, CopyPaste | None]],
     rng: np.random.Generator,

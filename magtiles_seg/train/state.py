@@ -6,7 +6,7 @@ A folder holds one run: `forget_other_run` clears it of any but the one that wou
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,6 +166,15 @@ def ancestors(params: TrainParams) -> list[str]:
     """
     paths = [] if params.start is None else [start_path(params.start)]
     paths += [] if params.teacher is None else [Path(params.teacher)]
+    return parts_known_to(paths)
+
+
+def parts_known_to(paths: Iterable[Path]) -> list[str]:
+    """Return which training parts some models know, by `part_sha256`; "" for what is not said.
+
+    Raises:
+        FileNotFoundError, ModelError: A model is missing or damaged.
+    """
     found = set[str]()
     for path in paths:
         said = training_of(path)

@@ -20,7 +20,7 @@ from magtiles_seg.evaluate.plots.gallery import triptych
 from magtiles_seg.evaluate.protocols import Protocol, prepare
 from magtiles_seg.evaluate.scoring import Recorder, Records
 from magtiles_seg.infer.backends.eager import InferenceGraph
-from magtiles_seg.model.patch_network import Network
+from magtiles_seg.model.ensemble import Network
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:

@@ -176,7 +176,7 @@ def test_start_from_a_model_with_patches_takes_their_features_and_fits_them_anew
     fresh = build_network("small").eval()
     fresh.add_patches()
     start_from(fresh, path, [tile(seed, defective=False).image for seed in range(3)])
-    assert has_patches(path)
+    assert has_patches(path, "lite0")
     assert fresh.patch_share == 0
     image = torch.rand(1, 1, 224, 224) * 255
     assert network.patches is not None

@@ -32,7 +32,7 @@ try:
     from torch import Tensor, nn
 
     from magtiles_seg.model.checkpoint import load_checkpoint
-    from magtiles_seg.model.patch_network import Network
+    from magtiles_seg.model.ensemble import Ensemble, Network, members_of
 except Exception as error:  # torch answers a missing library with errors of many types
     raise BackendUnavailableError(
         "the eager backend needs torch and safetensors "
@@ -48,7 +48,8 @@ class InferenceGraph(nn.Module):
     """A network from grey bytes to the answer: what the eager backend runs and what is exported.
 
     Attributes:
-        network: Answers with logits, for sizes that are multiples of its stride.
+        network: Answers with logits, for sizes that are multiples of its stride; of an ensemble
+            each member, for multiples of its own.
     """
 
     def __init__(self, network: Network) -> None:
@@ -59,10 +60,6 @@ class InferenceGraph(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Answer a batch of pictures of any size.
 
-        The picture is mirrored at its bottom and right up to a multiple of the stride, as training
-        mirrors it: the network has never seen a last row smeared out and calls it a defect. The
-        padded size is spelled `stride * ceil(H / stride)`: the exporter can prove that it fits.
-
         Args:
             image: (N, H, W) uint8, H and W >= 32.
 
@@ -71,22 +68,34 @@ class InferenceGraph(nn.Module):
             classes: (N, H, W) uint8 in 1..K-1, the likeliest defect class.
         """
         _, height, width = image.shape
-        stride = self.network.stride
-        right = (width + stride - 1) // stride * stride - width
-        bottom = (height + stride - 1) // stride * stride - height
         grey = image.float().unsqueeze(1)
-        if stride > MIN_SIDE_PX:  # a picture of that size cannot be mirrored so far by `pad`
-            grey = grey.index_select(2, _mirrored(height, height + bottom, grey.device))
-            grey = grey.index_select(3, _mirrored(width, width + right, grey.device))
-        else:
-            grey = nn.functional.pad(grey, (0, right, 0, bottom), mode="reflect")
-        defect_logit, class_logits = self.network(grey)
-        probability = defect_logit.float().sigmoid()[:, 0, :height, :width]
+        answers = [member(_padded(grey, member.stride)) for member in members_of(self.network)]
+        logits = [defect[:, 0, :height, :width].float() for defect, _ in answers]
+        joint = self.network.joined(logits) if isinstance(self.network, Ensemble) else logits[0]
         # Bytes are made from floats, the only conversion to bytes that TensorRT has.
-        classes = class_logits.argmax(1, keepdim=True).float() + 1
+        classes = answers[0][1].argmax(1, keepdim=True).float() + 1
         scale = float(self.network.class_stride)
         classes = nn.functional.interpolate(classes, scale_factor=scale, mode="nearest")
-        return probability, classes[:, 0, :height, :width].to(torch.uint8)
+        return joint.sigmoid(), classes[:, 0, :height, :width].to(torch.uint8)
+
+
+def _padded(grey: Tensor, stride: int) -> Tensor:
+    """Return pictures, mirrored at their bottoms and rights up to multiples of a stride.
+
+    Training mirrors them, too: a network has never seen a last row smeared out and calls it a
+    defect. The size is spelled `stride * ceil(H / stride)`: the exporter can prove that it fits.
+
+    Args:
+        grey: (N, 1, H, W) float.
+        stride: Of a network.
+    """
+    *_, height, width = grey.shape
+    right = (width + stride - 1) // stride * stride - width
+    bottom = (height + stride - 1) // stride * stride - height
+    if stride > MIN_SIDE_PX:  # a picture of that size cannot be mirrored so far by `pad`
+        grey = grey.index_select(2, _mirrored(height, height + bottom, grey.device))
+        return grey.index_select(3, _mirrored(width, width + right, grey.device))
+    return nn.functional.pad(grey, (0, right, 0, bottom), mode="reflect")
 
 
 def _mirrored(side: int, wanted: int, device: torch.device) -> Tensor:
