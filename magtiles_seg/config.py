@@ -284,9 +284,7 @@ class TrainParams(_Section):
 
     name: ClassVar[str] = "train"
     protocol: str = one_of(_PROTOCOLS[0], *_PROTOCOLS)
-    architecture: str = one_of(
-        "lite0", "nano", "tiny", "small", "lite0", "lite1", "lite2", "patches"
-    )
+    architecture: str = one_of("lite0", "nano", "small", "lite0", "lite1", "lite2", "patches")
     pretrained: bool = True
     start: str | None = None
     epochs: int = within(20, 1)

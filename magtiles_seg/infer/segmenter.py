@@ -139,7 +139,7 @@ class Segmenter:
 
         Args:
             model: An `.onnx` file, an `.engine` or a `.safetensors` checkpoint, or a bundled model
-                by name: `"lite0"`, `"small"`, `"tiny"` or `"nano"`; None: `"lite0"`.
+                by name: `"lite0"`, `"small"` or `"nano"`; None: `"lite0"`.
             device: `"cpu"`, `"cuda"`, `"cuda:N"`, or `"tensorrt"` for onnxruntime's TensorRT
                 execution provider; None: as selected, or the CPU.
             backend: `"onnxruntime"`, `"openvino"` or `"eager"`; None: as selected, or by the file's

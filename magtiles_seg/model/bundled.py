@@ -13,7 +13,6 @@ BUNDLED_MODEL = _WEIGHTS / "magnetic-tile.onnx"
 _FILES = {
     "lite0": BUNDLED_MODEL,
     "small": _WEIGHTS / "magnetic-tile-small.onnx",
-    "tiny": _WEIGHTS / "magnetic-tile-tiny.onnx",
     "nano": _WEIGHTS / "magnetic-tile-nano.onnx",
 }
 

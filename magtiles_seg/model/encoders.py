@@ -179,10 +179,9 @@ def _lite_stages(channels: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[_S
 _LITE_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 _LITE0 = _lite_stages(_LITE_WIDTHS, (1, 2, 2, 3, 3, 4, 1))
 LITE_STAGES: dict[str, tuple[_Stage, ...]] = {
-    "tiny": _LITE0[:4],
     "small": _LITE0[:4],
     "lite0": _LITE0,
     "lite1": _lite_stages(_LITE_WIDTHS, (1, 3, 3, 4, 4, 5, 1)),
     "lite2": _lite_stages((16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
 }
-"""`tiny` and `small` begin as `lite0` does, and stop after eight of its sixteen blocks."""
+"""`small` begins as `lite0` does, and stops after eight of its sixteen blocks."""

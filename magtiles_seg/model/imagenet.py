@@ -28,13 +28,13 @@ _STEM_PARTS = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
 def load_imagenet_weights(encoder: nn.Module, architecture: str) -> None:
     """Copy the published weights into a `LiteEncoder`, the three colour channels summed.
 
-    `tiny` and `small` take the blocks that they share with `lite0`.
+    `small` takes the blocks that it shares with `lite0`.
 
     Raises:
         ConfigError: The architecture has no published weights.
         BackendUnavailableError: The package that carries the weights is not installed.
     """
-    published = "lite0" if architecture in ("tiny", "small") else architecture
+    published = "lite0" if architecture == "small" else architecture
     if not published.startswith("lite"):
         raise ConfigError(
             f"architecture {architecture!r} has no ImageNet weights: set train.pretrained to false"

@@ -28,7 +28,7 @@ PATCH_PX = 8
 """Side of the squares that a `PatchClassifier` judges, in px."""
 
 _DETAIL_CHANNELS, _DETAIL_BLOCKS = (16, 32), (1, 1)
-"""Of what sees the whole picture in `tiny`."""
+"""Of what sees the whole picture in `small`."""
 
 TRUNK_STAGES = 3
 """Features of the strides 2, 4 and 8 come from the trunk, the part of an encoder that is shared."""
@@ -110,7 +110,7 @@ class SegmentationNetwork(nn.Module):
 
     Attributes:
         architecture: One of `ARCHITECTURES`.
-        reduction: The encoder sees the picture smaller by this factor: 2 in `tiny`, else 1.
+        reduction: The encoder sees the picture smaller by this factor: 2 in `small`, else 1.
         detail: Sees it whole, where the encoder does not: features of the strides 4 and 8, which
             join the encoder's; or None.
         patches: The second opinion, or None. Beside it the encoder's trunk stays as it is.
@@ -127,7 +127,7 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.labels = labels
-        self.reduction = 2 if architecture == "tiny" else 1
+        self.reduction = 2 if architecture == "small" else 1
         self.detail: NanoEncoder | None = None
         self.encoder: LiteEncoder | NanoEncoder
         self.decoder: Decoder | NanoDecoder
@@ -142,7 +142,7 @@ class SegmentationNetwork(nn.Module):
                 self.detail = NanoEncoder(_DETAIL_CHANNELS, _DETAIL_BLOCKS)
                 pairs = zip(skips, self.detail.channels, strict=False)
                 skips = [*map(sum, pairs), *skips[len(self.detail.channels) :]]
-            if architecture in ("tiny", "small"):
+            if architecture == "small":
                 self.decoder = Decoder(skips, (40, 32, 24, 16), (1, 1, 1, 1), context=96)
             else:
                 self.decoder = Decoder(skips, (80, 48, 32, 24), (2, 2, 2, 1))

@@ -37,11 +37,11 @@ def start_from(
 ) -> None:
     """Fill a network with the weights of a trained model.
 
-    Where the labels differ, the head that names the class of a defect keeps its fresh weights;
-    where a checkpoint's encoder begins with the whole of this one, as that of `lite0` begins with
-    `small`'s, the decoder and both heads do. A patch classifier is to be fitted anew: its features
-    are taken over, its share is 0. Of an ensemble the first member of the network's architecture is
-    taken, or else the first.
+    The head that names the class of a defect keeps its fresh weights where the labels differ, and
+    where a file has none, as of an ensemble's later members; where a checkpoint's encoder begins
+    with the whole of this one, as that of `lite0` begins with `small`'s, the decoder and both heads
+    do. A patch classifier is to be fitted anew: its features are taken over, its share is 0. Of an
+    ensemble the first member of the network's architecture is taken, or else the first.
 
     Args:
         network: Is changed in place.
@@ -136,7 +136,9 @@ def _take_over(
     """Copy what fits, and return the names of what the weights lack."""
     missing = []
     for name, tensor in network.state_dict().items():
-        if name == _PATCH_SHARE or (name.startswith(_CLASS_HEAD) and labels != network.labels):
+        if name == _PATCH_SHARE:
+            continue
+        if name.startswith(_CLASS_HEAD) and (labels != network.labels or name not in weights):
             continue
         if name in weights and weights[name].shape == tensor.shape:
             tensor.copy_(weights[name])

@@ -42,14 +42,15 @@ def join(
     paths = [folder / CHECKPOINT for folder in folders]
     if out_dir.resolve() in [folder.resolve() for folder in folders]:
         raise ConfigError(f"{out_dir} holds a member: give the ensemble a folder of its own")
-    members, said = [], []
+    members, metas = [], []
     for path in paths:
         network, meta = load_checkpoint(path)
         if isinstance(network, Ensemble):
             raise ConfigError(f"{path} is an ensemble itself: name its members instead")
         members.append(network)
-        said.append(dict(meta.get("training", {})))
+        metas.append(meta)
     ensemble = Ensemble(members, shares)
+    said = [dict(meta.get("training", {})) for meta in metas]
     first = said[0]
     training: dict[str, Any] = {
         "architecture": ensemble.architecture,
@@ -63,5 +64,6 @@ def join(
     out_dir.mkdir(parents=True, exist_ok=True)
     if (folders[0] / _SPLIT).is_file():
         shutil.copyfile(folders[0] / _SPLIT, out_dir / _SPLIT)
-    save_checkpoint(out_dir / CHECKPOINT, ensemble, {"training": training})
+    meta = {"training": training, "git_revision": metas[0].get("git_revision", "")}
+    save_checkpoint(out_dir / CHECKPOINT, ensemble, meta)
     return ensemble

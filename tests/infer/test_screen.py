@@ -211,8 +211,8 @@ def test_screened_answer_of_a_coarser_stride_than_a_cell_is_the_model_s(
         return passed
 
     monkeypatch.setattr(Screen, "passes", one_cell)
-    picture = web(1460, 1417)  # farther on every side than `tiny` sees
-    backend = OrtBackend(BUNDLED_MODELS["tiny"], threads=1)
+    picture = web(1460, 1417)  # farther on every side than `small` sees
+    backend = OrtBackend(BUNDLED_MODELS["small"], threads=1)
     assert backend.spec.card.stride == 2 * CELL_PX
     whole, _ = backend.infer(picture[None])
     found, _ = ScreenedBackend(backend, Screen(screen_file)).infer(picture[None])

@@ -65,12 +65,9 @@ def test_bundled_model_starts_a_network_of_its_architecture(name: str) -> None:
     assert np.isfinite(answer(network)).all()
 
 
-@pytest.mark.parametrize("name", ["tiny", "small"])
-def test_smaller_network_starts_from_the_encoder_of_lite0_with_fresh_heads(
-    name: str, tmp_path: Path
-) -> None:
+def test_smaller_network_starts_from_the_encoder_of_lite0_with_fresh_heads(tmp_path: Path) -> None:
     path = tmp_path / "lite0.safetensors"
-    teacher, network = build_network("lite0"), build_network(name)
+    teacher, network = build_network("lite0"), build_network("small")
     torch.nn.init.normal_(teacher.class_head.weight)
     save_checkpoint(path, teacher, {})
     fresh = {name: weight.clone() for name, weight in network.state_dict().items()}

@@ -72,10 +72,10 @@ def test_use_fast_gradients_leaves_what_a_network_learns_and_answers() -> None:
     use_fast_gradients(fast)
     assert sum(isinstance(module, DepthwiseConv2d) for module in fast.modules()) == 11
     assert any(isinstance(module, Doubling) for module in fast.modules())
-    image = torch.rand(2, 1, 96, 96) * 255
+    image = torch.rand(2, 1, 128, 128) * 255
     target, class_target = (
-        (torch.rand(2, 1, 96, 96) > 0.8).float(),
-        torch.randint(-1, 5, (2, 48, 48)),
+        (torch.rand(2, 1, 128, 128) > 0.8).float(),
+        torch.randint(-1, 5, (2, 32, 32)),
     )
     for network in (plain, fast):
         defect, classes = network(image)

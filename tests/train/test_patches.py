@@ -47,7 +47,7 @@ def tile(seed: int, *, defective: bool) -> View:
 
 def small() -> SegmentationNetwork:
     """Return a `small` network with a patch classifier that is still to be fitted."""
-    network = build_network("small", pretrained=True)
+    network = build_network("lite0", pretrained=True)
     network.add_patches()
     return network
 
@@ -82,7 +82,7 @@ def test_patches_tell_unseen_defects_from_sound_grain(network: SegmentationNetwo
 
 def test_network_with_patches_answers_their_share(network: SegmentationNetwork) -> None:
     image = torch.rand(2, 1, 64, 96, generator=torch.Generator().manual_seed(1)) * 255
-    plain = build_network("small").eval()
+    plain = build_network("lite0").eval()
     own = {n: t for n, t in network.state_dict().items() if not n.startswith("patch")}
     plain.load_state_dict(own)
     with torch.inference_mode():
@@ -149,7 +149,7 @@ def test_train_adds_patches_once_and_after_a_stop_before_them(
 ) -> None:
     samples = find_samples(write_dataset(tmp_path / "tiles", tiles=6, seed=1))
     params = TrainParams(
-        architecture="small", patch_share=0.25, epochs=1, pictures_per_epoch=4,
+        architecture="lite0", patch_share=0.25, epochs=1, pictures_per_epoch=4,
         batch_size=4, crop_px=64, threads=1, precision="fp32",
     )  # fmt: skip
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -173,7 +173,7 @@ def test_start_from_a_model_with_patches_takes_their_features_and_fits_them_anew
     if suffix == "onnx":
         path = tmp_path / "a.onnx"
         path.write_bytes(build_onnx(network, EagerBackend(checkpoint).spec.card, precision="fp32"))
-    fresh = build_network("small").eval()
+    fresh = build_network("lite0").eval()
     fresh.add_patches()
     start_from(fresh, path, [tile(seed, defective=False).image for seed in range(3)])
     assert has_patches(path, "lite0")
@@ -211,9 +211,9 @@ def test_train_without_frozen_features_refuses_a_patch_share(
 def test_train_from_a_model_without_patches_has_none_unless_asked(tmp_path: Path) -> None:
     samples = find_samples(write_dataset(tmp_path / "tiles", tiles=6, seed=1))
     start = tmp_path / "start.safetensors"
-    save_checkpoint(start, build_network("small"), {})
+    save_checkpoint(start, build_network("lite0"), {})
     params = TrainParams(
-        architecture="small", start=str(start), epochs=1, pictures_per_epoch=4,
+        architecture="lite0", start=str(start), epochs=1, pictures_per_epoch=4,
         batch_size=4, crop_px=64, threads=1, precision="fp32",
     )  # fmt: skip
     path = loop.train(samples[::2], samples[1::2], params, tmp_path / "run")

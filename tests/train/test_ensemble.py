@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from magtiles_seg.cli import main
+from magtiles_seg.errors import ConfigError
+from magtiles_seg.export.graph import export_onnx
+from magtiles_seg.export.parity import Tolerance
+from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
+from magtiles_seg.infer.backends.ort import OrtBackend
+from magtiles_seg.model.checkpoint import (
+    calibrate_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from magtiles_seg.model.network import build_network
+from magtiles_seg.model.warmstart import has_patches, start_from
+from magtiles_seg.train.ensemble import join
+
+ODD = np.random.default_rng(0).integers(0, 256, (2, 75, 107), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Networks of three strides, whose answers are no constants."""
+    folder, made = tmp_path_factory.mktemp("runs"), {}
+    for number, name in enumerate(("lite0", "small", "nano")):
+        torch.manual_seed(number)
+        network = build_network(name)
+        if name == "lite0":
+            network.add_patches()
+            network.patch_share.fill_(0.25)
+        torch.nn.init.normal_(network.defect_head.weight, std=0.1)
+        made[name] = folder / name
+        made[name].mkdir()
+        said = {"training_sha256": name, "protocol": "T"}
+        save_checkpoint(made[name] / "model.safetensors", network, {"training": said})
+    return made
+
+
+@pytest.fixture(scope="module")
+def joined(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("joined")
+    join(list(runs.values()), out, shares=[7, 2, 1])
+    return out / "model.safetensors"
+
+
+def logit(probability: NDArray[np.float32]) -> NDArray[np.float64]:
+    p = probability.astype(np.float64)
+    return np.asarray(np.log(p) - np.log1p(-p))
+
+
+def test_ensemble_answers_by_the_mean_of_its_members_logits(
+    joined: Path, runs: dict[str, Path]
+) -> None:
+    backends = [EagerBackend(run / "model.safetensors") for run in runs.values()]
+    each = [logit(backend.infer(ODD)[0]) for backend in backends]
+    ensemble = EagerBackend(joined)
+    probability, classes = ensemble.infer(ODD)
+    wanted = np.tensordot([0.7, 0.2, 0.1], np.stack(each), 1)
+    np.testing.assert_allclose(logit(probability), wanted, atol=1e-4)
+    np.testing.assert_array_equal(classes, backends[0].infer(ODD)[1])
+    card, cards = ensemble.spec.card, [backend.spec.card for backend in backends]
+    assert card.architecture == "lite0+small+nano"
+    assert card.stride == max(one.stride for one in cards) == 64
+    assert card.receptive_field_px == max(one.receptive_field_px for one in cards)
+    assert card.training["ancestors"] == ["lite0", "nano", "small"]
+    assert card.training["shares"] == [0.7, 0.2, 0.1]
+
+
+def test_ensemble_of_pictures_of_its_stride_answers_as_the_graph_of_any_size(joined: Path) -> None:
+    network, _ = load_checkpoint(joined)
+    image = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, 64, 128), np.uint8))
+    with torch.inference_mode():
+        bare = network(image[:, None].float())[0].sigmoid()[:, 0]
+        whole, _ = InferenceGraph(network)(image)
+    torch.testing.assert_close(bare, whole)
+
+
+def test_ensemble_exported_answers_as_its_checkpoint(joined: Path, tmp_path: Path) -> None:
+    path = tmp_path / "joined.onnx"
+    export_onnx(joined, path, precision="fp32", tolerance=Tolerance(max_abs_diff=1e-5))
+    probability, classes = OrtBackend(path, threads=1).infer(ODD)
+    expected, expected_classes = EagerBackend(joined).infer(ODD)
+    assert np.abs(probability - expected).max() <= 1e-5
+    assert (classes != expected_classes).mean() < 0.001
+    started = build_network("small")
+    start_from(started, path, list(ODD))
+    assert has_patches(path, "lite0")
+    assert not has_patches(path, "nano")
+
+
+def test_network_started_from_an_ensemble_is_its_member(
+    joined: Path, runs: dict[str, Path]
+) -> None:
+    for name, run in runs.items():
+        member, started = load_checkpoint(run / "model.safetensors")[0], build_network(name)
+        if name == "lite0":
+            started.add_patches()
+        start_from(started, joined, [])
+        weights = started.state_dict()
+        for key, weight in member.state_dict().items():
+            assert key == "patch_share" or torch.equal(weights[key], weight)
+
+
+def test_ensemble_calibrated_scales_the_joint_logit(joined: Path, tmp_path: Path) -> None:
+    calibrate_checkpoint(joined, tmp_path / "c.safetensors", scale=0.5, bias=-1.0)
+    before, _ = EagerBackend(joined).infer(ODD)
+    after, _ = EagerBackend(tmp_path / "c.safetensors").infer(ODD)
+    np.testing.assert_allclose(logit(after), 0.5 * logit(before) - 1, atol=1e-4)
+
+
+def test_ensemble_verb_joins_runs_and_takes_the_split_along(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(runs["nano"], first)
+    (first / "split.json").write_text("{}", encoding="utf-8")
+    words = ["ensemble", str(first), str(runs["small"]), "--out", str(tmp_path / "both")]
+    assert main(words) == 0
+    assert "nano+small, with shares of 50%, 50%" in capsys.readouterr().out
+    assert (tmp_path / "both" / "split.json").read_text(encoding="utf-8") == "{}"
+    assert main([*words, "--shares", "1"]) == 2
+    assert "expected a share for each of 2, got 1" in capsys.readouterr().err
+
+
+def test_ensemble_that_cannot_be_is_refused(
+    runs: dict[str, Path], joined: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    network = build_network("nano", labels=("background", "stain"))
+    save_checkpoint(other / "model.safetensors", network, {})
+    nano = runs["nano"]
+    for folders, shares, message in [
+        ([nano], [1], "at least two members, got 1"),
+        ([nano, runs["small"]], [1, 0], "share must be above 0"),
+        ([nano, runs["small"]], [1, float("nan")], "share must be above 0"),
+        ([nano, other], [1, 1], "the members have other classes"),
+        ([nano, joined.parent], [1, 1], "is an ensemble itself"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            join(folders, tmp_path / "out", shares=shares)
+    with pytest.raises(ConfigError, match="holds a member"):
+        join([nano, runs["small"]], nano, shares=[1, 1])
+    assert not (tmp_path / "out").exists()
