@@ -528,8 +528,9 @@ def evaluate(
         samples = list(samples_of(params, dataset))
         fixed = get_protocol(protocol or "native")
     elif manifest is not None:
-        everything, drawn = samples_of(params), read_split(manifest)
-        parts, notes = parts_of(manifest, everything), note_changed([drawn], everything)
+        drawn, everything = read_split(manifest), samples_of(params)
+        parts = parts_of(drawn, everything, manifest)
+        notes = note_changed([drawn], everything)
         samples = [sample for name in parts for sample in parts[name] if part in (name, "all")]
         fixed = get_protocol(protocol or params.evaluate.protocol)
     else:

@@ -175,7 +175,7 @@ def test_info_with_json_names_version_runtime_and_card(capsys: pytest.CaptureFix
     assert facts["bundled_models"].keys() == BUNDLED_MODELS.keys()
     told = facts["bundled_models"]["lite0"]
     assert told["protocol"].startswith("T, of 5 networks")
-    assert 0.9 < told["auroc"] < 1 < told["megabytes"] < 9
+    assert 0.9 < told["auroc"] < 1 < told["megabytes"] < 12
 
 
 def test_info_with_two_onnxruntimes_installed_warns(
@@ -391,7 +391,7 @@ def test_info_is_a_table_of_one_fact_a_line(capsys: pytest.CaptureFixture[str]) 
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) < 200 and "{" not in line for line in lines)
     (threshold,) = (line for line in lines if line.startswith("    threshold"))
-    assert threshold.split()[1] == "0.3349"
+    assert threshold.split()[1] == "0.3385"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ NOT_RUN = (
     (r"magtiles-seg batch (.s3:|inventory)", "needs a store or a cluster; tests/batch has them"),
     (r"magtiles-seg segment .*\.engine", "needs a GPU"),
     (r"magtiles-seg segment data/images", "needs that data set, and a model of it"),
+    (r"magtiles-seg ensemble ", "needs trained runs; tests/train/test_ensemble.py"),
     (r"magtiles-seg screen ", "needs data, and minutes; tests/train/test_screen.py"),
 )
 """Console lines that no test here runs, by their beginning, each with the reason."""

@@ -89,19 +89,23 @@ def split_parts(manifest: str | os.PathLike[str], params: Params) -> dict[str, l
         FileNotFoundError: There is no such manifest or data set.
         DataError: The manifest is damaged, or names pictures that the data set lacks.
     """
-    return parts_of(manifest, samples_of(params))
+    return parts_of(read_split(manifest), samples_of(params), manifest)
 
 
 def parts_of(
-    manifest: str | os.PathLike[str], samples: Iterable[Sample]
+    drawn: Split, samples: Iterable[Sample], manifest: str | os.PathLike[str]
 ) -> dict[str, list[Sample]]:
-    """Return those of some samples that are in each part of a split manifest.
+    """Return those of some samples that are in each part of a split.
+
+    Args:
+        drawn: The split.
+        samples: Of its data set.
+        manifest: Where it was read from, for the message.
 
     Raises:
-        FileNotFoundError: There is no such manifest.
-        DataError: The manifest is damaged, or names pictures that are not among the samples.
+        DataError: It names pictures that are not among the samples.
     """
-    drawn, known = read_split(manifest), {sample.id: sample for sample in samples}
+    known = {sample.id: sample for sample in samples}
     parts = {name: getattr(drawn, name) for name in PARTS}
     missing = sorted(name for part in parts.values() for name in part if name not in known)
     if missing:

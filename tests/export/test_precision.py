@@ -52,7 +52,8 @@ def test_convert_keeps_inputs_outputs_card_and_answers(
 
 def test_fp16_computes_its_core_in_half_and_the_ends_in_fp32(files: dict[str, Path]) -> None:
     content = onnx.shape_inference.infer_shapes(onnx.load(files["fp16"]))
-    kinds = {entry.name: entry.type.tensor_type.elem_type for entry in content.graph.value_info}
+    told = (*content.graph.value_info, *content.graph.output)
+    kinds = {entry.name: entry.type.tensor_type.elem_type for entry in told}
     by_type: dict[str, list[int]] = {}
     for node in content.graph.node:
         by_type.setdefault(node.op_type, []).append(kinds.get(node.output[0], -1))
