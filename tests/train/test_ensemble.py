@@ -138,13 +138,14 @@ def test_ensemble_that_cannot_be_is_refused(
     network = build_network("nano", labels=("background", "stain"))
     save_checkpoint(other / "model.safetensors", network, {})
     nano = runs["nano"]
-    for folders, shares, message in [
+    cases: list[tuple[list[Path], list[float], str]] = [
         ([nano], [1], "at least two members, got 1"),
         ([nano, runs["small"]], [1, 0], "share must be above 0"),
         ([nano, runs["small"]], [1, float("nan")], "share must be above 0"),
         ([nano, other], [1, 1], "the members have other classes"),
         ([nano, joined.parent], [1, 1], "is an ensemble itself"),
-    ]:
+    ]
+    for folders, shares, message in cases:
         with pytest.raises(ConfigError, match=message):
             join(folders, tmp_path / "out", shares=shares)
     with pytest.raises(ConfigError, match="holds a member"):
