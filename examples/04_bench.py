@@ -5,7 +5,10 @@ import sys
 from magtiles_seg.bench.run import measure
 from magtiles_seg.bench.table import as_markdown
 
-rounds = int(sys.argv[1]) if sys.argv[1:] else 3
+word = sys.argv[1] if sys.argv[1:] else "3"
+if not word.isdecimal() or int(word) < 1:
+    sys.exit(f"the number of rounds is {word!r}; expected a whole number, at least 1")
+rounds = int(word)
 report = measure(rounds=rounds, reference=rounds >= 20)
 print(as_markdown(report))
 fastest = min((row for row in report.rows if row.candidate), key=lambda row: row.p50_ms)

@@ -4,6 +4,7 @@ TILES=5000 in the environment makes it a long run.
 """
 
 import os
+import sys
 
 from magtiles_seg import LineScanSegmenter, Segmenter, WebDefect
 from magtiles_seg.dataset.synthetic.web import synthetic_web
@@ -11,7 +12,10 @@ from magtiles_seg.linescan.sinks import JsonLinesSink, RejectSignal
 from magtiles_seg.linescan.sources import ArraySource, Replay
 from magtiles_seg.linescan.stream import inspect
 
-TILES = int(os.environ.get("TILES", "12"))
+asked = os.environ.get("TILES") or "12"
+if not asked.isdecimal() or int(asked) < 1:
+    sys.exit(f"TILES is {asked!r}; expected a whole number, at least 1")
+TILES = int(asked)
 WIDTH_PX, PER_ROW = 684, 3
 
 drawn = synthetic_web(WIDTH_PX, seed=1, defect_fraction=0.5, distinct=6)

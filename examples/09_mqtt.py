@@ -15,7 +15,7 @@ from magtiles_seg.linescan.plant.address import open_door
 from magtiles_seg.linescan.sources import ArraySource
 from magtiles_seg.linescan.stream import inspect
 
-broker, address = None, os.environ.get("BROKER")
+broker, address = None, os.environ.get("BROKER") or None
 if address is None:
     with create_server(("127.0.0.1", 0)) as free, NamedTemporaryFile("w", delete=False) as file:
         port = free.getsockname()[1]

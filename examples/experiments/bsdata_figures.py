@@ -38,7 +38,9 @@ COLUMNS = {
 
 def main() -> None:
     """Print the table, a row for each variant."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pictures", type=Path, help="pictures.csv of `evaluate --folds … --out`")
     parser.add_argument(
         "--leaked", nargs="*", default=[], help="places whose neighbour was trained"
@@ -77,6 +79,11 @@ def _row(name: str, records: Records) -> str:
 def _grouped(records: Records) -> Records:
     """Return the records under one group for each centimetre of the screw, or spindle."""
     found = [GROUP.search(name) for name in records.ids]
+    others = [name for name, match in zip(records.ids, found, strict=True) if not match]
+    if others:
+        raise SystemExit(
+            f"{len(others)} pictures are not named as BSData's, {others[0]} among them"
+        )
     names = ["".join(filter(None, match.groups())) for match in found if match]
     return replace(records, group=np.unique(names, return_inverse=True)[1].astype(np.int64))
 

@@ -37,7 +37,9 @@ from magtiles_seg.train.loop import train
 
 def main() -> None:
     """Run one of the experiments, print its figures and write them as OUT/figures.json."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("experiment", choices=("new-class", "few"))
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
@@ -49,6 +51,11 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=150, help="pictures to score, at most")
     arguments = parser.parse_args()
     labels = tuple(arguments.labels.split(",")) if arguments.labels else LABELS
+    if arguments.experiment == "new-class":
+        if arguments.old is None:
+            parser.error("new-class needs --old, the data set that the model was trained on")
+        if labels[: len(LABELS)] != LABELS:
+            parser.error(f"--labels must begin with those of the model, {','.join(LABELS)}")
     samples = find_samples(arguments.data, labels=labels)
     run = new_class if arguments.experiment == "new-class" else few
     figures = run(arguments, list(samples), labels)
@@ -61,7 +68,6 @@ def new_class(
     arguments: argparse.Namespace, samples: list[Sample], labels: tuple[str, ...]
 ) -> dict[str, Any]:
     """Train the bundled model on with the old training part and N pictures of the new class."""
-    assert labels[: len(LABELS)] == LABELS
     new = _renumbered(samples)
     pool, held_out = _halves(new, arguments.test)
     old = [sample for sample in find_samples(arguments.old) if not sample.label_issue]

@@ -180,6 +180,10 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=0, help="steps at a time")
     parser.add_argument("--set", action="append", default=["evaluate.recall=0.9"])
     arguments = parser.parse_args()
+    if len({*arguments.seeds}) < len(arguments.seeds):
+        parser.error(f"--seeds names one twice: {arguments.seeds}")
+    if min(arguments.seeds) < 0 or arguments.parallel < 0:
+        parser.error("--seeds and --parallel are 0 or more")
     whole = Whole(arguments)
     (whole.out / "logs").mkdir(parents=True, exist_ok=True)
     clock = threading.Timer((arguments.minutes or 0) * 60, whole.processes.stop)
