@@ -11,6 +11,4 @@ for threshold in (0.2, 0.4, 0.6, 0.8):
     print(f"{threshold:9.1f}  {other.mask.sum():13d}  {len(other.defects):7d}")
 
 careful = result.redecide(reject_score=0.99, review_score=0.1)
-print(
-    f"score {result.score:.3f}: {result.verdict}; a person looks from 0.1 to 0.99: {careful.verdict}"
-)
+print(f"score {result.score:.3f}: {result.verdict}; review from 0.1 to 0.99: {careful.verdict}")

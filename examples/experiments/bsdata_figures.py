@@ -81,9 +81,7 @@ def _grouped(records: Records) -> Records:
     found = [GROUP.search(name) for name in records.ids]
     others = [name for name, match in zip(records.ids, found, strict=True) if not match]
     if others:
-        raise SystemExit(
-            f"{len(others)} pictures are not named as BSData's, {others[0]} among them"
-        )
+        raise SystemExit(f"not named as BSData's: {len(others)}, such as {others[0]}")
     names = ["".join(filter(None, match.groups())) for match in found if match]
     return replace(records, group=np.unique(names, return_inverse=True)[1].astype(np.int64))
 
