@@ -214,7 +214,7 @@ def test_train_on_crops_that_the_teacher_cannot_take_names_its_stride(
     samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     teacher = tmp_path / "teacher.safetensors"
-    save_checkpoint(teacher, build_network("small", pretrained=False), {})
+    save_checkpoint(teacher, build_network("lite0"), {})
     params = dataclasses.replace(PARAMS, crop_px=48, teacher=str(teacher), epochs=1)
     with pytest.raises(ConfigError, match=r"multiple of 32, the stride of 'nano' and its teacher"):
         train(samples[::2], samples[1::7], params, tmp_path)
