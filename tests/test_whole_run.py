@@ -22,14 +22,17 @@ from magtiles_seg.train.crossval import Processes
 SCRIPT = Path(__file__).parents[1] / "examples" / "experiments" / "whole_run.py"
 SETTINGS = (
     "data_load.checksums=null", "data_split.folds=2", "data_split.validation_fraction=0.5",
-    "train.architecture=nano", "train.pretrained=false", "train.epochs=1", "train.device=cpu",
+    "train.pretrained=false", "train.epochs=1", "train.device=cpu",
     "train.pictures_per_epoch=8", "train.crop_px=64", "train.threads=1",
 )  # fmt: skip
 WORDS = ["synthetic:tiles=14,seed=1", "--out", "whole", "--seeds", "0", "1", "--parallel", "1"]
 WORDS += [word for setting in SETTINGS for word in ("--set", setting)]
 STEPS = [
     "data", *(f"train seed{seed} f{fold}" for seed in (0, 1) for fold in (0, 1)), "train all",
-    "evaluate seed0", "evaluate seed1", "tiles seed0", "tiles seed1", "bundle",
+    *(f"train {pupil} {run}" for pupil in ("small", "nano") for run in ("f0", "f1", "all")),
+    *(f"join {run}" for run in ("f0", "f1", "all")),
+    *(f"{verb} {run}" for verb in ("evaluate", "tiles") for run in ("seed0", "seed1", "ensemble")),
+    "bundle",
 ]  # fmt: skip
 
 
@@ -91,7 +94,9 @@ def test_whole_run_whose_time_is_up_goes_on_and_gives_every_figure_and_the_model
     assert spread["mean"]["auroc"] == pytest.approx(sum(both) / 2)
     assert figures("training.json")["crops_per_s"] > 0
     session = onnxruntime.InferenceSession("whole/bundle.onnx")
-    assert session.get_modelmeta().custom_metadata_map
+    card = json.loads(session.get_modelmeta().custom_metadata_map["magtiles_seg.card"])
+    assert card["architecture"] == "lite0+small+nano"
+    assert card["training"]["shares"] == [0.7, 0.2, 0.1]
     assert whole_run(monkeypatch) == 0
     assert steps.calls == STEPS  # nothing is done twice
 

@@ -5,7 +5,8 @@
 SOURCE is what `data_load.source` takes. Runs stand side by side on the GPU, as many as the cores
 feed. After --minutes all is stopped and the exit code is 3: the same line goes on from there, any
 number of times, until it is 0. OUT/figures then holds files as docs/figures does, and
-OUT/bundle.onnx is the model of all tiles, with thresholds chosen out of fold.
+OUT/bundle.onnx is the model of all tiles, with thresholds chosen out of fold. The networks of the
+first seed, and that of all tiles, teach two smaller ones, with which they are joined.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ GO_ON = 3
 
 WARM_UP_STEPS, TIMED_STEPS = 20, 200
 
+ENSEMBLE = "ensemble"
+PUPILS = {
+    "small": ("train.epochs=16", "train.pictures_per_epoch=1280", "train.crop_px=256"),
+    "nano": ("train.epochs=40", "train.pictures_per_epoch=1280", "train.pretrained=false"),
+}
+SHARES = ("0.7", "0.2", "0.1")
+"""Of the network that teaches and of its pupils, in the model that ships."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -77,14 +86,10 @@ class Whole:
         yield [self._step("data", "data", "load")]
         write_all_splits(self)
         yield [*self._trainings(), self._train_all()]
-        yield [
-            self._step(
-                f"evaluate {folder.name}", "evaluate",
-                "--folds", *(str(folder / fold) for fold in self.folds),
-                "--out", str(folder / "joined"), "--json", self._figures(f"T-{folder.name}"),
-            )
-            for folder in self.seeds
-        ]  # fmt: skip
+        teachers = [*(self.seeds[0] / fold for fold in self.folds), self.out / "all"]
+        yield [self._teach(pupil, teacher) for pupil in PUPILS for teacher in teachers]
+        yield [self._join(teacher) for teacher in teachers]
+        yield [self._evaluate(folder) for folder in self._evaluated()]
         yield [*self._tiles(), self._bundle()]
         if self.kind == "cuda":
             yield from ([step] for step in self._on_the_gpu())
@@ -100,15 +105,48 @@ class Whole:
         words = ("train", *_run_in(self.out / "all"), "--set", "train.keep=last")
         return self._step("train all", *words)
 
+    def _teach(self, pupil: str, teacher: Path) -> Step:
+        """Return the training of a smaller network; `--set` wins over its recipe."""
+        path = str(teacher / "model.safetensors")
+        own = [f"train.architecture={pupil}", f"train.teacher={path}"]
+        own += [f"train.start={path}"] if pupil == "small" else []
+        own += ["train.keep=last"] if teacher.name == "all" else []
+        recipe, fixed = (
+            [w for one in sets for w in ("--set", one)] for sets in (PUPILS[pupil], own)
+        )
+        words = ("--split", str(teacher / "split.json"), "--out", str(self._of(pupil, teacher)))
+        return Step(f"train {pupil} {teacher.name}", ("train", *words, *recipe, *self.sets, *fixed))
+
+    def _of(self, what: str, teacher: Path) -> Path:
+        return self.out / what / teacher.name
+
+    def _join(self, teacher: Path) -> Step:
+        members = (str(teacher), *(str(self._of(pupil, teacher)) for pupil in PUPILS))
+        out = str(self._of(ENSEMBLE, teacher))
+        return Step(
+            f"join {teacher.name}", ("ensemble", *members, "--shares", *SHARES, "--out", out)
+        )
+
+    def _evaluated(self) -> list[Path]:
+        """Return the folders whose folds are scored joined."""
+        return [*self.seeds, self.out / ENSEMBLE]
+
+    def _evaluate(self, folder: Path) -> Step:
+        return self._step(
+            f"evaluate {folder.name}", "evaluate",
+            "--folds", *(str(folder / fold) for fold in self.folds),
+            "--out", str(folder / "joined"), "--json", self._figures(f"T-{folder.name}"),
+        )  # fmt: skip
+
     def _tiles(self) -> Iterator[Step]:
-        for folder in self.seeds:
+        for folder in self._evaluated():
             scored, figures = folder / "joined/pictures.csv", self._figures(f"T-tile-{folder.name}")
             yield Step(
                 f"tiles {folder.name}", ("evaluate", "--scored", str(scored), "--json", figures)
             )
 
     def _bundle(self) -> Step:
-        choice, home = self.seeds[0] / "joined/choice.json", self.out / "all"
+        choice, home = self.out / ENSEMBLE / "joined/choice.json", self.out / ENSEMBLE / "all"
         return self._step(
             "bundle", "export", "--model", str(home / "model.safetensors"),
             "--split", str(home / "split.json"), "--choice", str(choice),
@@ -117,7 +155,8 @@ class Whole:
 
     def _on_the_gpu(self) -> Iterator[Step]:
         """Yield what compares the GPU with the CPU, and the backends with each other."""
-        checkpoint, model = str(self.out / "all/model.safetensors"), str(self.out / "bundle.onnx")
+        checkpoint = str(self.out / ENSEMBLE / "all/model.safetensors")
+        model = str(self.out / "bundle.onnx")
         split = ("--split", str(self.seeds[0] / "f0/split.json"), "--device", "cuda", "--json")
         yield self._step("parity eager", "parity", checkpoint, checkpoint, *split)
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
@@ -250,7 +289,9 @@ def print_summary(whole: Whole) -> None:
 def side_by_side(whole: Whole) -> float:
     """Return crops a second of all runs together; start, validation and lost epochs count."""
     params = whole.params.train
-    steps = [step for name, step in whole.done.items() if name.startswith("train ")]
+    steps = [
+        step for name, step in whole.done.items() if name.startswith(("train seed", "train all"))
+    ]
     crops = len(steps) * params.epochs * params.pictures_per_epoch
     seconds: float = sum(step["seconds"] for step in steps)
     return crops * whole.slots / seconds
