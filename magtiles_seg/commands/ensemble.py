@@ -38,6 +38,12 @@ def add(verbs: options.Verbs) -> None:
         help="each network's part of the defect logit, above 0 (default: the same for all)",
     )
     verb.add_argument(
+        "--round",
+        action="store_true",
+        help="round large weights to 8 bits: exported files become half as large, the arithmetic "
+        "stays fp32; evaluate what comes out",
+    )
+    verb.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="gets model.safetensors"
     )
 
@@ -47,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     ensemble = options.import_extra("magtiles_seg.train.ensemble", "train")
     options.check_output(arguments.out)
     shares = arguments.shares or [1.0] * len(arguments.runs)
-    joined = ensemble.join(arguments.runs, arguments.out, shares=shares)
+    joined = ensemble.join(arguments.runs, arguments.out, shares=shares, rounded=arguments.round)
     parts = ", ".join(f"{share:.0%}" for share in joined.shares.tolist())
     print(f"{arguments.out}: {joined.architecture}, with shares of {parts}")
     return options.ACCEPTED

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import logging
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from magtiles_seg.infer.manifest import Manifest, manifest_path
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.checkpoint import load_checkpoint
 from magtiles_seg.model.ensemble import Network
+from magtiles_seg.model.stored import compact
 
 __all__ = [
     "OPSET",
@@ -41,8 +41,13 @@ __all__ = [
 
 try:
     import onnx
+    import onnx_ir as ir
     import torch
-    from onnx import helper, numpy_helper
+    from onnx_ir.passes.common import (
+        CommonSubexpressionEliminationPass,
+        DeduplicateInitializersPass,
+        RemoveUnusedNodesPass,
+    )
     from torch import Tensor, nn
 except ImportError as error:
     raise BackendUnavailableError(
@@ -54,12 +59,6 @@ OPSET = 18
 
 PRECISIONS = ("fp16", "fp32")
 """How weights may be stored. The arithmetic is fp32 with either."""
-
-_EXACT_FRACTION = 0.06
-"""Share of the weights that stay fp32, smallest tensors first: the first layers, depthwise filters
-and biases, whose rounding moves the answers ten times more than that of all the others."""
-
-_FP16_MAX = float(np.finfo(np.float16).max)
 
 
 def export_onnx(
@@ -143,7 +142,7 @@ def build_onnx(network: Network, card: ModelCard, *, precision: str = "fp16") ->
     graph = InferenceGraph(_with_clips(network))
     model = trace(graph, image, ["probability", "classes"], least_px=32)
     if precision == "fp16":
-        _halve_weights(model)
+        compact(model)
     domains = {node.domain for node in model.graph.node} - {""}
     if domains or model.functions:
         raise ModelError(f"the graph uses operators outside standard ONNX: {sorted(domains)}")
@@ -243,9 +242,21 @@ def trace(
         raise ModelError(
             "torch.onnx.export returned no program: check the versions of torch and onnxscript"
         )
+    _share(program.model)
     model: onnx.ModelProto = program.model_proto
     _tidy(model)
     return model
+
+
+def _share(model: ir.Model) -> None:
+    """Compute once what parts of a graph compute alike, as an ensemble's frozen first layers."""
+    everything = 2**31
+    passes = ir.passes.Sequential(
+        DeduplicateInitializersPass(size_limit=everything),
+        CommonSubexpressionEliminationPass(),
+        RemoveUnusedNodesPass(),
+    )
+    passes(model)
 
 
 @contextlib.contextmanager
@@ -276,22 +287,3 @@ def _tidy(model: onnx.ModelProto) -> None:
             output.type.tensor_type.shape.dim, ("batch", "height", "width"), strict=True
         ):
             axis.dim_param = name
-
-
-def _halve_weights(model: onnx.ModelProto) -> None:
-    """Store large fp32 weights as fp16 behind a cast back, which runtimes fold when they load."""
-    graph = model.graph
-    weights = [entry for entry in graph.initializer if entry.data_type == onnx.TensorProto.FLOAT]
-    weights.sort(key=lambda entry: math.prod(entry.dims))
-    seen = np.cumsum([math.prod(entry.dims) for entry in weights])
-    casts = []
-    for tensor, up_to in zip(weights, seen, strict=True):
-        values = numpy_helper.to_array(tensor)
-        if up_to <= _EXACT_FRACTION * seen[-1] or np.abs(values).max() > _FP16_MAX:
-            continue
-        name, stored = tensor.name, f"{tensor.name}_fp16"
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), stored))
-        casts.append(helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    graph.ClearField("node")
-    graph.node.extend(nodes)

@@ -20,6 +20,7 @@ from magtiles_seg.export.core import core_of
 from magtiles_seg.export.quantize import drop_unused, quantize
 from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.model.card import ModelCard
+from magtiles_seg.model.stored import widen
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Of the arithmetic in the core."""
@@ -104,7 +105,7 @@ def rehearse_fp16(data: bytes) -> bytes:
 def _fp32_model(data: bytes) -> tuple[onnx.ModelProto, ModelCard]:
     """Return graph, its weights in fp32, and card."""
     model, card = parse_sealed(data, "the model to convert")
-    _widen(model)
+    widen(model)
     reduced = (onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
     if any(tensor.data_type in reduced for tensor in model.graph.initializer):
         raise ModelError(
@@ -125,21 +126,6 @@ def _round(name: str, nodes: list[onnx.NodeProto]) -> str:
 def _is_scale(node: onnx.NodeProto, place: int) -> bool:
     """Return whether an input is the factor of a resize, which is fp32 in any graph."""
     return node.op_type == "Resize" and place > 0
-
-
-def _widen(model: onnx.ModelProto) -> None:
-    """Put fp32 weights in place of those stored as fp16 behind a cast."""
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        tensor = stored.get(node.input[0]) if node.op_type == "Cast" else None
-        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT16:
-            nodes.append(node)
-            continue
-        values = numpy_helper.to_array(tensor).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(values, node.output[0]))
-    _replace_nodes(model, nodes)
 
 
 def _halve(model: onnx.ModelProto) -> None:

@@ -27,7 +27,6 @@ from magtiles_seg.model.network import SegmentationNetwork
 _SIDE_PX = 224
 _ENCODER, _CLASS_HEAD = ("encoder.", "patches.tail."), "class_head."
 _PATCHES, _PATCH_SHARE = "patches.", "patch_share"
-_STORED_AS_FP16 = "_fp16"
 
 
 def start_from(
@@ -163,6 +162,9 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     card, model = _onnx_card(path)
     from onnx import numpy_helper
 
+    from magtiles_seg.model.stored import widen
+
+    widen(model)
     weights = {
         _own_name(entry.name): torch.from_numpy(numpy_helper.to_array(entry).astype(np.float32))
         for entry in model.graph.initializer
@@ -192,7 +194,7 @@ def _onnx_card(path: Path) -> tuple[ModelCard, Any]:
 
 def _own_name(stored: str) -> str:
     """Return the network's own name of an initializer of an ONNX file."""
-    return present_name(stored.removesuffix(_STORED_AS_FP16).removeprefix("network."))
+    return present_name(stored.removeprefix("network."))
 
 
 def _unfold(

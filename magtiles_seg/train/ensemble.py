@@ -11,6 +11,7 @@ from typing import Any
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
 from magtiles_seg.model.ensemble import Ensemble
+from magtiles_seg.model.rounding import round_weights
 from magtiles_seg.train.state import CHECKPOINT, parts_known_to
 
 _SPLIT = "split.json"
@@ -21,6 +22,7 @@ def join(
     out_dir: str | os.PathLike[str],
     *,
     shares: Sequence[float],
+    rounded: bool = False,
 ) -> Ensemble:
     """Write trained networks as one checkpoint, which is evaluated and exported as any other.
 
@@ -29,6 +31,7 @@ def join(
             its split, where there is one beside it, becomes the ensemble's.
         out_dir: Gets `model.safetensors` and `split.json`.
         shares: Each network's part of the defect logit; they are divided by their sum.
+        rounded: Whether the weights are rounded to 8 bits, see `magtiles_seg.model.rounding`.
 
     Returns:
         What was written.
@@ -50,6 +53,8 @@ def join(
         members.append(network)
         metas.append(meta)
     ensemble = Ensemble(members, shares)
+    if rounded:
+        round_weights(ensemble)
     said = [dict(meta.get("training", {})) for meta in metas]
     first = said[0]
     training: dict[str, Any] = {
@@ -58,6 +63,8 @@ def join(
         "members": said,
         "ancestors": parts_known_to(paths),
     }
+    if rounded:
+        training["weight_bits"] = 8
     for key in ("protocol", "labels", "training_sha256", "validation_sha256"):
         if key in first:
             training[key] = first[key]

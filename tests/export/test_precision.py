@@ -13,6 +13,7 @@ from magtiles_seg.export import precision
 from magtiles_seg.export.parity import synthetic_tiles
 from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.infer.backends.ort import OrtBackend
+from magtiles_seg.model.stored import widen
 
 HALF, FLOAT, INT8 = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
 
@@ -116,7 +117,7 @@ def test_rehearsal_rounds_where_a_cpu_does_not(model: Path, tmp_path: Path) -> N
 def with_large_weights(model: Path) -> bytes:
     """The model with the last layer's weights beyond fp16."""
     content, card = parse_sealed(model.read_bytes(), "model")
-    precision._widen(content)
+    widen(content)
     weights = {entry.name: entry for entry in content.graph.initializer}
     convolution = [node for node in content.graph.node if node.op_type == "Conv"][-1]
     for name in convolution.input[1:]:
