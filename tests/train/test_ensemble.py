@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from magtiles_seg.errors import ConfigError
 from magtiles_seg.export.graph import export_onnx
 from magtiles_seg.export.parity import Tolerance
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
+from magtiles_seg.infer.backends.onnxfile import precision_of
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.model.checkpoint import (
     calibrate_checkpoint,
@@ -20,9 +22,11 @@ from magtiles_seg.model.checkpoint import (
     save_checkpoint,
 )
 from magtiles_seg.model.network import build_network
+from magtiles_seg.model.stored import widen
 from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train.ensemble import join
 
+REDUCED = {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8}
 ODD = np.random.default_rng(0).integers(0, 256, (2, 75, 107), np.uint8)
 
 
@@ -94,6 +98,47 @@ def test_ensemble_exported_answers_as_its_checkpoint(joined: Path, tmp_path: Pat
     start_from(started, path, list(ODD))
     assert has_patches(path, "lite0")
     assert not has_patches(path, "nano")
+
+
+def test_ensemble_rounded_loses_nothing_by_storage_in_8_bits(
+    runs: dict[str, Path], joined: Path, tmp_path: Path
+) -> None:
+    plain, small = tmp_path / "plain.onnx", tmp_path / "small.onnx"
+    join(list(runs.values()), tmp_path / "rounded", shares=[7, 2, 1], rounded=True)
+    rounded = tmp_path / "rounded" / "model.safetensors"
+    export_onnx(joined, plain)
+    export_onnx(rounded, small, tolerance=Tolerance(max_abs_diff=1e-5))
+    assert small.stat().st_size < 0.62 * plain.stat().st_size
+    card = EagerBackend(rounded).spec.card
+    assert card.training["weight_bits"] == 8
+    assert precision_of(small.read_bytes()) == "fp32"
+    wide = onnx.load(small)
+    widen(wide)
+    assert not REDUCED & {one.data_type for one in wide.graph.initializer}
+    started = build_network("nano")
+    start_from(started, small, list(ODD))
+    with torch.inference_mode():
+        alone = EagerBackend(runs["nano"] / "model.safetensors").infer(ODD)[0]
+        found = InferenceGraph(started).eval()(torch.from_numpy(ODD))[0].numpy()
+    assert np.abs(found - alone).max() < 0.05
+
+
+def test_exported_ensemble_computes_common_frozen_layers_once(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    network, meta = load_checkpoint(runs["lite0"] / "model.safetensors")
+    with torch.no_grad():
+        network.defect_head.weight.mul_(2)  # type: ignore[union-attr, operator]
+    save_checkpoint(other / "model.safetensors", network, meta)
+    join([runs["lite0"], other], tmp_path / "two", shares=[1, 1])
+    counts = []
+    for folder in (runs["lite0"], tmp_path / "two"):
+        export_onnx(folder / "model.safetensors", tmp_path / "a.onnx")
+        content = onnx.load(tmp_path / "a.onnx")
+        counts.append(sum(node.op_type == "Conv" for node in content.graph.node))
+    assert counts[1] == counts[0] + 1  # the head
 
 
 def test_network_started_from_an_ensemble_is_its_member(
