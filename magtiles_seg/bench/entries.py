@@ -217,7 +217,7 @@ def enter_eager(architecture: str, labels: tuple[str, ...], case: Case) -> Entry
     """Return the network in eager torch fp32, with fresh weights: its speed is the same.
 
     Raises:
-        BackendUnavailableError: torch is not installed.
+        BackendUnavailableError: torch is not installed, or this version has no such network.
     """
     torch, fresh_graph = _torch_parts()
     graph = fresh_graph(architecture, labels)
@@ -269,17 +269,17 @@ def enter_gemm() -> Entry:
 
 
 def network_gflop(architecture: str, labels: tuple[str, ...], case: Case) -> float | None:
-    """Return the 10^9 operations of a network's convolutions; None without torch."""
+    """Return the 10^9 operations of a network's convolutions; None if it cannot be built here."""
     try:
         torch, fresh_graph = _torch_parts()
+        with torch.device("meta"):
+            graph = fresh_graph(architecture, labels)
     except BackendUnavailableError:
         return None
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
-        graph = fresh_graph(architecture, labels)
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            graph(torch.zeros(_shape(case), dtype=torch.uint8))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.inference_mode():
+        graph(torch.zeros(_shape(case), dtype=torch.uint8))
     return float(counter.get_total_flops()) / 1e9
 
 
@@ -299,6 +299,9 @@ def _torch_parts() -> tuple[Any, Any]:
         ) from error
 
     def fresh_graph(architecture: str, labels: tuple[str, ...]) -> InferenceGraph:
-        return InferenceGraph(network_of(architecture, labels)).eval()
+        try:
+            return InferenceGraph(network_of(architecture, labels)).eval()
+        except ConfigError as error:
+            raise BackendUnavailableError(f"no comparison with eager torch: {error}") from error
 
     return torch, fresh_graph

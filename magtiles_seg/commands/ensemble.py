@@ -9,7 +9,7 @@ from magtiles_seg.commands import options
 
 _EXAMPLES = """
   magtiles-seg ensemble runs/lite0 runs/small --shares 0.8 0.2 --out runs/both
-  magtiles-seg evaluate --model runs/both/model.safetensors --split runs/both/split.json
+  magtiles-seg evaluate --model runs/both/model.safetensors --split data/split.json
   magtiles-seg export --model runs/both/model.safetensors --out both.onnx
 
   It finds more than any of its members, in the time of all of them together. Members that were
@@ -28,7 +28,7 @@ def add(verbs: options.Verbs) -> None:
         nargs="+",
         metavar="RUN",
         help="folders that `train` wrote, of the same classes; the first one's network tells the "
-        "class of a defect, and its split.json is taken along",
+        "class of a defect, and its split.json, if it holds one, is taken along",
     )
     verb.add_argument(
         "--shares",

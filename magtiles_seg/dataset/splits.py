@@ -293,7 +293,7 @@ def part_sha256(ids: Iterable[str]) -> str:
 
 
 def taken_over(training: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return which training parts a model knows beside its own, from its start or its teacher.
+    """Return which training parts a model knows beside its own: of its start, teacher or members.
 
     Args:
         training: What its card says of its training.

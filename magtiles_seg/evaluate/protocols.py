@@ -217,8 +217,9 @@ def as_measured(
         reasons.append("the model was trained on other pictures than the split's training part")
     if tuple(taken_over):
         reasons.append(
-            "the model that it started from (train.start), or its teacher, was trained on other "
-            "pictures than the split's training part, and may know those that are scored"
+            "the model that it started from (train.start), its teacher or one of its members was "
+            "trained on other pictures than the split's training part, and may know those that are "
+            "scored"
         )
     if protocol.split_rule is None:
         return replace(protocol, split_rule=split.rule, leaky=bool(torn))

@@ -44,7 +44,8 @@ class ModelCard:
 
     Attributes:
         name: What people call the model, such as `"magnetic-tile"`.
-        architecture: A name from `magtiles_seg.model.network.ARCHITECTURES`.
+        architecture: A name from `magtiles_seg.model.network.ARCHITECTURES`, `patches`, or those of
+            an ensemble's members, joined by `+`.
         labels: Class names by index, background first.
         decision: Thresholds chosen on tiles that were not trained on.
         stride: The network's input is padded to a multiple of this, in px.

@@ -16,6 +16,9 @@ from magtiles_seg.model.patch_network import PatchNetwork
 JOINT = "+"
 """Between the members' architectures in an ensemble's own: `lite0+small`."""
 
+_LEAST_SHARE = 1e-6
+"""Of a logit; a smaller part is lost in float32."""
+
 Member: TypeAlias = SegmentationNetwork | PatchNetwork
 """What an ensemble is made of."""
 
@@ -45,8 +48,8 @@ class Ensemble(nn.Module):
             shares: One for each, above 0; they are divided by their sum.
 
         Raises:
-            ConfigError: There is one member alone, a share is missing or not above 0, or the
-                members tell other classes apart.
+            ConfigError: There is one member alone, a share is missing, not above 0 or too small
+                beside the others, or the members tell other classes apart.
         """
         super().__init__()
         if len(members) < 2:
@@ -55,6 +58,9 @@ class Ensemble(nn.Module):
             raise ConfigError(f"expected a share for each of {len(members)}, got {len(shares)}")
         if not all(0 < share < math.inf for share in shares):
             raise ConfigError(f"a member's share must be above 0, got {list(shares)}")
+        parts = [share / sum(shares) for share in shares]
+        if min(parts) < _LEAST_SHARE:
+            raise ConfigError(f"the shares are too far apart, or too large: got {list(shares)}")
         first = members[0]
         for other in members:
             if other.labels != first.labels:
@@ -63,8 +69,7 @@ class Ensemble(nn.Module):
                     f"{', '.join(other.labels)}"
                 )
         self.members = nn.ModuleList(members)
-        parts = torch.tensor(shares, dtype=torch.float64)
-        self.register_buffer("shares", (parts / parts.sum()).float())
+        self.register_buffer("shares", torch.tensor(parts))
         self.architecture = JOINT.join(member.architecture for member in members)
         self.labels = first.labels
         self.stride = max(member.stride for member in members)

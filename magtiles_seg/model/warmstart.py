@@ -61,7 +61,7 @@ def start_from(
         }
         missing = _take_over(network, weights, card.labels)
         if any(not isinstance(_owner(network, name), nn.BatchNorm2d) for name in missing):
-            raise _misfit(path, network, missing)
+            raise _misfit(path, card.architecture, network, missing)
         _unfold(network, folded, pictures)
         return
     tensors, meta = read_tensors(path)
@@ -73,7 +73,7 @@ def start_from(
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)}
     missing = _take_over(network, tensors, tuple(meta.get("labels", ())))
     if any(same or name.startswith(_ENCODER) for name in missing):
-        raise _misfit(path, network, missing)
+        raise _misfit(path, str(meta.get("architecture")), network, missing)
 
 
 def has_patches(path: str | os.PathLike[str], architecture: str) -> bool:
@@ -146,10 +146,16 @@ def _take_over(
     return missing
 
 
-def _misfit(path: Path, network: SegmentationNetwork, missing: Sequence[str]) -> ModelError:
+def _misfit(
+    path: Path, architecture: str, network: SegmentationNetwork, missing: Sequence[str]
+) -> ModelError:
+    names = architecture.split(JOINT)
+    fix = f"set train.architecture to the model's own, {' or '.join(dict.fromkeys(names))}"
+    if network.architecture in names:
+        fix = "it is of another version of that network; start from a newer model"
     return ModelError(
         f"{path} does not fit a {network.architecture!r} network ({missing[0]} and "
-        f"{len(missing) - 1} more are not in it): set train.architecture to the model's own"
+        f"{len(missing) - 1} more are not in it): {fix}"
     )
 
 

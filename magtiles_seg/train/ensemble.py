@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.errors import ConfigError
+<<<<<<< HEAD
 from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
 from magtiles_seg.model.ensemble import Ensemble
 from magtiles_seg.model.rounding import round_weights
 from magtiles_seg.train.state import CHECKPOINT, parts_known_to
+=======
+from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from magtiles_seg.model.ensemble import JOINT, Ensemble
+from magtiles_seg.progress import note
+from magtiles_seg.train.state import CHECKPOINT, STATE, parts_known_to
+>>>>>>> attens
 
 _SPLIT = "split.json"
 
@@ -38,13 +45,16 @@ def join(
 
     Raises:
         FileNotFoundError, ModelError: A run has no checkpoint, or a damaged one.
-        ConfigError: The shares do not fit, the labels differ, a member is an ensemble itself, or
-            the folder is one of the runs.
+        ConfigError: The shares do not fit, the labels differ, a member is an ensemble itself or is
+            named twice, or the folder holds another model than an ensemble, or another split.
     """
     out_dir, folders = Path(out_dir), [Path(run) for run in runs]
     paths = [folder / CHECKPOINT for folder in folders]
-    if out_dir.resolve() in [folder.resolve() for folder in folders]:
-        raise ConfigError(f"{out_dir} holds a member: give the ensemble a folder of its own")
+    for number, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:number]]:
+            raise ConfigError(f"{path.parent} is named twice: its networks would answer alike")
+    split = folders[0] / _SPLIT
+    _refuse_to_lose(out_dir, split)
     members, metas = [], []
     for path in paths:
         network, meta = load_checkpoint(path)
@@ -69,8 +79,31 @@ def join(
         if key in first:
             training[key] = first[key]
     out_dir.mkdir(parents=True, exist_ok=True)
-    if (folders[0] / _SPLIT).is_file():
-        shutil.copyfile(folders[0] / _SPLIT, out_dir / _SPLIT)
+    part = first.get("training_sha256")
+    for folder, one in zip(folders, said, strict=True):
+        if one.get("training_sha256") != part:
+            note(
+                f"{folder} was trained on other pictures than {folders[0]}, and may know its test "
+                "tiles: figures on that split are of no protocol"
+            )
+    if split.is_file():
+        shutil.copyfile(split, out_dir / _SPLIT)
     meta = {"training": training, "git_revision": metas[0].get("git_revision", "")}
     save_checkpoint(out_dir / CHECKPOINT, ensemble, meta)
     return ensemble
+
+
+def _refuse_to_lose(out_dir: Path, split: Path) -> None:
+    """Check that a folder holds nothing but an earlier ensemble, and no other split.
+
+    Raises:
+        ModelError: Its model is damaged.
+        ConfigError: It holds a run, or a split that is not the members'.
+    """
+    own, model = out_dir / _SPLIT, out_dir / CHECKPOINT
+    if (out_dir / STATE).exists() or (
+        model.exists() and JOINT not in str(read_tensors(model)[1].get("architecture"))
+    ):
+        raise ConfigError(f"{out_dir} holds a run: give the ensemble a folder of its own")
+    if own.exists() and not (split.is_file() and split.read_bytes() == own.read_bytes()):
+        raise ConfigError(f"{own} is not the split of {split.parent}: name another folder")

@@ -61,6 +61,7 @@ from magtiles_seg.train.state import (
     save_state,
     seal_checkpoint,
     start_path,
+    teacher_path,
 )
 from magtiles_seg.train.validation import Validation, ValidationPart
 from magtiles_seg.train.views import DeviceViews, fits_on
@@ -224,7 +225,7 @@ class _Run:
         """Return the network whose probabilities are taught, its weights fixed."""
         if self.params.teacher is None:
             return None
-        network, _ = load_checkpoint(Path(self.params.teacher))
+        network, _ = load_checkpoint(teacher_path(self.params.teacher))
         return _placed(network.eval().requires_grad_(False), self.devices.device)
 
     @cached_property

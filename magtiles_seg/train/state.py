@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from magtiles_seg.config import TrainParams, present_names
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.dataset.splits import data_sha256, part_sha256, taken_over
-from magtiles_seg.errors import DataError, ModelError
+from magtiles_seg.errors import ConfigError, DataError, ModelError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.fingerprint import code_sha256
 from magtiles_seg.labels import LABELS
@@ -103,7 +103,7 @@ def identity(
     if params.teacher is None:
         del fixed["teacher_weight"]
     else:
-        fixed["teacher"] = sha256_of(Path(params.teacher))
+        fixed["teacher"] = sha256_of(teacher_path(params.teacher))
     return {
         **fixed,
         "labels": list(labels),
@@ -165,7 +165,7 @@ def ancestors(params: TrainParams) -> list[str]:
         FileNotFoundError, ModelError: A model is missing or damaged.
     """
     paths = [] if params.start is None else [start_path(params.start)]
-    paths += [] if params.teacher is None else [Path(params.teacher)]
+    paths += [] if params.teacher is None else [teacher_path(params.teacher)]
     return parts_known_to(paths)
 
 
@@ -191,6 +191,21 @@ def start_path(start: str) -> Path:
     path = BUNDLED_MODEL if start == "bundled" else model_path(start)
     if not path.is_file():
         raise FileNotFoundError(f"train.start: no model file at {path}")
+    return path
+
+
+def teacher_path(teacher: str) -> Path:
+    """Return the checkpoint that `train.teacher` names.
+
+    Raises:
+        ConfigError: It is no checkpoint by its name.
+    """
+    path = Path(teacher)
+    if path.suffix.lower() != ".safetensors":
+        raise ConfigError(
+            f"train.teacher is {teacher}; expected a checkpoint that training wrote "
+            "(.safetensors): exported and bundled models do not teach"
+        )
     return path
 
 

@@ -12,7 +12,14 @@ import torch
 from magtiles_seg import cli
 from magtiles_seg.bench import run as bench
 from magtiles_seg.bench import table as benchtable
-from magtiles_seg.bench.entries import Candidate, Case, Entry, find_candidates
+from magtiles_seg.bench.entries import (
+    Candidate,
+    Case,
+    Entry,
+    enter_eager,
+    find_candidates,
+    network_gflop,
+)
 from magtiles_seg.bench.reference import ReferenceNetwork
 from magtiles_seg.bench.run import BenchReport, peak_mib
 from magtiles_seg.bench.select import select_fastest
@@ -44,6 +51,15 @@ def test_measure_reports_each_entry_of_each_case(report: BenchReport) -> None:
     assert report.rows[1].times_eager == report.rows[2 + 2].times_eager == 1
     assert report.rows[2].gemm_fraction == pytest.approx(1)
     assert 0 < (report.rows[0].overhead_fraction or 0) < 1
+
+
+def test_network_that_this_version_cannot_build_is_compared_with_nothing() -> None:
+    labels = ("background", "crack")
+    assert network_gflop("of-another-version", labels, SMALL) is None
+    with pytest.raises(BackendUnavailableError, match="unknown architecture 'of-another-version'"):
+        enter_eager("of-another-version", labels, SMALL)
+    alone = [network_gflop(name, labels, SMALL) or 0 for name in ("nano", "small")]
+    assert network_gflop("nano+small", labels, SMALL) == pytest.approx(sum(alone))
 
 
 def test_measure_restores_torch_and_tells_its_progress(model: Path) -> None:

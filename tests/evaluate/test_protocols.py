@@ -149,7 +149,12 @@ def test_as_measured_protocol_on_its_own_split_keeps_its_name() -> None:
         (measured("grouped", B, part="all"), "native/grouped/all", False, "the part 'all'"),
         (measured("grouped", B, training_sha256="x"), "native/grouped", False, "other pictures"),
         (measured("grouped", B, taken_over=["x"]), "native/grouped", False, "train.start"),
-        (measured("grouped", B, taken_over=[""]), "native/grouped", False, "or its teacher"),
+        (
+            measured("grouped", B, taken_over=[""]),
+            "native/grouped",
+            False,
+            "its members was",
+        ),
         (measured("grouped", B, "P1"), "P1/grouped", False, "not protocol P1: the split's rule"),
     ],
 )

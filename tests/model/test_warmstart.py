@@ -82,8 +82,19 @@ def test_smaller_network_starts_from_the_encoder_of_lite0_with_fresh_heads(tmp_p
 def test_lite0_does_not_start_from_small(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     save_checkpoint(path, build_network("small"), {})
-    with pytest.raises(ModelError, match="does not fit a 'lite0' network"):
+    with pytest.raises(ModelError, match=r"does not fit a 'lite0' network .* own, small$"):
         start_from(build_network("lite0"), path, PICTURES)
+
+
+def test_start_from_an_older_network_of_the_same_name_says_that_it_is_another_version(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "small.safetensors"
+    network = build_network("small")
+    network.detail = None  # as before it saw the whole picture
+    save_checkpoint(path, network, {})
+    with pytest.raises(ModelError, match="it is of another version of that network"):
+        start_from(build_network("small"), path, PICTURES)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "model"])

@@ -187,12 +187,47 @@ def test_ensemble_that_cannot_be_is_refused(
         ([nano], [1], "at least two members, got 1"),
         ([nano, runs["small"]], [1, 0], "share must be above 0"),
         ([nano, runs["small"]], [1, float("nan")], "share must be above 0"),
+        ([nano, runs["small"]], [1e308, 1e308], "too far apart, or too large"),
+        ([nano, runs["small"]], [1, 1e-60], "too far apart, or too large"),
+        ([nano, nano.parent / "small" / ".." / "nano"], [1, 1], "is named twice"),
         ([nano, other], [1, 1], "the members have other classes"),
         ([nano, joined.parent], [1, 1], "is an ensemble itself"),
     ]
     for folders, shares, message in cases:
         with pytest.raises(ConfigError, match=message):
             join(folders, tmp_path / "out", shares=shares)
-    with pytest.raises(ConfigError, match="holds a member"):
+    with pytest.raises(ConfigError, match="holds a run"):
         join([nano, runs["small"]], nano, shares=[1, 1])
     assert not (tmp_path / "out").exists()
+
+
+def test_ensemble_overwrites_an_earlier_one_but_no_run_and_no_other_split(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    first, out = tmp_path / "first", tmp_path / "out"
+    shutil.copytree(runs["nano"], first)
+    (first / "split.json").write_text("{}", encoding="utf-8")
+    join([first, runs["small"]], out, shares=[1, 1])
+    join([first, runs["small"]], out, shares=[1, 3])
+    _, meta = load_checkpoint(out / "model.safetensors")
+    assert meta["training"]["shares"] == [0.25, 0.75]
+    with pytest.raises(ConfigError, match=r"split\.json is not the split of .*small"):
+        join([runs["small"], first], out, shares=[1, 1])
+    for name in ("model.safetensors", "state.safetensors"):
+        other = tmp_path / name
+        other.mkdir()
+        shutil.copyfile(runs["lite0"] / "model.safetensors", other / name)
+        with pytest.raises(ConfigError, match="holds a run"):
+            join([first, runs["small"]], other, shares=[1, 1])
+        assert (other / name).read_bytes() == (runs["lite0"] / "model.safetensors").read_bytes()
+
+
+def test_ensemble_of_members_of_other_splits_says_so(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    join([runs["nano"], runs["small"]], tmp_path / "out", shares=[1, 1])
+    assert f"{runs['small']} was trained on other pictures" in capsys.readouterr().err
+    again = tmp_path / "again"
+    shutil.copytree(runs["nano"], again)
+    join([runs["nano"], again], tmp_path / "two", shares=[1, 1])
+    assert not capsys.readouterr().err

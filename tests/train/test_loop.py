@@ -214,12 +214,21 @@ def test_train_on_crops_that_the_teacher_cannot_take_names_its_stride(
     samples: tuple[Sample, ...], tmp_path: Path
 ) -> None:
     teacher = tmp_path / "teacher.safetensors"
-    save_checkpoint(teacher, build_network("lite0"), {})
+    save_checkpoint(teacher, build_network("lite0", pretrained=False), {})
     params = dataclasses.replace(PARAMS, crop_px=48, teacher=str(teacher), epochs=1)
     with pytest.raises(ConfigError, match=r"multiple of 32, the stride of 'nano' and its teacher"):
         train(samples[::2], samples[1::7], params, tmp_path)
     coarse = dataclasses.replace(params, crop_px=96, coarse_fraction=0.5, epochs=2)
     train(samples[::2], samples[1::7], coarse, tmp_path)  # its coarse crops are of 64 px, not 48
+
+
+@pytest.mark.parametrize("teacher", ["lite0", "model.onnx"])
+def test_train_with_a_teacher_that_is_no_checkpoint_says_so(
+    samples: tuple[Sample, ...], tmp_path: Path, teacher: str
+) -> None:
+    params = dataclasses.replace(PARAMS, teacher=teacher)
+    with pytest.raises(ConfigError, match=rf"train.teacher is {teacher}; expected a checkpoint"):
+        train(samples[::2], samples[1::7], params, tmp_path)
 
 
 @pytest.mark.parametrize("coarse_fraction", [0.0, 0.9])
