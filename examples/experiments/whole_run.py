@@ -6,7 +6,7 @@ SOURCE is what `data_load.source` takes. Runs stand side by side on the GPU, as 
 feed. After --minutes all is stopped and the exit code is 3: the same line goes on from there, any
 number of times, until it is 0. OUT/figures then holds files as docs/figures does, and
 OUT/bundle.onnx is the model of all tiles, with thresholds chosen out of fold. The networks of the
-first seed, and that of all tiles, teach two smaller ones, with which they are joined.
+first seed teach two smaller ones, with which those of the first two seeds are joined.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ PUPILS = {
     "small": ("train.epochs=16", "train.pictures_per_epoch=1280", "train.crop_px=256"),
     "nano": ("train.epochs=40", "train.pictures_per_epoch=1280", "train.pretrained=false"),
 }
-SHARES = ("0.7", "0.2", "0.1")
-"""Of the network that teaches and of its pupils, in the model that ships."""
+SHARES = {"lite0": 0.7, "small": 0.2, "nano": 0.1}
+"""Of the model that ships: those of the first two seeds share the first."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Whole:
         self.kind = device_kind(self.params.train.device, 1)
         self.seeds = [self.out / f"seed{seed}" for seed in arguments.seeds]
         self.folds = [f"f{fold}" for fold in range(self.params.data_split.folds)]
-        trainings = len(self.seeds) * len(self.folds) + 1
+        trainings = len(self.seeds) * len(self.folds) + len(self.of_all_tiles())
         self.slots = arguments.parallel or runs_at_a_time(trainings, self.params.train, self.kind)
         self.processes = Processes()
         self._record = self.out / "steps.json"
@@ -85,7 +85,7 @@ class Whole:
         """Yield the steps; those of a list stand side by side, and need the lists before."""
         yield [self._step("data", "data", "load")]
         write_all_splits(self)
-        yield [*self._trainings(), self._train_all()]
+        yield [*self._trainings(), *self._train_all()]
         teachers = [*(self.seeds[0] / fold for fold in self.folds), self.out / "all"]
         yield [self._teach(pupil, teacher) for pupil in PUPILS for teacher in teachers]
         yield [self._join(teacher) for teacher in teachers]
@@ -101,9 +101,11 @@ class Whole:
                 name = f"train {folder.name} {fold}"
                 yield self._step(name, "train", *_run_in(folder / fold), *seed)
 
-    def _train_all(self) -> Step:
-        words = ("train", *_run_in(self.out / "all"), "--set", "train.keep=last")
-        return self._step("train all", *words)
+    def _train_all(self) -> Iterator[Step]:
+        for home, folder in zip(self.of_all_tiles(), self.seeds, strict=False):
+            seed = ("--set", f"train.seed={folder.name.removeprefix('seed')}")
+            words = ("train", *_run_in(home), "--set", "train.keep=last", *seed)
+            yield self._step(f"train {home.name}", *words)
 
     def _teach(self, pupil: str, teacher: Path) -> Step:
         """Return the training of a smaller network; `--set` wins over its recipe."""
@@ -121,11 +123,19 @@ class Whole:
         return self.out / what / teacher.name
 
     def _join(self, teacher: Path) -> Step:
-        members = (str(teacher), *(str(self._of(pupil, teacher)) for pupil in PUPILS))
+        """Return the joining of two seeds' networks and the pupils of the first."""
+        alike = [folder / teacher.name for folder in self.seeds[:2]]
+        if teacher.name == "all":
+            alike = self.of_all_tiles()
+        pupils = [self._of(pupil, teacher) for pupil in PUPILS]
+        shares = [SHARES["lite0"] / len(alike)] * len(alike) + [SHARES[pupil] for pupil in PUPILS]
+        words = (*map(str, [*alike, *pupils]), "--shares", *map(str, shares), "--round")
         out = str(self._of(ENSEMBLE, teacher))
-        return Step(
-            f"join {teacher.name}", ("ensemble", *members, "--shares", *SHARES, "--out", out)
-        )
+        return Step(f"join {teacher.name}", ("ensemble", *words, "--out", out))
+
+    def of_all_tiles(self) -> list[Path]:
+        """Return the runs that hold nothing out, of the first two seeds."""
+        return [self.out / name for name in ("all", "all-other")[: len(self.seeds)]]
 
     def _evaluated(self) -> list[Path]:
         """Return the folders whose folds are scored joined."""
@@ -249,13 +259,14 @@ def write_all_splits(whole: Whole) -> None:
     Raises:
         DataError: A folder holds another split.
     """
-    params, home = whole.params, whole.out / "all"
+    params = whole.params
     samples = pipeline.samples_of(params)
     for folder in whole.seeds:
         write_splits(samples, params.data_split, folder)
     nothing_out = replace(params.data_split, fold=None, validation_fraction=0.1)
-    home.mkdir(exist_ok=True)
-    pipeline.split(replace(params, data_split=nothing_out), home / "split.json")
+    for home in whole.of_all_tiles():
+        home.mkdir(exist_ok=True)
+        pipeline.split(replace(params, data_split=nothing_out), home / "split.json")
 
 
 def print_summary(whole: Whole) -> None:

@@ -9,19 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.errors import ConfigError
-<<<<<<< HEAD
-from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
-from magtiles_seg.model.ensemble import Ensemble
-from magtiles_seg.model.rounding import round_weights
-from magtiles_seg.train.state import CHECKPOINT, parts_known_to
-=======
 from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors, save_checkpoint
-from magtiles_seg.model.ensemble import JOINT, Ensemble
+from magtiles_seg.model.ensemble import JOINT, Ensemble, Member
+from magtiles_seg.model.rounding import round_weights
 from magtiles_seg.progress import note
 from magtiles_seg.train.state import CHECKPOINT, STATE, parts_known_to
->>>>>>> attens
 
 _SPLIT = "split.json"
+_KEPT = ("protocol", "labels", "training_sha256", "validation_sha256")
 
 
 def join(
@@ -55,42 +50,43 @@ def join(
             raise ConfigError(f"{path.parent} is named twice: its networks would answer alike")
     split = folders[0] / _SPLIT
     _refuse_to_lose(out_dir, split)
-    members, metas = [], []
-    for path in paths:
-        network, meta = load_checkpoint(path)
-        if isinstance(network, Ensemble):
-            raise ConfigError(f"{path} is an ensemble itself: name its members instead")
-        members.append(network)
-        metas.append(meta)
-    ensemble = Ensemble(members, shares)
-    if rounded:
-        round_weights(ensemble)
-    said = [dict(meta.get("training", {})) for meta in metas]
-    first = said[0]
-    training: dict[str, Any] = {
+    loaded = [_load_member(path) for path in paths]
+    ensemble = Ensemble([network for network, _ in loaded], shares)
+    said = [dict(meta.get("training", {})) for _, meta in loaded]
+    training = {
+        **{key: said[0][key] for key in _KEPT if key in said[0]},
         "architecture": ensemble.architecture,
         "shares": [round(share, 6) for share in ensemble.shares.tolist()],
         "members": said,
         "ancestors": parts_known_to(paths),
     }
     if rounded:
+        round_weights(ensemble)
         training["weight_bits"] = 8
-    for key in ("protocol", "labels", "training_sha256", "validation_sha256"):
-        if key in first:
-            training[key] = first[key]
     out_dir.mkdir(parents=True, exist_ok=True)
-    part = first.get("training_sha256")
-    for folder, one in zip(folders, said, strict=True):
-        if one.get("training_sha256") != part:
+    _note_other_splits(folders, [one.get("training_sha256") for one in said])
+    if split.is_file():
+        shutil.copyfile(split, out_dir / _SPLIT)
+    meta = {"training": training, "git_revision": loaded[0][1].get("git_revision", "")}
+    save_checkpoint(out_dir / CHECKPOINT, ensemble, meta)
+    return ensemble
+
+
+def _load_member(path: Path) -> tuple[Member, dict[str, Any]]:
+    network, meta = load_checkpoint(path)
+    if isinstance(network, Ensemble):
+        raise ConfigError(f"{path} is an ensemble itself: name its members instead")
+    return network, meta
+
+
+def _note_other_splits(folders: Sequence[Path], parts: Sequence[str | None]) -> None:
+    """Say which members were trained on other pictures than the first."""
+    for folder, part in zip(folders, parts, strict=True):
+        if part != parts[0]:
             note(
                 f"{folder} was trained on other pictures than {folders[0]}, and may know its test "
                 "tiles: figures on that split are of no protocol"
             )
-    if split.is_file():
-        shutil.copyfile(split, out_dir / _SPLIT)
-    meta = {"training": training, "git_revision": metas[0].get("git_revision", "")}
-    save_checkpoint(out_dir / CHECKPOINT, ensemble, meta)
-    return ensemble
 
 
 def _refuse_to_lose(out_dir: Path, split: Path) -> None:
