@@ -11,12 +11,14 @@ from magtiles_seg.linescan.sinks import JsonLinesSink, RejectSignal
 from magtiles_seg.linescan.sources import ArraySource, Replay
 from magtiles_seg.linescan.stream import inspect
 
-TILES = int(os.environ.get("TILES", "12"))
+TILES = os.environ.get("TILES") or "12"
+if not TILES.isdecimal() or int(TILES) < 1:
+    raise SystemExit(f"TILES={TILES}: expected a whole number, at least 1")
 WIDTH_PX, PER_ROW = 684, 3
 
 drawn = synthetic_web(WIDTH_PX, seed=1, defect_fraction=0.5, distinct=6)
-web_rows = [next(drawn) for _ in range(min(20, -(-TILES // PER_ROW)))]
-web_count = -(-TILES // PER_ROW)
+web_count = -(-int(TILES) // PER_ROW)
+web_rows = [next(drawn) for _ in range(min(20, web_count))]
 pictures = (web_rows[index % len(web_rows)].image for index in range(web_count))
 camera = Replay(ArraySource(pictures), lost_fraction=0.2, seed=2)
 
