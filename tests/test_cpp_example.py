@@ -134,3 +134,17 @@ def test_program_says_what_is_wrong_with_a_picture(
     assert done.returncode == 2
     assert done.stderr.startswith(f"{tmp_path / 'a.pgm'}: ")
     assert reason in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_program_whose_verdicts_cannot_be_written_ends_with_an_error(
+    program: Path, deciding: Path, tmp_path: Path
+) -> None:
+    write_pgm(tmp_path / "a.pgm", np.zeros((40, 40), np.uint8))
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [str(program), str(deciding), str(tmp_path / "a.pgm")],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "the verdicts cannot be written" in done.stderr

@@ -101,6 +101,9 @@ int main(int count, char** words) {
             subject = words[index];
             worst = std::max(worst, judge(session, subject));
         }
+        subject = "standard output";
+        if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0)
+            throw std::runtime_error("the verdicts cannot be written");
         return worst == 0 ? 0 : 1;
     } catch (const std::exception& error) {
         std::cerr << subject << ": " << error.what() << '\n';
