@@ -139,6 +139,15 @@ def test_mqtt_example_leaves_nothing_in_the_temporary_folder(
     assert not list(tmp_path.iterdir())
 
 
+def test_mqtt_example_without_the_broker_it_begins_names_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("BROKER", raising=False)
+    monkeypatch.setitem(sys.modules, "amqtt.scripts", None)
+    with pytest.raises(ModuleNotFoundError, match="amqtt"):
+        runpy.run_path(example_called("09_mqtt.py"), run_name="__main__")
+
+
 def test_broker_of_the_mqtt_example_ends_where_the_example_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
