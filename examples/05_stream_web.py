@@ -4,7 +4,6 @@ TILES=5000 in the environment makes it a long run.
 """
 
 import os
-import sys
 
 from magtiles_seg import LineScanSegmenter, Segmenter, WebDefect
 from magtiles_seg.dataset.synthetic.web import synthetic_web
@@ -12,15 +11,14 @@ from magtiles_seg.linescan.sinks import JsonLinesSink, RejectSignal
 from magtiles_seg.linescan.sources import ArraySource, Replay
 from magtiles_seg.linescan.stream import inspect
 
-asked = os.environ.get("TILES") or "12"
-if not asked.isdecimal() or int(asked) < 1:
-    sys.exit(f"TILES is {asked!r}; expected a whole number, at least 1")
-TILES = int(asked)
+TILES = os.environ.get("TILES") or "12"
+if not TILES.isdecimal() or int(TILES) < 1:
+    raise SystemExit(f"TILES={TILES}: expected a whole number, at least 1")
 WIDTH_PX, PER_ROW = 684, 3
 
 drawn = synthetic_web(WIDTH_PX, seed=1, defect_fraction=0.5, distinct=6)
-web_rows = [next(drawn) for _ in range(min(20, -(-TILES // PER_ROW)))]
-web_count = -(-TILES // PER_ROW)
+web_count = -(-int(TILES) // PER_ROW)
+web_rows = [next(drawn) for _ in range(min(20, web_count))]
 pictures = (web_rows[index % len(web_rows)].image for index in range(web_count))
 camera = Replay(ArraySource(pictures), lost_fraction=0.2, seed=2)
 

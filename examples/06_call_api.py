@@ -21,9 +21,12 @@ cv2.imwrite(str(file_path), synthetic_tile(seed=3, defect="blowhole", exposure=3
 
 with local_service(os.environ.get("URL") or None) as service, file_path.open("rb") as file:
     files = {"image": (str(file_path), file, "image/jpeg")}
-    response = httpx.post(f"{service}/analyze", files=files, timeout=30)
+    try:
+        response = httpx.post(f"{service}/analyze", files=files, timeout=30).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise SystemExit(f"no answer of {service}: {error}") from error
 
-data = json.loads(response.raise_for_status().content)
+data = json.loads(response.content)
 pred = np.array(data["pred"], np.uint8)
 cv2.imwrite(str(file_path.with_name("tile_mask.png")), pred * 255)
 

@@ -38,10 +38,13 @@ def example_called(name: str) -> str:
 def test_clients_tell_why_a_service_refuses(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    httpx = pytest.importorskip("httpx")
+    pytest.importorskip("httpx")
+
+    asked: set[str] = set()
 
     class Refuses(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            asked.add(self.path.split("?")[0])
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(401)
             self.send_header("Content-Length", "2")
@@ -53,14 +56,96 @@ def test_clients_tell_why_a_service_refuses(
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as service:
         threading.Thread(target=service.serve_forever, daemon=True).start()
-        monkeypatch.setenv("URL", f"http://127.0.0.1:{service.server_port}")
-        with pytest.raises(httpx.HTTPStatusError, match="401 Unauthorized"):
+        monkeypatch.setenv("URL", f"http://127.0.0.1:{service.server_port}/")
+        with pytest.raises(SystemExit, match=r"no answer of http://.*401 Unauthorized"):
             runpy.run_path(example_called("06_call_api.py"), run_name="__main__")
         runpy.run_path(example_called("07_line_pc.py"), run_name="__main__")
         service.shutdown()
+    assert asked == {"/analyze"}  # a slash at the end of the address is one
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8
     assert all(line.startswith("review (") and "401 Unauthorized" in line for line in lines)
+
+
+def test_other_thresholds_show_a_tile_in_the_review_band(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runpy.run_path(example_called("03_decide.py"), run_name="__main__")
+    assert "that a person looks at: review" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["abc", "0", "-1", "1.5"])
+def test_bench_example_refuses_rounds_that_are_no_number_of_turns(
+    word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["04_bench.py", word])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(example_called("04_bench.py"), run_name="__main__")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("04_bench.py: error: ")
+    assert word in last
+
+
+@pytest.mark.parametrize("word", ["x", "0", "-3", "1.5"])
+def test_web_example_refuses_tiles_that_are_no_number_of_tiles(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TILES", word)
+    with pytest.raises(SystemExit, match=f"TILES={word}: expected a whole number, at least 1"):
+        runpy.run_path(example_called("05_stream_web.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(("url", "reason"), [("foo", "missing an 'http"), ("http://[::1", "port")])
+def test_client_says_of_an_address_that_is_none_what_is_wrong(
+    url: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("httpx")
+    monkeypatch.setenv("URL", url)
+    with pytest.raises(SystemExit, match=f"no answer of .*{reason}"):
+        runpy.run_path(example_called("06_call_api.py"), run_name="__main__")
+
+
+def test_mqtt_example_refuses_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("paho.mqtt.client")
+    monkeypatch.setenv("BROKER", "foo")
+    with pytest.raises(SystemExit, match="foo is no address of a receiver"):
+        runpy.run_path(example_called("09_mqtt.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("05_stream_web.py", "TILES"), ("06_call_api.py", "URL"), ("07_line_pc.py", "URL"),
+     ("09_mqtt.py", "BROKER")],
+)  # fmt: skip
+def test_example_takes_an_empty_variable_as_unset(
+    name: str, variable: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in {"URL": ("httpx", "uvicorn"), "BROKER": ("amqtt", "paho.mqtt.client")}.get(
+        variable, ()
+    ):
+        pytest.importorskip(module)
+    monkeypatch.setenv(variable, "")
+    runpy.run_path(example_called(name), run_name="__main__")
+    assert "review (" not in capsys.readouterr().out
+
+
+def test_mqtt_example_leaves_nothing_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("amqtt")
+    pytest.importorskip("paho.mqtt.client")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    runpy.run_path(example_called("09_mqtt.py"), run_name="__main__")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mqtt_example_without_the_broker_it_begins_names_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("BROKER", raising=False)
+    monkeypatch.setitem(sys.modules, "amqtt.scripts", None)
+    with pytest.raises(ModuleNotFoundError, match="amqtt"):
+        runpy.run_path(example_called("09_mqtt.py"), run_name="__main__")
 
 
 def test_broker_of_the_mqtt_example_ends_where_the_example_fails(

@@ -109,6 +109,42 @@ def test_whole_run_with_a_step_that_fails_says_which_and_where(
     assert "data failed, exit code 2" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--seeds", "0", "0"), "different whole numbers, at least 0, got 0 0"),
+        (("--seeds", "1", "-1"), "at least 0, got 1 -1"),
+        (("--parallel", "-1"), "--parallel: expected at least 0, got -1"),
+        (("--minutes", "0"), "--minutes: expected more than 0, got 0.0"),
+        (("--minutes", "nan"), "--minutes: expected more than 0, got nan"),
+    ],
+)
+def test_whole_run_refuses_numbers_that_say_nothing_before_it_begins(
+    more: tuple[str, ...],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        whole_run(monkeypatch, *more)
+    assert reason in capsys.readouterr().err
+    assert not Path("whole").exists()
+
+
+def test_whole_run_says_what_is_wrong_with_parameters_folder_and_record(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert whole_run(monkeypatch, "--set", "train.epochs=abc") == 2
+    assert "train.epochs: expected int" in capsys.readouterr().err
+    Path("taken").touch()
+    assert whole_run(monkeypatch, "--out", "taken") == 2
+    assert "taken" in capsys.readouterr().err
+    Path("whole").mkdir()
+    Path("whole/steps.json").write_text("{", encoding="utf-8")
+    assert whole_run(monkeypatch) == 2
+    assert "steps.json is damaged: remove it" in capsys.readouterr().err
+
+
 @pytest.mark.endurance
 def test_whole_run_in_calls_of_half_a_minute_comes_to_its_end(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), *WORDS, "--parallel", "2", "--minutes", "0.5"]

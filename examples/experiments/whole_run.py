@@ -30,7 +30,7 @@ import torch
 
 from magtiles_seg import pipeline
 from magtiles_seg.config import load_params
-from magtiles_seg.errors import MagtilesError
+from magtiles_seg.errors import DataError, MagtilesError
 from magtiles_seg.evaluate.folds import repeat
 from magtiles_seg.files import write_json
 from magtiles_seg.infer.backends.base import available_cores
@@ -64,7 +64,12 @@ class Whole:
     """The plan of a run, what of it is done, and its processes."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        """Read what `OUT` holds of an earlier call."""
+        """Read what `OUT` holds of an earlier call.
+
+        Raises:
+            ConfigError: Of `--set` or params.yaml.
+            DataError: The list of what is done is damaged.
+        """
         self.out: Path = arguments.out
         sets = [f"data_load.source={arguments.source}", f"data_load.directory={self.out / 'data'}"]
         self.sets = [word for one in [*sets, *arguments.set] for word in ("--set", one)]
@@ -78,8 +83,7 @@ class Whole:
         self.processes = Processes()
         self._record = self.out / "steps.json"
         self._lock = threading.Lock()
-        known = self._record.is_file()
-        self.done: dict[str, Any] = json.loads(self._record.read_text()) if known else {}
+        self.done = _done(self._record)
 
     def stages(self) -> Iterator[list[Step]]:
         """Yield the steps; those of a list stand side by side, and need the lists before."""
@@ -217,8 +221,17 @@ class Whole:
         return ended
 
 
-def main() -> int:
-    """Go as far as the time allows."""
+def _done(record: Path) -> dict[str, Any]:
+    try:
+        done: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DataError(f"{record} is damaged: remove it, and every step is done again") from error
+    return done
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -226,15 +239,31 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/whole"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--minutes", type=float, help="stop after so long, to go on next time")
-    parser.add_argument("--parallel", type=int, default=0, help="steps at a time")
+    parser.add_argument(
+        "--parallel", type=int, default=0, help="steps at a time (0: as many as fit)"
+    )
     parser.add_argument("--set", action="append", default=["evaluate.recall=0.9"])
     arguments = parser.parse_args()
-    if len({*arguments.seeds}) < len(arguments.seeds):
-        parser.error(f"--seeds names one twice: {arguments.seeds}")
-    if min(arguments.seeds) < 0 or arguments.parallel < 0:
-        parser.error("--seeds and --parallel are 0 or more")
-    whole = Whole(arguments)
-    (whole.out / "logs").mkdir(parents=True, exist_ok=True)
+    seeds, minutes = arguments.seeds, arguments.minutes
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        named = " ".join(map(str, seeds))
+        parser.error(f"--seeds: expected different whole numbers, at least 0, got {named}")
+    if arguments.parallel < 0:
+        parser.error(f"--parallel: expected at least 0, got {arguments.parallel}")
+    if minutes is not None and not 0 < minutes < threading.TIMEOUT_MAX / 60:
+        parser.error(f"--minutes: expected more than 0, got {minutes}")
+    return arguments
+
+
+def main() -> int:
+    """Go as far as the time allows."""
+    arguments = _arguments()
+    try:
+        whole = Whole(arguments)
+        (whole.out / "logs").mkdir(parents=True, exist_ok=True)
+    except (MagtilesError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
     clock = threading.Timer((arguments.minutes or 0) * 60, whole.processes.stop)
     clock.daemon = True
     if arguments.minutes is not None:

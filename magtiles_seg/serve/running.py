@@ -150,14 +150,14 @@ def local_service(url: str | None = None) -> Iterator[str]:
     """Give the address of a running service, or of one in this process for as long as it is used.
 
     Args:
-        url: Address of a running one; None starts one on a free port.
+        url: Address of a running one; None, or an empty one, starts one on a free port.
 
     Example:
         >>> with local_service() as url:
         ...     httpx.post(f"{url}/analyze", files={"image": picture})
     """
-    if url is not None:
-        yield url
+    if url:
+        yield url.rstrip("/")
         return
     from magtiles_seg.serve.app import create_app
 
