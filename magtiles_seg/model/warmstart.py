@@ -177,7 +177,8 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     }
     for node in model.graph.node:  # several may share a bias of equal values
         if node.op_type == "Conv" and len(node.input) == 3:
-            weights[f"{_own_name(node.input[1])}_bias"] = weights[_own_name(node.input[2])]
+            name, bias = _own_name(node.input[1]), weights[_own_name(node.input[2])]
+            weights[f"{name}_bias"] = weights[f"{name.removesuffix('weight')}bias"] = bias
     return weights, card
 
 
