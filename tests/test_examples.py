@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from magtiles_seg.dataset.synthetic import write_dataset
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
@@ -186,6 +189,25 @@ def test_notebook_runs_from_top_to_bottom_and_is_kept_without_outputs() -> None:
     assert not any(cell.outputs for cell in code)
     nbclient.NotebookClient(notebook, timeout=120).execute()
     assert all(cell.outputs for cell in code)
+
+
+def test_notebook_shows_exposures_whose_heights_differ_as_the_public_ones_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write_uneven(folder: Path, *, tiles: int, seed: int) -> None:
+        write_dataset(folder, tiles=tiles, seed=seed)
+        for path in folder.rglob("exp2_*"):  # picture and mask
+            with Image.open(path) as picture:
+                shorter = picture.crop((0, 0, picture.width, picture.height - 1))
+            shorter.save(path)
+
+    monkeypatch.setattr("magtiles_seg.dataset.synthetic.write_dataset", write_uneven)
+    notebook = json.loads(EXAMPLES[0].with_name("explore.ipynb").read_text(encoding="utf-8"))
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    namespace: dict[str, Any] = {}
+    for source in code:
+        exec(source, namespace)  # a cell
+    assert namespace["result"].verdict in {"accept", "review", "reject"}
 
 
 def test_demo_finds_the_drawn_defect_and_rejects_the_tile(
