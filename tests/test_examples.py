@@ -180,6 +180,24 @@ def test_example_is_numbered_explained_and_at_most_40_lines(example: Path) -> No
     assert len(lines) <= 40
 
 
+def test_web_page_of_a_model_that_is_none_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = EXAMPLES[0].parent / "web" / "build.py"
+    web = tmp_path / "web"  # with a runtime that need not be fetched
+    runtime = web / "node_modules" / "onnxruntime-web"
+    web.mkdir()
+    (web / "build.py").write_bytes(build.read_bytes())
+    for reason in ("npm ci", "no model file at nowhere.onnx"):
+        monkeypatch.setattr(sys, "argv", ["build.py", "page", "--model", "nowhere.onnx"])
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(web / "build.py"), run_name="__main__")
+        assert reason in capsys.readouterr().err
+        assert not Path("page").exists()
+        runtime.mkdir(parents=True, exist_ok=True)
+        (runtime / "package.json").write_text('{"version": "1"}', encoding="utf-8")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own packages
 def test_notebook_runs_from_top_to_bottom_and_is_kept_without_outputs() -> None:
     pytest.importorskip("ipykernel")
