@@ -19,7 +19,7 @@ file_path = Path("out/tile.jpg")
 file_path.parent.mkdir(exist_ok=True)
 cv2.imwrite(str(file_path), synthetic_tile(seed=3, defect="blowhole", exposure=3).image)
 
-with local_service(os.environ.get("URL") or None) as service, file_path.open("rb") as file:
+with local_service(os.environ.get("URL")) as service, file_path.open("rb") as file:
     files = {"image": (str(file_path), file, "image/jpeg")}
     try:
         response = httpx.post(f"{service}/analyze", files=files, timeout=30).raise_for_status()

@@ -33,5 +33,5 @@ async def main(service: str) -> None:
         print(verdict if isinstance(verdict, str) else f"review ({verdict!r})")
 
 
-with local_service(os.environ.get("URL") or None) as address:
+with local_service(os.environ.get("URL")) as address:
     asyncio.run(main(address))

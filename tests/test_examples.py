@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from magtiles_seg.dataset.synthetic import write_dataset
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
@@ -177,6 +180,24 @@ def test_example_is_numbered_explained_and_at_most_40_lines(example: Path) -> No
     assert len(lines) <= 40
 
 
+def test_web_page_of_a_model_that_is_none_is_refused_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = EXAMPLES[0].parent / "web" / "build.py"
+    web = tmp_path / "web"  # with a runtime that need not be fetched
+    runtime = web / "node_modules" / "onnxruntime-web"
+    web.mkdir()
+    (web / "build.py").write_bytes(build.read_bytes())
+    for reason in ("npm ci", "no model file at nowhere.onnx"):
+        monkeypatch.setattr(sys, "argv", ["build.py", "page", "--model", "nowhere.onnx"])
+        with pytest.raises(SystemExit, match="2"):
+            runpy.run_path(str(web / "build.py"), run_name="__main__")
+        assert reason in capsys.readouterr().err
+        assert not Path("page").exists()
+        runtime.mkdir(parents=True, exist_ok=True)
+        (runtime / "package.json").write_text('{"version": "1"}', encoding="utf-8")
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Jupyter's own packages
 def test_notebook_runs_from_top_to_bottom_and_is_kept_without_outputs() -> None:
     pytest.importorskip("ipykernel")
@@ -186,6 +207,25 @@ def test_notebook_runs_from_top_to_bottom_and_is_kept_without_outputs() -> None:
     assert not any(cell.outputs for cell in code)
     nbclient.NotebookClient(notebook, timeout=120).execute()
     assert all(cell.outputs for cell in code)
+
+
+def test_notebook_shows_exposures_whose_heights_differ_as_the_public_ones_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def write_uneven(folder: Path, *, tiles: int, seed: int) -> None:
+        write_dataset(folder, tiles=tiles, seed=seed)
+        for path in folder.rglob("exp2_*"):  # picture and mask
+            with Image.open(path) as picture:
+                shorter = picture.crop((0, 0, picture.width, picture.height - 1))
+            shorter.save(path)
+
+    monkeypatch.setattr("magtiles_seg.dataset.synthetic.write_dataset", write_uneven)
+    notebook = json.loads(EXAMPLES[0].with_name("explore.ipynb").read_text(encoding="utf-8"))
+    code = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    namespace: dict[str, Any] = {}
+    for source in code:
+        exec(source, namespace)  # a cell
+    assert namespace["result"].verdict in {"accept", "review", "reject"}
 
 
 def test_demo_finds_the_drawn_defect_and_rejects_the_tile(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from magtiles_seg.evaluate.compare import read_pictures
+from magtiles_seg.errors import ConfigError, DataError, MagtilesError
+from magtiles_seg.evaluate.compare import read_pictures_of
 from magtiles_seg.evaluate.metrics import iou
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import estimate
@@ -36,18 +38,28 @@ COLUMNS = {
 }
 
 
-def main() -> None:
+def main() -> int:
     """Print the table, a row for each variant."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("pictures", type=Path, help="pictures.csv of `evaluate --folds … --out`")
     parser.add_argument(
         "--leaked", nargs="*", default=[], help="places whose neighbour was trained"
     )
     parser.add_argument("--published", type=Path, help="image_data.json of the repository")
-    arguments = parser.parse_args()
-    records = _grouped(read_pictures(arguments.pictures.read_text(encoding="utf-8")))
+    try:
+        _print_table(parser.parse_args())
+    except (MagtilesError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _print_table(arguments: argparse.Namespace) -> None:
+    records = _grouped(read_pictures_of(arguments.pictures))
+    if unknown := set(arguments.leaked) - {_place(name) for name in records.ids}:
+        raise ConfigError(f"--leaked: no scored picture is of {', '.join(sorted(unknown))}")
     leaked = np.array([_place(name) in arguments.leaked for name in records.ids])
     after, before = _suspects(records)
     variants = {
@@ -57,8 +69,10 @@ def main() -> None:
         "and without those of the day before": ~leaked & ~after & ~before,
     }
     if arguments.published:
-        tested = _published(arguments.published)
-        variants["the authors' test pictures"] = np.isin(records.ids, tested)
+        tested = np.isin(records.ids, _published(arguments.published))
+        if not tested.any():
+            raise DataError(f"{arguments.published}: none of its test pictures is a scored one")
+        variants["the authors' test pictures"] = tested
     print(f"| | pictures | sound | {' | '.join(COLUMNS.values())} | mean IoU of labelled ones |")
     print(f"|---|{'---:|' * (len(COLUMNS) + 3)}")
     for name, kept in variants.items():
@@ -77,12 +91,17 @@ def _row(name: str, records: Records) -> str:
 
 
 def _grouped(records: Records) -> Records:
-    """Return the records under one group for each centimetre of the screw, or spindle."""
-    found = [GROUP.search(name) for name in records.ids]
-    others = [name for name, match in zip(records.ids, found, strict=True) if not match]
-    if others:
-        raise SystemExit(f"not named as BSData's: {len(others)}, such as {others[0]}")
-    names = ["".join(filter(None, match.groups())) for match in found if match]
+    """Return the records under one group for each centimetre of the screw, or spindle.
+
+    Raises:
+        DataError: A name tells no place: it is no picture of BSData.
+    """
+    found = [(name, GROUP.search(name)) for name in records.ids]
+    if strange := [name for name, match in found if not match]:
+        raise DataError(
+            f"{len(strange)} of {len(found)} pictures have no name of BSData, such as {strange[0]}"
+        )
+    names = ["".join(filter(None, match.groups())) for _, match in found if match]
     return replace(records, group=np.unique(names, return_inverse=True)[1].astype(np.int64))
 
 
@@ -104,8 +123,11 @@ def _suspects(records: Records) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 
 def _published(path: Path) -> list[str]:
-    listed = json.loads(path.read_text(encoding="utf-8"))["images"]
-    return [Path(one["filename"]).stem for one in listed if one["train_test_split"] == "test"]
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))["images"]
+        return [Path(one["filename"]).stem for one in listed if one["train_test_split"] == "test"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no image_data.json of BSData: {error!r}") from error
 
 
 def _place(name: str) -> str:
@@ -119,4 +141,4 @@ def _time(name: str) -> datetime | None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,19 +27,35 @@ from numpy.typing import NDArray
 
 from magtiles_seg.config import load_params
 from magtiles_seg.dataset import Sample, find_samples, make_split
+from magtiles_seg.errors import DataError, MagtilesError
 from magtiles_seg.evaluate import compare, metrics
 from magtiles_seg.evaluate.report import evaluate
 from magtiles_seg.evaluate.scoring import Records
+from magtiles_seg.files import write_json
 from magtiles_seg.infer import Segmenter
 from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.model.bundled import BUNDLED_MODEL
 from magtiles_seg.train.loop import train
 
 
-def main() -> None:
+def main() -> int:
     """Run one of the experiments, print its figures and write them as OUT/figures.json."""
+    arguments = _arguments()
+    try:
+        samples = find_samples(arguments.data, labels=arguments.labels)
+        run = new_class if arguments.experiment == "new-class" else few
+        figures = run(arguments, list(samples), arguments.labels)
+        write_json(arguments.out / "figures.json", figures)
+    except (MagtilesError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(figures, indent=2))
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("experiment", choices=("new-class", "few"))
     parser.add_argument("data", type=Path)
@@ -50,18 +67,21 @@ def main() -> None:
     parser.add_argument("--tune", nargs="*", default=[], metavar="train.KEY=VALUE")
     parser.add_argument("--test", type=int, default=150, help="pictures to score, at most")
     arguments = parser.parse_args()
-    labels = tuple(arguments.labels.split(",")) if arguments.labels else LABELS
+    arguments.labels = tuple(arguments.labels.split(",")) if arguments.labels else LABELS
+    counts = arguments.count
+    if any(count < 2 or count % 2 for count in counts) or len(set(counts)) < len(counts):
+        named = " ".join(map(str, counts))
+        parser.error(f"--count: half are sound: expected different even numbers, got {named}")
+    if arguments.test < 2:
+        parser.error(f"--test: expected at least 2, got {arguments.test}")
+    if arguments.experiment == "few" and (arguments.old or arguments.start):
+        parser.error("--old and --start are of new-class; few trains the bundled model on alone")
     if arguments.experiment == "new-class":
-        if arguments.old is None:
+        if not arguments.old:
             parser.error("new-class needs --old, the data set that the model was trained on")
-        if labels[: len(LABELS)] != LABELS:
-            parser.error(f"--labels must begin with those of the model, {','.join(LABELS)}")
-    samples = find_samples(arguments.data, labels=labels)
-    run = new_class if arguments.experiment == "new-class" else few
-    figures = run(arguments, list(samples), labels)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+        if arguments.labels[: len(LABELS)] != LABELS:
+            parser.error(f"--labels: expected {','.join(LABELS)} first, then the new classes")
+    return arguments
 
 
 def new_class(
@@ -179,10 +199,20 @@ def _some(samples: list[Sample], most: int) -> list[Sample]:
 
 
 def _half_sound(pool: list[Sample], count: int) -> list[Sample]:
-    """Return pictures of as many groups as can be, half of them sound."""
+    """Return pictures of as many groups as can be, half of them sound.
+
+    Raises:
+        DataError: There are not so many.
+    """
     chosen: list[Sample] = []
     for wants_sound in (False, True):
         fitting = [sample for sample in pool if (sample.label == FREE) == wants_sound]
+        if len(fitting) < count // 2:
+            what = "sound" if wants_sound else "defective"
+            raise DataError(
+                f"--count {count}: expected {count // 2} {what} pictures to choose, "
+                f"got {len(fitting)}"
+            )
         random.Random(0).shuffle(fitting)
         one_each = list({sample.group: sample for sample in fitting}.values())
         rest = [sample for sample in fitting if sample not in one_each]
@@ -191,4 +221,4 @@ def _half_sound(pool: list[Sample], count: int) -> list[Sample]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

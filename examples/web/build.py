@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from magtiles_seg.dataset.synthetic import synthetic_tile
-from magtiles_seg.errors import BackendUnavailableError
+from magtiles_seg.errors import BackendUnavailableError, MagtilesError
 from magtiles_seg.files import encode_png, sha256_of
 from magtiles_seg.infer.backends.base import read_model
 from magtiles_seg.infer.backends.ort import OrtBackend
@@ -49,13 +49,14 @@ def build(out: Path, model: Path = BUNDLED_MODEL) -> None:
         raise BackendUnavailableError("onnxruntime-web is not here: npm ci --prefix examples/web")
     version = json.loads((_RUNTIME / "package.json").read_text(encoding="utf-8"))["version"]
     runtime = f"ort-{version}"
+    content, about = read_model(model), _about(model, runtime)  # before anything is written
     (out / runtime).mkdir(parents=True, exist_ok=True)
     for name in (*_CPU, *_GPU):
         shutil.copyfile(_RUNTIME / "dist" / name, out / runtime / name)
     for name in (*PAGE, "sw.js"):
         shutil.copyfile(WEB / name, out / name)
-    (out / "model.onnx").write_bytes(read_model(model))
-    (out / "model.json").write_text(_about(model, runtime), encoding="utf-8")
+    (out / "model.onnx").write_bytes(content)
+    (out / "model.json").write_text(about, encoding="utf-8")
     example = synthetic_tile(3, defect="blowhole", exposure=3).image
     (out / "example.png").write_bytes(encode_png(example))
     _write_files(out, [*PAGE, "model.onnx", "model.json", "example.png",
@@ -96,5 +97,8 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, nargs="?", default=Path("site/web"))
     parser.add_argument("--model", type=Path, default=BUNDLED_MODEL)
     words = parser.parse_args()
-    build(words.out, words.model)
+    try:
+        build(words.out, words.model)
+    except (MagtilesError, OSError) as error:
+        parser.error(str(error))
     print(f"{words.out}: to look at it, python -m http.server --directory {words.out}")
