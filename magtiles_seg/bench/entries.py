@@ -269,7 +269,14 @@ def enter_gemm() -> Entry:
 
 
 def network_gflop(architecture: str, labels: tuple[str, ...], case: Case) -> float | None:
-    """Return the 10^9 operations of a network's convolutions; None if it cannot be built here."""
+    """Return the 10^9 operations of a network's convolutions.
+
+    None if it cannot be built here, or joins two of a kind: a file computes layers that they share
+    once, and how many these are its card does not tell.
+    """
+    names = architecture.split("+")
+    if len({*names}) < len(names):
+        return None
     try:
         torch, fresh_graph = _torch_parts()
         with torch.device("meta"):
