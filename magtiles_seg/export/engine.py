@@ -198,7 +198,8 @@ def build_engine(
     """Compile a model.
 
     Args:
-        onnx_bytes: A model file of this package, already in the precision that is wanted.
+        onnx_bytes: A model file of this package, already in the precision that is wanted; weights
+            that are stored in 8 bits are to be widened, see `magtiles_seg.model.stored`.
         recipe: Shapes, memory and options.
         flavour: `"tensorrt"` or `"rtx"`.
         compute_capabilities: Targets of `"rtx"`, as `("SM86", "SM120")`; empty: the recipe's.

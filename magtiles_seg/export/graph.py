@@ -26,7 +26,7 @@ from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.manifest import Manifest, manifest_path
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.checkpoint import load_checkpoint
-from magtiles_seg.model.ensemble import Network
+from magtiles_seg.model.ensemble import Ensemble, Network
 from magtiles_seg.model.stored import compact
 
 __all__ = [
@@ -140,7 +140,8 @@ def build_onnx(network: Network, card: ModelCard, *, precision: str = "fp16") ->
         raise ConfigError(f"unknown precision {precision!r}: expected one of {PRECISIONS}")
     image = torch.zeros(2, 75, 107, dtype=torch.uint8)  # No multiple of a stride, so that it pads.
     graph = InferenceGraph(_with_clips(network))
-    model = trace(graph, image, ["probability", "classes"], least_px=32)
+    share = isinstance(network, Ensemble)
+    model = trace(graph, image, ["probability", "classes"], least_px=32, share=share)
     if precision == "fp16":
         compact(model)
     domains = {node.domain for node in model.graph.node} - {""}
@@ -212,7 +213,13 @@ def _with_clips(network: Network) -> Network:
 
 
 def trace(
-    graph: nn.Module, image: Tensor, outputs: Sequence[str], *, least_px: int, step_px: int = 1
+    graph: nn.Module,
+    image: Tensor,
+    outputs: Sequence[str],
+    *,
+    least_px: int,
+    step_px: int = 1,
+    share: bool = False,
 ) -> onnx.ModelProto:
     """Return a module as a graph whose batch, height and width are dynamic.
 
@@ -222,6 +229,7 @@ def trace(
         outputs: Their names.
         least_px: Smallest side.
         step_px: What sides are multiples of.
+        share: Whether what parts of it compute alike is computed once; one name of weights is left.
     """
     dim = torch.export.Dim
     sides = [dim(name, min=least_px // step_px) for name in ("height", "width")]
@@ -242,7 +250,8 @@ def trace(
         raise ModelError(
             "torch.onnx.export returned no program: check the versions of torch and onnxscript"
         )
-    _share(program.model)
+    if share:
+        _share(program.model)
     model: onnx.ModelProto = program.model_proto
     _tidy(model)
     return model

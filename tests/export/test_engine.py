@@ -21,7 +21,7 @@ TARGETS = ("SM75", "SM80", "SM86", "SM89", "SM120")
 
 @pytest.fixture(scope="module")
 def onnx_bytes() -> bytes:
-    return BUNDLED_MODEL.read_bytes()
+    return convert(BUNDLED_MODEL.read_bytes(), "fp32")
 
 
 @pytest.fixture
