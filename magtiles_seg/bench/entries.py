@@ -18,6 +18,7 @@ from magtiles_seg.infer.backends.base import check_threads
 from magtiles_seg.infer.backends.onnxfile import precision_of, read_onnx
 from magtiles_seg.infer.backends.vendor import import_onnxruntime
 from magtiles_seg.infer.segmenter import Segmenter
+from magtiles_seg.model.card import JOINT
 
 if TYPE_CHECKING:
     from magtiles_seg.infer.backends import Backend, BackendSpec
@@ -274,7 +275,7 @@ def network_gflop(architecture: str, labels: tuple[str, ...], case: Case) -> flo
     None if it cannot be built here, or joins two of a kind: a file computes layers that they share
     once, and how many these are its card does not tell.
     """
-    names = architecture.split("+")
+    names = architecture.split(JOINT)
     if len({*names}) < len(names):
         return None
     try:

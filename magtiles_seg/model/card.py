@@ -25,6 +25,9 @@ SCHEMA_VERSION = 1
 CARD_KEY = "magtiles_seg.card"
 """Metadata key under which a model file carries its card."""
 
+JOINT = "+"
+"""Between the members' architectures in an ensemble's own: `lite0+small`."""
+
 SEAL_KEY = "magtiles_seg.sha256"
 """Metadata key of an ONNX file's own SHA-256, taken with these 64 digits as zeros."""
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.files import write
 from magtiles_seg.jsontext import parse_json
-from magtiles_seg.model.ensemble import JOINT, Ensemble, Member, Network, members_of
+from magtiles_seg.model.card import JOINT
+from magtiles_seg.model.ensemble import Ensemble, Member, Network, members_of
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.model.patch_network import PATCHES, PatchNetwork
 

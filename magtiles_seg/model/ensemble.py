@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.model.card import JOINT
 from magtiles_seg.model.network import SegmentationNetwork
 from magtiles_seg.model.patch_network import PatchNetwork
-
-JOINT = "+"
-"""Between the members' architectures in an ensemble's own: `lite0+small`."""
 
 _LEAST_SHARE = 1e-6
 """Of a logit; a smaller part is lost in float32."""

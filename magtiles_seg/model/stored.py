@@ -12,15 +12,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from magtiles_seg.model.rounding import EXACT_FRACTION, as_codes
+
 _FLOAT, _FP16, _INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
 _FP16_MAX = float(np.finfo(np.float16).max)
-
-EXACT_FRACTION = 0.06
-"""Share of the weights that stay fp32, smallest tensors first: the first layers, depthwise filters
-and biases, whose rounding moves the answers ten times more than that of all the others."""
-
-MOST_CODE = 127
-"""Of a weight in 8 bits: a whole number of steps, of which the largest of a channel has so many."""
 
 _NEAR = 1e-3  # of a step: what folding batch norm in fp32 leaves of a weight of 8 bits
 
@@ -55,23 +50,6 @@ def compact(model: onnx.ModelProto) -> None:
     nodes = [*widening, *graph.node]
     graph.ClearField("node")
     graph.node.extend(nodes)
-
-
-def as_codes(
-    weight: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return a weight in 8 bits.
-
-    Args:
-        weight: (C, ...), a channel's values along the first axis.
-
-    Returns:
-        codes: Of the same shape, whole numbers in -127..127.
-        steps: (C, 1, ...), by which a channel's codes are multiplied.
-    """
-    steps = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), keepdims=True) / MOST_CODE
-    steps = np.where(steps > 0, steps, 1).astype(np.float32)
-    return np.rint(weight / steps).astype(np.float32), steps
 
 
 def widen(model: onnx.ModelProto) -> None:

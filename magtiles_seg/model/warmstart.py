@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from magtiles_seg.errors import BackendUnavailableError, ModelError
-from magtiles_seg.model.card import CARD_KEY, ModelCard, check_seal
+from magtiles_seg.model.card import CARD_KEY, JOINT, ModelCard, check_seal
 from magtiles_seg.model.checkpoint import member_tensors, present_name, read_tensors
-from magtiles_seg.model.ensemble import JOINT
 from magtiles_seg.model.network import SegmentationNetwork
 
 _SIDE_PX = 224
@@ -87,8 +86,7 @@ def has_patches(path: str | os.PathLike[str], architecture: str) -> bool:
         FileNotFoundError, ModelError, BackendUnavailableError: As `start_from`.
     """
     path = Path(path)
-    is_onnx = path.suffix.lower() == ".onnx"
-    if is_onnx:
+    if path.suffix.lower() == ".onnx":
         weights, card = _onnx_weights(path)
         said = card.architecture
     else:

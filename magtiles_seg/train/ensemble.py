@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.model.card import JOINT
 from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors, save_checkpoint
-from magtiles_seg.model.ensemble import JOINT, Ensemble, Member
+from magtiles_seg.model.ensemble import Ensemble, Member
 from magtiles_seg.model.rounding import round_weights
 from magtiles_seg.progress import note
 from magtiles_seg.train.state import CHECKPOINT, STATE, parts_known_to

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,11 @@ def test_ensemble_verb_joins_runs_and_takes_the_split_along(
     assert (tmp_path / "both" / "split.json").read_text(encoding="utf-8") == "{}"
     assert main([*words, "--shares", "1"]) == 2
     assert "expected a share for each of 2, got 1" in capsys.readouterr().err
+
+
+def test_ensemble_needs_no_more_than_training_does() -> None:
+    code = "import sys; sys.modules['onnx'] = None; import magtiles_seg.train.ensemble"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_ensemble_that_cannot_be_is_refused(
