@@ -269,6 +269,10 @@ def enter_gemm() -> Entry:
     )
 
 
+_TRUNKS = {"patches": "lite0"}
+"""Whose frozen layers a network has, where it is not named for them."""
+
+
 def network_gflop(architecture: str, labels: tuple[str, ...], case: Case) -> float | None:
     """Return the 10^9 operations of a network's convolutions.
 
@@ -276,7 +280,7 @@ def network_gflop(architecture: str, labels: tuple[str, ...], case: Case) -> flo
     once, and how many these are its card does not tell.
     """
     names = architecture.split(JOINT)
-    if len({*names}) < len(names):
+    if len({_TRUNKS.get(name, name) for name in names}) < len(names):
         return None
     try:
         torch, fresh_graph = _torch_parts()

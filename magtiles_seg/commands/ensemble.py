@@ -54,6 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
     options.check_output(arguments.out)
     shares = arguments.shares or [1.0] * len(arguments.runs)
     joined = ensemble.join(arguments.runs, arguments.out, shares=shares, rounded=arguments.round)
-    parts = ", ".join(f"{share:.0%}" for share in joined.shares.tolist())
+    parts = ", ".join(f"{100 * share:.3g}%" for share in joined.shares.tolist())
     print(f"{arguments.out}: {joined.architecture}, with shares of {parts}")
     return options.ACCEPTED

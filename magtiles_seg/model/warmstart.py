@@ -93,7 +93,7 @@ def has_patches(path: str | os.PathLike[str], architecture: str) -> bool:
         weights, meta = read_tensors(path)
         said = str(meta.get("architecture"))
     weights, _ = _one_member(weights, said, architecture)
-    return any(name.startswith(_PATCHES) for name in weights)
+    return any(name.startswith(_PATCHES) and not name.startswith(_ENCODER) for name in weights)
 
 
 def _one_member(
@@ -110,7 +110,18 @@ def _one_member(
     if len(names) == 1:
         return weights, architecture
     index = names.index(wanted) if wanted in names else 0
-    return member_tensors(weights, index), names[index]
+    own = member_tensors(weights, index)
+    return {**_shared(weights, index, own), **own}, names[index]
+
+
+def _shared(weights: dict[str, Tensor], index: int, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the frozen weights that a file holds once, under an earlier member's name."""
+    return {
+        name: tensor
+        for earlier in range(index)
+        for name, tensor in member_tensors(weights, earlier).items()
+        if name.startswith(_ENCODER) and f"{name.rpartition('.')[0]}.weight" not in own
+    }
 
 
 def training_of(path: str | os.PathLike[str]) -> dict[str, Any]:

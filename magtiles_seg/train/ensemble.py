@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def join(
     _refuse_to_lose(out_dir, split)
     loaded = [_load_member(path) for path in paths]
     ensemble = Ensemble([network for network, _ in loaded], shares)
-    said = [dict(meta.get("training", {})) for _, meta in loaded]
+    said = [_said(meta) for _, meta in loaded]
     training = {
         **{key: said[0][key] for key in _KEPT if key in said[0]},
         "architecture": ensemble.architecture,
@@ -65,7 +65,7 @@ def join(
         round_weights(ensemble)
         training["weight_bits"] = 8
     out_dir.mkdir(parents=True, exist_ok=True)
-    _note_other_splits(folders, [one.get("training_sha256") for one in said])
+    _note_other_training(folders, said)
     if split.is_file():
         shutil.copyfile(split, out_dir / _SPLIT)
     meta = {"training": training, "git_revision": loaded[0][1].get("git_revision", "")}
@@ -80,13 +80,24 @@ def _load_member(path: Path) -> tuple[Member, dict[str, Any]]:
     return network, meta
 
 
-def _note_other_splits(folders: Sequence[Path], parts: Sequence[str | None]) -> None:
-    """Say which members were trained on other pictures than the first."""
-    for folder, part in zip(folders, parts, strict=True):
-        if part != parts[0]:
+def _said(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says of its training, and of the calibration within its weights."""
+    said = dict(meta.get("training", {}))
+    return {**said, "calibration": meta["calibration"]} if meta.get("calibration") else said
+
+
+def _note_other_training(folders: Sequence[Path], said: Sequence[Mapping[str, Any]]) -> None:
+    """Say which members were trained on other pictures than the first, or by another protocol."""
+    for folder, one in zip(folders, said, strict=True):
+        if one.get("training_sha256") != said[0].get("training_sha256"):
             note(
                 f"{folder} was trained on other pictures than {folders[0]}, and may know its test "
                 "tiles: figures on that split are of no protocol"
+            )
+        if one.get("protocol") != said[0].get("protocol"):
+            note(
+                f"{folder} was trained by protocol {one.get('protocol')}, and {folders[0]} by "
+                f"{said[0].get('protocol')}: a picture may not have the size that both know"
             )
 
 

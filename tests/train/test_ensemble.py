@@ -24,6 +24,7 @@ from magtiles_seg.model.checkpoint import (
     save_checkpoint,
 )
 from magtiles_seg.model.network import build_network
+from magtiles_seg.model.patch_network import PatchNetwork
 from magtiles_seg.model.stored import widen
 from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train.ensemble import join
@@ -100,6 +101,7 @@ def test_ensemble_exported_answers_as_its_checkpoint(joined: Path, tmp_path: Pat
     start_from(started, path, list(ODD))
     assert has_patches(path, "lite0")
     assert not has_patches(path, "nano")
+    assert not has_patches(path, "small")
 
 
 def test_ensemble_rounded_loses_nothing_by_storage_in_8_bits(
@@ -143,6 +145,43 @@ def test_exported_ensemble_computes_common_frozen_layers_once(
     assert counts[1] <= counts[0] + 1  # the head; an untrained encoder shares more
 
 
+def test_network_started_from_an_exported_ensemble_has_what_an_earlier_member_shares(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    member, meta = load_checkpoint(runs["lite0"] / "model.safetensors")
+    with torch.no_grad():
+        for weight in member.parameters():
+            if weight.requires_grad:
+                weight.mul_(1.5)  # as trained, where the rest is frozen
+    (tmp_path / "lite0").mkdir()
+    save_checkpoint(tmp_path / "lite0" / "model.safetensors", member, meta)
+    before = PatchNetwork(member.labels)
+    known = before.state_dict()
+    frozen = {
+        name: weight
+        for name, weight in member.state_dict().items()
+        if name in known and not name.startswith("class_head")
+    }
+    before.load_state_dict({**known, **frozen})
+    for layer in (before.patches.hidden_fine, before.patches.hidden_coarse, before.patches.answer):
+        layer.reset_parameters()  # it was fitted alone
+    (tmp_path / "patches").mkdir()
+    save_checkpoint(tmp_path / "patches" / "model.safetensors", before, {})
+    join([tmp_path / "patches", tmp_path / "lite0"], tmp_path / "two", shares=[1, 1])
+    path = tmp_path / "two.onnx"
+    export_onnx(tmp_path / "two" / "model.safetensors", path, precision="fp32")
+    assert has_patches(path, "lite0")
+    started = build_network("lite0")
+    started.add_patches()
+    pictures = list(np.random.default_rng(0).integers(0, 256, (2, 224, 224), np.uint8))
+    start_from(started, path, pictures)
+    started.patch_share.fill_(0.25)
+    image = torch.from_numpy(np.stack(pictures))[:, None].float()
+    with torch.inference_mode():
+        found, wanted = (network.eval()(image)[0] for network in (started, member))
+    torch.testing.assert_close(found, wanted, atol=0.01, rtol=0.01)
+
+
 def test_network_started_from_an_ensemble_is_its_member(
     joined: Path, runs: dict[str, Path]
 ) -> None:
@@ -173,6 +212,8 @@ def test_ensemble_verb_joins_runs_and_takes_the_split_along(
     assert main(words) == 0
     assert "nano+small, with shares of 50%, 50%" in capsys.readouterr().out
     assert (tmp_path / "both" / "split.json").read_text(encoding="utf-8") == "{}"
+    assert main([*words, "--shares", "0.998", "0.002"]) == 0
+    assert "with shares of 99.8%, 0.2%" in capsys.readouterr().out
     assert main([*words, "--shares", "1"]) == 2
     assert "expected a share for each of 2, got 1" in capsys.readouterr().err
 
@@ -238,3 +279,21 @@ def test_ensemble_of_members_of_other_splits_says_so(
     shutil.copytree(runs["nano"], again)
     join([runs["nano"], again], tmp_path / "two", shares=[1, 1])
     assert not capsys.readouterr().err
+    network, meta = load_checkpoint(again / "model.safetensors")
+    meta["training"]["protocol"] = "P1"
+    save_checkpoint(again / "model.safetensors", network, meta)
+    join([runs["nano"], again], tmp_path / "two", shares=[1, 1])
+    assert f"{again} was trained by protocol P1, and {runs['nano']} by T" in capsys.readouterr().err
+
+
+def test_ensemble_says_which_of_its_members_was_calibrated(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    calibrated = tmp_path / "calibrated" / "model.safetensors"
+    calibrated.parent.mkdir()
+    calibrate_checkpoint(runs["nano"] / "model.safetensors", calibrated, scale=0.5, bias=-1.0)
+    join([runs["small"], calibrated.parent], tmp_path / "two", shares=[1, 1])
+    card = EagerBackend(tmp_path / "two" / "model.safetensors").spec.card
+    first, second = card.training["members"]
+    assert "calibration" not in first
+    assert second["calibration"] == {"scale": 0.5, "bias": -1.0}
