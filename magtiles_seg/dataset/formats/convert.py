@@ -188,7 +188,14 @@ def rewrite(
 def mapped(reading: Reading, wanted: Wanted) -> Reading:
     """Return a reading whose classes are those that are wanted; what does not fit is a problem."""
     rules = dict(entry.rpartition("=")[::2] for entry in wanted.class_map or ())
-    becomes = {name: _label_of(name, rules, wanted.labels) for name in reading.regions()}
+    names = dict.fromkeys(one.label for picture in reading.pictures for one in picture.regions)
+    becomes = {name: _label_of(name, rules, wanted.labels) for name in names}
+    if reading.of_masks:
+        becomes |= {
+            name: _label_of_value(name, wanted.labels)
+            for name, label in becomes.items()
+            if label is None
+        }
     problems = [*reading.problems, *_unknown(becomes, reading, wanted), *_same_ids(reading)]
     bare = [picture for picture in reading.pictures if not picture.labelled]
     if bare and wanted.unlabelled is None:
@@ -201,6 +208,9 @@ def mapped(reading: Reading, wanted: Wanted) -> Reading:
         for picture in reading.pictures
         if picture.labelled or wanted.unlabelled != "skip"
     ]
+    pictures, emptied = replace(reading, pictures=pictures).kept()
+    hint = f", or map its class to {BACKGROUND} by data_load.class_map"
+    problems += [f"{problem}{hint}" for problem in emptied]
     return replace(reading, pictures=pictures, problems=problems)
 
 
@@ -216,8 +226,11 @@ def _label_of(name: str, rules: Mapping[str, str], labels: Sequence[str]) -> str
     if name in labels:
         return name
     known = {label.casefold(): label for label in (*labels, IGNORE)}
-    if name.casefold() in known:
-        return known[name.casefold()]
+    return known.get(name.casefold())
+
+
+def _label_of_value(name: str, labels: Sequence[str]) -> str | None:
+    """Return the class of a mask's value, or None where it has none."""
     if name.isdecimal() and int(name) < len(labels):
         return labels[int(name)]
     return labels[1] if name == str(IGNORED) and len(labels) == 2 else None
@@ -225,10 +238,10 @@ def _label_of(name: str, rules: Mapping[str, str], labels: Sequence[str]) -> str
 
 def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted) -> Iterator[str]:
     """Yield a line that names the classes without a meaning, and how to give them one."""
-    lost = [name for name, label in becomes.items() if label is None]
+    counts = reading.regions()
+    lost = [name for name, label in becomes.items() if label is None and name in counts]
     if not lost:
         return
-    counts = reading.regions()
     where = next(
         picture.path
         for picture in reading.pictures
@@ -256,7 +269,9 @@ def _same_ids(reading: Reading) -> Iterator[str]:
 def _relabelled(regions: Sequence[Region], becomes: Mapping[str, str | None]) -> Iterator[Region]:
     for region in regions:
         label = becomes[region.label]
-        if label is not None and label != BACKGROUND:
+        if label is None and region.is_empty:
+            yield region
+        elif label is not None and label != BACKGROUND:
             yield replace(region, label=label)
 
 

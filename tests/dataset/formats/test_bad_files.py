@@ -83,8 +83,8 @@ def test_polygon_outside_or_empty_is_noted(
     points: list[list[float]], note: str, tmp_path: Path
 ) -> None:
     put(tmp_path / "a.png")
-    label(tmp_path / "a.json", "a.png", shape(points))
-    found = formats.read("labelme", tmp_path)
+    label(tmp_path / "a.json", "a.png", shape(), shape(points))
+    found = mapped(formats.read("labelme", tmp_path), Wanted(LABELS))
     assert found.problems == []
     assert note in found.notes.lines()[0]
     assert found.pictures[0].target(LABELS).shape == (40, 50)
