@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
+from magtiles_seg.files import free_bytes
 
 MAX_MEMBERS = 200_000
 MAX_UNPACKED_BYTES = 16 << 30
@@ -90,9 +91,7 @@ def _check_sizes(archive: Path, members: list[zipfile.ZipInfo], directory: Path)
             f"{archive} would unpack to {total} bytes; expected at most {bound} from an archive of "
             f"{packed_bytes} bytes: it looks like a zip bomb"
         )
-    there = next(path for path in (directory.absolute(), *directory.absolute().parents)
-                 if path.exists())  # fmt: skip
-    free = shutil.disk_usage(there).free
+    free = free_bytes(directory)
     if total > free:
         raise DataError(
             f"{archive} unpacks to {total} bytes, but the disk of {directory} has {free} left; "
