@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import free_bytes
+from magtiles_seg.names import counted
 
 MAX_MEMBERS = 200_000
 MAX_UNPACKED_BYTES = 16 << 30
@@ -172,5 +173,5 @@ def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], directory:
 
 def _raise(archive: Path, what: str, problems: list[str]) -> None:
     if problems:
-        files = "file" if len(problems) == 1 else "files"
-        raise DataError(f"{archive} {what}, {len(problems)} {files}:\n  " + "\n  ".join(problems))
+        files = counted(len(problems), "file")
+        raise DataError(f"{archive} {what}, {files}:\n  " + "\n  ".join(problems))

@@ -20,6 +20,7 @@ from magtiles_seg.dataset.samples import find_samples, raise_problems
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write_json
 from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED, LABELS, mistake_of_labels
+from magtiles_seg.names import counted
 
 if TYPE_CHECKING:
     from magtiles_seg.config import DataLoadParams
@@ -247,7 +248,7 @@ def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted
         for picture in reading.pictures
         if any(region.label in lost for region in picture.regions)
     )
-    listed = ", ".join(f"{name!r} ({counts[name]} regions)" for name in lost)
+    listed = ", ".join(f"{name!r} ({counted(counts[name], 'region')})" for name in lost)
     names = ", ".join(list(dict.fromkeys([*reading.labels, *counts])))
     said = f"the classes {listed} are" if len(lost) > 1 else f"the class {listed} is"
     yield (
@@ -282,9 +283,10 @@ def summary(name: str, reading: Reading, wanted: Wanted) -> str:
     counts: Counter[str] = reading.regions()
     regions = ", ".join(f"{count} {label}" for label, count in sorted(counts.items())) or "none"
     sound = sum(picture.labelled and not picture.regions for picture in reading.pictures)
-    text = f"{name}: {labelled} labelled pictures, {sound} of them sound; regions: {regions}"
+    pictures = counted(labelled, "labelled picture")
+    text = f"{name}: {pictures}, {sound} of them sound; regions: {regions}"
     if wanted.unlabelled == "sound":
-        text += f"; {bare} pictures without a label count as sound"
+        text += f"; {counted(bare, 'picture')} without a label count{'s' * (bare == 1)} as sound"
     elif wanted.unlabelled == "skip":
         text += "; pictures without a label are left out"
     return text

@@ -181,7 +181,7 @@ def test_yolo_classes_without_names_are_no_indices_of_labels(tmp_path: Path) -> 
     (tmp_path / "a.txt").write_text("0 .1 .1 .5 .1 .5 .5\n1 .1 .1 .5 .1 .5 .5\n")
     wanted = Wanted(("background", "dent", "crack"))
     (problem,) = mapped(formats.read("yolo", tmp_path), wanted).problems
-    assert "the classes '0' (1 regions), '1' (1 regions) are none of" in problem
+    assert "the classes '0' (1 region), '1' (1 region) are none of" in problem
     named = replace(wanted, class_map=("0=dent", "1=crack"))
     assert mapped(formats.read("yolo", tmp_path), named).regions() == {"dent": 1, "crack": 1}
 
