@@ -101,8 +101,9 @@ def split_parts(
     """
     drawn, samples = read_split(manifest), samples_of(params)
     parts = parts_of(drawn, samples, manifest)
-    for line in () if note is None else note_changed([drawn], samples):
-        note(line)
+    if note is not None:
+        for line in note_changed([drawn], samples):
+            note(line)
     return parts
 
 
