@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Lock",
     "encode_png",
+    "free_bytes",
     "is_folder",
     "sha256_of",
     "staged",
@@ -230,6 +231,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link in a circle
         return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much the disk of a folder takes yet; the folder need not be there."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
 def sha256_of(content: bytes | Path) -> str:

@@ -39,6 +39,14 @@ RESULTS, HIDDEN = "results of an earlier run", "hidden files or folders"
 FORMATS, BROKEN = "pictures of a format that is not read", "broken links"
 MASKS, MASK_FOLDERS = "masks of labelled pictures", "folders of masks beside images"
 """Why something is left out."""
+_ONE = {
+    RESULTS: "result of an earlier run",
+    HIDDEN: "hidden file or folder",
+    FORMATS: "picture of a format that is not read",
+    BROKEN: "broken link",
+    MASKS: "mask of a labelled picture",
+    MASK_FOLDERS: "folder of masks beside images",
+}
 
 
 _MASK = re.compile(r"(^|[/\\])MT_[^/\\]+[/\\]Imgs[/\\][^/\\]+\.png$", re.IGNORECASE)
@@ -70,8 +78,8 @@ class Survey:
     def lines(self) -> list[str]:
         """Return a line for each reason: how many were left out, and one of them."""
         return [
-            f"left out {count} {reason}, such as {as_line(self._first[reason])}; "
-            "name a file outright to take it"
+            f"left out {count} {_ONE[reason] if count == 1 else reason}, such as "
+            f"{as_line(self._first[reason])}; name a file outright to take it"
             for reason, count in self._count.items()
         ]
 

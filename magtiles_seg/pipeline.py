@@ -82,6 +82,8 @@ __all__ = [
 AnyPath: TypeAlias = "str | os.PathLike[str]"
 Progress: TypeAlias = Callable[[int, "int | None"], None]
 """Told `(done, total)`; the total is None where it is not known."""
+Note: TypeAlias = Callable[[str], object]
+"""Told in a sentence what is odd but no error."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def load(
     *,
     on_fetch: Progress | None = None,
     on_verify: Progress | None = None,
-    note: Callable[[str], object] = lambda _: None,
+    note: Note = lambda _: None,
 ) -> DataSet:
     """Fetch, verify and unpack the data set of `params.data_load`.
 
@@ -262,6 +264,7 @@ def train(
     logs: AnyPath | None = None,
     restart: bool = False,
     progress: Callable[..., Any] | None = None,
+    note: Note | None = None,
 ) -> Path:
     """Train `params.train` on a split's training part and return the checkpoint's path.
 
@@ -272,6 +275,7 @@ def train(
         logs: Folder of DVCLive's curves; None: `out/dvclive`.
         restart: Whether to forget what `out` holds, unless it is this very run.
         progress: Wraps an iterable `(items, count, title)`, as `magtiles_seg.progress.wrap` does.
+        note: As of `split_parts`.
 
     Raises:
         FileNotFoundError, DataError: The split or the data set is missing or does not fit; or `out`
@@ -286,7 +290,7 @@ def train(
     from magtiles_seg.train.loop import train as run
     from magtiles_seg.train.state import check_run, fingerprints, forget_other_run, identity
 
-    parts, out = split_parts(manifest, params), Path(out)
+    parts, out = split_parts(manifest, params, note=note if is_first() else None), Path(out)
     what = (parts["train"], parts["validation"], params.train, out)
     labels, resume = params.data_load.labels, True
     if not is_first():  # started by the first one, which has cleared the folder and speaks for all
@@ -314,6 +318,7 @@ def export(
     choice: AnyPath | None = None,
     name: str | None = None,
     with_decision: bool = False,
+    note: Note | None = None,
 ) -> ModelFile:
     """Write a checkpoint as the one model file, if it answers as the checkpoint does.
 
@@ -327,6 +332,7 @@ def export(
             those of the validation part.
         name: What people call the model; None: as the checkpoint says.
         with_decision: Whether its graph gives mask, score and verdict as well.
+        note: As of `split_parts`.
 
     Raises:
         ParityError: The model answers differently; nothing is written.
@@ -351,7 +357,7 @@ def export(
             calibrate_checkpoint(
                 source, checkpoint, scale=chosen.pixel.scale, bias=chosen.pixel.bias
             )
-        card = checkpoint_card(params, checkpoint, manifest, chosen, name)
+        card = checkpoint_card(params, checkpoint, manifest, chosen, name, note=note)
         report = export_onnx(
             checkpoint,
             out,
@@ -382,6 +388,7 @@ def export_artefact(
     data: AnyPath | None = None,
     name: str | None = None,
     progress: Callable[[str, int, int | None], None] | None = None,
+    note: Note | None = None,
 ) -> Artefact:
     """Write a model for a runtime and in a precision, if it passes parity.
 
@@ -396,6 +403,7 @@ def export_artefact(
             for each. Without either, synthetic tiles serve, but for int8.
         name: What people call the model, where it is a checkpoint.
         progress: Told (stage, done, total).
+        note: As of `split_parts`.
 
     Raises:
         ParityError: The artefact answers differently; nothing is written.
@@ -413,7 +421,9 @@ def export_artefact(
     data = None if data is None else Path(data)
     is_checkpoint = model.suffix.lower() == ".safetensors"
     card = checkpoint_card(params, model, manifest, None, name) if is_checkpoint else None
-    proof, int8_tiles = gate_tiles(params, model, order.precision, manifest=manifest, data=data)
+    proof, int8_tiles = gate_tiles(
+        params, model, order.precision, manifest=manifest, data=data, note=note
+    )
     path, written = make(
         model, out, order, proof=proof, int8_tiles=int8_tiles, card=card, progress=progress
     )
@@ -430,6 +440,7 @@ def screen(
     threshold: float | None = None,
     epochs: int = 150,
     progress: Callable[..., Any] | None = None,
+    note: Note | None = None,
 ) -> ModelCard:
     """Train a screen for a model, and write it with its threshold.
 
@@ -443,6 +454,7 @@ def screen(
         threshold: Of a cell's probability, instead of one that is chosen so, in (0, 1].
         epochs: Of 640 crops each.
         progress: Wraps an iterable `(items, count, title)`, as `magtiles_seg.progress.wrap` does.
+        note: As of `split_parts`.
 
     Returns:
         The screen's card.
@@ -464,7 +476,7 @@ def screen(
             raise ConfigError(f"{name} is {value!r}; expected a number above 0 and at most 1")
     if epochs < 1:
         raise ConfigError(f"epochs is {epochs!r}; expected at least 1")
-    parts = split_parts(manifest, params)
+    parts = split_parts(manifest, params, note=note)
     protocol, labels = get_protocol(params.train.protocol), params.data_load.labels
     training, validation = trusted(parts["train"]), trusted(parts["validation"])
     shown, held_out = (training_pictures(part, protocol, labels) for part in (training, validation))

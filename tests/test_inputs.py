@@ -44,7 +44,7 @@ def test_what_systems_leave_is_left_out_and_said(tmp_path: Path) -> None:
     assert found(tmp_path, tmp_path, survey=survey) == ["a.PNG", "c.webp", "d.JFIF"]
     said = "\n".join(survey.lines())
     assert "left out 3 hidden files or folders, such as" in said
-    assert "left out 1 pictures of a format that is not read, such as" in said
+    assert "left out 1 picture of a format that is not read, such as" in said
     assert found(tmp_path, tmp_path / "._a.png") == ["._a.png"]
 
 
@@ -69,15 +69,15 @@ def test_masks_of_a_data_set_are_left_out_and_other_pictures_are_not(tmp_path: P
             "MT_Crack/Imgs/a.jpg", "MT_Crack/d.png", "masks/c.png", "own/images/b.png",
         ]  # fmt: skip
         said = "\n".join(survey.lines())
-        assert "left out 1 masks of labelled pictures, such as" in said
-        assert "left out 1 folders of masks beside images, such as" in said
+        assert "left out 1 mask of a labelled picture, such as" in said
+        assert "left out 1 folder of masks beside images, such as" in said
     assert found(tmp_path, tmp_path / "own" / "masks") == ["own/masks/b.png"]
     assert found(tmp_path, tmp_path / "MT_Crack/Imgs/a.png") == ["MT_Crack/Imgs/a.png"]
 
 
 def test_folder_of_results_alone_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a_overlay.png").write_bytes(mark_png(PNG))
-    with pytest.raises(DataError, match=r"no picture in .*; left out 1 results of an earlier run"):
+    with pytest.raises(DataError, match=r"no picture in .*; left out 1 result of an earlier run"):
         find_pictures([str(tmp_path)])
 
 
@@ -112,7 +112,7 @@ def test_broken_links_and_pipes_are_kept_to_be_named_as_pictures(tmp_path: Path)
     os.mkfifo(tmp_path / "a_mask.png")
     survey = Survey()
     assert found(tmp_path, tmp_path, survey=survey) == ["a_mask.png", "gone.png", "pipe.png"]
-    assert "left out 1 broken links, such as" in survey.lines()[0]
+    assert "left out 1 broken link, such as" in survey.lines()[0]
 
 
 def test_folder_without_permission_is_named(

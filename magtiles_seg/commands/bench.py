@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from magtiles_seg import errors
 from magtiles_seg.commands import options
-from magtiles_seg.progress import bar, complain
+from magtiles_seg.progress import bar, complain, remark
 
 if TYPE_CHECKING:
     from magtiles_seg.bench.entries import Candidate, Case
@@ -162,7 +162,7 @@ def _contestants(
     from magtiles_seg.model.bundled import model_path
 
     model = model_path(arguments.model)
-    proof, _ = gate_tiles(params, model, "fp32", **tiles)
+    proof, _ = gate_tiles(params, model, "fp32", **tiles, note=remark)
     order = artefacts.Order(
         target="openvino" if runtime_of("openvino") else "onnx",
         precision="int8",

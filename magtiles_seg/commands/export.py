@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.progress import bar
+from magtiles_seg.progress import bar, remark
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
@@ -115,6 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             data=arguments.data,
             name=arguments.name,
             progress=lambda _stage, done, total: show(done, total),
+            note=remark,
         )
     manifest = made.manifest
     print(f"{made.path}: {order.precision}, compared on {made.proof}")
@@ -189,6 +190,7 @@ def _run_model_file(arguments: argparse.Namespace, params: Params) -> int:
         choice=arguments.choice,
         name=arguments.name,
         with_decision=arguments.with_decision,
+        note=remark,
     )
     print(f"{made.path}: {_figures(made.parity.to_dict())}\n{made.card.decision}")
     return options.ACCEPTED

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from magtiles_seg.commands import options
 from magtiles_seg.errors import ParityError
-from magtiles_seg.progress import bar, complain
+from magtiles_seg.progress import bar, complain, remark
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
@@ -102,7 +102,7 @@ def _tiles(arguments: argparse.Namespace, params: Params, card: ModelCard) -> Ti
     from magtiles_seg.export.unseen import known_parts
 
     if arguments.split is not None:
-        _, samples = known_parts(arguments.split, params, card)
+        _, samples = known_parts(arguments.split, params, card, note=remark)
     elif arguments.data is not None:
         samples = list(pipeline.samples_of(params, arguments.data))
     else:

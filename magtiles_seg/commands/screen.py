@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from magtiles_seg.commands import options
-from magtiles_seg.progress import wrap
+from magtiles_seg.progress import remark, wrap
 
 _EXAMPLES = """
   magtiles-seg screen --model runs/model.onnx --out runs/screen.onnx
@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         epochs=arguments.epochs,
         progress=wrap,
+        note=remark,
     )
     figures = card.metrics[0]["figures"]
     print(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from magtiles_seg import errors, inputs
 from magtiles_seg.commands import options
-from magtiles_seg.names import as_line, as_text, without_secrets
+from magtiles_seg.names import as_line, as_text, counted, without_secrets
 from magtiles_seg.progress import bar, complain, note, print_above
 
 if TYPE_CHECKING:
@@ -234,19 +234,19 @@ def _tell_stale(targets: dict[Path, tuple[Path, str]]) -> None:
 def _describe(result: Segmentation) -> str:
     count = len(result.defects)
     name = as_line(str(result.source))
-    lines = [f"{name}: {result.verdict}, score {result.score:.3f}, {count} defects"]
+    lines = [f"{name}: {result.verdict}, score {result.score:.3f}, {counted(count, 'defect')}"]
     for defect in result.defects:
         size = f"{defect.area_px} px, {defect.length_px:.0f} x {defect.width_px:.0f} px"
         if defect.length_mm is not None and defect.width_mm is not None:
             size += f" ({defect.length_mm:.2f} x {defect.width_mm:.2f} mm)"
         x, y = defect.centroid_xy_px
         lines.append(f"  {defect.label} {defect.score:.2f} at ({x:.0f}, {y:.0f}): {size}")
-    return "\n".join(lines).replace(", 1 defects", ", 1 defect")
+    return "\n".join(lines)
 
 
 def _describe_tile(tile: TileResult) -> str:
     count = len(tile.exposures)
-    pictures = f"{count} picture" if count == 1 else f"{count} pictures together"
+    pictures = counted(count, "picture") + (" together" if count > 1 else "")
     head = f"tile {as_line(str(tile.name))}: {tile.verdict}, score {tile.score:.3f}, {pictures}"
     lines = [line for exposure in tile.exposures for line in _describe(exposure).splitlines()]
     return "\n".join([head, *(f"  {line}" for line in lines)])

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from magtiles_seg.commands import options
-from magtiles_seg.progress import wrap
+from magtiles_seg.progress import remark, wrap
 
 _EXAMPLES = """
   magtiles-seg train
@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         logs=arguments.logs,
         restart=arguments.restart,
         progress=wrap,
+        note=remark,
     )
     if devices.is_first():  # the processes that it started do not speak
         print(checkpoint)

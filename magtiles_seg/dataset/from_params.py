@@ -10,12 +10,12 @@ from magtiles_seg.dataset.archive import check_brought, converted_from, source_f
 from magtiles_seg.dataset.layouts import left_layout
 from magtiles_seg.dataset.reviewed import reviewed_samples
 from magtiles_seg.dataset.samples import Sample, find_samples
-from magtiles_seg.dataset.splits import PARTS, Split
+from magtiles_seg.dataset.splits import PARTS, Split, note_changed
 from magtiles_seg.errors import DataError
 from magtiles_seg.names import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from magtiles_seg.config import Params
 
@@ -82,14 +82,29 @@ def read_split(manifest: str | os.PathLike[str]) -> Split:
         raise DataError(f"{manifest}: {error}") from error
 
 
-def split_parts(manifest: str | os.PathLike[str], params: Params) -> dict[str, list[Sample]]:
+def split_parts(
+    manifest: str | os.PathLike[str],
+    params: Params,
+    *,
+    note: Callable[[str], object] | None = None,
+) -> dict[str, list[Sample]]:
     """Return the samples of each part of a split manifest.
+
+    Args:
+        manifest: The file.
+        params: Where the data set is.
+        note: Told when the data set is not what the split was drawn from; None: not looked at.
 
     Raises:
         FileNotFoundError: There is no such manifest or data set.
         DataError: The manifest is damaged, or names pictures that the data set lacks.
     """
-    return parts_of(read_split(manifest), samples_of(params), manifest)
+    drawn, samples = read_split(manifest), samples_of(params)
+    parts = parts_of(drawn, samples, manifest)
+    if note is not None:
+        for line in note_changed([drawn], samples):
+            note(line)
+    return parts
 
 
 def parts_of(

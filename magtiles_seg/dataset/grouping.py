@@ -11,7 +11,7 @@ from magtiles_seg.dataset.groups import read_groups_file
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.names import as_line
+from magtiles_seg.names import as_line, counted
 
 _SHOWN = 3
 
@@ -167,8 +167,7 @@ def _by_file(names: Sequence[str], path: Path) -> list[str]:
 
 def _some(names: Iterable[str]) -> str:
     shown = list(names)
-    count = f"{len(shown)} pictures" if len(shown) > 1 else "1 picture"
-    return f"{count}, such as {', '.join(map(as_line, shown[:_SHOWN]))}"
+    return f"{counted(len(shown), 'picture')}, such as {', '.join(map(as_line, shown[:_SHOWN]))}"
 
 
 def _more(count: int) -> str:

@@ -86,6 +86,8 @@ def even_out(
 
 RULES = ("grouped", "random", "P1", "P1b", "P2")
 PARTS = ("train", "validation", "test")
+SPLIT_NAME = "split.json"
+"""The manifest in the folder of a run."""
 SCHEMA_VERSION = 1
 _P1_SEED = 42
 

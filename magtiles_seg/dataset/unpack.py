@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
+from magtiles_seg.files import free_bytes
+from magtiles_seg.names import counted
 
 MAX_MEMBERS = 200_000
 MAX_UNPACKED_BYTES = 16 << 30
@@ -90,9 +92,7 @@ def _check_sizes(archive: Path, members: list[zipfile.ZipInfo], directory: Path)
             f"{archive} would unpack to {total} bytes; expected at most {bound} from an archive of "
             f"{packed_bytes} bytes: it looks like a zip bomb"
         )
-    there = next(path for path in (directory.absolute(), *directory.absolute().parents)
-                 if path.exists())  # fmt: skip
-    free = shutil.disk_usage(there).free
+    free = free_bytes(directory)
     if total > free:
         raise DataError(
             f"{archive} unpacks to {total} bytes, but the disk of {directory} has {free} left; "
@@ -173,5 +173,5 @@ def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], directory:
 
 def _raise(archive: Path, what: str, problems: list[str]) -> None:
     if problems:
-        files = "file" if len(problems) == 1 else "files"
-        raise DataError(f"{archive} {what}, {len(problems)} {files}:\n  " + "\n  ".join(problems))
+        files = counted(len(problems), "file")
+        raise DataError(f"{archive} {what}, {files}:\n  " + "\n  ".join(problems))

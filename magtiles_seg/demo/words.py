@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from magtiles_seg.labels import BACKGROUND, color_rgb
-from magtiles_seg.names import as_cell
+from magtiles_seg.names import as_cell, counted
 from magtiles_seg.regions import DEFECT_COLUMNS
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Answer:
 def verdict_card(result: Segmentation) -> str:
     """Return the verdict in large letters and, in one sentence, why."""
     count = len(result.defects)
-    found = "no defect" if not count else "1 defect" if count == 1 else f"{count} defects"
+    found = counted(count, "defect") if count else "no defect"
     score, side, limit = _compared(result.score, result.decision.reject_score)
     why = f"Score {score}, {side} the reject score {limit}"
     return (

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from magtiles_seg.dataset.from_params import read_split
 from magtiles_seg.dataset.samples import MaskRule, Sample
-from magtiles_seg.dataset.splits import Split, note_changed, taken_over
+from magtiles_seg.dataset.splits import SPLIT_NAME, Split, note_changed, taken_over
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, DataError
 from magtiles_seg.evaluate.compare import Comparison
 from magtiles_seg.evaluate.decide import (
@@ -61,7 +61,7 @@ class Run:
         missing = [id_ for id_ in ids if id_ not in samples]
         if missing:
             raise DataError(
-                f"{self.directory / 'split.json'} names {counted(len(missing), 'picture')} that "
+                f"{self.directory / SPLIT_NAME} names {counted(len(missing), 'picture')} that "
                 f"the data set lacks, {missing[0]} among them; load the data that it was made from"
             )
         return [samples[id_] for id_ in ids]
@@ -77,10 +77,10 @@ def find_runs(directories: Iterable[Path]) -> tuple[Run, ...]:
     runs = []
     for directory in directories:
         models = [directory / name for name in MODEL_NAMES if (directory / name).is_file()]
-        manifest = directory / "split.json"
+        manifest = directory / SPLIT_NAME
         if not models or not manifest.is_file():
             raise DataError(
-                f"{directory} is no run: expected split.json and {' or '.join(MODEL_NAMES)} in it"
+                f"{directory} is no run: expected {SPLIT_NAME} and {' or '.join(MODEL_NAMES)} in it"
             )
         if len(models) > 1:
             _check_same_training(*models)

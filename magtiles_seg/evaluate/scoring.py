@@ -16,6 +16,7 @@ from magtiles_seg.evaluate.metrics import binary_counts, confusion_matrix, proba
 from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
 from magtiles_seg.files import staged
 from magtiles_seg.labels import FREE, IGNORED, LABELS
+from magtiles_seg.names import counted
 from magtiles_seg.result import Decision, Segmentation
 
 Answer: TypeAlias = "Segmentation | tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]"
@@ -172,8 +173,9 @@ def join_records(parts: Iterable[Records]) -> Records:
     known, times = np.unique(stacked["ids"], return_counts=True)
     if (times > 1).any():
         raise DataError(
-            f"{int((times > 1).sum())} pictures stand in more than one part, {known[times > 1][0]} "
-            "first; expected each once. Join parts whose test sets do not overlap."
+            f"{counted(int((times > 1).sum()), 'picture')} in more than one part, "
+            f"{known[times > 1][0]} first; expected each once. Join parts whose test sets do not "
+            "overlap."
         )
     unknown = stacked["group"] < 0
     stacked["group"] = np.where(unknown, -1 - np.arange(len(unknown)), stacked["group"])

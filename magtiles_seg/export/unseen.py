@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,8 @@ def checkpoint_card(
     manifest: Path | None,
     choice: Choice | None,
     name: str | None,
+    *,
+    note: Callable[[str], object] | None = None,
 ) -> ModelCard:
     """Return a checkpoint's card, with thresholds as chosen, or of the split's validation part."""
     from magtiles_seg.environment import git_revision
@@ -44,7 +46,7 @@ def checkpoint_card(
             return replace(card, decision=choice.decision, metrics=measured)
         if manifest is None:
             return card
-        held_out = split_parts(manifest, params)["validation"]
+        held_out = split_parts(manifest, params, note=note)["validation"]
         card = replace(card, training={**card.training, **_sound_alone(held_out, params)})
         decision = choose_decision(
             segmenter,
@@ -72,6 +74,7 @@ def gate_tiles(
     *,
     manifest: Path | None = None,
     data: Path | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> tuple[TileSet, TileSet | None]:
     """Return the tiles that the parity gate compares on, and those that int8 takes its ranges from.
 
@@ -84,6 +87,7 @@ def gate_tiles(
         precision: Only `"int8"` has ranges to take.
         manifest: As of `export_artefact`.
         data: Likewise.
+        note: As of `split_parts`.
 
     Raises:
         FileNotFoundError, ModelError: An input is missing or damaged.
@@ -98,7 +102,7 @@ def gate_tiles(
     wanted = precision == "int8"
     if manifest is not None:
         card = _card_of(model)
-        training, held_out = known_parts(manifest, params, card)
+        training, held_out = known_parts(manifest, params, card, note=note)
         seen = "not trained on"
         if taken_over(card.training):
             seen += ", though what it learnt from may have been"
@@ -129,7 +133,11 @@ def _card_of(model: Path) -> ModelCard:
 
 
 def known_parts(
-    manifest: Path, params: Params, card: ModelCard
+    manifest: Path,
+    params: Params,
+    card: ModelCard,
+    *,
+    note: Callable[[str], object] | None = None,
 ) -> tuple[list[Sample], list[Sample]]:
     """Return a split's training part and the others, if it is the split of a model's training.
 
@@ -141,7 +149,7 @@ def known_parts(
     """
     from magtiles_seg.dataset.splits import part_sha256
 
-    parts = split_parts(manifest, params)
+    parts = split_parts(manifest, params, note=note)
     training, held_out = parts["train"], [*parts["validation"], *parts["test"]]
     said = card.training.get("training_sha256")
     if said not in (None, part_sha256(sample.id for sample in training)):

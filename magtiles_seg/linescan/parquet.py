@@ -14,6 +14,7 @@ from magtiles_seg.errors import BackendUnavailableError
 from magtiles_seg.files import staged
 from magtiles_seg.linescan.messages import COLUMNS, Message, SinkState
 from magtiles_seg.linescan.sinks import RecordFile, Rotation, first_json
+from magtiles_seg.names import counted
 
 __all__ = ["ParquetSink"]
 
@@ -105,7 +106,7 @@ class ParquetSink(RecordFile):
                 done = part.with_suffix("")
                 damaged = 0 if done.exists() else _write_parquet(part, done)
                 if damaged:
-                    self._note(f"{part}: {damaged} damaged lines are not in {done.name}")
+                    self._note(f"{part}: {counted(damaged, 'damaged line')} not in {done.name}")
                     part.rename(part.with_suffix(".damaged"))
                 else:  # also where a kill came after the Parquet file was whole
                     part.unlink()

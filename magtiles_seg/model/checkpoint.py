@@ -48,6 +48,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
 _DAMAGED = "take a whole copy of it, or train again (`magtiles-seg train --restart`)"
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the JSON header of a file that `write_tensors` wrote, without reading its tensors.
+
+    Raises:
+        FileNotFoundError, ModelError: As `read_tensors`.
+    """
+    return _read(path, tensors=False)[1]
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors and the JSON header of a file that `write_tensors` wrote.
 
@@ -55,12 +64,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: There is no such file.
         ModelError: The file is damaged, or is not one of ours.
     """
+    return _read(path, tensors=True)
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(_META_KEY)
-            tensors = {present_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator on this object)
+            names = file.keys() if tensors else ()
+            read = {present_name(name): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is no readable safetensors file ({error}): {_DAMAGED}") from error
     if header is None:
@@ -73,7 +87,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelError(f"{path} has a damaged header ({error}): {_DAMAGED}") from error
     if not isinstance(meta, dict):
         raise ModelError(f"{path} has a damaged header (no mapping): {_DAMAGED}")
-    return tensors, meta
+    return read, meta
 
 
 def save_checkpoint(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from magtiles_seg.errors import BackendUnavailableError, ModelError
 from magtiles_seg.model.card import CARD_KEY, JOINT, ModelCard, check_seal
-from magtiles_seg.model.checkpoint import member_tensors, present_name, read_tensors
+from magtiles_seg.model.checkpoint import member_tensors, present_name, read_meta, read_tensors
 from magtiles_seg.model.network import SegmentationNetwork
 
 _SIDE_PX = 224
@@ -52,27 +52,21 @@ def start_from(
         BackendUnavailableError: Reading an `.onnx` file needs onnx, which is not installed.
     """
     path = Path(path)
-    if path.suffix.lower() == ".onnx":
-        folded, card = _onnx_weights(path)
-        folded, _ = _one_member(folded, card.architecture, network.architecture)
-        weights = {
-            name: tensor for name, tensor in folded.items() if not name.endswith(".weight_bias")
-        }
-        missing = _take_over(network, weights, card.labels)
+    weights, said, labels = _weights_of(path)
+    taken, architecture = _one_member(weights, said, network.architecture)
+    if _is_onnx(path):
+        own = {name: tensor for name, tensor in taken.items() if not name.endswith(".weight_bias")}
+        missing = _take_over(network, own, labels)
         if any(not isinstance(_owner(network, name), nn.BatchNorm2d) for name in missing):
-            raise _misfit(path, card.architecture, network, missing)
-        _unfold(network, folded, pictures)
+            raise _misfit(path, said, network, missing)
+        _unfold(network, taken, pictures)
         return
-    tensors, meta = read_tensors(path)
-    tensors, architecture = _one_member(
-        tensors, str(meta.get("architecture")), network.architecture
-    )
     same = architecture == network.architecture
     if not same:
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)}
-    missing = _take_over(network, tensors, tuple(meta.get("labels", ())))
+        taken = {name: tensor for name, tensor in taken.items() if name.startswith(_ENCODER)}
+    missing = _take_over(network, taken, labels)
     if any(same or name.startswith(_ENCODER) for name in missing):
-        raise _misfit(path, str(meta.get("architecture")), network, missing)
+        raise _misfit(path, said, network, missing)
 
 
 def has_patches(path: str | os.PathLike[str], architecture: str) -> bool:
@@ -85,15 +79,22 @@ def has_patches(path: str | os.PathLike[str], architecture: str) -> bool:
     Raises:
         FileNotFoundError, ModelError, BackendUnavailableError: As `start_from`.
     """
-    path = Path(path)
-    if path.suffix.lower() == ".onnx":
-        weights, card = _onnx_weights(path)
-        said = card.architecture
-    else:
-        weights, meta = read_tensors(path)
-        said = str(meta.get("architecture"))
+    weights, said, _ = _weights_of(Path(path))
     weights, _ = _one_member(weights, said, architecture)
     return any(name.startswith(_PATCHES) and not name.startswith(_ENCODER) for name in weights)
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx"
+
+
+def _weights_of(path: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
+    """Return weights by the network's own names, architecture and labels of a trained model."""
+    if _is_onnx(path):
+        weights, card = _onnx_weights(path)
+        return weights, card.architecture, card.labels
+    weights, meta = read_tensors(path)
+    return weights, str(meta.get("architecture")), tuple(meta.get("labels", ()))
 
 
 def _one_member(
@@ -131,9 +132,9 @@ def training_of(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError, ModelError, BackendUnavailableError: As `start_from`.
     """
     path = Path(path)
-    if path.suffix.lower() == ".onnx":
+    if _is_onnx(path):
         return dict(_onnx_card(path)[0].training)
-    _, meta = read_tensors(path)
+    meta = read_meta(path)
     said = meta.get("training")
     return {**(said if isinstance(said, dict) else {}), **meta}
 

@@ -216,9 +216,9 @@ def import_labels(
     records, drafts, written_for = _read_index(export, index)
     name_of_tool = tool or written_for
     found = formats.read(name_of_tool, export)
-    problems = [*found.problems, *_unknown(found.pictures, records, labels)]
-    _raise(export, problems)
-    labelled = {one.id: one for one in found.pictures if one.labelled}
+    pictures, problems = found.kept()
+    _raise(export, [*found.problems, *problems, *_unknown(pictures, records, labels)])
+    labelled = {one.id: one for one in pictures if one.labelled}
     if not labelled:
         _check_tool(export, name_of_tool)
     groups = _groups({name: records[name] for name in labelled}, group_by)

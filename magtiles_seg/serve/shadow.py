@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from magtiles_seg.files import write, write_json
 from magtiles_seg.marking import encode_result
+from magtiles_seg.names import counted
 from magtiles_seg.result import Segmentation, Verdict
 from magtiles_seg.review.queue import ReviewQueue
 from magtiles_seg.serve.metrics import Metrics
@@ -345,7 +346,8 @@ def _page(summary: dict[str, Any]) -> str:
     lines = [
         "# Shadow report",
         "",
-        f"{summary['compared']} pictures compared, {summary['flipped']} verdicts flipped.",
+        f"{counted(summary['compared'], 'picture')} compared, "
+        f"{counted(summary['flipped'], 'verdict')} flipped.",
         "Each picture shows the tile, this service's mask and the shadow's. Worst first.",
         "",
         "| picture | Dice | this service | shadow |",

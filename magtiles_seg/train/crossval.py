@@ -19,7 +19,7 @@ import torch
 
 from magtiles_seg.config import DataSplitParams, TrainParams
 from magtiles_seg.dataset.samples import Sample
-from magtiles_seg.dataset.splits import PARTS, make_split
+from magtiles_seg.dataset.splits import PARTS, SPLIT_NAME, make_split
 from magtiles_seg.errors import ConfigError, DataError, MagtilesError
 from magtiles_seg.files import write
 from magtiles_seg.infer.backends.base import available_cores
@@ -58,7 +58,7 @@ def write_splits(
     folders = []
     for fold, split in enumerate(drawn):
         folder, text = out_dir / f"f{fold}", split.to_json()
-        manifest = folder / "split.json"
+        manifest = folder / SPLIT_NAME
         if manifest.is_file() and manifest.read_text(encoding="utf-8") != text:
             raise DataError(
                 f"{manifest} is another split than the data and data_split give now: give the "
@@ -127,7 +127,7 @@ def runs_at_a_time(folds: int, params: TrainParams, kind: str) -> int:
 
 
 def _paths(folder: Path) -> list[str]:
-    return [f"--split={folder / 'split.json'}", f"--out={folder}"]  # `=`: a name may begin with -
+    return [f"--split={folder / SPLIT_NAME}", f"--out={folder}"]  # `=`: a name may begin with -
 
 
 def _environment(kind: str, params: TrainParams, number: int, parallel: int) -> Mapping[str, str]:

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from magtiles_seg.dataset.splits import SPLIT_NAME
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.model.card import JOINT
-from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from magtiles_seg.model.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from magtiles_seg.model.ensemble import Ensemble, Member
 from magtiles_seg.model.rounding import round_weights
 from magtiles_seg.progress import note
 from magtiles_seg.train.state import CHECKPOINT, STATE, parts_known_to
 
-_SPLIT = "split.json"
 _KEPT = ("protocol", "labels", "training_sha256", "validation_sha256")
 
 
@@ -49,7 +49,7 @@ def join(
     for number, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise ConfigError(f"{path.parent} is named twice: its networks would answer alike")
-    split = folders[0] / _SPLIT
+    split = folders[0] / SPLIT_NAME
     _refuse_to_lose(out_dir, split)
     loaded = [_load_member(path) for path in paths]
     ensemble = Ensemble([network for network, _ in loaded], shares)
@@ -67,7 +67,7 @@ def join(
     out_dir.mkdir(parents=True, exist_ok=True)
     _note_other_training(folders, said)
     if split.is_file():
-        shutil.copyfile(split, out_dir / _SPLIT)
+        shutil.copyfile(split, out_dir / SPLIT_NAME)
     meta = {"training": training, "git_revision": loaded[0][1].get("git_revision", "")}
     save_checkpoint(out_dir / CHECKPOINT, ensemble, meta)
     return ensemble
@@ -108,9 +108,9 @@ def _refuse_to_lose(out_dir: Path, split: Path) -> None:
         ModelError: Its model is damaged.
         ConfigError: It holds a run, or a split that is not the members'.
     """
-    own, model = out_dir / _SPLIT, out_dir / CHECKPOINT
+    own, model = out_dir / SPLIT_NAME, out_dir / CHECKPOINT
     if (out_dir / STATE).exists() or (
-        model.exists() and JOINT not in str(read_tensors(model)[1].get("architecture"))
+        model.exists() and JOINT not in str(read_meta(model).get("architecture"))
     ):
         raise ConfigError(f"{out_dir} holds a run: give the ensemble a folder of its own")
     if own.exists() and not (split.is_file() and split.read_bytes() == own.read_bytes()):

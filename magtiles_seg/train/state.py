@@ -23,7 +23,7 @@ from magtiles_seg.files import sha256_of
 from magtiles_seg.fingerprint import code_sha256
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.bundled import BUNDLED_MODEL, model_path
-from magtiles_seg.model.checkpoint import read_tensors, write_tensors
+from magtiles_seg.model.checkpoint import read_meta, read_tensors, write_tensors
 from magtiles_seg.model.warmstart import training_of
 
 CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
@@ -140,7 +140,7 @@ def check_run(
     """
     for name, key, place in ((CHECKPOINT, "training", _FINISHED), (STATE, "identity", None)):
         try:
-            _, meta = read_tensors(out_dir / name)
+            meta = read_meta(out_dir / name)
         except (FileNotFoundError, ModelError):
             continue
         _check_same(out_dir / name, meta.get(key), expected)
@@ -298,12 +298,12 @@ def forget_other_run(
 
 def _is_that_run(out_dir: Path, expected: dict[str, object], known: Fingerprints) -> bool:
     try:
-        _, best = read_tensors(out_dir / CHECKPOINT)
+        best = read_meta(out_dir / CHECKPOINT)
         if _started_with(best.get("training")) != expected:
             return False
         if _FINISHED in best:
             return bool(best[_FINISHED] == known._asdict())
-        _, meta = read_tensors(out_dir / STATE)
+        meta = read_meta(out_dir / STATE)
     except (FileNotFoundError, ModelError):
         return False
     state = RunState(**meta)
@@ -360,7 +360,7 @@ def seal_checkpoint(out_dir: Path, state: RunState) -> None:
 def is_finished(out_dir: Path, expected: dict[str, object]) -> bool:
     """Return whether a folder has the sealed checkpoint of a run, given the run's `identity`."""
     try:
-        _, meta = read_tensors(out_dir / CHECKPOINT)
+        meta = read_meta(out_dir / CHECKPOINT)
     except (FileNotFoundError, ModelError):
         return False
     return _FINISHED in meta and _started_with(meta.get("training")) == expected

@@ -98,7 +98,7 @@ def test_index_pages_lead_to_every_picture_and_each_can_be_read(site: str) -> No
     assert len(found) == len(NAMES) + 1
     assert {read(url) for url in found} == {PNG}
     said = "\n".join(survey.lines())
-    assert "1 results of an earlier run" in said
+    assert "1 result of an earlier run" in said
     assert "hidden" in said
 
 
@@ -110,7 +110,7 @@ def test_masks_beside_the_images_of_a_labelled_data_set_are_left_out(
         (tmp_path / "www" / name).write_bytes(PNG)
     survey = Survey()
     assert names(f"{site}/set 1", survey) == [f"{site}/set 1/images/x.png"]
-    assert "1 masks of labelled pictures, such as" in survey.lines()[0]
+    assert "1 mask of a labelled picture, such as" in survey.lines()[0]
     assert names(f"{site}/set 1/masks") == [f"{site}/set 1/masks/x.png"]
     assert names(f"{site}/other") == [f"{site}/other/masks/y.png"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from magtiles_seg import pipeline
+from magtiles_seg import cli, pipeline
 from magtiles_seg.config import load_params
 from magtiles_seg.dataset import fetch
 from magtiles_seg.errors import DataError, ModelError
@@ -43,6 +43,37 @@ def test_evaluate_tells_of_a_picture_that_changed_since_the_split(text: str) -> 
     cv2.imwrite(str(changed), pixels[:-9])
     with pytest.raises(DataError, match=f"{test[0]}.png: mask is .* px, its picture"):
         pipeline.evaluate(params, "nano", manifest="split.json")
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("parity", "nano nano"),
+        ("export", "--model nano --out artefact"),
+        ("screen", "--model nano --out screen.onnx"),
+        ("train", "--out run"),
+    ],
+)
+def test_every_verb_that_takes_a_split_tells_of_data_that_changed_since(
+    verb: str,
+    words: str,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for extra in ("torch", "onnx", "dvclive"):
+        pytest.importorskip(extra)
+
+    def stop(line: str) -> None:
+        raise DataError(line)
+
+    source = ["--set", f"data_load.source={text}", "--split", "split.json"]
+    pipeline.split(load_params(None, source[1:2]), "split.json")
+    mask = next(Path(text).rglob("*.png"))
+    mask.write_bytes(mask.read_bytes() + b"0")
+    monkeypatch.setattr(f"magtiles_seg.commands.{verb}.remark", stop)
+    assert cli.main([verb, *words.split(), *source]) == 2
+    assert "masks or tiles have changed" in capsys.readouterr().err
 
 
 def test_stages_take_text(text: str) -> None:

@@ -179,12 +179,20 @@ def test_write_dataset_refuses_to_mix_with_another_set(tmp_path: Path) -> None:
         write_dataset(tmp_path / "none", tiles=0)
 
 
+def test_write_dataset_of_more_tiles_than_the_disk_takes_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"1,000,000,000,000 synthetic tiles take about 200,000,000"
+    ):
+        write_dataset(tmp_path / "data", tiles=10**12)
+    assert not (tmp_path / "data").exists()
+
+
 def test_read_source_with_some_options_leaves_the_others_as_usual() -> None:
     assert read_source("synthetic:", tiles=50, seed=0) == {"tiles": 50, "seed": 0}
     assert read_source("synthetic: seed = 7,", tiles=50, seed=0) == {"tiles": 50, "seed": 7}
 
 
-@pytest.mark.parametrize("option", ["tile=4", "tiles=-4", "tiles", "width=9"])
+@pytest.mark.parametrize("option", ["tile=4", "tiles=-4", "tiles", "width=9", "seed=" + "9" * 41])
 def test_read_source_with_an_unknown_option_names_it_and_those_it_knows(option: str) -> None:
     message = f"option '{option}' is unknown; expected synthetic:tiles=50,seed=0"
     with pytest.raises(ConfigError, match=re.escape(message)):

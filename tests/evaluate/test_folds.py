@@ -261,7 +261,7 @@ def test_validation_part_that_no_threshold_can_be_chosen_on_is_named(
 def test_folds_that_overlap_are_refused(samples: dict[str, Sample], folders: list[Path]) -> None:
     again = folders[0].parent / "again"
     shutil.copytree(folders[0], again)
-    with pytest.raises(DataError, match="stand in more than one part"):
+    with pytest.raises(DataError, match="in more than one part"):
         evaluate_folds(find_runs([folders[0], again]), samples, open_model=Model, resamples=0)
 
 

@@ -264,7 +264,7 @@ def test_joined_folds_equal_one_evaluation(samples: list[Sample], tmp_path: Path
 
 def test_joined_folds_that_overlap_are_refused(samples: list[Sample]) -> None:
     records = evaluate(predict_bright, samples, resamples=0).records
-    with pytest.raises(DataError, match="5 pictures stand in more than one part"):
+    with pytest.raises(DataError, match="5 pictures in more than one part"):
         join_records([records, records])
 
 

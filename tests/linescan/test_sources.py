@@ -82,7 +82,7 @@ def test_folder_comes_in_natural_order_without_results(tmp_path: Path, word: str
     told: list[str] = []
     source = FolderSource(tmp_path / word, note=told.append)
     assert (rows_of(source) == picture).all()
-    assert "left out 1 results of an earlier run" in told[0]
+    assert "left out 1 result of an earlier run" in told[0]
 
 
 def test_folder_with_a_part_that_cannot_be_listed_is_data_error(

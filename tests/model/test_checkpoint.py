@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.evaluate.calibration import Affine
 from magtiles_seg.infer.backends.eager import EagerBackend
+from magtiles_seg.model import checkpoint
 from magtiles_seg.model.checkpoint import (
     calibrate_checkpoint,
     load_checkpoint,
+    read_meta,
     save_checkpoint,
     write_tensors,
 )
@@ -52,6 +54,19 @@ def test_checkpoint_truncated_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match="no readable safetensors file"):
         load_checkpoint(path)
+
+
+def test_header_is_read_alone_and_of_a_truncated_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, build_network("nano"), {"epoch": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "present_name", None)  # what every tensor that is read goes by
+        assert read_meta(path)["epoch"] == 3
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="no readable safetensors file"):
+        read_meta(path)
 
 
 def test_checkpoint_of_another_program_is_refused(tmp_path: Path) -> None:

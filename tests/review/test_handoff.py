@@ -170,6 +170,27 @@ def test_labels_of_unknown_pictures_and_classes_are_refused_by_name(
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("tool", ["labelme", "coco"])
+def test_picture_whose_only_label_has_no_area_is_refused_and_one_without_is_sound(
+    tool: str, tmp_path: Path, review: ReviewFolder, take: Callable[..., Imported]
+) -> None:
+    name = keep(review)
+    out = tmp_path / "out"
+    opened = export_review(review, out, to=tool).opened_by
+    path = out / f"{name}.json" if tool == "labelme" else opened
+    content = json.loads(path.read_text())
+    if tool == "labelme":
+        content["shapes"][0]["points"] = [[1, 1], [9, 9]]
+    else:
+        content["annotations"][0]["segmentation"] = {"size": [64, 80], "counts": [64 * 80]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="and without it the picture would count as sound"):
+        take(out)
+    assert not (tmp_path / "data").exists()
+    path.write_text(json.dumps({**content, "shapes": [], "annotations": []}))
+    assert take(out).new == (name,)
+
+
 def test_picture_that_is_not_the_exported_one_is_refused(
     tmp_path: Path, review: ReviewFolder, take: Callable[..., Imported]
 ) -> None:

@@ -254,7 +254,7 @@ def test_report_shows_the_worst_first_with_pictures(tmp_path: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     assert [row["dice"] for row in report["worst"]] == pytest.approx([0, 2 / 3, 1])
     assert all(is_result(folder / row["picture"]) for row in report["worst"])
-    assert "3 pictures compared, 1 verdicts flipped" in (folder / "report.md").read_text()
+    assert "3 pictures compared, 1 verdict flipped" in (folder / "report.md").read_text()
 
 
 def test_report_keeps_the_twenty_worst_and_no_other_picture(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from magtiles_seg.dataset.formats.pictures import (
     Reading,
     Region,
     check_size,
+    drawn,
     expect,
-    polygon,
     read_json,
     size_of,
 )
@@ -72,17 +72,17 @@ def _read_file(
     labels = {key: str(category.get("name", key)) for key, category in names.items()}
     found.labels = tuple(dict.fromkeys([*found.labels, *labels.values()]))
     images = _by_id(content["images"], f"{path}: image")
-    drawn: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in content["annotations"]:
-        drawn[_key_of(annotation, "image_id", f"{path}: annotation")].append(annotation)
-    for key in drawn.keys() - images.keys():
+        of_image[_key_of(annotation, "image_id", f"{path}: annotation")].append(annotation)
+    for key in of_image.keys() - images.keys():
         found.problems.append(
-            f"{path}: annotation {drawn[key][0].get('id')} is of the image {key!r}, which is not "
-            "listed"
+            f"{path}: annotation {of_image[key][0].get('id')} is of the image {key!r}, which is "
+            "not listed"
         )
     for index, (key, image) in enumerate(images.items(), start=1):
         try:
-            picture = _picture(path, image, drawn.get(key, []), labels, files, found.notes)
+            picture = _picture(path, image, of_image.get(key, []), labels, files, found.notes)
             if picture.path in owner:
                 raise DataError(
                     f"{path}: image {key!r} is the picture {picture.path}, which "
@@ -119,7 +119,7 @@ def _key_of(entry: object, name: str, where: str) -> float | str | None:
 def _picture(
     path: Path,
     image: dict[str, Any],
-    drawn: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
     labels: dict[Any, str],
     files: Files,
     notes: Notes,
@@ -128,24 +128,22 @@ def _picture(
     size = size_of(source)
     check_size(f"{path}: image {source.name}", (image.get("height"), image.get("width")), size)
     regions = list[Region]()
-    for annotation in drawn:
+    for annotation in annotations:
         where = f"{path}: annotation {annotation.get('id')} of {source.name}"
         category = _key_of(annotation, "category_id", where)
         if category not in labels:
             raise DataError(f"{where}: category {category!r} is not listed")
         label = labels[category]
-        region = _region(label, annotation.get("segmentation"), where, size, notes)
-        if region is not None:
-            regions.append(region)
+        regions.append(_region(label, annotation.get("segmentation"), where, size, notes))
     return LabelledPicture(files.id_of(source), source, *size, tuple(regions))
 
 
 def _region(
-    label: str, drawn: object, where: str, size: tuple[int, int], notes: Notes
-) -> Region | None:
-    if isinstance(drawn, dict):
-        counts = drawn.get("counts")
-        declared = expect(drawn.get("size") or [None, None], list, f"{where}: size")
+    label: str, segmentation: object, where: str, size: tuple[int, int], notes: Notes
+) -> Region:
+    if isinstance(segmentation, dict):
+        counts = segmentation.get("counts")
+        declared = expect(segmentation.get("size") or [None, None], list, f"{where}: size")
         check_size(where, tuple(declared), size)
         try:
             runs = rle_from_text(counts) if isinstance(counts, str) else _runs(counts)
@@ -153,16 +151,12 @@ def _region(
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
         return Region(label, runs=runs)
-    if not drawn:
+    if not segmentation:
         raise DataError(
             f"{where}: no segmentation; a box alone says not which pixels are defect: draw regions"
         )
-    outlines = [
-        polygon(points, where, size, notes)
-        for points in expect(drawn, list, f"{where}: segmentation")
-    ]
-    kept = tuple(points for points in outlines if points is not None)
-    return Region(label, kept) if kept else None
+    polygons = expect(segmentation, list, f"{where}: segmentation")
+    return drawn(label, polygons, where, size, notes)
 
 
 def _runs(counts: object) -> npt.NDArray[np.int64]:

@@ -20,6 +20,7 @@ from magtiles_seg.dataset.samples import find_samples, raise_problems
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write_json
 from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED, LABELS, mistake_of_labels
+from magtiles_seg.names import counted
 
 if TYPE_CHECKING:
     from magtiles_seg.config import DataLoadParams
@@ -188,7 +189,14 @@ def rewrite(
 def mapped(reading: Reading, wanted: Wanted) -> Reading:
     """Return a reading whose classes are those that are wanted; what does not fit is a problem."""
     rules = dict(entry.rpartition("=")[::2] for entry in wanted.class_map or ())
-    becomes = {name: _label_of(name, rules, wanted.labels) for name in reading.regions()}
+    names = dict.fromkeys(one.label for picture in reading.pictures for one in picture.regions)
+    becomes = {name: _label_of(name, rules, wanted.labels) for name in names}
+    if reading.of_masks:
+        becomes |= {
+            name: _label_of_value(name, wanted.labels)
+            for name, label in becomes.items()
+            if label is None
+        }
     problems = [*reading.problems, *_unknown(becomes, reading, wanted), *_same_ids(reading)]
     bare = [picture for picture in reading.pictures if not picture.labelled]
     if bare and wanted.unlabelled is None:
@@ -201,6 +209,9 @@ def mapped(reading: Reading, wanted: Wanted) -> Reading:
         for picture in reading.pictures
         if picture.labelled or wanted.unlabelled != "skip"
     ]
+    pictures, emptied = replace(reading, pictures=pictures).kept()
+    hint = f", or map its class to {BACKGROUND} by data_load.class_map"
+    problems += [f"{problem}{hint}" for problem in emptied]
     return replace(reading, pictures=pictures, problems=problems)
 
 
@@ -216,8 +227,11 @@ def _label_of(name: str, rules: Mapping[str, str], labels: Sequence[str]) -> str
     if name in labels:
         return name
     known = {label.casefold(): label for label in (*labels, IGNORE)}
-    if name.casefold() in known:
-        return known[name.casefold()]
+    return known.get(name.casefold())
+
+
+def _label_of_value(name: str, labels: Sequence[str]) -> str | None:
+    """Return the class of a mask's value, or None where it has none."""
     if name.isdecimal() and int(name) < len(labels):
         return labels[int(name)]
     return labels[1] if name == str(IGNORED) and len(labels) == 2 else None
@@ -225,16 +239,16 @@ def _label_of(name: str, rules: Mapping[str, str], labels: Sequence[str]) -> str
 
 def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted) -> Iterator[str]:
     """Yield a line that names the classes without a meaning, and how to give them one."""
-    lost = [name for name, label in becomes.items() if label is None]
+    counts = reading.regions()
+    lost = [name for name, label in becomes.items() if label is None and name in counts]
     if not lost:
         return
-    counts = reading.regions()
     where = next(
         picture.path
         for picture in reading.pictures
         if any(region.label in lost for region in picture.regions)
     )
-    listed = ", ".join(f"{name!r} ({counts[name]} regions)" for name in lost)
+    listed = ", ".join(f"{name!r} ({counted(counts[name], 'region')})" for name in lost)
     names = ", ".join(list(dict.fromkeys([*reading.labels, *counts])))
     said = f"the classes {listed} are" if len(lost) > 1 else f"the class {listed} is"
     yield (
@@ -256,7 +270,9 @@ def _same_ids(reading: Reading) -> Iterator[str]:
 def _relabelled(regions: Sequence[Region], becomes: Mapping[str, str | None]) -> Iterator[Region]:
     for region in regions:
         label = becomes[region.label]
-        if label is not None and label != BACKGROUND:
+        if label is None and region.is_empty:
+            yield region
+        elif label is not None and label != BACKGROUND:
             yield replace(region, label=label)
 
 
@@ -267,9 +283,10 @@ def summary(name: str, reading: Reading, wanted: Wanted) -> str:
     counts: Counter[str] = reading.regions()
     regions = ", ".join(f"{count} {label}" for label, count in sorted(counts.items())) or "none"
     sound = sum(picture.labelled and not picture.regions for picture in reading.pictures)
-    text = f"{name}: {labelled} labelled pictures, {sound} of them sound; regions: {regions}"
+    pictures = counted(labelled, "labelled picture")
+    text = f"{name}: {pictures}, {sound} of them sound; regions: {regions}"
     if wanted.unlabelled == "sound":
-        text += f"; {bare} pictures without a label count as sound"
+        text += f"; {counted(bare, 'picture')} without a label count{'s' * (bare == 1)} as sound"
     elif wanted.unlabelled == "skip":
         text += "; pictures without a label are left out"
     return text

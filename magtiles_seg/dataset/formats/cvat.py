@@ -21,9 +21,9 @@ from magtiles_seg.dataset.formats.pictures import (
     Reading,
     Region,
     check_size,
+    drawn,
     ellipse,
     placed,
-    polygon,
     size_of,
 )
 from magtiles_seg.errors import DataError
@@ -95,16 +95,13 @@ def _picture(path: Path, image: ElementTree.Element, files: Files, notes: Notes)
     shapes = [shape for shape in image if shape.tag != "tag"]  # which is of the whole picture
     shapes.sort(key=lambda shape: _number(shape, "z_order", where, 0))
     regions = [
-        region
+        _region(shape, f"{where}: {shape.tag} {number}", size, notes)
         for number, shape in enumerate(shapes)
-        if (region := _region(shape, f"{where}: {shape.tag} {number}", size, notes))
     ]
     return LabelledPicture(files.id_of(source), source, *size, tuple(regions))
 
 
-def _region(
-    shape: ElementTree.Element, where: str, size: tuple[int, int], notes: Notes
-) -> Region | None:
+def _region(shape: ElementTree.Element, where: str, size: tuple[int, int], notes: Notes) -> Region:
     label = shape.get("label")
     if not label:
         raise DataError(f"{where}: has no label; give it a class in CVAT")
@@ -125,12 +122,10 @@ def _region(
         turn = np.array([[np.cos(turned), np.sin(turned)], [-np.sin(turned), np.cos(turned)]])
         points = across @ turn + centre
     elif shape.tag in _FLAT:
-        notes.add(where, f"left out, for a {shape.tag} has no area")
-        return None
+        return Region(label, lost=(where, f"a {shape.tag} has no area"))
     else:
         raise DataError(f"{where}: not read; expected polygons, masks, boxes or ellipses")
-    outline = polygon(points, where, size, notes)
-    return None if outline is None else Region(label, (outline,))
+    return drawn(label, [points], where, size, notes)
 
 
 def _mask(shape: ElementTree.Element, where: str, size: tuple[int, int]) -> np.ndarray:

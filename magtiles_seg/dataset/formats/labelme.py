@@ -22,10 +22,10 @@ from magtiles_seg.dataset.formats.pictures import (
     Region,
     check_size,
     decode_png_mask,
+    drawn,
     ellipse,
     expect,
     placed,
-    polygon,
     read_json,
     size_of,
 )
@@ -86,15 +86,14 @@ def _picture(path: Path, content: dict[str, Any], files: Files, notes: Notes) ->
     check_size(str(path), (content.get("imageHeight"), content.get("imageWidth")), size)
     shapes = expect(content["shapes"], list, f"{path}: shapes")
     regions = [
-        region
+        _region(shape, f"{path}: shape {number}", size, notes)
         for number, shape in enumerate(shapes)
-        if (region := _region(shape, f"{path}: shape {number}", size, notes))
     ]
     name = path.stem if where == "embedded" else files.id_of(source)
     return LabelledPicture(name, source, *size, tuple(regions), embedded=where == "embedded")
 
 
-def _region(shape: object, where: str, size: tuple[int, int], notes: Notes) -> Region | None:
+def _region(shape: object, where: str, size: tuple[int, int], notes: Notes) -> Region:
     given = expect(shape, dict, where)
     label = expect(given.get("label"), str, f"{where}: label")
     kind = given.get("shape_type") or "polygon"
@@ -102,16 +101,14 @@ def _region(shape: object, where: str, size: tuple[int, int], notes: Notes) -> R
         return Region.of_mask(label, _mask(given, where, size))
     points = given.get("points")
     if kind in _FLAT:
-        notes.add(where, f"left out, for a {kind} has no area")
-        return None
+        return Region(label, lost=(where, f"a {kind} has no area"))
     if kind in ("rectangle", "circle"):
         points = _outline(kind, points, where)
     elif kind not in _CORNERS:
         raise DataError(
             f"{where}: a {kind!r:.40} is not read; expected polygons, rectangles, circles or masks"
         )
-    outline = polygon(points, where, size, notes)
-    return None if outline is None else Region(label, (outline,))
+    return drawn(label, [points], where, size, notes)
 
 
 def _outline(kind: str, points: object, where: str) -> object:

@@ -24,9 +24,9 @@ from magtiles_seg.dataset.formats.pictures import (
     Reading,
     Region,
     check_size,
+    drawn,
     ellipse,
     expect,
-    polygon,
     read_json,
     size_of,
 )
@@ -93,8 +93,8 @@ def _picture(
         expect(task.get("annotations") or [], list, f"{where}: annotations"), where, notes
     )
     regions = list[Region]()
-    drawn = chosen.get("result") or [] if chosen else []
-    for number, item in enumerate(expect(drawn, list, f"{where}: result")):
+    result = chosen.get("result") or [] if chosen else []
+    for number, item in enumerate(expect(result, list, f"{where}: result")):
         at = f"{where}: result {number}"
         region = _region(expect(item, dict, at), at, size, notes)
         if region is not None:
@@ -139,8 +139,8 @@ def _region(item: dict[str, Any], where: str, size: tuple[int, int], notes: Note
     if not kind.endswith("labels"):
         return None  # a choice, a text or a rating says nothing of pixels
     if kind in _FLAT:
-        notes.add(where, f"left out, for {kind} have no area")
-        return None
+        label = next(iter(value.get(kind) or ()), "") if isinstance(value, dict) else ""
+        return Region(str(label), lost=(where, f"{kind} have no area"))
     if kind not in _DRAWN:
         raise DataError(f"{where}: {kind} are not read; expected polygons or brush masks")
     value = expect(value, dict, f"{where}: value")
@@ -154,8 +154,7 @@ def _region(item: dict[str, Any], where: str, size: tuple[int, int], notes: Note
     if kind == "brushlabels":
         return Region.of_mask(str(names[0]), _brush(value.get("rle"), where, size))
     shares = _outline(kind, value, where)
-    outline = polygon(shares * size[::-1] / 100, where, size, notes)
-    return None if outline is None else Region(str(names[0]), (outline,))
+    return drawn(str(names[0]), [shares * size[::-1] / 100], where, size, notes)
 
 
 def _outline(kind: str, value: dict[str, Any], where: str) -> npt.NDArray[np.float64]:

@@ -112,13 +112,15 @@ def read_masks(
     """
     described = read_description(files.root)
     found.labels = found.labels or described[1:]
+    found.of_masks = True
     for index, path in enumerate(pictures, start=1):
         try:
             size, mask = size_of(path), mask_of(path)
             regions = list[Region]()
             for label, part in (names or classes_in)(mask) if mask else ():
                 check_size(f"{mask}", part.shape, size)
-                regions += mask_regions(_named(label, described), part)
+                name = _named(label, described)
+                regions += mask_regions(name, part) if part.any() else [_faint(name, mask)]
             found.pictures.append(
                 LabelledPicture(
                     files.id_of(path), path, *size, tuple(regions), labelled=mask is not None
@@ -128,6 +130,10 @@ def read_masks(
             found.problems.append(str(error))
         if progress is not None:
             progress(index, len(pictures))
+
+
+def _faint(label: str, mask: Path | None) -> Region:
+    return Region(label, lost=(f"{mask}", f"no pixel of it is {DEFECT_LEVEL} or brighter"))
 
 
 def read_description(root: Path) -> tuple[str, ...]:

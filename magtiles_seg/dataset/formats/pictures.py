@@ -9,7 +9,7 @@ import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +23,7 @@ from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES, is_junk, name_key
 from magtiles_seg.dataset.samples import Sample, load_target
 from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.labels import IGNORE, IGNORED
+from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED
 from magtiles_seg.shapes import (
     Mask,
     Points,
@@ -39,6 +39,7 @@ Progress = Callable[[int, "int | None"], None]
 """Told `(done, total)`."""
 
 _MAX_FILES = 1_000_000
+_NO_PIXEL = "it marks no pixel"
 _READ_SUFFIXES = PICTURE_SUFFIXES | {".json", ".jsonl", ".csv", ".txt", ".xml", ".yaml", ".yml"}
 
 
@@ -50,11 +51,18 @@ class Region:
         label: Name of its class.
         polygons: (P, 2) float64 x, y in px of pixel edges; together they are the region.
         runs: Run lengths of the mask, column by column, where there are no polygons.
+        lost: Where it was drawn, and why nothing of it is left; None: see `is_empty`.
     """
 
     label: str
     polygons: tuple[Points, ...] = ()
     runs: npt.NDArray[np.int64] | None = None
+    lost: tuple[str, str] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no pixel of the picture is in it."""
+        return not self.polygons and (self.runs is None or not self.runs[1::2].any())
 
     @classmethod
     def of_mask(cls, label: str, mask: Mask) -> Region:
@@ -109,6 +117,29 @@ class LabelledPicture:
         data = self.path.read_bytes()
         return base64.b64decode(json.loads(data)["imageData"]) if self.embedded else data
 
+    def kept(self, notes: Notes) -> LabelledPicture:
+        """Return it without the regions that mark no pixel, each of which is noted.
+
+        Raises:
+            DataError: A defect was drawn, and none is left: it is no sound picture.
+        """
+        left = tuple(region for region in self.regions if not region.is_empty)
+        empty = [region for region in self.regions if region.is_empty]
+        said = [
+            region.lost or (f"{self.path}: a region of the class {region.label!r}", _NO_PIXEL)
+            for region in empty
+        ]
+        if not any(_is_defect(region) for region in left):
+            for region, (where, why) in zip(empty, said, strict=True):
+                if _is_defect(region):
+                    raise DataError(
+                        f"{where}: {why}, and without it the picture would count as sound; draw "
+                        "its area, or delete it"
+                    )
+        for where, why in said:
+            notes.add(where, f"left out, for {why}")
+        return self if not empty else replace(self, regions=left)
+
     def target(self, labels: Sequence[str]) -> npt.NDArray[np.uint8]:
         """Return the class of every pixel, (H, W) uint8: index into `labels`, or `IGNORED`.
 
@@ -133,6 +164,10 @@ class LabelledPicture:
             name = f"{self.id}{self.path.suffix}"
             shutil.copyfile(self.path, folder / name)
         return name
+
+
+def _is_defect(region: Region) -> bool:
+    return region.label.casefold() not in (BACKGROUND, IGNORE)
 
 
 class Notes:
@@ -163,12 +198,14 @@ class Reading:
         problems: A line for each file that cannot: which, what is wrong, what was expected.
         notes: What somebody should know of.
         labels: Class names in the format's own order, without background, where it has one.
+        of_masks: Whether a class without a name is a mask's value: a label by its index.
     """
 
     pictures: list[LabelledPicture] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: Notes = field(default_factory=Notes)
     labels: tuple[str, ...] = ()
+    of_masks: bool = False
 
     def add(self, pictures: Iterable[LabelledPicture | DataError]) -> None:
         """Take pictures, and what is wrong with others."""
@@ -178,9 +215,24 @@ class Reading:
             else:
                 self.pictures.append(picture)
 
+    def kept(self) -> tuple[list[LabelledPicture], list[str]]:
+        """Return the pictures as of `LabelledPicture.kept`, and a line for each refused one."""
+        kept, problems = list[LabelledPicture](), list[str]()
+        for picture in self.pictures:
+            try:
+                kept.append(picture.kept(self.notes))
+            except DataError as error:
+                problems.append(str(error))
+        return kept, problems
+
     def regions(self) -> Counter[str]:
-        """Return how many regions there are of each class."""
-        return Counter(region.label for picture in self.pictures for region in picture.regions)
+        """Return how many regions there are of each class, those that mark no pixel left out."""
+        return Counter(
+            region.label
+            for picture in self.pictures
+            for region in picture.regions
+            if not region.is_empty
+        )
 
 
 def from_samples(samples: Iterable[Sample], labels: Sequence[str]) -> Iterator[LabelledPicture]:
@@ -380,18 +432,37 @@ def check_names(what: str, labels: Iterable[str], is_bad: Callable[[str], bool])
         )
 
 
-def polygon(values: object, where: str, picture_hw: tuple[int, int], notes: Notes) -> Points | None:
-    """Return the points of a polygon, cut at the picture's borders, or None where none is left.
+def drawn(
+    label: str,
+    polygons: Iterable[object],
+    where: str,
+    picture_hw: tuple[int, int],
+    notes: Notes,
+) -> Region:
+    """Return the region of some polygons, cut at the picture's borders; one may be left empty.
 
     Args:
-        values: (P, 2) or (2 P,) numbers.
+        label: Name of its class.
+        polygons: (P, 2) or (2 P,) numbers each.
         where: What a message starts with: the file, and which of its regions.
         picture_hw: Height and width.
-        notes: Told of what was cut off or left out.
+        notes: Told of what was cut off or left out of it.
 
     Raises:
-        DataError: It is no list of points.
+        DataError: One is no list of points.
     """
+    cut = [_cut(values, where, picture_hw, notes) for values in polygons]
+    left = tuple(points for points in cut if not isinstance(points, str))
+    lost = [why for why in cut if isinstance(why, str)]
+    if not left:
+        return Region(label, lost=(where, lost[0]) if lost else None)
+    for why in lost:
+        notes.add(where, f"left out, for {why}")
+    return Region(label, left)
+
+
+def _cut(values: object, where: str, picture_hw: tuple[int, int], notes: Notes) -> Points | str:
+    """Return the part of a polygon that lies in the picture, or why there is none."""
     try:
         points = np.asarray(values, np.float64)
         points = points.reshape(-1, 2)
@@ -400,12 +471,10 @@ def polygon(values: object, where: str, picture_hw: tuple[int, int], notes: Note
     if not np.isfinite(points).all():
         raise DataError(f"{where}: a point is not finite; expected coordinates in px")
     if len(points) < 3 or area_of(points) < 1e-6:
-        notes.add(where, "left out, for its points enclose no area")
-        return None
+        return "its points enclose no area"
     inside = clip(points, *picture_hw)
     if len(inside) < 3 or area_of(inside) < 1e-6:
-        notes.add(where, "left out, for it lies outside of the picture")
-        return None
+        return "it lies outside of the picture"
     height, width = picture_hw
     if points.min() < -1 or points[:, 0].max() > width + 1 or points[:, 1].max() > height + 1:
         notes.add(where, "reaches out of the picture by more than a pixel; cut at its border")

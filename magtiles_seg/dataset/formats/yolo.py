@@ -19,7 +19,7 @@ from magtiles_seg.dataset.formats.pictures import (
     Progress,
     Reading,
     Region,
-    polygon,
+    drawn,
     read_text,
     size_of,
 )
@@ -131,9 +131,8 @@ def _picture(
         where = f"{text}: line {number}"
         if words := line.split():
             label, shares = _row(words, names, where)
-            outline = polygon(shares * (width, height), where, (height, width), notes)
-            if outline is not None:
-                regions.append(Region(label, (outline,)))
+            size = height, width
+            regions.append(drawn(label, [shares * size[::-1]], where, size, notes))
     return LabelledPicture(files.id_of(path), path, height, width, tuple(regions))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from magtiles_seg.dataset.synthetic.lifelike import draw_lifelike
 from magtiles_seg.dataset.synthetic.textures import FloatImage, draw_surface
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.files import write
+from magtiles_seg.files import free_bytes, write
 from magtiles_seg.labels import BACKGROUND, FREE, LABELS
 
 EXPOSURES: Final = (1, 2, 3, 4, 5, 6)
@@ -45,6 +45,8 @@ _FORMATS: Final = (
 _FIRST_NUM: Final = (
     1_000_000  # above every number of the real set, whose known slips are listed by number
 )
+_TILE_BYTES: Final = 200_000  # six pictures and masks
+_MOST_DIGITS: Final = 40
 _DRAW, _DEFECT, _PHOTO = 1, 2, 3  # independent random streams of one seed
 
 
@@ -125,7 +127,7 @@ def write_dataset(
 
     Raises:
         ConfigError: `tiles` or `seed` is invalid.
-        DataError: `root` already holds a data set.
+        DataError: `root` already holds a data set, or its disk has no room for so many tiles.
     """
     if tiles < 1:
         msg = f"write_dataset: tiles must be at least 1, got {tiles}; ten hold every class"
@@ -135,6 +137,12 @@ def write_dataset(
     if any(root.glob("MT_*")):
         msg = f"{root}: expected no data set there, found MT_* folders; remove them or go elsewhere"
         raise DataError(msg)
+    needed, free = tiles * _TILE_BYTES, free_bytes(root)
+    if needed > free:
+        raise DataError(
+            f"{tiles:,} synthetic tiles take about {needed / 1e9:,.1f} GB, but the disk of {root} "
+            f"has {free / 1e9:,.1f} GB left; ask for fewer, or go elsewhere"
+        )
     for label in (*DEFECTS, FREE):
         (root / f"MT_{label.capitalize()}" / "Imgs").mkdir(parents=True)
     for index in range(tiles):
@@ -158,10 +166,11 @@ def read_source(source: str, **usual: int) -> dict[str, int]:
     options = dict(usual)
     for item in filter(None, source.removeprefix(SYNTHETIC).split(",")):
         name, _, value = (part.strip() for part in item.partition("="))
-        if name not in usual or not value.isdecimal():
+        if name not in usual or not value.isdecimal() or len(value) > _MOST_DIGITS:
             expected = ",".join(f"{name}={value}" for name, value in usual.items())
             raise ConfigError(
-                f"source {source!r}: option {item!r} is unknown; expected {SYNTHETIC}{expected}"
+                f"source {source!r:.80}: option {item!r:.80} is unknown; expected "
+                f"{SYNTHETIC}{expected}"
             )
         options[name] = int(value)
     return options

@@ -83,8 +83,8 @@ def test_polygon_outside_or_empty_is_noted(
     points: list[list[float]], note: str, tmp_path: Path
 ) -> None:
     put(tmp_path / "a.png")
-    label(tmp_path / "a.json", "a.png", shape(points))
-    found = formats.read("labelme", tmp_path)
+    label(tmp_path / "a.json", "a.png", shape(), shape(points))
+    found = mapped(formats.read("labelme", tmp_path), Wanted(LABELS))
     assert found.problems == []
     assert note in found.notes.lines()[0]
     assert found.pictures[0].target(LABELS).shape == (40, 50)
@@ -210,7 +210,7 @@ def test_load_converts_a_folder_of_labelme_and_says_what_it_found(tmp_path: Path
     loaded = pipeline.load(params)
     assert loaded.summary is not None
     assert "labelme: 2 labelled pictures" in loaded.summary
-    assert "1 pictures without a label count as sound" in loaded.summary
+    assert "1 picture without a label counts as sound" in loaded.summary
     samples = {sample.id: sample for sample in pipeline.samples_of(params)}
     assert {key: sample.label for key, sample in samples.items()} == {
         "a": "pitting", "b": "pitting", "c": "free",
@@ -227,7 +227,7 @@ def test_load_refuses_what_it_would_have_to_guess(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         fetch(str(source), tmp_path / "out", wanted=Wanted(LABELS))
     assert "c.jpg: no label; set data_load.unlabelled" in str(raised.value)
-    assert "'Pitting' (2 regions), 'blur' (1 regions)" in str(raised.value)
+    assert "'Pitting' (2 regions), 'blur' (1 region)" in str(raised.value)
     assert not (tmp_path / "out" / "images").exists()
 
 
@@ -265,7 +265,7 @@ def test_colours_and_values_of_masks_become_classes(tmp_path: Path) -> None:
     assert (target == 1).sum() == 16
     assert (target == 255).sum() == 600
     assert second.label == "free"
-    assert "masks: 1 labelled pictures" in (read_summary(root) or "")
+    assert "masks: 1 labelled picture" in (read_summary(root) or "")
 
 
 def test_groups_of_the_source_are_kept(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from folders import forbid
 
 from magtiles_seg import cli
 from magtiles_seg.dataset import formats
+from magtiles_seg.dataset.formats.convert import Wanted, mapped
+from magtiles_seg.dataset.formats.labelstudio import encode_brush
 from magtiles_seg.dataset.formats.pictures import LabelledPicture, Reading, Region
 from magtiles_seg.errors import DataError
+from magtiles_seg.files import encode_png
 
 BOX = [[10, 10], [40, 10], [40, 30], [10, 30]]
 
@@ -75,14 +80,118 @@ def test_label_studio_region_that_is_not_read_is_refused(
     assert any(said in problem for problem in formats.read("label-studio", tmp_path).problems)
 
 
-def test_label_studio_points_are_left_out_with_a_note(tmp_path: Path) -> None:
+def test_region_without_area_beside_another_is_left_out_with_a_note(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
-    item = {"type": "vectorlabels", "value": {"vertices": [], "vectorlabels": ["dent"]}}
-    tasks = [{"data": {"image": "?d=a.png"}, "annotations": [{"result": [item]}]}]
-    (tmp_path / "t.json").write_text(json.dumps(tasks))
-    found = formats.read("label-studio", tmp_path)
+    shapes = [{"label": "dent", "shape_type": k, "points": BOX} for k in ("polygon", "linestrip")]
+    content = {"imagePath": "a.png", "shapes": shapes}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    found = mapped(formats.read("labelme", tmp_path), Wanted(("background", "dent")))
     assert not found.problems
-    assert "vectorlabels have no area" in found.notes.lines()[0]
+    assert found.notes.lines() == [
+        f"{tmp_path / 'a.json'}: shape 1: left out, for a linestrip has no area"
+    ]
+    assert area(found) == 30 * 20
+
+
+def json_of(content: object) -> bytes:
+    return json.dumps(content).encode()
+
+
+def png_of(value: int) -> bytes:
+    return encode_png(np.full((40, 50), value, np.uint8))
+
+
+def labelme_file(**shape: object) -> dict[str, bytes]:
+    return {"a.json": json_of({"imagePath": "a.png", "shapes": [{"label": "dent", **shape}]})}
+
+
+def coco_file(segmentation: object) -> dict[str, bytes]:
+    drawn = {"id": 7, "image_id": 1, "category_id": 1, "segmentation": segmentation}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "dent"}],
+        "annotations": [drawn],
+    }
+    return {"c.json": json_of(content)}
+
+
+def cvat_file(shape: str) -> dict[str, bytes]:
+    image = f'<image name="a.png" width="50" height="40">{shape}</image>'
+    return {"a.xml": f"<annotations>{image}</annotations>".encode()}
+
+
+def task_file(kind: str, **value: object) -> dict[str, bytes]:
+    item = {
+        "original_width": 50,
+        "original_height": 40,
+        "type": kind,
+        "value": {kind: ["dent"], **value},
+    }
+    return {
+        "t.json": json_of([{"data": {"image": "?d=a.png"}, "annotations": [{"result": [item]}]}])
+    }
+
+
+NO_PIXELS = np.zeros((40, 50), np.bool_)
+OUTSIDE = [[60, 1], [70, 1], [70, 9]]
+EMPTY_PNG = base64.b64encode(encode_png(np.zeros((2, 2), np.uint8))).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "said"),
+    [
+        ("labelme", labelme_file(points=BOX[:2]), "a.json: shape 0: its points enclose no area"),
+        ("labelme", labelme_file(points=OUTSIDE), "shape 0: it lies outside of the picture"),
+        ("labelme", labelme_file(points=BOX[:1], shape_type="point"), "a point has no area"),
+        ("labelme", labelme_file(points=[[1, 1], [2, 2]], shape_type="mask", mask=EMPTY_PNG),
+         "a region of the class 'dent': it marks no pixel"),
+        ("coco", coco_file([[1, 1, 20, 20]]), "annotation 7 of a.png: its points enclose no area"),
+        ("coco", coco_file({"size": [40, 50], "counts": [2000]}), "it marks no pixel"),
+        ("yolo", {"a.txt": b"0 .1 .1 .2 .2 .3 .3\n"}, "a.txt: line 1: its points enclose no area"),
+        ("cvat", cvat_file('<polyline label="dent" points="0,0;5,5"/>'), "a polyline has no area"),
+        ("cvat", cvat_file('<mask label="dent" rle="4" left="0" top="0" width="2" height="2"/>'),
+         "it marks no pixel"),
+        ("label-studio", task_file("keypointlabels", x=1, y=1), "keypointlabels have no area"),
+        ("label-studio", task_file("brushlabels", rle=encode_brush(NO_PIXELS)),
+         "it marks no pixel"),
+        ("mvtec", {"test/dent/b.png": png_of(80), "ground_truth/dent/b_mask.png": png_of(0)},
+         "b_mask.png: no pixel of it is 128 or brighter"),
+    ],
+)  # fmt: skip
+def test_picture_whose_only_defect_marks_no_pixel_never_counts_as_sound(
+    name: str, files: dict[str, bytes], said: str, tmp_path: Path
+) -> None:
+    put(tmp_path / "a.png")
+    for file, content in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    wanted = Wanted(("background", "dent"), unlabelled="skip")
+    found = mapped(formats.read(name, tmp_path), wanted)
+    assert found.pictures == []
+    (problem,) = found.problems
+    assert f"{said}, and without it the picture would count as sound" in problem
+    sound = replace(wanted, class_map=("dent=background", "0=background"))
+    found = mapped(formats.read(name, tmp_path), sound)
+    assert found.problems == []
+    assert [picture.regions for picture in found.pictures] == [()]
+
+
+def test_yolo_classes_without_names_are_no_indices_of_labels(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("0 .1 .1 .5 .1 .5 .5\n1 .1 .1 .5 .1 .5 .5\n")
+    wanted = Wanted(("background", "dent", "crack"))
+    (problem,) = mapped(formats.read("yolo", tmp_path), wanted).problems
+    assert "the classes '0' (1 region), '1' (1 region) are none of" in problem
+    named = replace(wanted, class_map=("0=dent", "1=crack"))
+    assert mapped(formats.read("yolo", tmp_path), named).regions() == {"dent": 1, "crack": 1}
+
+
+def test_grey_mask_without_a_bright_pixel_never_counts_as_sound(tmp_path: Path) -> None:
+    put(tmp_path / "images/a.png"), put(tmp_path / "masks/a.png")
+    cv2.imwrite(str(tmp_path / "masks/a.png"), np.tile(np.arange(50, dtype=np.uint8), (40, 1)))
+    found = mapped(formats.read("masks", tmp_path), Wanted(("background", "dent")))
+    (problem,) = found.problems
+    assert "masks/a.png: no pixel of it is 128 or brighter" in problem
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,7 @@ def test_cvat_export_of_boxes_ellipses_and_masks_is_read(tmp_path: Path) -> None
     mask = found.pictures[0].target(("background", "dent"))
     assert np.argwhere(mask[:4]).tolist() == [[0, 0], [0, 1], [2, 4], [3, 3]]
     assert mask[5, 7] == 1
+    assert found.kept()[1] == []
     assert "a polyline has no area" in found.notes.lines()[0]
 
 
