@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from magtiles_seg import errors
 from magtiles_seg.commands import options
-from magtiles_seg.progress import bar, complain
+from magtiles_seg.names import counted
+from magtiles_seg.progress import bar, complain, note
 
 if TYPE_CHECKING:
     from magtiles_seg.bench.entries import Candidate, Case
     from magtiles_seg.bench.run import BenchReport
     from magtiles_seg.config import ExportParams, Params
     from magtiles_seg.export.parity import TileSet, Tolerance
+    from magtiles_seg.infer.selection import Selection
 
 _EXAMPLES = """
   magtiles-seg bench
@@ -193,15 +195,31 @@ def _select(
     from magtiles_seg.infer.selection import save_selection
     from magtiles_seg.model.bundled import model_path
 
+    model = model_path(arguments.model)
+    names = {
+        row.candidate: f"{row.name}, {counted(row.candidate.threads or 1, 'thread')}"
+        for row in report.rows
+        if row.candidate
+    }
     selection = select_fastest(
         report,
-        model_path(arguments.model),
+        model,
         tolerance=lambda candidate: _tolerance(candidate, params),
         proof=proof,
-        refused=lambda _, error: complain(error),
+        refused=lambda candidate, error: note(f"{names[candidate]}: {error}"),
     )
     path = save_selection(report.model_sha256, selection)
-    print(f"\nselected {selection.backend}, {selection.measured}\nwritten to {path}")
+    chosen = next(name for one, name in names.items() if _is_choice(selection, one, model))
+    print(f"\nselected {chosen}, {selection.measured}\nwritten to {path}")
+
+
+def _is_choice(selection: Selection, candidate: Candidate, model: Path) -> bool:
+    return candidate.path.resolve() == Path(selection.file or model).resolve() and (
+        selection.backend,
+        selection.device,
+        selection.threads,
+        selection.precision,
+    ) == (candidate.backend, candidate.device, candidate.threads or 1, candidate.precision)
 
 
 def _tolerance(candidate: Candidate, params: ExportParams) -> Tolerance:

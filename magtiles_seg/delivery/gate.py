@@ -36,8 +36,8 @@ and weights that may have seen the test tiles."""
 
 _KNOWS_MORE = (
     "the model of {head} learnt from other pictures than this split's training part, which the "
-    "model of {base} does not know: by its start, its teacher or one of its members, as its card says; "
-    "it may know test tiles"
+    "model of {base} does not know: by its start, its teacher or one of its members, as its card "
+    "says; it may know test tiles"
 )
 _FAMILIES = ("binary", "pictures", "verdict")
 _METRICS = "results/metrics.json"
