@@ -353,7 +353,7 @@ def export(
     chosen = _read_choice(Path(choice)) if choice else None
     with tempfile.TemporaryDirectory() as folder:
         if chosen is not None:
-            source, checkpoint = checkpoint, Path(folder) / "calibrated.safetensors"
+            source, checkpoint = checkpoint, Path(folder) / checkpoint.name
             calibrate_checkpoint(
                 source, checkpoint, scale=chosen.pixel.scale, bias=chosen.pixel.bias
             )

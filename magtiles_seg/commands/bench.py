@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from magtiles_seg import errors
 from magtiles_seg.commands import options
-from magtiles_seg.progress import bar, complain, remark
+from magtiles_seg.names import counted
+from magtiles_seg.progress import bar, complain, note, remark
 
 if TYPE_CHECKING:
     from magtiles_seg.bench.entries import Candidate, Case
@@ -193,15 +194,26 @@ def _select(
     from magtiles_seg.infer.selection import save_selection
     from magtiles_seg.model.bundled import model_path
 
+    model = model_path(arguments.model)
+    names = {
+        row.candidate: f"{row.name}, {counted(row.candidate.threads or 1, 'thread')}"
+        for row in report.rows
+        if row.candidate
+    }
     selection = select_fastest(
         report,
-        model_path(arguments.model),
+        model,
         tolerance=lambda candidate: _tolerance(candidate, params),
         proof=proof,
-        refused=lambda _, error: complain(error),
+        refused=lambda candidate, error: note(f"{names[candidate]}: {error}"),
     )
     path = save_selection(report.model_sha256, selection)
-    print(f"\nselected {selection.backend}, {selection.measured}\nwritten to {path}")
+    chosen = (
+        f"{Path(selection.file or model).stem}, {selection.backend} {selection.device} "
+        f"{selection.precision or ''}".rstrip()
+    )
+    threads = counted(selection.threads, "thread")
+    print(f"\nselected {chosen}, {threads}, {selection.measured}\nwritten to {path}")
 
 
 def _tolerance(candidate: Candidate, params: ExportParams) -> Tolerance:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from magtiles_seg.config import GateParams
-from magtiles_seg.dataset.splits import Split, part_sha256
+from magtiles_seg.dataset.splits import Split, part_sha256, taken_over
 from magtiles_seg.delivery.report import rule_of
 from magtiles_seg.delivery.revisions import Revision, flatten, git
 from magtiles_seg.errors import DataError
@@ -34,6 +34,11 @@ FIXED = ("data_load", "data_split", "evaluate", "gate", "train.start", "train.te
 """Parameters, or sections of them, that both must have alike: what is measured, how it is judged,
 and weights that may have seen the test tiles."""
 
+_KNOWS_MORE = (
+    "the model of {head} learnt from other pictures than this split's training part, which the "
+    "model of {base} does not know: by its start, its teacher or one of its members, as its card "
+    "says; it may know test tiles"
+)
 _FAMILIES = ("binary", "pictures", "verdict")
 _METRICS = "results/metrics.json"
 _PICTURES = "results/pictures.csv"
@@ -107,6 +112,8 @@ def judge(base: Revision, head: Revision, split: Split, rescore: Rescore) -> Ver
     before = rescore(base)
     if before is None:
         return Verdict(merge=False, reasons=(f"{base} has no model to compare with",))
+    if set(taken_over(here.card.training)) - set(taken_over(before.card.training)):
+        return Verdict(merge=False, reasons=(_KNOWS_MORE.format(head=head, base=base),))
     comparison = compare(before.result.records, here.result.records)
     judged = comparison.judge(rule)
     basis = (

@@ -167,17 +167,19 @@ def known_parts(
 
 
 def _refuse_training_set(samples: Sequence[Sample], root: Path, card: ModelCard) -> None:
-    """Check that a data set is not the one that a model was made from, as far as its card tells.
+    """Check that a data set is not one that a model was made from, as far as its card tells.
+
+    Its start's, its teacher's and its members' are such, too.
 
     Raises:
         DataError: It is.
     """
-    from magtiles_seg.dataset.splits import data_sha256, part_sha256
+    from magtiles_seg.dataset.splits import data_sha256, part_sha256, taken_over
 
-    training = card.training
-    known = {training.get(part, {}).get("data_sha256") for part in ("split", "finished")}
-    is_whole = data_sha256(samples) in known
-    if is_whole or part_sha256(sample.id for sample in samples) == training.get("training_sha256"):
+    runs = [card.training, *card.training.get("members", ())]
+    known = {run.get(part, {}).get("data_sha256") for run in runs for part in ("split", "finished")}
+    parts = {card.training.get("training_sha256"), *taken_over(card.training)}
+    if data_sha256(samples) in known or part_sha256(sample.id for sample in samples) in parts:
         raise DataError(
             f"{root} is what the model {card.name} was trained on: a comparison there says nothing "
             "of new tiles; name the --split that it was trained by, or a folder of unseen tiles"

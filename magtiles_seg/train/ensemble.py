@@ -81,9 +81,9 @@ def _load_member(path: Path) -> tuple[Member, dict[str, Any]]:
 
 
 def _said(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint says of its training, and of the calibration within its weights."""
-    said = dict(meta.get("training", {}))
-    return {**said, "calibration": meta["calibration"]} if meta.get("calibration") else said
+    """Return what a checkpoint says of its training, its data and its weights' calibration."""
+    others = {key: meta[key] for key in ("calibration", "finished") if meta.get(key)}
+    return {**meta.get("training", {}), **others}
 
 
 def _note_other_training(folders: Sequence[Path], said: Sequence[Mapping[str, Any]]) -> None:

@@ -202,13 +202,29 @@ def test_bench_verb_writes_report_and_selects(
     words = ["--size", "64x70", "--rounds", "1", "--threads", "1", "--backend", "onnxruntime"]
     where = ["--model", str(model), "--out", str(tmp_path / "out"), "--select"]
     assert cli.main(["bench", *words, *where]) == 0
-    assert "selected onnxruntime" in capsys.readouterr().out
+    said = f"selected {model.stem}, onnxruntime cpu"
+    assert said in capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["bench.json", "bench.md", "bench.png"]
     saved = json.loads((tmp_path / "out" / "bench.json").read_text(encoding="utf-8"))
     assert saved["rows"][0]["candidate"]["backend"] == "onnxruntime"
     assert cli.main(["info", "--model", str(model)]) == 0
     assert "nothing-selected.json" in capsys.readouterr().out
+
+
+def test_bench_verb_names_whom_parity_refuses(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from magtiles_seg.bench import select
+
+    def refuse(*_: object) -> None:
+        raise ParityError("it answers differently")
+
+    monkeypatch.setattr(select, "check", refuse)
+    words = ["--size", "64x70", "--rounds", "1", "--threads", "1", "--backend", "onnxruntime"]
+    assert cli.main(["bench", "--model", str(model), "--select", *words]) == 2
+    said = f"{model.stem}, onnxruntime cpu fp32, 1 thread: it answers differently"
+    assert said in capsys.readouterr().err
 
 
 def test_bench_verb_with_wrong_size_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ def test_export_with_a_choice_carries_its_thresholds_and_calibration() -> None:
     with Segmenter("plain.onnx") as plain, Segmenter("chosen.onnx") as chosen:
         card = chosen.spec.card
         before, after = plain(tile).probability, chosen(tile).probability
+    assert card.name == "net"
     assert card.decision.threshold == 0.25
     assert card.decision.reject_score == 0.125
     assert card.calibration == {"scale": 0.5, "bias": -0.25}

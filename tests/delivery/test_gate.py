@@ -37,14 +37,16 @@ stages:
 OLD, NEW = [2, 5, 3, 4, 5, 4], [8, 9, 7, 9, 8, 9]
 
 
-def scored(found: list[int], *, training: str | None = part_sha256(["t"])) -> Scored:
+def scored(
+    found: list[int], *, training: str | None = part_sha256(["t"]), **more: list[str]
+) -> Scored:
     """Score a model that finds `found[t]` of the 10 px of tile t's crack."""
     rows = ["picture,class,tile,tp,fp,fn,tn,score,verdict"]
     for tile, hit in enumerate(found):
         rows.append(f"c{tile},crack,{tile},{hit},0,{10 - hit},90,{0.1 + hit / 20},reject")
         rows.append(f"f{tile},free,{100 + tile},0,0,0,100,0.01,accept")
     result = summarize(read_pictures("\n".join(rows)), protocol="T", resamples=0)
-    said = {} if training is None else {"training_sha256": training}
+    said = {**more, **({} if training is None else {"training_sha256": training})}
     labels = ("background", "crack")
     card = ModelCard(name="m", architecture="nano", labels=labels, stride=8, training=said)
     return Scored(result=result, card=card)
@@ -77,11 +79,13 @@ class Branches:
         who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
         git(*who, "commit", "--quiet", "--message", message, root=self.root)
 
-    def judge(self, head: Scored | None, *, has_base: bool = True) -> Verdict:
+    def judge(
+        self, head: Scored | None, *, has_base: bool = True, **said_of_base: list[str]
+    ) -> Verdict:
         """Judge `exp`, committed as it stands, in a checkout of `dev`."""
         self.commit("exp")
         git("checkout", "--quiet", "dev", root=self.root)
-        models = {"dev": scored(OLD) if has_base else None, "exp": head}
+        models = {"dev": scored(OLD, **said_of_base) if has_base else None, "exp": head}
         base, exp = (Revision(self.root, name) for name in models)
         return judge(base, exp, SPLIT, lambda state: models[str(state.name)])
 
@@ -224,6 +228,26 @@ def test_judge_of_a_model_trained_on_other_pictures_is_refused(
     verdict = branches.judge(scored(NEW, training=training))
     assert not verdict.merge
     assert "was not trained on the training part of this split" in str(verdict)
+
+
+def test_judge_of_an_ensemble_whose_member_knows_other_pictures_is_refused(
+    branches: Branches,
+) -> None:
+    own = part_sha256(["t"])
+    joined = scored(NEW, ancestors=[own, "f00"])
+    branches.write(joined.result)
+    verdict = branches.judge(joined)
+    assert not verdict.merge
+    assert "its teacher or one of its members, as its card says" in str(verdict)
+
+
+@pytest.mark.parametrize("known", [[part_sha256(["t"])], [part_sha256(["t"]), "f00"]])
+def test_judge_of_a_model_that_knows_what_the_base_s_knows_merges(
+    branches: Branches, known: list[str]
+) -> None:
+    new = scored(NEW, ancestors=known)
+    branches.write(new.result)
+    assert branches.judge(new, ancestors=known).merge
 
 
 def test_judge_without_the_base_s_model_leaves_it_to_a_person(branches: Branches) -> None:

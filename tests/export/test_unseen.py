@@ -83,7 +83,7 @@ def test_gate_by_a_split_that_holds_nothing_out_is_refused(
         gate_tiles(params, model, "int8", manifest=tmp_path / "split.json")
 
 
-@pytest.mark.parametrize("said", ["split", "ids"])
+@pytest.mark.parametrize("said", ["split", "ids", "ancestor", "member"])
 def test_gate_on_the_data_set_of_the_training_is_refused(
     said: str, model: Path, params: Params, tiles: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +92,8 @@ def test_gate_on_the_data_set_of_the_training_is_refused(
     training: dict[str, dict[str, object]] = {
         "split": {"split": whole.origin},
         "ids": {"training_sha256": part_sha256(whole.train)},
+        "ancestor": {"ancestors": [part_sha256(whole.train)]},
+        "member": {"members": [{}, {"finished": whole.origin}]},
     }
     known = trained(model, tmp_path / "m.onnx", **training[said])
     with pytest.raises(DataError, match=r"is what the model .* was trained on"):

@@ -297,3 +297,13 @@ def test_ensemble_says_which_of_its_members_was_calibrated(
     first, second = card.training["members"]
     assert "calibration" not in first
     assert second["calibration"] == {"scale": 0.5, "bias": -1.0}
+
+
+def test_ensemble_knows_the_data_of_its_members(runs: dict[str, Path], tmp_path: Path) -> None:
+    finished = tmp_path / "finished" / "model.safetensors"
+    network, meta = load_checkpoint(runs["nano"] / "model.safetensors")
+    finished.parent.mkdir()
+    save_checkpoint(finished, network, {**meta, "finished": {"data_sha256": "f00"}})
+    join([runs["small"], finished.parent], tmp_path / "two", shares=[1, 1])
+    _, second = EagerBackend(tmp_path / "two" / "model.safetensors").spec.card.training["members"]
+    assert second["finished"] == {"data_sha256": "f00"}
