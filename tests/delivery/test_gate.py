@@ -3,7 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,10 @@ OLD, NEW = [2, 5, 3, 4, 5, 4], [8, 9, 7, 9, 8, 9]
 
 
 def scored(
-    found: list[int], *, training: str | None = part_sha256(["t"]), **more: list[str]
+    found: list[int],
+    *,
+    training: str | None = part_sha256(["t"]),
+    ancestors: Sequence[str] = (),
 ) -> Scored:
     """Score a model that finds `found[t]` of the 10 px of tile t's crack."""
     rows = ["picture,class,tile,tp,fp,fn,tn,score,verdict"]
@@ -46,7 +49,7 @@ def scored(
         rows.append(f"c{tile},crack,{tile},{hit},0,{10 - hit},90,{0.1 + hit / 20},reject")
         rows.append(f"f{tile},free,{100 + tile},0,0,0,100,0.01,accept")
     result = summarize(read_pictures("\n".join(rows)), protocol="T", resamples=0)
-    said = {**more, **({} if training is None else {"training_sha256": training})}
+    said = {"ancestors": ancestors, **({} if training is None else {"training_sha256": training})}
     labels = ("background", "crack")
     card = ModelCard(name="m", architecture="nano", labels=labels, stride=8, training=said)
     return Scored(result=result, card=card)
@@ -80,12 +83,12 @@ class Branches:
         git(*who, "commit", "--quiet", "--message", message, root=self.root)
 
     def judge(
-        self, head: Scored | None, *, has_base: bool = True, **said_of_base: list[str]
+        self, head: Scored | None, *, has_base: bool = True, ancestors: Sequence[str] = ()
     ) -> Verdict:
         """Judge `exp`, committed as it stands, in a checkout of `dev`."""
         self.commit("exp")
         git("checkout", "--quiet", "dev", root=self.root)
-        models = {"dev": scored(OLD, **said_of_base) if has_base else None, "exp": head}
+        models = {"dev": scored(OLD, ancestors=ancestors) if has_base else None, "exp": head}
         base, exp = (Revision(self.root, name) for name in models)
         return judge(base, exp, SPLIT, lambda state: models[str(state.name)])
 
