@@ -14,6 +14,10 @@ _EXAMPLES = """
 
   It finds more than any of its members, in the time of all of them together. Members that were
   trained with other seeds or architectures help most.
+
+  magtiles-seg ensemble runs/small --round --out runs/small8
+
+  One RUN alone stays the network that it is, with its weights rounded.
 """
 
 
@@ -54,6 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     options.check_output(arguments.out)
     shares = arguments.shares or [1.0] * len(arguments.runs)
     joined = ensemble.join(arguments.runs, arguments.out, shares=shares, rounded=arguments.round)
-    parts = ", ".join(f"{100 * share:.3g}%" for share in joined.shares.tolist())
-    print(f"{arguments.out}: {joined.architecture}, with shares of {parts}")
+    said = [joined.architecture]
+    if len(shares) > 1:
+        parts = ", ".join(f"{100 * share / sum(shares):.3g}%" for share in shares)
+        said.append(f"with shares of {parts}")
+    if arguments.round:
+        said.append("rounded to 8 bits")
+    print(f"{arguments.out}: {', '.join(said)}")
     return options.ACCEPTED

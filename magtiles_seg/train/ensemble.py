@@ -1,4 +1,4 @@
-"""Ensembles: networks that were trained one by one, joined to one checkpoint."""
+"""Networks that were trained one by one, joined to one checkpoint, or rounded to 8 bits."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from magtiles_seg.dataset.splits import SPLIT_NAME
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.model.card import JOINT
 from magtiles_seg.model.checkpoint import load_checkpoint, read_meta, save_checkpoint
-from magtiles_seg.model.ensemble import Ensemble, Member
+from magtiles_seg.model.ensemble import Ensemble, Member, Network
 from magtiles_seg.model.rounding import round_weights
 from magtiles_seg.progress import note
 from magtiles_seg.train.state import CHECKPOINT, STATE, parts_known_to
 
+_WEIGHT_BITS = "weight_bits"
 _KEPT = ("protocol", "labels", "training_sha256", "validation_sha256")
 
 
@@ -26,12 +27,13 @@ def join(
     *,
     shares: Sequence[float],
     rounded: bool = False,
-) -> Ensemble:
+) -> Network:
     """Write trained networks as one checkpoint, which is evaluated and exported as any other.
 
     Args:
         runs: Folders that training wrote; the first one's network tells the class of a defect, and
-            its split, where there is one beside it, becomes the ensemble's.
+            its split, where there is one beside it, becomes the ensemble's. One alone is no
+            ensemble: it stays what it is, but for its weights being rounded.
         out_dir: Gets `model.safetensors` and `split.json`.
         shares: Each network's part of the defect logit; they are divided by their sum.
         rounded: Whether the weights are rounded to 8 bits, see `magtiles_seg.model.rounding`.
@@ -42,35 +44,49 @@ def join(
     Raises:
         FileNotFoundError, ModelError: A run has no checkpoint, or a damaged one.
         ConfigError: The shares do not fit, the labels differ, a member is an ensemble itself or is
-            named twice, or the folder holds another model than an ensemble, or another split.
+            named twice, there is one alone that is not to be rounded, or the folder holds a run, or
+            another split.
     """
     out_dir, folders = Path(out_dir), [Path(run) for run in runs]
     paths = [folder / CHECKPOINT for folder in folders]
     for number, path in enumerate(paths):
         if path.resolve() in [other.resolve() for other in paths[:number]]:
             raise ConfigError(f"{path.parent} is named twice: its networks would answer alike")
+    if out_dir.resolve() in [folder.resolve() for folder in folders]:
+        raise ConfigError(f"{out_dir} is read: give what is written a folder of its own")
     split = folders[0] / SPLIT_NAME
     _refuse_to_lose(out_dir, split)
     loaded = [_load_member(path) for path in paths]
-    ensemble = Ensemble([network for network, _ in loaded], shares)
-    said = [_said(meta) for _, meta in loaded]
+    network: Network
+    if rounded and len(loaded) == len(shares) == 1:
+        network, meta = loaded[0]
+    else:
+        network = Ensemble([member for member, _ in loaded], shares)
+        meta = _joint_meta(network, [meta for _, meta in loaded], parts_known_to(paths))
+    if rounded:
+        round_weights(network)
+        meta = {**meta, "training": {**meta.get("training", {}), _WEIGHT_BITS: 8}}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _note_other_training(folders, [meta.get("training", {}) for _, meta in loaded])
+    if split.is_file():
+        shutil.copyfile(split, out_dir / SPLIT_NAME)
+    save_checkpoint(out_dir / CHECKPOINT, network, meta)
+    return network
+
+
+def _joint_meta(
+    ensemble: Ensemble, metas: Sequence[Mapping[str, Any]], ancestors: Sequence[str]
+) -> dict[str, Any]:
+    """Return what an ensemble's checkpoint says of itself, of those of its members."""
+    said = [_said(meta) for meta in metas]
     training = {
         **{key: said[0][key] for key in _KEPT if key in said[0]},
         "architecture": ensemble.architecture,
         "shares": [round(share, 6) for share in ensemble.shares.tolist()],
         "members": said,
-        "ancestors": parts_known_to(paths),
+        "ancestors": ancestors,
     }
-    if rounded:
-        round_weights(ensemble)
-        training["weight_bits"] = 8
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _note_other_training(folders, said)
-    if split.is_file():
-        shutil.copyfile(split, out_dir / SPLIT_NAME)
-    meta = {"training": training, "git_revision": loaded[0][1].get("git_revision", "")}
-    save_checkpoint(out_dir / CHECKPOINT, ensemble, meta)
-    return ensemble
+    return {"training": training, "git_revision": metas[0].get("git_revision", "")}
 
 
 def _load_member(path: Path) -> tuple[Member, dict[str, Any]]:
@@ -102,16 +118,18 @@ def _note_other_training(folders: Sequence[Path], said: Sequence[Mapping[str, An
 
 
 def _refuse_to_lose(out_dir: Path, split: Path) -> None:
-    """Check that a folder holds nothing but an earlier ensemble, and no other split.
+    """Check that a folder holds nothing but what `join` wrote earlier, and no other split.
 
     Raises:
         ModelError: Its model is damaged.
         ConfigError: It holds a run, or a split that is not the members'.
     """
     own, model = out_dir / SPLIT_NAME, out_dir / CHECKPOINT
-    if (out_dir / STATE).exists() or (
-        model.exists() and JOINT not in str(read_meta(model).get("architecture"))
-    ):
-        raise ConfigError(f"{out_dir} holds a run: give the ensemble a folder of its own")
+    if (out_dir / STATE).exists() or (model.exists() and not _is_joined(read_meta(model))):
+        raise ConfigError(f"{out_dir} holds a run: give what is written a folder of its own")
     if own.exists() and not (split.is_file() and split.read_bytes() == own.read_bytes()):
         raise ConfigError(f"{own} is not the split of {split.parent}: name another folder")
+
+
+def _is_joined(meta: Mapping[str, Any]) -> bool:
+    return JOINT in str(meta.get("architecture")) or _WEIGHT_BITS in meta.get("training", {})

@@ -127,6 +127,37 @@ def test_ensemble_rounded_loses_nothing_by_storage_in_8_bits(
     assert np.abs(found - alone).max() < 0.05
 
 
+def test_one_network_is_rounded_and_stays_what_it_is(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out, half = tmp_path / "run", tmp_path / "out", tmp_path / "half.onnx"
+    run.mkdir()
+    uncalibrated = runs["nano"] / "model.safetensors"
+    calibrate_checkpoint(uncalibrated, run / "model.safetensors", scale=0.5, bias=0.25)
+    (run / "split.json").write_text("{}", encoding="utf-8")
+    for _ in range(2):
+        assert main(["ensemble", str(run), "--round", "--out", str(out)]) == 0
+        assert capsys.readouterr().out == f"{out}: nano, rounded to 8 bits\n"
+    assert (out / "split.json").read_text(encoding="utf-8") == "{}"
+    kept, rounded = (load_checkpoint(one / "model.safetensors") for one in (run, out))
+    wanted = {**kept[1], "training": {**kept[1]["training"], "weight_bits": 8}}
+    assert rounded[1] == wanted
+    assert "calibration" in wanted
+    with torch.inference_mode():
+        differ = [
+            float((weight - other).abs().max() / other.abs().max())
+            for weight, other in zip(rounded[0].parameters(), kept[0].parameters(), strict=True)
+        ]
+    assert 0 < max(differ) <= 0.5 / 127 + 1e-6
+    export_onnx(out / "model.safetensors", half, tolerance=Tolerance(max_abs_diff=1e-5))
+    export_onnx(run / "model.safetensors", tmp_path / "whole.onnx")
+    assert half.stat().st_size < 0.62 * (tmp_path / "whole.onnx").stat().st_size
+    with pytest.raises(ConfigError, match="out is read"):
+        join([out], out, shares=[1], rounded=True)
+    with pytest.raises(ConfigError, match="at least two members, got 1"):
+        join([run], out, shares=[1, 1], rounded=True)
+
+
 def test_exported_ensemble_computes_common_frozen_layers_once(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -244,7 +275,7 @@ def test_ensemble_that_cannot_be_is_refused(
     for folders, shares, message in cases:
         with pytest.raises(ConfigError, match=message):
             join(folders, tmp_path / "out", shares=shares)
-    with pytest.raises(ConfigError, match="holds a run"):
+    with pytest.raises(ConfigError, match="nano is read"):
         join([nano, runs["small"]], nano, shares=[1, 1])
     assert not (tmp_path / "out").exists()
 
