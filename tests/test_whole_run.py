@@ -27,11 +27,12 @@ SETTINGS = (
 )  # fmt: skip
 WORDS = ["synthetic:tiles=14,seed=1", "--out", "whole", "--seeds", "0", "1", "--parallel", "1"]
 WORDS += [word for setting in SETTINGS for word in ("--set", setting)]
+RUNS = ("f0", "f1", "all")
 STEPS = [
     "data", *(f"train seed{seed} f{fold}" for seed in (0, 1) for fold in (0, 1)),
     "train all", "train all-other",
-    *(f"train {pupil} {run}" for pupil in ("small", "nano") for run in ("f0", "f1", "all")),
-    *(f"join {run}" for run in ("f0", "f1", "all")),
+    *(f"train {pupil} {run}" for run in RUNS for pupil in ("small", "small-other", "nano")),
+    *(f"join {run}" for run in RUNS),
     *(f"{verb} {run}" for verb in ("evaluate", "tiles") for run in ("seed0", "seed1", "ensemble")),
     "bundle",
 ]  # fmt: skip
@@ -96,8 +97,10 @@ def test_whole_run_whose_time_is_up_goes_on_and_gives_every_figure_and_the_model
     assert figures("training.json")["crops_per_s"] > 0
     session = onnxruntime.InferenceSession("whole/bundle.onnx")
     card = json.loads(session.get_modelmeta().custom_metadata_map["magtiles_seg.card"])
-    assert card["architecture"] == "lite0+lite0+small+nano"
-    assert card["training"]["shares"] == [0.35, 0.35, 0.2, 0.1]
+    assert card["architecture"] == "lite0+lite0+small+small+nano"
+    assert card["training"]["shares"] == [0.35, 0.35, 0.1, 0.1, 0.1]
+    seeds = [member["seed"] for member in card["training"]["members"]]
+    assert seeds == [0, 1, 0, 1, 0]
     assert whole_run(monkeypatch) == 0
     assert steps.calls == STEPS  # nothing is done twice
 

@@ -6,7 +6,7 @@ SOURCE is what `data_load.source` takes. Runs stand side by side on the GPU, as 
 feed. After --minutes all is stopped and the exit code is 3: the same line goes on from there, any
 number of times, until it is 0. OUT/figures then holds files as docs/figures does, and
 OUT/bundle.onnx is the model of all tiles, with thresholds chosen out of fold. The networks of the
-first seed teach two smaller ones, with which those of the first two seeds are joined.
+first two seeds teach a `small` each, those of the first a `nano`, too; all of them are joined.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ PUPILS = {
     "nano": ("train.epochs=40", "train.pictures_per_epoch=1280", "train.pretrained=false"),
 }
 SHARES = {"lite0": 0.7, "small": 0.2, "nano": 0.1}
-"""Of the model that ships: those of the first two seeds share the first."""
+"""Of the model that ships: the networks of a kind have equal parts of its share."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class Step:
 
     name: str
     words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A smaller network: its architecture, and the run and seed of the network that teaches it."""
+
+    name: str
+    teacher: Path
+    seed: str
+    run: Path
 
 
 class Whole:
@@ -90,9 +101,10 @@ class Whole:
         yield [self._step("data", "data", "load")]
         write_all_splits(self)
         yield [*self._trainings(), *self._train_all()]
-        teachers = [*(self.seeds[0] / fold for fold in self.folds), self.out / "all"]
-        yield [self._teach(pupil, teacher) for pupil in PUPILS for teacher in teachers]
-        yield [self._join(teacher) for teacher in teachers]
+        families = [[seed / fold for seed in self.seeds[:2]] for fold in self.folds]
+        families.append(self.of_all_tiles())
+        yield [self._teach(pupil) for family in families for pupil in self._pupils(family)]
+        yield [self._join(family) for family in families]
         yield [self._evaluate(folder) for folder in self._evaluated()]
         yield [*self._tiles(), self._bundle()]
         if self.kind == "cuda":
@@ -111,31 +123,37 @@ class Whole:
             words = ("train", *_run_in(home), "--set", "train.keep=last", *seed)
             yield self._step(f"train {home.name}", *words)
 
-    def _teach(self, pupil: str, teacher: Path) -> Step:
+    def _pupils(self, teachers: Sequence[Path]) -> Iterator[Pupil]:
+        """Yield the smaller networks that the runs of the first two seeds teach."""
+        for name in PUPILS:
+            for number, teacher in enumerate(teachers if name == "small" else teachers[:1]):
+                seed = self.seeds[number].name.removeprefix("seed")
+                folder = f"{name}{'-other' * number}"
+                yield Pupil(name, teacher, seed, self.out / folder / teachers[0].name)
+
+    def _teach(self, pupil: Pupil) -> Step:
         """Return the training of a smaller network; `--set` wins over its recipe."""
-        path = str(teacher / "model.safetensors")
-        own = [f"train.architecture={pupil}", f"train.teacher={path}"]
-        own += [f"train.start={path}"] if pupil == "small" else []
-        own += ["train.keep=last"] if teacher.name == "all" else []
+        path = str(pupil.teacher / "model.safetensors")
+        own = [f"train.architecture={pupil.name}", f"train.teacher={path}"]
+        own += [f"train.seed={pupil.seed}"]
+        own += [f"train.start={path}"] if pupil.name == "small" else []
+        own += ["train.keep=last"] if pupil.run.name == "all" else []
         recipe, fixed = (
-            [w for one in sets for w in ("--set", one)] for sets in (PUPILS[pupil], own)
+            [w for one in sets for w in ("--set", one)] for sets in (PUPILS[pupil.name], own)
         )
-        words = ("--split", str(teacher / "split.json"), "--out", str(self._of(pupil, teacher)))
-        return Step(f"train {pupil} {teacher.name}", ("train", *words, *recipe, *self.sets, *fixed))
+        words = ("--split", str(pupil.teacher / "split.json"), "--out", str(pupil.run))
+        name = f"train {pupil.run.parent.name} {pupil.run.name}"
+        return Step(name, ("train", *words, *recipe, *self.sets, *fixed))
 
-    def _of(self, what: str, teacher: Path) -> Path:
-        return self.out / what / teacher.name
-
-    def _join(self, teacher: Path) -> Step:
-        """Return the joining of two seeds' networks and the pupils of the first."""
-        alike = [folder / teacher.name for folder in self.seeds[:2]]
-        if teacher.name == "all":
-            alike = self.of_all_tiles()
-        pupils = [self._of(pupil, teacher) for pupil in PUPILS]
-        shares = [SHARES["lite0"] / len(alike)] * len(alike) + [SHARES[pupil] for pupil in PUPILS]
-        words = (*map(str, [*alike, *pupils]), "--shares", *map(str, shares), "--round")
-        out = str(self._of(ENSEMBLE, teacher))
-        return Step(f"join {teacher.name}", ("ensemble", *words, "--out", out))
+    def _join(self, teachers: Sequence[Path]) -> Step:
+        """Return the joining of two seeds' networks and their pupils."""
+        runs = [("lite0", run) for run in teachers]
+        runs += [(pupil.name, pupil.run) for pupil in self._pupils(teachers)]
+        count = Counter(name for name, _ in runs)
+        shares = [str(SHARES[name] / count[name]) for name, _ in runs]
+        words = (*(str(run) for _, run in runs), "--shares", *shares, "--round")
+        out = self.out / ENSEMBLE / teachers[0].name
+        return Step(f"join {out.name}", ("ensemble", *words, "--out", str(out)))
 
     def of_all_tiles(self) -> list[Path]:
         """Return the runs that hold nothing out, of the first two seeds."""
