@@ -45,8 +45,8 @@ def as_line(name: str) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """Return a number and what it is of: `1 picture`, `2 pictures`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    """Return a number and what it is of: `1 picture`, `2,000 pictures`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def as_cell(text: str) -> str:

@@ -10,7 +10,7 @@ from magtiles_seg.commands import options
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import write, write_json
 from magtiles_seg.names import counted
-from magtiles_seg.progress import bar
+from magtiles_seg.progress import bar, note
 
 if TYPE_CHECKING:
     from magtiles_seg.config import Params
@@ -23,6 +23,11 @@ _EXAMPLES = """
   Writes audit/index.html, one page with its pictures in it, audit.csv and audit.json; the pictures
   are those of the data set.
 """
+
+_REPEATS = (
+    "{model} was trained on these labels and repeats their errors, so that few are listed: take "
+    "--folds, or a model of other pictures"
+)
 
 
 def add(verbs: options.Verbs) -> None:
@@ -80,6 +85,7 @@ def _answer(arguments: argparse.Namespace, params: Params, watch: Watch) -> None
     from magtiles_seg.commands import runs
     from magtiles_seg.evaluate.protocols import get_protocol
     from magtiles_seg.evaluate.scoring import score
+    from magtiles_seg.export.unseen import is_training_set
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.labels import LABELS
 
@@ -88,13 +94,16 @@ def _answer(arguments: argparse.Namespace, params: Params, watch: Watch) -> None
     if arguments.folds:
         runs.out_of_fold(arguments.folds, params, protocol, resamples=0, watch=watch)
         return
+    samples = pipeline.samples_of(params)
     with (
         Segmenter(arguments.model, flips=params.evaluate.flips) as segmenter,
         bar("audit", "picture") as progress,
     ):
+        if is_training_set(samples, segmenter.backend.spec.card):
+            note(_REPEATS.format(model=arguments.model))
         score(
             segmenter,
-            pipeline.samples_of(params),
+            samples,
             protocol=get_protocol(protocol),
             labels=params.data_load.labels,
             progress=progress,

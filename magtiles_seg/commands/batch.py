@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from magtiles_seg.commands import options
+from magtiles_seg.names import counted
 from magtiles_seg.progress import live, note
 
 _EXAMPLES = r"""
@@ -86,10 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
     with live() as show:
         outcome = batch.run_batch(job, engine, _Shown(show), group_by=arguments.group_by)
     text = _counted({**outcome.verdicts, "error": outcome.errors})
-    print(f"{job.out / 'parts'}: {outcome.pictures:,} pictures: {text}")
+    print(f"{job.out / 'parts'}: {counted(outcome.pictures, 'picture')}: {text}")
     if arguments.group_by is not None:
         count, text = sum(outcome.tiles.values()), _counted(outcome.tiles)
-        print(f"{job.out / 'tiles.parquet'}: {count:,} tiles: {text}")
+        print(f"{job.out / 'tiles.parquet'}: {counted(count, 'tile')}: {text}")
     if review is not None:
         options.tell_review(review)
     if outcome.errors == outcome.pictures:
@@ -125,7 +126,7 @@ class _Shown:
         self._last_line_s = time.monotonic()
 
     def listed(self, pictures: int) -> None:
-        self._say(f"{pictures:,} pictures listed")
+        self._say(f"{counted(pictures, 'picture')} listed")
 
     def note(self, text: str) -> None:
         note(text)
@@ -155,7 +156,7 @@ def describe(pictures: int, total: int, errors: int, new: int, elapsed_s: float)
         new: Done since then.
         elapsed_s: Time since then.
     """
-    text = f"{pictures:,} of {total:,} pictures"
+    text = f"{pictures:,} of {counted(total, 'picture')}"
     if new > 0 and elapsed_s > 0:
         rate = new / elapsed_s
         minutes, seconds = divmod(round((total - pictures) / rate), 60)

@@ -25,6 +25,7 @@ from magtiles_seg.dataset.unpack import unpack
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of, write
 from magtiles_seg.labels import LABELS
+from magtiles_seg.names import counted
 
 _RECEIPT = ".fetched.json"
 _INCOMING = ".incoming"
@@ -346,8 +347,9 @@ def note_folder(destination: Path, samples: Sequence[Sample]) -> None:
 def _mostly_defect(inverted: Sequence[Sample], pictures: int) -> str:
     names = ", ".join(str(sample.mask_path) for sample in inverted[:5])
     return (
-        f"{len(inverted)} of {pictures} masks mark more than half of the picture as defect: {names}"
-        f"{' …' if len(inverted) > 5 else ''}; if defects are black on white there, invert them"
+        f"{len(inverted)} of {counted(pictures, 'mask')} mark more than half of the picture as "
+        f"defect: {names}{' …' if len(inverted) > 5 else ''}; if defects are black on white "
+        "there, invert them"
     )
 
 

@@ -31,6 +31,7 @@ from magtiles_seg.dataset.fingerprints import (
     spread,
     texture_of,
 )
+from magtiles_seg.names import counted
 
 JOINED = 0.5
 """Certainty from which on two pictures count as one surface."""
@@ -131,8 +132,8 @@ class Matches:
             )
         if self.plain:
             said.append(
-                f"{len(self.plain)} pictures have too little texture to be told from others, such "
-                f"as {self.paths[self.plain[0]]}: each is a group of its own"
+                f"too little texture to be told apart: {counted(len(self.plain), 'picture')}, "
+                f"such as {self.paths[self.plain[0]]}; each is a group of its own"
             )
         return tuple(said)
 

@@ -22,7 +22,7 @@ from magtiles_seg.dataset.matching import Match, Matches, registered
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import encode_png, write
 from magtiles_seg.image import read_image
-from magtiles_seg.names import as_line
+from magtiles_seg.names import as_line, counted
 
 _SHOWN = 200
 _GAP_PX = 4
@@ -49,9 +49,9 @@ def summary_of(matches: Matches) -> str:
     sizes = Counter(matches.groups()).values()
     several = [size for size in sizes if size > 1]
     return (
-        f"{len(matches.paths)} pictures of {len(sizes)} surfaces; {sum(several)} pictures share "
-        f"theirs with another, the largest group holds {max(sizes, default=0)}; "
-        f"{len(matches.doubtful())} pairs are in doubt"
+        f"{counted(len(matches.paths), 'picture')} of {counted(len(sizes), 'surface')}; in groups "
+        f"of several: {sum(several)}, the largest holds {max(sizes, default=0)}; "
+        f"in doubt: {counted(len(matches.doubtful()), 'pair')}"
     )
 
 

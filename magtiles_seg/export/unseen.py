@@ -166,20 +166,26 @@ def known_parts(
     return training, held_out
 
 
-def _refuse_training_set(samples: Sequence[Sample], root: Path, card: ModelCard) -> None:
-    """Check that a data set is not one that a model was made from, as far as its card tells.
+def is_training_set(samples: Sequence[Sample], card: ModelCard) -> bool:
+    """Return whether a data set is one that a model was made from, as far as its card tells.
 
     Its start's, its teacher's and its members' are such, too.
-
-    Raises:
-        DataError: It is.
     """
     from magtiles_seg.dataset.splits import data_sha256, part_sha256, taken_over
 
     runs = [card.training, *card.training.get("members", ())]
     known = {run.get(part, {}).get("data_sha256") for run in runs for part in ("split", "finished")}
     parts = {card.training.get("training_sha256"), *taken_over(card.training)}
-    if data_sha256(samples) in known or part_sha256(sample.id for sample in samples) in parts:
+    return data_sha256(samples) in known or part_sha256(sample.id for sample in samples) in parts
+
+
+def _refuse_training_set(samples: Sequence[Sample], root: Path, card: ModelCard) -> None:
+    """Check that a data set is not one that a model was made from.
+
+    Raises:
+        DataError: It is.
+    """
+    if is_training_set(samples, card):
         raise DataError(
             f"{root} is what the model {card.name} was trained on: a comparison there says nothing "
             "of new tiles; name the --split that it was trained by, or a folder of unseen tiles"

@@ -118,7 +118,7 @@ def test_find_matches_of_blank_pictures_names_them_and_joins_none(tmp_path: Path
     paths = [write(tmp_path / f"{grey}.png", np.full(HW, grey, np.uint8)) for grey in (90, 91)]
     found = find_matches(paths, threads=1)
     assert (found.groups(), found.plain) == ([0, 1], (0, 1))
-    assert "2 pictures have too little texture" in found.remarks[0]
+    assert "too little texture to be told apart: 2 pictures" in found.remarks[0]
 
 
 def test_find_matches_of_nothing_is_nothing_and_a_damaged_picture_is_named(tmp_path: Path) -> None:

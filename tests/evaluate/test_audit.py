@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from magtiles_seg import cli
+from magtiles_seg.config import load_params
 from magtiles_seg.dataset.samples import Sample
+from magtiles_seg.dataset.splits import make_split
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.evaluate.labels.audit import LabelIssue, label_issues, mixed_tiles, to_csv
+from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.labels import LABELS
-from magtiles_seg.model.bundled import BUNDLED_MODEL
+from magtiles_seg.model.bundled import BUNDLED_MODEL, model_path
+from magtiles_seg.pipeline import samples_of
 from magtiles_seg.result import Decision, Segmentation
 
 CRACK, FRAY = LABELS.index("crack"), LABELS.index("fray")
@@ -108,6 +112,23 @@ def test_audit_of_another_set_by_a_model_writes_one_page_that_holds_its_pictures
     assert cli.main(["data", "audit", *words, "--top", "0"]) == 2
     mine = ["--set", "data_load.labels=[background, stain]"]
     assert cli.main(["data", "audit", *words, *mine]) == 2
+
+
+@pytest.mark.parametrize("learnt", [True, False])
+def test_audit_by_a_model_of_these_very_labels_says_that_it_repeats_them(
+    learnt: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, model = write_dataset(tmp_path / "tiles", tiles=2, seed=0), tmp_path / "model.onnx"
+    source = f"data_load.source={root}"
+    samples = samples_of(load_params(None, [source]), root)
+    graph, card = parse_sealed(model_path("nano").read_bytes(), "model")
+    origin = make_split(samples, fold=None, validation_fraction=0).origin
+    training = {"split": origin} if learnt else {}
+    model.write_bytes(sealed(graph, replace(card, training=training)))
+    words = ["--model", str(model), "--set", source, "--out", str(tmp_path / "audit")]
+    assert cli.main(["data", "audit", *words, "--protocol", "native"]) == 0
+    said = f"{model} was trained on these labels and repeats their errors"
+    assert (said in capsys.readouterr().err) == learnt
 
 
 def test_name_that_begins_as_a_formula_is_text_in_the_csv() -> None:
