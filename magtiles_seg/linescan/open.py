@@ -91,7 +91,7 @@ def stream(
         True if there was no defect and every line was inspected.
     """
     source = _source(arguments)
-    printer = _Teller(tell, in_json=arguments.json)
+    printer = StandardOutput(tell, in_json=arguments.json)
     with stoppable() as stop, live() as show:  # from before the records are begun
         try:
             web = _web(source.width_px, segmenter, arguments)
@@ -273,7 +273,7 @@ def _unseen(report: WebReport) -> str:
     return f"{report.uninspected_mm:.1f} mm"
 
 
-class _Teller:
+class StandardOutput:
     """Prints what is found, as JSON or in words."""
 
     def __init__(self, tell: Callable[[str], None], *, in_json: bool) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -81,6 +83,21 @@ def test_stream_of_synthetic_tiles_prints_defects_in_web_coordinates(
     assert "1,800 lines inspected" in capsys.readouterr().out
     found = [json.loads(line) for line in (out / "defects.jsonl").read_text().splitlines()]
     assert [defect["label"] for defect in found] == ["fray"]
+
+
+def test_stream_whose_reader_leaves_ends_and_says_so(tmp_path: Path) -> None:
+    words = ["stream", "synthetic:tiles=30,width=460", "--model", "nano", "--out", "web"]
+    program = [sys.executable, "-m", "magtiles_seg", *words]
+    with subprocess.Popen(
+        program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        run.stdout.readline()
+        run.stdout.close()
+        assert run.stderr is not None
+        said = run.stderr.read()
+    assert run.returncode == 2
+    assert "StandardOutput failed: [Errno 32] Broken pipe" in said
 
 
 def test_synthetic_source_has_the_tiles_asked_for() -> None:
