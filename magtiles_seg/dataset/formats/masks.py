@@ -25,11 +25,10 @@ from magtiles_seg.dataset.formats.pictures import (
 )
 from magtiles_seg.dataset.layouts import MASK_SUFFIXES, name_key
 from magtiles_seg.dataset.masks import DEFECT_LEVEL, DESCRIPTION
-from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import DataError, ImageError
 from magtiles_seg.files import encode_png, write_json
 from magtiles_seg.files import write as write_file
-from magtiles_seg.image import read_levels
+from magtiles_seg.image import read_colours, read_levels
 from magtiles_seg.labels import IGNORE, IGNORED
 from magtiles_seg.shapes import Mask
 
@@ -225,7 +224,7 @@ def classes_in(path: Path) -> Iterator[tuple[str, Mask]]:
 
 
 def _colours_in(path: Path) -> Iterator[tuple[str, Mask]]:
-    packed = read_colours(path)
+    packed = read_colour_mask(path)
     for value in (values := np.unique(packed)):
         if len(values) > _FEW:
             raise DataError(
@@ -236,23 +235,16 @@ def _colours_in(path: Path) -> Iterator[tuple[str, Mask]]:
             yield f"#{value:06x}", packed == value
 
 
-def read_colours(path: Path) -> npt.NDArray[np.int64]:
-    """Return the colours of a mask, (H, W) int64: red, green and blue in one number of 24 bits.
+def read_colour_mask(path: Path) -> npt.NDArray[np.int32]:
+    """Return the colours of a mask, (H, W) int32: red, green and blue in one number of 24 bits.
 
     Raises:
-        DataError: It is damaged, or of a lossy format.
+        DataError: It is damaged, of a lossy format, or has more than 8 bits for a colour.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    header = read_header(path.read_bytes())
-    if header.format == "JPEG" or header.lossy:
-        raise DataError(f"mask {path} is of a lossy format, which changes colours; save it as PNG")
     try:
-        with Image.open(path) as opened:
-            rgb = np.asarray(opened.convert("RGB"), np.int64)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise DataError(f"mask {path} is damaged: {error}") from error
-    return (rgb[..., 0] << 16) + (rgb[..., 1] << 8) + rgb[..., 2]
+        return read_colours(path)
+    except ImageError as error:
+        raise ImageError(f"mask {error}", reason=error.reason) from error
 
 
 def write(

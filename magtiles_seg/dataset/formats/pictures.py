@@ -408,8 +408,9 @@ def check_size(where: str, declared_hw: tuple[Any, ...], actual_hw: tuple[int, i
     Raises:
         DataError: The sizes differ, or it is no size.
     """
-    if len(declared_hw) != 2:
-        raise DataError(f"{where}: size {declared_hw!r:.80}; expected height and width")
+    numbers = all(isinstance(side, int | float | None) for side in declared_hw)
+    if len(declared_hw) != 2 or not numbers:
+        raise DataError(f"{where}: size {declared_hw!r:.80}; expected height and width in px")
     if declared_hw != actual_hw and None not in declared_hw:
         turned = declared_hw == actual_hw[::-1]
         hint = "; is the picture turned by its EXIF orientation?" if turned else ""
@@ -465,9 +466,12 @@ def _cut(values: object, where: str, picture_hw: tuple[int, int], notes: Notes) 
     """Return the part of a polygon that lies in the picture, or why there is none."""
     try:
         points = np.asarray(values, np.float64)
-        points = points.reshape(-1, 2)
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: no points of a polygon: {values!r:.80}") from None
+        points = np.zeros(())
+    if not points.ndim or points.size % 2:
+        odd = f"{points.size} numbers; expected pairs of x and y: " if points.ndim else ""
+        raise DataError(f"{where}: no points of a polygon: {odd}{values!r:.80}")
+    points = points.reshape(-1, 2)
     if not np.isfinite(points).all():
         raise DataError(f"{where}: a point is not finite; expected coordinates in px")
     if len(points) < 3 or area_of(points) < 1e-6:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from magtiles_seg.dataset.formats.masks import by_stem, classes_in, read_colours, read_masks
+from magtiles_seg.dataset.formats.masks import by_stem, classes_in, read_colour_mask, read_masks
 from magtiles_seg.dataset.formats.pictures import (
     Files,
     LabelledPicture,
@@ -102,7 +102,7 @@ def _named(path: Path, *, colours: dict[int, str]) -> Iterator[tuple[str, Mask]]
         for name, mask in classes_in(path):
             yield (IGNORE if name in (str(IGNORED), f"#{BORDER:06x}") else name), mask
         return
-    packed = read_colours(path)
+    packed = read_colour_mask(path)
     for value in np.unique(packed).tolist():
         if value == BORDER and value not in colours:
             yield IGNORE, packed == value

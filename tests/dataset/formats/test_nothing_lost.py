@@ -186,6 +186,23 @@ def test_yolo_classes_without_names_are_no_indices_of_labels(tmp_path: Path) -> 
     assert mapped(formats.read("yolo", tmp_path), named).regions() == {"dent": 1, "crack": 1}
 
 
+def test_mask_that_cannot_be_read_in_full_is_named_and_gives_no_colours(tmp_path: Path) -> None:
+    classes = np.zeros((40, 50), np.uint16)
+    classes[:9], classes[20:] = 300, 400  # at 8 bits both would be white
+    colours = np.zeros((40, 50, 3), np.uint16)
+    colours[:9] = 3  # at 8 bits black
+    for name, mask in (("a", classes), ("b", colours)):
+        put(tmp_path / "images" / f"{name}.png")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), mask)
+    put(tmp_path / "images" / "c.png")
+    cv2.imwritemulti(str(tmp_path / "masks" / "c.tif"), [np.zeros((40, 50), np.uint8)] * 2)
+    said = formats.read("masks", tmp_path).problems
+    assert "a.png' is a 16-bit mask with the value 400" in said[0]
+    assert "b.png' is a mask of 16-bit colour" in said[1]
+    assert "c.tif' holds several frames or pages" in said[2]
+
+
 def test_grey_mask_without_a_bright_pixel_never_counts_as_sound(tmp_path: Path) -> None:
     put(tmp_path / "images/a.png"), put(tmp_path / "masks/a.png")
     cv2.imwrite(str(tmp_path / "masks/a.png"), np.tile(np.arange(50, dtype=np.uint8), (40, 1)))
