@@ -52,7 +52,7 @@ from magtiles_seg.decoding.header import damaged, several
 from magtiles_seg.decoding.png import check_rows
 from magtiles_seg.decoding.tiff import LAYOUT_TAGS, check_layout, errors_raised
 from magtiles_seg.errors import ImageError
-from magtiles_seg.names import is_address
+from magtiles_seg.names import is_address, working_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -391,7 +391,9 @@ def _to_8_bit(grey: NDArray[Any], name: str) -> NDArray[np.uint8]:
 def _where_to_look(path: Path) -> str:
     if is_address(path):
         return "addresses are not opened: download it, and pass the file or its bytes"
-    return f"check the path (now in '{Path.cwd()}')"
+    folder = working_folder()
+    where = "the working folder is gone" if folder is None else f"now in '{folder}'"
+    return f"check the path ({where})"
 
 
 def _content(path: Path, max_pixels: int) -> bytes:
