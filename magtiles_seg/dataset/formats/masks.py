@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.dataset.formats.pictures import (
+    TEXT_SUFFIXES,
     Files,
     LabelledPicture,
     Progress,
@@ -70,6 +71,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     files, found = Files(root), Reading()
     pairs = _pairs(files)
     masks = {folder: by_stem(files, folder, found) for folder in dict.fromkeys(pairs.values())}
+    unread = {folder: unread_of(files, folder) for folder in masks}
     pictures = [path for path in files.pictures if path.parent in pairs]
     files.set_aside(path for path in files.of(*MASK_SUFFIXES) if path.parent in masks)
     used = set[Path]()
@@ -79,6 +81,8 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         used.update(some)
         if len(some) > 1:
             raise DataError(f"{picture}: two masks, {some[0]} and {some[1]}; expected one")
+        if not some:
+            check_none(picture, _masks_of(picture, unread[pairs[picture.parent]]))
         return some[0] if some else None
 
     read_masks(files, found, pictures, mask_of, progress)
@@ -181,6 +185,28 @@ def by_stem(files: Files, folder: Path, found: Reading) -> dict[str, Path]:
     """Return the masks of a folder by the keys of their stems."""
     masks = [path for path in files.of(*MASK_SUFFIXES) if path.parent == folder]
     return by_key(masks, lambda path: name_key(path.stem), found)
+
+
+def unread_of(files: Files, folder: Path) -> dict[str, Path]:
+    """Return the files of a folder of masks that are of no format of masks, by their stems' keys.
+
+    Texts are none of them.
+    """
+    others = {path for path in files.all if path.parent == folder} - set(files.of(*MASK_SUFFIXES))
+    return {name_key(path.stem): path for path in others - set(files.of(*TEXT_SUFFIXES))}
+
+
+def check_none(picture: Path, unread: Sequence[Path]) -> None:
+    """Refuse a picture whose mask is there, but of another format: it is not without a label.
+
+    Raises:
+        DataError: It is such a one.
+    """
+    if unread:
+        raise DataError(
+            f"{picture}: mask is missing; {unread[0]} is not read: save it as PNG, made again if "
+            "that is lossy"
+        )
 
 
 def by_key(masks: Iterable[Path], key_of: Callable[[Path], Key], found: Reading) -> dict[Key, Path]:

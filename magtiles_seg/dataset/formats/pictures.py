@@ -40,7 +40,8 @@ Progress = Callable[[int, "int | None"], None]
 
 _MAX_FILES = 1_000_000
 _NO_PIXEL = "it marks no pixel"
-_READ_SUFFIXES = PICTURE_SUFFIXES | {".json", ".jsonl", ".csv", ".txt", ".xml", ".yaml", ".yml"}
+TEXT_SUFFIXES = frozenset({".json", ".jsonl", ".csv", ".txt", ".xml", ".yaml", ".yml"})
+_READ_SUFFIXES = PICTURE_SUFFIXES | TEXT_SUFFIXES
 
 
 @dataclass(frozen=True, eq=False)

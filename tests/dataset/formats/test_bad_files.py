@@ -364,9 +364,10 @@ def test_cvat_shape_that_would_fill_the_memory_or_is_no_number_is_named(
     assert said in problem
 
 
-def test_cvat_file_of_an_unknown_encoding_is_left_to_others(tmp_path: Path) -> None:
+def test_cvat_file_of_an_unknown_encoding_is_named_as_no_label(tmp_path: Path) -> None:
     text = b'<?xml version="1.0" encoding="nonsense"?><annotations/>'
-    assert not one_of(tmp_path, "cvat", {"a.xml": text}).problems
+    (problem,) = one_of(tmp_path, "cvat", {"a.xml": text}).problems
+    assert "a.xml: no label of the format 'cvat'" in problem
 
 
 @pytest.mark.parametrize(

@@ -379,3 +379,48 @@ def test_folder_without_permission_is_refused_by_name(
         formats.read("coco", source)
     (source / "closed").rmdir()
     assert convert(source, tmp_path / "out", "coco") == 0
+
+
+@pytest.mark.parametrize(("name", "pictures", "masks"), [
+    ("masks", "images", "masks"), ("voc", "JPEGImages", "SegmentationClass"),
+])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".jpg", ".gif", ".npy"])
+def test_picture_whose_mask_is_of_an_unread_format_is_not_without_a_label(
+    name: str, pictures: str, masks: str, suffix: str, tmp_path: Path
+) -> None:
+    for stem in ("a", "b"):
+        put(tmp_path / pictures / f"{stem}.png")
+    put(tmp_path / masks / "a.png", 0)
+    (tmp_path / masks / f"b{suffix}").write_bytes(b"a mask")
+    (tmp_path / masks / f"a{suffix}").write_bytes(b"a preview of the mask beside it")
+    (problem,) = formats.read(name, tmp_path).problems
+    assert f"b.png: mask is missing; {tmp_path / masks / f'b{suffix}'} is not read" in problem
+
+
+@pytest.mark.parametrize("name", ["labelme", "coco", "label-studio", "cvat"])
+def test_labels_of_another_format_than_the_one_asked_for_are_no_sound_pictures(
+    name: str, tmp_path: Path
+) -> None:
+    put(tmp_path / "a.png")
+    assert not formats.read(name, tmp_path).problems
+    (tmp_path / "a.json").write_text('[{"image": "a.png", "label": []}]')  # JSON-MIN
+    (tmp_path / "a.xml").write_text("<annotation/>")  # Pascal VOC's boxes
+    (problem,) = formats.read(name, tmp_path).problems
+    assert f"no label of the format {name!r}" in problem
+
+
+def test_voc_class_that_is_black_is_no_background(tmp_path: Path) -> None:
+    put(tmp_path / "JPEGImages" / "a.png")
+    put(tmp_path / "SegmentationClass" / "a.png", 0)
+    labelmap = tmp_path / "labelmap.txt"
+    for black, regions in (("dent", {"dent": 1}), ("background", {}), ("_background_", {})):
+        labelmap.write_text(f"{black}:0,0,0::\nother:255,255,255::\n")
+        assert formats.read("voc", tmp_path).regions() == regions
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_metadata_of_a_spreadsheet_is_read_by_its_separator(mark: str, tmp_path: Path) -> None:
+    put(tmp_path / "a.png"), put(tmp_path / "m.png", 255)
+    rows = (("file_name", "mask_file_name"), ("a.png", "m.png"))
+    (tmp_path / "metadata.csv").write_text("\n".join(mark.join(row) for row in rows))
+    assert formats.read("huggingface", tmp_path).regions() == {"255": 1}
