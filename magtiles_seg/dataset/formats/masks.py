@@ -118,7 +118,8 @@ def read_masks(
     found.of_masks = True
     for index, path in enumerate(pictures, start=1):
         try:
-            size, mask = size_of(path), mask_of(path)
+            mask = mask_of(path)  # first: a mask whose picture is damaged has one
+            size = size_of(path)
             regions = list[Region]()
             for label, part in (names or classes_in)(mask) if mask else ():
                 check_size(f"{mask}", part.shape, size)

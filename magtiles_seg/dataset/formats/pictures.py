@@ -397,7 +397,9 @@ def size_of(source: Path | bytes) -> tuple[int, int]:
     name = source if isinstance(source, Path) else "the embedded picture"
     try:
         header = read_header(source.read_bytes() if isinstance(source, Path) else source)
-    except (DataError, OSError) as error:
+    except OSError as error:
+        raise DataError(f"picture {name} cannot be read: {error.strerror}") from error
+    except DataError as error:
         raise DataError(f"picture {name} {error}") from error
     turned = header.orientation > 4
     return (header.width, header.height) if turned else (header.height, header.width)

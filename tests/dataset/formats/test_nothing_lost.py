@@ -424,3 +424,13 @@ def test_metadata_of_a_spreadsheet_is_read_by_its_separator(mark: str, tmp_path:
     rows = (("file_name", "mask_file_name"), ("a.png", "m.png"))
     (tmp_path / "metadata.csv").write_text("\n".join(mark.join(row) for row in rows))
     assert formats.read("huggingface", tmp_path).regions() == {"255": 1}
+
+
+@pytest.mark.parametrize("masks", ["masks", "SegmentationClass"])
+def test_mask_of_a_damaged_picture_does_not_lack_it(masks: str, tmp_path: Path) -> None:
+    name, folder = ("masks", "images") if masks == "masks" else ("voc", "JPEGImages")
+    put(tmp_path / masks / "a.png", 0)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "a.png").write_bytes(b"")
+    (problem,) = formats.read(name, tmp_path).problems
+    assert problem.startswith(f"picture {tmp_path / folder / 'a.png'} is empty")
