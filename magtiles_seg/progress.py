@@ -86,7 +86,7 @@ def _of_a_file(error: BaseException) -> str:
 
 def _of_no_file(error: OSError) -> str:
     """Return what an error of the system means that names no file; empty: its own words do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}:
         return f"the output cannot be written: {error.strerror}"
     if isinstance(error, FileNotFoundError) and working_folder() is None:
         return "the working folder is gone; change to one that is there"
