@@ -50,6 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes those of the process.
     """
     prepare_streams()
+    code = _guarded(argv)
+    try:
+        sys.stderr.flush()
+    except OSError:  # its disk is full: no reason to leave with another code
+        _silence()
+    return code
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    """Run one verb and return the exit code, whatever happens."""
     try:
         with _plain_warnings():
             return _run(argv)
@@ -61,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence()
         return ERROR
     except Exception as error:  # a bug: never to be taken for "some rejected"
-        with suppress(OSError):
-            _report(error)
+        _report(error)
         return INTERNAL
 
 

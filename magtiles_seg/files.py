@@ -23,6 +23,7 @@ __all__ = [
     "encode_png",
     "free_bytes",
     "is_folder",
+    "is_lfs_pointer",
     "sha256_of",
     "staged",
     "staged_folder",
@@ -172,6 +173,11 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         """Give it back."""
         self.release()
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Return whether a file begins as what Git LFS leaves in place of one that was not fetched."""
+    return head.startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def read_text(path: Path) -> str:

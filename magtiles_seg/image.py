@@ -52,7 +52,7 @@ from magtiles_seg.decoding.header import damaged, several
 from magtiles_seg.decoding.png import check_rows
 from magtiles_seg.decoding.tiff import LAYOUT_TAGS, check_layout, errors_raised
 from magtiles_seg.errors import ImageError
-from magtiles_seg.names import is_address
+from magtiles_seg.names import is_address, working_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +64,7 @@ __all__ = [
     "MIN_SIDE_PX",
     "ImageSource",
     "pad_to_min_side",
+    "read_colours",
     "read_image",
     "read_levels",
 ]
@@ -137,6 +138,33 @@ def read_levels(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray
     return _read(source, max_pixels, _stored_levels)
 
 
+def read_colours(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
+    """Read a mask of colours: one number of 24 bits a pixel, red << 16 | green << 8 | blue.
+
+    The same files are opened by the same rules as by `read_image`, upright and of one page. What
+    is wholly transparent is black, whatever colour lies under it. Grey levels and the colours of
+    a palette count as colours.
+
+    Args:
+        source: As for `read_levels`, or an array of shape (H, W, 3) RGB or (H, W, 4) RGBA, uint8.
+        max_pixels: As for `read_image`.
+
+    Returns:
+        (H, W) int32, 0..0xffffff, C-contiguous and the caller's own.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        TypeError: `source` is of none of these types.
+        ImageError: As `read_image`; and "unsupported": the mask has 16-bit colour or grey above
+            255, or is of a lossy format, which changes colours.
+
+    Example:
+        >>> read_colours(numpy.array([[[255, 0, 0], [0, 0, 9]]], dtype="uint8"))
+        array([[16711680,        9]], dtype=int32)
+    """
+    return _read(source, max_pixels, _packed_colours)
+
+
 def pad_to_min_side(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Mirror pictures at bottom and right up to the least side that a model takes.
 
@@ -154,15 +182,15 @@ def pad_to_min_side(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class _Reduce(Protocol):
-    """How an array or a decoded image becomes (H, W) uint8; `header` is of the image's file."""
+    """How an array or a decoded image becomes (H, W); `header` is of the image's file."""
 
     def __call__(
         self, picture: Image.Image | NDArray[Any], name: str, header: Header | None = None, /
-    ) -> NDArray[np.uint8]: ...
+    ) -> NDArray[Any]: ...
 
 
-def _read(source: ImageSource, max_pixels: int, reduce: _Reduce) -> NDArray[np.uint8]:
-    """Open any source, check it and reduce its pixels to (H, W) uint8."""
+def _read(source: ImageSource, max_pixels: int, reduce: _Reduce) -> NDArray[Any]:
+    """Open any source, check it and reduce its pixels to (H, W)."""
     if isinstance(source, np.ndarray):
         _check_array(source, "the array", max_pixels)
         return reduce(source, "the array")
@@ -234,12 +262,7 @@ def _stored_levels(
     mask: Image.Image | NDArray[Any], name: str, header: Header | None = None
 ) -> NDArray[np.uint8]:
     """Stored values, (H, W) uint8, of a checked array or a decoded image."""
-    if header is not None and header.lossy:
-        raise ImageError(
-            f"{name} is a {header.lossy} file, which changes values; expected a lossless format: "
-            "make it again as PNG",
-            reason="unsupported",
-        )
+    _check_lossless(name, header)
     if isinstance(mask, np.ndarray):
         levels, kind = mask[..., 0] if mask.shape[2:] == (1,) else mask, f"shape {mask.shape}"
     else:
@@ -264,6 +287,38 @@ def _stored_levels(
             reason="unsupported",
         )
     return np.array(levels, np.uint8, order="C")
+
+
+def _packed_colours(
+    mask: Image.Image | NDArray[Any], name: str, header: Header | None = None
+) -> NDArray[np.int32]:
+    """Colours, (H, W) int32, of a checked array or a decoded image."""
+    if isinstance(mask, np.ndarray):
+        grey = mask.shape[2:] in ((), (1,))
+    else:
+        grey = mask.mode not in _RGB_MODES - {"1"}
+    if grey:
+        return _stored_levels(mask, name, header) * np.int32(0x010101)
+    _check_lossless(name, header)
+    colours = mask if isinstance(mask, np.ndarray) else _pillow_array(mask, name)
+    if colours.dtype != np.uint8 or (header is not None and header.high_byte):
+        raise ImageError(
+            f"{name} is a mask of 16-bit colour; expected 8 bits for each of red, green and blue; "
+            "save the mask as an 8-bit PNG",
+            reason="unsupported",
+        )
+    red, green, blue = (colours[..., channel].astype(np.int32) for channel in range(3))
+    packed = (red << 16) + (green << 8) + blue
+    return packed if colours.shape[2] == 3 else np.where(colours[..., 3] == 0, 0, packed)
+
+
+def _check_lossless(name: str, header: Header | None) -> None:
+    if header is not None and header.lossy:
+        raise ImageError(
+            f"{name} is a {header.lossy} file, which changes values; expected a lossless format: "
+            "make it again as PNG",
+            reason="unsupported",
+        )
 
 
 def _grey_as_colour(levels: NDArray[Any]) -> NDArray[Any]:
@@ -336,7 +391,9 @@ def _to_8_bit(grey: NDArray[Any], name: str) -> NDArray[np.uint8]:
 def _where_to_look(path: Path) -> str:
     if is_address(path):
         return "addresses are not opened: download it, and pass the file or its bytes"
-    return f"check the path (now in '{Path.cwd()}')"
+    folder = working_folder()
+    where = "the working folder is gone" if folder is None else f"now in '{folder}'"
+    return f"check the path ({where})"
 
 
 def _content(path: Path, max_pixels: int) -> bytes:
@@ -382,7 +439,7 @@ def _as_image_error(name: str) -> Iterator[None]:
         ) from error
 
 
-def _from_bytes(content: bytes, name: str, max_pixels: int, reduce: _Reduce) -> NDArray[np.uint8]:
+def _from_bytes(content: bytes, name: str, max_pixels: int, reduce: _Reduce) -> NDArray[Any]:
     with _named(name):
         header = read_header(content)
     _check_size(header.height, header.width, name, max_pixels)
@@ -433,8 +490,8 @@ def _decoded(header: Header) -> Image.Image:
     return image
 
 
-def _turned(array: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Return (H, W) uint8 upright, by EXIF's orientation 1..8."""
+def _turned(array: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Return (H, W) upright, by EXIF's orientation 1..8."""
     if orientation >= 5:
         array = array.T
     if orientation in (3, 4, 7, 8):
@@ -444,9 +501,7 @@ def _turned(array: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array)
 
 
-def _from_pillow(
-    image: Image.Image, name: str, max_pixels: int, reduce: _Reduce
-) -> NDArray[np.uint8]:
+def _from_pillow(image: Image.Image, name: str, max_pixels: int, reduce: _Reduce) -> NDArray[Any]:
     from PIL import ImageOps
 
     _check_size(image.height, image.width, name, max_pixels)

@@ -62,3 +62,11 @@ def without_secrets(text: str) -> str:
 def is_address(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is an address, as `s3://bucket/a`: `Path` makes one of two slashes."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", os.fspath(path)) is not None
+
+
+def working_folder() -> str | None:
+    """Return the folder that relative paths start from; None: it has been deleted."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a text
+    except FileNotFoundError:
+        return None

@@ -6,17 +6,18 @@ The library itself calls plain functions `(done, total)`; only the command line 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from magtiles_seg.names import as_line, without_secrets
+from magtiles_seg.names import as_line, without_secrets, working_folder
 
 Item = TypeVar("Item")
 
@@ -58,7 +59,7 @@ def print_above(text: str) -> None:
 
 def remark(text: str) -> None:
     """Print a line to stderr, above a bar that may be drawn there."""
-    tqdm.write(f"magtiles-seg: {text}", file=sys.stderr)
+    _to_stderr(f"magtiles-seg: {text}")
 
 
 def complain(error: BaseException) -> None:
@@ -68,8 +69,10 @@ def complain(error: BaseException) -> None:
 
 def _of_a_file(error: BaseException) -> str:
     """Return what an error of the system means for its file; empty: it is of none."""
-    if not isinstance(error, OSError) or not error.filename:
+    if not isinstance(error, OSError):
         return ""
+    if not error.filename:
+        return _of_no_file(error)
     if error.filename2:
         return f"{error.filename} to {error.filename2}: {error.strerror}"
     if isinstance(error, FileNotFoundError):
@@ -81,11 +84,26 @@ def _of_a_file(error: BaseException) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
+def _of_no_file(error: OSError) -> str:
+    """Return what an error of the system means that names no file; empty: its own words do."""
+    if error.errno in {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}:
+        return f"the output cannot be written: {error.strerror}"
+    if isinstance(error, FileNotFoundError) and working_folder() is None:
+        return "the working folder is gone; change to one that is there"
+    return ""
+
+
 def note(text: str) -> None:
     """Print a line to stderr, without control characters and without passwords or tokens."""
     lines = (as_line(line) for line in without_secrets(text).split("\n"))
     # Further lines are indented: a name with a line end in it cannot pass for a message of its own.
-    tqdm.write("magtiles-seg: " + "\n  ".join(lines), file=sys.stderr)
+    _to_stderr("magtiles-seg: " + "\n  ".join(lines))
+
+
+def _to_stderr(text: str) -> None:
+    """Print a line to stderr; where its disk is full or its reader gone, work goes on without."""
+    with suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
 
 
 def prepare_streams() -> None:

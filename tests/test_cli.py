@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -477,3 +478,40 @@ def test_address_where_a_path_is_wanted_makes_no_local_folder_of_that_name(
     assert run(*words) == 2
     assert f"out is {words[-1]}, an address; expected a path on this" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def run_apart(words: str, cwd: Path, *, stderr: IO[str] | int) -> subprocess.CompletedProcess[str]:
+    """Run a line of a shell, where `$M` is the command."""
+    command = f"M='{sys.executable} -m magtiles_seg'; {words}"
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=cwd,
+        text=True,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_segment_whose_messages_cannot_be_written_goes_on_and_exits_2(tile: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = run_apart(f"$M segment missing.png {tile.name}", tile.parent, stderr=full)
+    assert ran.returncode == 2
+    assert ran.stdout.startswith(f"{tile.name}: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_answer_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
+    ran = run_apart("$M info >/dev/full", tmp_path, stderr=subprocess.PIPE)
+    assert ran.returncode == 2
+    assert "the output cannot be written: No space left on device" in ran.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a folder in use cannot be deleted there")
+def test_working_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = "mkdir gone && cd gone && rmdir ../gone && $M"
+    for words in ("segment a.png", "data synth x --tiles 1"):
+        ran = run_apart(f"{gone} {words}", tmp_path, stderr=subprocess.PIPE)
+        assert ran.returncode == 2
+        assert "the working folder is gone" in ran.stderr

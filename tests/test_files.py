@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from magtiles_seg.errors import MagtilesError
 from magtiles_seg.files import encode_png, sha256_of, staged, staged_folder, write, write_json
 
 
@@ -189,3 +191,26 @@ def test_staged_folder_full_disk_names_the_folder_and_leaves_it_empty(tmp_path: 
         fill()
     assert caught.value.errno == errno.ENOSPC
     assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "read", "name"),
+    [
+        ("magtiles_seg.image", "read_image", "tile.png"),
+        ("magtiles_seg.infer.segmenter", "Segmenter", "model.onnx"),
+        ("magtiles_seg.model.checkpoint", "load_checkpoint", "model.safetensors"),
+        ("magtiles_seg.dataset.unpack", "unpack", "set.zip"),
+    ],
+)
+def test_file_that_git_lfs_has_not_fetched_is_named_as_such(
+    module: str, read: str, name: str, tmp_path: Path
+) -> None:
+    if name == "model.safetensors":
+        pytest.importorskip("torch")
+    pointer = tmp_path / name
+    pointer.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12345\n"
+    )
+    places = (pointer, tmp_path / "out") if read == "unpack" else (pointer,)
+    with pytest.raises(MagtilesError, match=r"is a Git LFS pointer, .*: git lfs pull"):
+        getattr(importlib.import_module(module), read)(*places)

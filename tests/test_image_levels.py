@@ -13,7 +13,7 @@ from pictures import GREY, RGB, RGBA, assert_picture, encoded
 from PIL import Image, ImageOps
 
 from magtiles_seg.errors import ImageError
-from magtiles_seg.image import FORMATS, ImageSource, read_image, read_levels
+from magtiles_seg.image import FORMATS, ImageSource, read_colours, read_image, read_levels
 
 CLASSES = np.array([[0, 1, 2], [5, 3, 0]], np.uint8)
 
@@ -146,3 +146,46 @@ def test_read_image_16_bit_colour_is_refused_up_to_4095_and_read_from_4096_on() 
                 continue
             with pytest.raises(ImageError, match="no value above 4095"):
                 read_image(source)
+
+
+RED, BLUE = 0xFF0000, 0x0000FF
+COLOURS = np.array([[0, RED, 0], [0, 0, BLUE]], np.int32)
+
+
+def shown(colours: NDArray[np.int32]) -> NDArray[np.uint8]:
+    return np.stack([colours >> 16, colours >> 8, colours], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_read_colours_is_turned_as_the_picture_is(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(shown(COLOURS))
+    for kind in ("PNG", "TIFF"):
+        content = encoded(image, kind, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+        assert np.array_equal(shown(read_colours(content)), np.asarray(upright))
+
+
+def test_read_colours_that_are_wholly_transparent_are_black() -> None:
+    red = np.full_like(COLOURS, RED)
+    alpha = np.where(COLOURS > 0, np.uint8(200), np.uint8(0))
+    mask = np.dstack([shown(red), alpha])
+    for source in (mask, encoded(mask), Image.fromarray(mask), encoded(mask, "TIFF")):
+        assert np.array_equal(read_colours(source), np.where(COLOURS > 0, RED, 0))
+
+
+def test_read_colours_of_greys_and_of_a_palette_are_those_colours() -> None:
+    grey = CLASSES.astype(np.int32) * 0x010101
+    assert np.array_equal(read_colours(encoded(CLASSES)), grey)
+    assert read_colours(encoded(palette_image(CLASSES)))[0].tolist() == [0, RED, 0x00FF00]
+
+
+def test_read_colours_of_more_than_8_bits_is_refused() -> None:
+    deep = png_file(ihdr(3, 2, 16, 2), idat(np.full((2, 9), 3, ">u2").view(np.uint8)))
+    with pytest.raises(ImageError, match="a mask of 16-bit colour; expected 8 bits"):
+        read_colours(deep)
+    with pytest.raises(ImageError, match="16-bit mask with the value 300"):
+        read_colours(encoded(np.full((2, 3), 300, np.uint16)))
+    with pytest.raises(ImageError, match="is a JPEG file, which changes values"):
+        read_colours(encoded(shown(COLOURS), "JPEG"))

@@ -15,6 +15,8 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from tqdm import tqdm
+
 from magtiles_seg.batch.work import Job, PartWorker
 from magtiles_seg.errors import BackendError, DataError, InferenceError, ModelError
 
@@ -227,6 +229,7 @@ def _serve(job: Job, threads: int, pipe: connection.Connection) -> None:
     """Do parts until the pipe closes: what a worker process runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started it
     _end_with_parent()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
 
     def announce(place: int) -> None:
         pipe.send(("at", place))

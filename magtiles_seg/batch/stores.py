@@ -26,10 +26,13 @@ from magtiles_seg.inputs import (
 )
 from magtiles_seg.marking import HEAD_BYTES, RESULT_NAMES, is_marked
 from magtiles_seg.names import as_text, without_secrets
+from magtiles_seg.progress import note
 
 Value = TypeVar("Value")
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 20.0
+_SHORT_S, _TOLD_EVERY_S = 2.0, 60.0
+_next_told_s = 0.0
 
 
 def persist(
@@ -42,7 +45,8 @@ def persist(
     """Return what an action gives, trying again while it fails.
 
     The waits double from 0.2 s to 20 s; each is shortened by up to a half at random, so that a
-    thousand workers do not knock at once.
+    thousand workers do not knock at once. What is waited for is said on stderr after 2 s, by one
+    line a minute and process.
 
     Args:
         action: Tried until it succeeds.
@@ -57,10 +61,22 @@ def persist(
         except Exception as error:
             if is_final(error) or waited_s >= patience_s:
                 raise
+            if waited_s >= _SHORT_S:
+                _tell(error, patience_s)
         pause_s = min(wait_s * random.uniform(0.5, 1), patience_s - waited_s)
         sleep(pause_s)
         waited_s += pause_s
         wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _tell(error: Exception, patience_s: float) -> None:
+    """Say what is waited for, unless a wait was told of within the last minute."""
+    global _next_told_s
+    if time.monotonic() < _next_told_s:
+        return
+    _next_told_s = time.monotonic() + _TOLD_EVERY_S
+    what = str(error) or type(error).__name__
+    note(f"waiting until it passes, {patience_s:g} s at most (--patience-s): {what}")
 
 
 _WEB, _S3 = ("http", "https"), ("s3", "s3a")

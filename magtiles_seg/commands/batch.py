@@ -10,7 +10,7 @@ from typing import Any
 
 from magtiles_seg.commands import options
 from magtiles_seg.names import counted
-from magtiles_seg.progress import live, note
+from magtiles_seg.progress import live, note, remark
 
 _EXAMPLES = r"""
   magtiles-seg batch shots/ --out result/
@@ -143,7 +143,7 @@ class _Shown:
             self._show(text)
         elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
-            print(f"magtiles-seg: {text}", file=sys.stderr)
+            remark(text)
 
 
 def describe(pictures: int, total: int, errors: int, new: int, elapsed_s: float) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.commands import options
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import Lock
-from magtiles_seg.progress import bar
+from magtiles_seg.progress import bar, remark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +26,7 @@ _EXAMPLES = """
 """
 
 _TAKEN_OVER = (
-    "magtiles-seg: every fold starts from, or is taught by, one and the same model (train.start, "
+    "every fold starts from, or is taught by, one and the same model (train.start, "
     "train.teacher): if that was trained on these data, it knows what the folds hold out, and "
     "their figures look better than they are"
 )
@@ -88,7 +87,7 @@ def _train_and_join(
 
     folders = crossval.write_splits(samples, params.data_split, arguments.out)
     if params.train.start or params.train.teacher:
-        print(_TAKEN_OVER, file=sys.stderr)
+        remark(_TAKEN_OVER)
     words = [f"--set={setting}" for setting in arguments.set]
     if arguments.params is not None:
         words.append(f"--params={arguments.params}")

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
-from magtiles_seg.files import free_bytes
+from magtiles_seg.files import free_bytes, is_lfs_pointer
 from magtiles_seg.names import counted
 
 MAX_MEMBERS = 200_000
@@ -71,12 +71,15 @@ def unpack(archive: Path, directory: Path) -> None:
 def _no_zip(archive: Path, error: Exception) -> str:
     try:
         with archive.open("rb") as file:
-            head = file.read(16)
+            head = file.read(64)
     except OSError as unreadable:
         return f"{archive} cannot be read: {unreadable}"
     if head.startswith(b"PK"):
         return f"{archive} is no complete zip file: {error}; delete it and fetch it again"
-    kind = "a web page" if head.lstrip().lower().startswith((b"<!doc", b"<html")) else repr(head)
+    if is_lfs_pointer(head):
+        return f"{archive} is a Git LFS pointer, not the archive; fetch it: git lfs pull"
+    page = head.lstrip().lower().startswith((b"<!doc", b"<html"))
+    kind = "a web page" if page else repr(head[:16])
     return f"{archive} is no zip file: it starts as {kind}; expected a zip archive of the data set"
 
 

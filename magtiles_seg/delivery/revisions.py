@@ -24,9 +24,14 @@ def git(*words: str, root: Path) -> str:
     """Run git in a folder and return what it prints.
 
     Raises:
-        ConfigError: git refused; the message says why.
+        ConfigError: git refused, and the message says why; or it is not installed.
     """
-    done = subprocess.run(("git", *words), cwd=root, capture_output=True, text=True)
+    try:
+        done = subprocess.run(("git", *words), cwd=root, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        if error.filename != "git":
+            raise
+        raise ConfigError("git is not installed, or not on the PATH; install it") from error
     if done.returncode:
         raise ConfigError(f"git {words[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
@@ -47,6 +52,7 @@ class Revision:
     def __post_init__(self) -> None:
         """Check that the revision exists."""
         if self.name is not None:
+            git("rev-parse", "--git-dir", root=self.root)  # no repository, or another's: says so
             try:
                 git("rev-parse", "--verify", "--quiet", f"{self.name}^{{commit}}", root=self.root)
             except ConfigError as error:
@@ -64,7 +70,7 @@ class Revision:
         """Return a file's text; None where there is no such file.
 
         Raises:
-            DataError: It is no text in UTF-8.
+            DataError: It is no text in UTF-8, or is in the revision and cannot be had.
         """
         content = self._bytes(path)
         try:
@@ -81,7 +87,12 @@ class Revision:
         shown = subprocess.run(
             ("git", "show", f"{self.name}:./{path}"), cwd=self.root, capture_output=True
         )
-        return shown.stdout if shown.returncode == 0 else None
+        if shown.returncode == 0:
+            return shown.stdout
+        if git("ls-tree", self.name, "--", f"./{path}", root=self.root):  # a partial clone, say
+            said = " ".join(shown.stderr.decode(errors="replace").split())
+            raise DataError(f"{path} of {self} cannot be read: {said}")
+        return None
 
     def mapping(self, path: str) -> dict[str, Any]:
         """Return the mapping in a JSON or YAML file; empty where there is no such file.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,14 @@ _WORDS = {"better": "better by", "worse": "worse by", "unclear": "not shown to d
 _FAMILIES = ("binary", "pictures", "verdict")
 _COUNTS = ("tp", "fp", "fn", "tn")
 _COLUMNS = ("picture", "class", "tile", *_COUNTS, "score", "verdict")
+_ANY, _WHOLE = re.compile(r"(?s).+"), re.compile(r"[0-9]{1,18}")
+_FORMS = {
+    **{"picture": _ANY, "class": _ANY, "tile": re.compile(r"-?[0-9]{1,18}")},
+    **dict.fromkeys(_COUNTS, _WHOLE),
+    "score": re.compile(r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]{1,3})?"),
+    "verdict": re.compile("accept|review|reject"),
+}
+"""What a cell of `pictures.csv` looks like, by its column."""
 _DETECTED = 1.96 + 0.84
 """Standard errors of a difference that a 95 % interval clears of 0 in 80 % of all draws."""
 
@@ -220,6 +229,7 @@ def read_pictures(text: str) -> Records:
             f"no table of scored pictures; expected the columns {', '.join(_COLUMNS)}: write it "
             "again with `magtiles-seg evaluate --out`"
         )
+    _check_rows(rows)
     names = [FREE, *sorted({row["class"] for row in rows} - {FREE})]
     try:
         count = len(rows)
@@ -239,6 +249,29 @@ def read_pictures(text: str) -> Records:
         )
     except (TypeError, ValueError) as error:
         raise DataError(f"the table of scored pictures is damaged: {error}") from error
+
+
+def _check_rows(rows: list[dict[str, str]]) -> None:
+    """Refuse what `evaluate` never writes: a spreadsheet or a hand has changed it.
+
+    Raises:
+        DataError: A value is of another kind or out of its range, or a picture stands there twice.
+    """
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, start=2):
+        wrong = [name for name in _COLUMNS if not _FORMS[name].fullmatch(row[name] or "")]
+        if not wrong and not 0 <= float(row["score"]) <= 1:
+            wrong = ["score"]
+        if wrong:
+            raise DataError(
+                f"the table of scored pictures is damaged: row {number}: {wrong[0]} "
+                f"{row[wrong[0]]!r:.40}; write it again with `magtiles-seg evaluate --out`"
+            )
+        if first.setdefault(row["picture"], number) != number:
+            raise DataError(
+                f"row {number}: {row['picture']!r} stands in row {first[row['picture']]} already; "
+                "expected each picture once"
+            )
 
 
 def _change(name: str, before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> Change:

@@ -195,17 +195,69 @@ class GuardedH11(Guard, H11Protocol):
 
 
 try:
+    from httptools import HttpParserUpgrade
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 except ImportError:
     PROTOCOL: type[asyncio.Protocol] = GuardedH11
 else:
+    _OFFER = (b"upgrade", b"http2-settings")
+
+    class _Parser:
+        """httptools' parser, to which an offer to change the protocol is as if it were not made.
+
+        A server may ignore `Upgrade` (RFC 9110, 7.8), but httptools ends such a request with its
+        head: clients that offer h2c, as Java's do by default, would lose what they send.
+        """
+
+        def __init__(self, protocol: HttpToolsProtocol) -> None:
+            self._protocol, self._parser = protocol, protocol.parser
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the parser's
+            return getattr(self._parser, name)
+
+        def offers(self) -> bool:
+            """Tell whether the request whose head is whole offers another protocol."""
+            upgrade: bool = self._parser.should_upgrade()
+            return upgrade and self._parser.get_method() != b"CONNECT"
+
+        def feed_data(self, data: bytes) -> None:
+            """Parse what came; a head with an offer once more, by a new parser, without it."""
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                except HttpParserUpgrade as offer:
+                    if not self.offers():
+                        raise
+                    head = self._head()
+                    self._parser = type(self._parser)(self._protocol)
+                    self._parser.feed_data(head)
+                    data = data[offer.args[0] :]
+                else:
+                    return
+
+        def _head(self) -> bytes:
+            version = self._parser.get_http_version().encode()
+            lines = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._protocol.url, version)]
+            for name, value in self._protocol.headers:
+                if name == b"connection":
+                    words = [word.strip() for word in value.split(b",")]
+                    value = b", ".join(word for word in words if word.lower() not in _OFFER)
+                if name not in _OFFER:
+                    lines.append(b"%b: %b" % (name, value))
+            return b"\r\n".join([*lines, b"", b""])
 
     class GuardedHttpTools(Guard, HttpToolsProtocol):  # type: ignore[misc]
         """uvicorn's protocol over httptools, which does not say how much of a head it holds."""
 
+        parser: Any
         _head_open = _body_open = False
         _between = True  # the bytes that come now begin a head
         _begun = 0  # heads in them
+
+        def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+            """Ignore offers of other protocols."""
+            super().__init__(*args, **options)
+            self.parser = _Parser(self)
 
         def data_received(self, data: bytes) -> None:
             """Note whether a head begins with these bytes."""
@@ -221,11 +273,15 @@ else:
 
         def on_headers_complete(self) -> None:
             """Note that it is whole."""
+            if self.parser.offers():  # it comes once more
+                return
             super().on_headers_complete()
             self._head_open, self._body_open = False, True
 
         def on_message_complete(self) -> None:
             """Note that the body is whole."""
+            if self.parser.offers():
+                return
             super().on_message_complete()
             self._body_open = False
 

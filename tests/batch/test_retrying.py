@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from magtiles_seg.batch import stores
 from magtiles_seg.batch.stores import persist
 
 
@@ -48,3 +49,15 @@ def test_persist_final_error_is_raised_at_once() -> None:
     with pytest.raises(ConnectionError, match="outage 1"):
         persist(flaky, patience_s=60, is_final=_always)
     assert flaky.calls == 1
+
+
+def test_persist_tells_what_it_waits_for_once_a_minute_and_nothing_of_short_waits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_next_told_s", 0.0)
+    persist(Flaky(3), patience_s=60, is_final=_never, sleep=lambda _: None)
+    assert not capsys.readouterr().err
+    for _ in range(2):
+        persist(Flaky(9), patience_s=60, is_final=_never, sleep=lambda _: None)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "waiting until it passes, 60 s at most (--patience-s): outage" in told

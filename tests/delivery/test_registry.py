@@ -165,3 +165,34 @@ def test_revision_reads_old_and_present_text(repository: Path) -> None:
 def test_revision_that_is_not_there_is_refused(repository: Path) -> None:
     with pytest.raises(ConfigError, match="'origin/dev' is no revision"):
         Revision(repository, "origin/dev")
+
+
+def test_revision_of_a_folder_without_a_repository_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(ConfigError, match="not a git repository"):
+        Revision(tmp_path, "main")
+
+
+def test_revision_of_somebody_else_s_repository_says_how_to_trust_it(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for this
+    with pytest.raises(ConfigError, match=r"(?s)dubious ownership.*safe\.directory"):
+        Revision(repository, "HEAD")
+
+
+def test_revision_without_git_says_that_it_is_missing(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="git is not installed"):
+        Revision(repository, "HEAD")
+
+
+def test_file_of_a_revision_that_cannot_be_had_is_no_missing_file(repository: Path) -> None:
+    blob = git("rev-parse", "HEAD:dvc.yaml", root=repository)
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()  # as in a partial clone
+    with pytest.raises(DataError, match=r"dvc\.yaml of HEAD .* cannot be read: fatal"):
+        Revision(repository, "HEAD").mapping("dvc.yaml")

@@ -48,6 +48,12 @@ def test_read_pictures_of_a_written_table_gives_the_records_back() -> None:
         ("id,dice\na,1\n", "expected the columns picture"),
         (HEADER + "a,crack,x,1,1,1,1,0.5,reject\n", "damaged"),
         (HEADER + "a,crack,1,1\n", "damaged"),
+        (HEADER + "a,crack,1,1,1,1,1,971,reject\n", "row 2: score '971'"),  # was 0,971
+        (HEADER + "a,crack,1,1,1,1,1,nan,reject\n", "row 2: score 'nan'"),
+        (HEADER + "a,crack,1,1,1,1,1,0.5.1,reject\n", "damaged"),
+        (HEADER + "a,crack,1,-1,1,1,1,0.5,reject\n", "row 2: tp '-1'"),
+        (HEADER + "a,crack,1,1,1,1,1,0.5,Reject\n", "row 2: verdict 'Reject'"),
+        (HEADER + "b,free,2,0,0,0,9,1e-05,accept\n" * 2, "row 3: 'b' stands in row 2 already"),
     ],
 )
 def test_read_pictures_of_something_else_is_refused(text: str, said: str) -> None:

@@ -37,9 +37,11 @@ class Calm:
 
 
 async def echo(request: Request) -> Response:
-    """Answer without reading the body unless asked to, or with a long answer."""
+    """Answer without reading the body unless asked to, with it, or with a long answer."""
     if "read" in request.query_params:
         await request.body()
+    if "mirror" in request.query_params:
+        return Response(await request.body())
     return Response(bytes(int(request.query_params.get("size", 2))))
 
 
@@ -206,6 +208,40 @@ def test_pipelined_request_that_is_no_http_takes_no_answer_of_another(port: int)
         except ConnectionResetError:
             pass
     assert not answer or answer.startswith(b"HTTP/1.1 200")
+
+
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket, h2c"])
+@pytest.mark.parametrize("body", [b"Content-Length: 4", b"Transfer-Encoding: chunked"])
+def test_offer_of_another_protocol_is_ignored_and_the_body_read(
+    port: int, body: bytes, upgrade: bytes, apart: bool
+) -> None:
+    head = b"POST /?mirror HTTP/1.1\r\nHost: x\r\n" + OFFER.replace(b"h2c", upgrade) + body
+    sent = b"tile" if b"4" in body else b"4\r\ntile\r\n0\r\n\r\n"
+    with connected(port) as connection:
+        for _ in range(2):  # the connection stays open
+            if apart:
+                connection.sendall(head[:40])
+                time.sleep(0.05)
+                connection.sendall(head[40:] + b"\r\n\r\n" + sent[:2])
+                time.sleep(0.05)
+                connection.sendall(sent[2:])
+            else:
+                connection.sendall(head + b"\r\n\r\n" + sent)
+            answer = b""
+            while not answer.endswith(b"\r\n\r\ntile"):
+                part = connection.recv(65536)
+                assert part, answer
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 200 ")
+        connection.sendall(head + b"\r\n\r\n" + sent + HEAD + b"Connection: close\r\n\r\n")
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        assert answer.count(b"HTTP/1.1 200 ") == 2
 
 
 def test_blank_lines_after_an_answer_do_not_hold_the_connection(port: int) -> None:

@@ -56,6 +56,9 @@ FORMATS: dict[str, ModuleType] = {
 }
 """Each by its name, as a module with `read` and `write`."""
 
+_LABELS_IN = {"labelme": ".json", "coco": ".json", "label-studio": ".json", "cvat": ".xml"}
+"""Suffix of the files with the labels, where they are read only if their content is such."""
+
 _LOOKED_AT = 20
 """JSON and XML files of a folder that are opened to tell its format."""
 
@@ -71,7 +74,15 @@ def read(name: str, root: Path, *, progress: Progress | None = None) -> Reading:
     Raises:
         ConfigError: The format is unknown.
     """
-    return _module(name).read(root, progress=progress)  # type: ignore[no-any-return]  # as every one
+    found: Reading = _module(name).read(root, progress=progress)
+    if name in _LABELS_IN and not (found.problems or any(p.labelled for p in found.pictures)):
+        of_others = Files(root).of(_LABELS_IN[name])
+        if of_others:
+            found.problems.append(
+                f"{of_others[0]}: no label of the format {name!r} in it, nor in any other "
+                f"{_LABELS_IN[name]} file; is it of another format, or another export of its tool?"
+            )
+    return found
 
 
 def write(

@@ -100,8 +100,11 @@ def _by_id(entries: list[Any], where: str) -> dict[Any, dict[str, Any]]:
     found: dict[Any, dict[str, Any]] = {}
     for entry in entries:
         key = expect(entry, dict, where).get("id")
-        if not isinstance(key, int | str) or key in found:
-            raise DataError(f"{where} has the id {key!r}; expected a number that no other has")
+        known = isinstance(key, int | float | str) and not isinstance(key, bool) and key == key
+        if not known or key in found:
+            raise DataError(
+                f"{where} has the id {key!r:.80}; expected a number or a text that no other has"
+            )
         found[key] = entry
     return found
 
@@ -165,11 +168,13 @@ def _runs(counts: object) -> npt.NDArray[np.int64]:
     Raises:
         DataError: They are none.
     """
-    whole = [expect(count, int, "counts") for count in expect(counts, list, "counts")]
+    given = [expect(count, (int, float), "counts") for count in expect(counts, list, "counts")]
+    if broken := [count for count in given if isinstance(count, float) and not count.is_integer()]:
+        raise DataError(f"counts: expected whole numbers, got {broken[0]!r}")
     try:
-        return np.array(whole, np.int64)
+        return np.array([int(count) for count in given], np.int64)
     except OverflowError:
-        raise DataError(f"counts: a run of {max(whole, key=abs):g} px") from None
+        raise DataError(f"counts: a run of {max(given, key=abs):g} px") from None
 
 
 def write(

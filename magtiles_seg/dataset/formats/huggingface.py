@@ -87,7 +87,10 @@ def _rows(path: Path) -> list[Any]:
     text = read_text(path)
     try:
         if path.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(text, newline="")))
+            header = text.partition("\n")[0].strip()
+            found = (mark for mark in ",;\t" if "file_name" in header.split(mark))
+            separator = next(found, ",")  # a spreadsheet writes its country's
+            return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.dataset.formats.pictures import (
+    TEXT_SUFFIXES,
     Files,
     LabelledPicture,
     Progress,
@@ -25,11 +26,10 @@ from magtiles_seg.dataset.formats.pictures import (
 )
 from magtiles_seg.dataset.layouts import MASK_SUFFIXES, name_key
 from magtiles_seg.dataset.masks import DEFECT_LEVEL, DESCRIPTION
-from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import DataError, ImageError
 from magtiles_seg.files import encode_png, write_json
 from magtiles_seg.files import write as write_file
-from magtiles_seg.image import read_levels
+from magtiles_seg.image import read_colours, read_levels
 from magtiles_seg.labels import IGNORE, IGNORED
 from magtiles_seg.shapes import Mask
 
@@ -71,6 +71,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     files, found = Files(root), Reading()
     pairs = _pairs(files)
     masks = {folder: by_stem(files, folder, found) for folder in dict.fromkeys(pairs.values())}
+    unread = {folder: unread_of(files, folder) for folder in masks}
     pictures = [path for path in files.pictures if path.parent in pairs]
     files.set_aside(path for path in files.of(*MASK_SUFFIXES) if path.parent in masks)
     used = set[Path]()
@@ -80,6 +81,8 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         used.update(some)
         if len(some) > 1:
             raise DataError(f"{picture}: two masks, {some[0]} and {some[1]}; expected one")
+        if not some:
+            check_none(picture, _masks_of(picture, unread[pairs[picture.parent]]))
         return some[0] if some else None
 
     read_masks(files, found, pictures, mask_of, progress)
@@ -115,7 +118,8 @@ def read_masks(
     found.of_masks = True
     for index, path in enumerate(pictures, start=1):
         try:
-            size, mask = size_of(path), mask_of(path)
+            mask = mask_of(path)  # first: a mask whose picture is damaged has one
+            size = size_of(path)
             regions = list[Region]()
             for label, part in (names or classes_in)(mask) if mask else ():
                 check_size(f"{mask}", part.shape, size)
@@ -184,6 +188,28 @@ def by_stem(files: Files, folder: Path, found: Reading) -> dict[str, Path]:
     return by_key(masks, lambda path: name_key(path.stem), found)
 
 
+def unread_of(files: Files, folder: Path) -> dict[str, Path]:
+    """Return the files of a folder of masks that are of no format of masks, by their stems' keys.
+
+    Texts are none of them.
+    """
+    others = {path for path in files.all if path.parent == folder} - set(files.of(*MASK_SUFFIXES))
+    return {name_key(path.stem): path for path in others - set(files.of(*TEXT_SUFFIXES))}
+
+
+def check_none(picture: Path, unread: Sequence[Path]) -> None:
+    """Refuse a picture whose mask is there, but of another format: it is not without a label.
+
+    Raises:
+        DataError: It is such a one.
+    """
+    if unread:
+        raise DataError(
+            f"{picture}: mask is missing; {unread[0]} is not read: save it as PNG, made again if "
+            "that is lossy"
+        )
+
+
 def by_key(masks: Iterable[Path], key_of: Callable[[Path], Key], found: Reading) -> dict[Key, Path]:
     """Return masks by their keys; a second one of a key is a problem of the reading."""
     by: dict[Key, Path] = {}
@@ -225,7 +251,7 @@ def classes_in(path: Path) -> Iterator[tuple[str, Mask]]:
 
 
 def _colours_in(path: Path) -> Iterator[tuple[str, Mask]]:
-    packed = read_colours(path)
+    packed = read_colour_mask(path)
     for value in (values := np.unique(packed)):
         if len(values) > _FEW:
             raise DataError(
@@ -236,23 +262,16 @@ def _colours_in(path: Path) -> Iterator[tuple[str, Mask]]:
             yield f"#{value:06x}", packed == value
 
 
-def read_colours(path: Path) -> npt.NDArray[np.int64]:
-    """Return the colours of a mask, (H, W) int64: red, green and blue in one number of 24 bits.
+def read_colour_mask(path: Path) -> npt.NDArray[np.int32]:
+    """Return the colours of a mask, (H, W) int32: red, green and blue in one number of 24 bits.
 
     Raises:
-        DataError: It is damaged, or of a lossy format.
+        DataError: It is damaged, of a lossy format, or has more than 8 bits for a colour.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    header = read_header(path.read_bytes())
-    if header.format == "JPEG" or header.lossy:
-        raise DataError(f"mask {path} is of a lossy format, which changes colours; save it as PNG")
     try:
-        with Image.open(path) as opened:
-            rgb = np.asarray(opened.convert("RGB"), np.int64)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise DataError(f"mask {path} is damaged: {error}") from error
-    return (rgb[..., 0] << 16) + (rgb[..., 1] << 8) + rgb[..., 2]
+        return read_colours(path)
+    except ImageError as error:
+        raise ImageError(f"mask {error}", reason=error.reason) from error
 
 
 def write(

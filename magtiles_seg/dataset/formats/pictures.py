@@ -40,7 +40,8 @@ Progress = Callable[[int, "int | None"], None]
 
 _MAX_FILES = 1_000_000
 _NO_PIXEL = "it marks no pixel"
-_READ_SUFFIXES = PICTURE_SUFFIXES | {".json", ".jsonl", ".csv", ".txt", ".xml", ".yaml", ".yml"}
+TEXT_SUFFIXES = frozenset({".json", ".jsonl", ".csv", ".txt", ".xml", ".yaml", ".yml"})
+_READ_SUFFIXES = PICTURE_SUFFIXES | TEXT_SUFFIXES
 
 
 @dataclass(frozen=True, eq=False)
@@ -396,7 +397,9 @@ def size_of(source: Path | bytes) -> tuple[int, int]:
     name = source if isinstance(source, Path) else "the embedded picture"
     try:
         header = read_header(source.read_bytes() if isinstance(source, Path) else source)
-    except (DataError, OSError) as error:
+    except OSError as error:
+        raise DataError(f"picture {name} cannot be read: {error.strerror}") from error
+    except DataError as error:
         raise DataError(f"picture {name} {error}") from error
     turned = header.orientation > 4
     return (header.width, header.height) if turned else (header.height, header.width)
@@ -408,8 +411,9 @@ def check_size(where: str, declared_hw: tuple[Any, ...], actual_hw: tuple[int, i
     Raises:
         DataError: The sizes differ, or it is no size.
     """
-    if len(declared_hw) != 2:
-        raise DataError(f"{where}: size {declared_hw!r:.80}; expected height and width")
+    numbers = all(isinstance(side, int | float | None) for side in declared_hw)
+    if len(declared_hw) != 2 or not numbers:
+        raise DataError(f"{where}: size {declared_hw!r:.80}; expected height and width in px")
     if declared_hw != actual_hw and None not in declared_hw:
         turned = declared_hw == actual_hw[::-1]
         hint = "; is the picture turned by its EXIF orientation?" if turned else ""
@@ -465,9 +469,12 @@ def _cut(values: object, where: str, picture_hw: tuple[int, int], notes: Notes) 
     """Return the part of a polygon that lies in the picture, or why there is none."""
     try:
         points = np.asarray(values, np.float64)
-        points = points.reshape(-1, 2)
     except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{where}: no points of a polygon: {values!r:.80}") from None
+        points = np.zeros(())
+    if not points.ndim or points.size % 2:
+        odd = f"{points.size} numbers; expected pairs of x and y: " if points.ndim else ""
+        raise DataError(f"{where}: no points of a polygon: {odd}{values!r:.80}")
+    points = points.reshape(-1, 2)
     if not np.isfinite(points).all():
         raise DataError(f"{where}: a point is not finite; expected coordinates in px")
     if len(points) < 3 or area_of(points) < 1e-6:

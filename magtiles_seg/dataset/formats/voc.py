@@ -13,7 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from magtiles_seg.dataset.formats.masks import by_stem, classes_in, read_colours, read_masks
+from magtiles_seg.dataset.formats.masks import (
+    by_stem,
+    check_none,
+    classes_in,
+    read_colour_mask,
+    read_masks,
+    unread_of,
+)
 from magtiles_seg.dataset.formats.pictures import (
     Files,
     LabelledPicture,
@@ -25,7 +32,7 @@ from magtiles_seg.dataset.formats.pictures import (
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
-from magtiles_seg.labels import IGNORE, IGNORED
+from magtiles_seg.labels import BACKGROUND, IGNORE, IGNORED
 from magtiles_seg.shapes import Mask
 
 LABELMAP = "labelmap.txt"
@@ -64,13 +71,19 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
             continue
         found.labels = tuple(dict.fromkeys([*found.labels, *colours.values()]))
         named = partial(_named, colours=colours)
-        read_masks(files, found, pictures, partial(_of_name, by_name), progress, named)
-    found.labels = tuple(name for name in found.labels if name not in (IGNORE, "background"))
+        mask_of = partial(_of_name, by_name, unread_of(files, folder))
+        read_masks(files, found, pictures, mask_of, progress, named)
+    found.labels = tuple(
+        name for name in found.labels if name != IGNORE and not _is_background(name)
+    )
     return found
 
 
-def _of_name(masks: dict[str, Path], picture: Path) -> Path | None:
-    return masks.get(name_key(picture.stem))
+def _of_name(masks: dict[str, Path], unread: dict[str, Path], picture: Path) -> Path | None:
+    key = name_key(picture.stem)
+    if key not in masks and key in unread:
+        check_none(picture, [unread[key]])
+    return masks.get(key)
 
 
 def read_labelmap(path: Path) -> dict[int, str]:
@@ -102,15 +115,19 @@ def _named(path: Path, *, colours: dict[int, str]) -> Iterator[tuple[str, Mask]]
         for name, mask in classes_in(path):
             yield (IGNORE if name in (str(IGNORED), f"#{BORDER:06x}") else name), mask
         return
-    packed = read_colours(path)
+    packed = read_colour_mask(path)
     for value in np.unique(packed).tolist():
         if value == BORDER and value not in colours:
             yield IGNORE, packed == value
         elif value not in colours and value:
             names = ", ".join(f"{name} #{colour:06x}" for colour, name in colours.items())
             raise DataError(f"mask {path}: colour #{value:06x}; expected one of {names}")
-        elif value and colours[value] != "background":
+        elif not _is_background(colours.get(value, BACKGROUND)):  # black may be a class
             yield colours[value], packed == value
+
+
+def _is_background(name: str) -> bool:
+    return name.strip("_").casefold() == BACKGROUND
 
 
 def palette() -> list[int]:

@@ -6,6 +6,7 @@ picture's path is called `labels`, or beside the picture; the names of the class
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from magtiles_seg.files import write as write_file
 
 NAME = "data.yaml"
 _MOST_CLASSES = 10_000
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _NO_LABELS = frozenset({"classes.txt", "labels.txt", "readme.txt", "notes.txt", "obj.names"})
 
 
@@ -92,18 +94,19 @@ def _names(files: Files) -> tuple[str, ...]:
     for path in sorted(files.of(".yaml", ".yml"), key=lambda path: len(path.parts)):
         text = read_text(path)
         try:
-            content = yaml.safe_load(text)
+            content = yaml.load(text, yaml.BaseLoader)  # a class may be called no, or 1
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: no YAML: {error}") from error
         names = content.get("names") if isinstance(content, dict) else None
         if isinstance(names, list):
             names = dict(enumerate(names))
-        if isinstance(names, dict) and names and all(isinstance(key, int) for key in names):
+        if isinstance(names, dict) and names and all(_NUMBER.fullmatch(str(k)) for k in names):
+            names = {int(key): name for key, name in names.items()}
             _check_names(path, names)
-            return tuple(str(names.get(index, index)) for index in range(max(names) + 1))
+            return tuple(names.get(index) or str(index) for index in range(max(names) + 1))
     for path in files.of(".txt"):
         if path.name.lower() == "classes.txt":
-            return tuple(read_text(path).split("\n"))
+            return tuple(read_text(path).rstrip().splitlines())
     return ()
 
 
@@ -114,7 +117,7 @@ def _check_names(path: Path, names: dict[int, object]) -> None:
         DataError: A number is out of range, or a name is a list or the like.
     """
     for index, name in names.items():
-        if not 0 <= index < _MOST_CLASSES or not isinstance(name, str | int | float | None):
+        if not 0 <= index < _MOST_CLASSES or not isinstance(name, str):
             raise DataError(
                 f"{path}: names: {index}: {type(name).__name__}; expected a number from 0 to "
                 f"{_MOST_CLASSES - 1} and a name for each class"

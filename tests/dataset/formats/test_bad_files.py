@@ -322,7 +322,9 @@ SQUARE = [[1, 1, 20, 1, 20, 20, 1, 20]]
         ({"size": [40], "counts": [2000]}, {}, r"size \(40,\); expected height and width"),
         ({"size": [40, 50], "counts": [2**62] * 4 + [2000]}, {}, "px; expected 2000"),
         ({"size": [40, 50], "counts": [2**70]}, {}, "a run of 1.18059e"),
-        ({"size": [40, 50], "counts": [1000.5, 999.5]}, {}, "expected a number, got 1000.5"),
+        ({"size": [40, 50], "counts": [1000.5, 999.5]}, {}, "expected whole numbers, got 1000.5"),
+        ([[1, 1, 20, 1, 20, 20, 1]], {}, "7 numbers; expected pairs of x and y"),
+        ({"size": ["40", "50"], "counts": [2000]}, {}, r"size \('40', '50'\); expected height"),
         ({"size": [40, 50], "counts": "oooooooooooo?"}, {}, "no run lengths in COCO's form"),
     ],
 )
@@ -333,8 +335,12 @@ def test_coco_value_that_is_no_id_size_or_run_is_named(
     assert re.search(rf"a\.json: annotation.*{said}", problem)
 
 
-def test_coco_ids_that_a_table_made_decimal_are_those_numbers(tmp_path: Path) -> None:
-    found = one_of(tmp_path, "coco", {"a.json": coco_file(SQUARE, category_id=1.0, image_id=1.0)})
+@pytest.mark.parametrize("own", [1, 1.0])
+def test_coco_ids_that_a_table_made_decimal_are_those_numbers(own: float, tmp_path: Path) -> None:
+    content = json.loads(coco_file({"size": [40.0, 50.0], "counts": [1900.0, 100.0]}))
+    content["categories"][0]["id"] = content["images"][0]["id"] = own
+    content["annotations"][0] |= {"category_id": 1.0, "image_id": 1.0}
+    found = one_of(tmp_path, "coco", {"a.json": json.dumps(content).encode()})
     assert [[region.label for region in one.regions] for one in found.pictures] == [["dent"]]
 
 
@@ -358,9 +364,10 @@ def test_cvat_shape_that_would_fill_the_memory_or_is_no_number_is_named(
     assert said in problem
 
 
-def test_cvat_file_of_an_unknown_encoding_is_left_to_others(tmp_path: Path) -> None:
+def test_cvat_file_of_an_unknown_encoding_is_named_as_no_label(tmp_path: Path) -> None:
     text = b'<?xml version="1.0" encoding="nonsense"?><annotations/>'
-    assert not one_of(tmp_path, "cvat", {"a.xml": text}).problems
+    (problem,) = one_of(tmp_path, "cvat", {"a.xml": text}).problems
+    assert "a.xml: no label of the format 'cvat'" in problem
 
 
 @pytest.mark.parametrize(
@@ -377,6 +384,27 @@ def test_yolo_names_that_would_fill_the_memory_are_refused(
     text = b"0 .1 .1 .2 .2 .3 .1\n"
     files = {"data.yaml": names.encode(), "labels/a.txt": text}
     assert said in one_of(tmp_path, "yolo", files).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        ("names: [yes, no]", "no"),  # to YAML these are true and false
+        ("names: [01, 02]", "02"),
+        ("names: {'0': a, '1': b}", "b"),
+        ("names:\n  1: ~", "~"),
+        ("names: {0: a, 1: }", "1"),
+    ],
+)
+def test_yolo_names_are_as_they_are_written(names: str, label: str, tmp_path: Path) -> None:
+    files = {"data.yaml": names.encode(), "labels/a.txt": b"1 .1 .1 .2 .2 .3 .1\n"}
+    assert one_of(tmp_path, "yolo", files).pictures[0].regions[0].label == label
+
+
+def test_yolo_blank_line_at_the_end_of_the_classes_is_no_class(tmp_path: Path) -> None:
+    files = {"classes.txt": b"a\r\nb\r\n", "labels/a.txt": b"2 .1 .1 .2 .2 .3 .1\n"}
+    found = one_of(tmp_path, "yolo", files)
+    assert "class 2; expected 0 to 1: a, b" in found.problems[0]
 
 
 def test_yolo_empty_names_are_as_none(tmp_path: Path) -> None:

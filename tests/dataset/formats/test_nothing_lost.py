@@ -186,6 +186,23 @@ def test_yolo_classes_without_names_are_no_indices_of_labels(tmp_path: Path) -> 
     assert mapped(formats.read("yolo", tmp_path), named).regions() == {"dent": 1, "crack": 1}
 
 
+def test_mask_that_cannot_be_read_in_full_is_named_and_gives_no_colours(tmp_path: Path) -> None:
+    classes = np.zeros((40, 50), np.uint16)
+    classes[:9], classes[20:] = 300, 400  # at 8 bits both would be white
+    colours = np.zeros((40, 50, 3), np.uint16)
+    colours[:9] = 3  # at 8 bits black
+    for name, mask in (("a", classes), ("b", colours)):
+        put(tmp_path / "images" / f"{name}.png")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "masks" / f"{name}.png"), mask)
+    put(tmp_path / "images" / "c.png")
+    cv2.imwritemulti(str(tmp_path / "masks" / "c.tif"), [np.zeros((40, 50), np.uint8)] * 2)
+    said = formats.read("masks", tmp_path).problems
+    assert "a.png' is a 16-bit mask with the value 400" in said[0]
+    assert "b.png' is a mask of 16-bit colour" in said[1]
+    assert "c.tif' holds several frames or pages" in said[2]
+
+
 def test_grey_mask_without_a_bright_pixel_never_counts_as_sound(tmp_path: Path) -> None:
     put(tmp_path / "images/a.png"), put(tmp_path / "masks/a.png")
     cv2.imwrite(str(tmp_path / "masks/a.png"), np.tile(np.arange(50, dtype=np.uint8), (40, 1)))
@@ -362,3 +379,58 @@ def test_folder_without_permission_is_refused_by_name(
         formats.read("coco", source)
     (source / "closed").rmdir()
     assert convert(source, tmp_path / "out", "coco") == 0
+
+
+@pytest.mark.parametrize(("name", "pictures", "masks"), [
+    ("masks", "images", "masks"), ("voc", "JPEGImages", "SegmentationClass"),
+])  # fmt: skip
+@pytest.mark.parametrize("suffix", [".jpg", ".gif", ".npy"])
+def test_picture_whose_mask_is_of_an_unread_format_is_not_without_a_label(
+    name: str, pictures: str, masks: str, suffix: str, tmp_path: Path
+) -> None:
+    for stem in ("a", "b"):
+        put(tmp_path / pictures / f"{stem}.png")
+    put(tmp_path / masks / "a.png", 0)
+    (tmp_path / masks / f"b{suffix}").write_bytes(b"a mask")
+    (tmp_path / masks / f"a{suffix}").write_bytes(b"a preview of the mask beside it")
+    (problem,) = formats.read(name, tmp_path).problems
+    assert f"b.png: mask is missing; {tmp_path / masks / f'b{suffix}'} is not read" in problem
+
+
+@pytest.mark.parametrize("name", ["labelme", "coco", "label-studio", "cvat"])
+def test_labels_of_another_format_than_the_one_asked_for_are_no_sound_pictures(
+    name: str, tmp_path: Path
+) -> None:
+    put(tmp_path / "a.png")
+    assert not formats.read(name, tmp_path).problems
+    (tmp_path / "a.json").write_text('[{"image": "a.png", "label": []}]')  # JSON-MIN
+    (tmp_path / "a.xml").write_text("<annotation/>")  # Pascal VOC's boxes
+    (problem,) = formats.read(name, tmp_path).problems
+    assert f"no label of the format {name!r}" in problem
+
+
+def test_voc_class_that_is_black_is_no_background(tmp_path: Path) -> None:
+    put(tmp_path / "JPEGImages" / "a.png")
+    put(tmp_path / "SegmentationClass" / "a.png", 0)
+    labelmap = tmp_path / "labelmap.txt"
+    for black, regions in (("dent", {"dent": 1}), ("background", {}), ("_background_", {})):
+        labelmap.write_text(f"{black}:0,0,0::\nother:255,255,255::\n")
+        assert formats.read("voc", tmp_path).regions() == regions
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_metadata_of_a_spreadsheet_is_read_by_its_separator(mark: str, tmp_path: Path) -> None:
+    put(tmp_path / "a.png"), put(tmp_path / "m.png", 255)
+    rows = (("file_name", "mask_file_name"), ("a.png", "m.png"))
+    (tmp_path / "metadata.csv").write_text("\n".join(mark.join(row) for row in rows))
+    assert formats.read("huggingface", tmp_path).regions() == {"255": 1}
+
+
+@pytest.mark.parametrize("masks", ["masks", "SegmentationClass"])
+def test_mask_of_a_damaged_picture_does_not_lack_it(masks: str, tmp_path: Path) -> None:
+    name, folder = ("masks", "images") if masks == "masks" else ("voc", "JPEGImages")
+    put(tmp_path / masks / "a.png", 0)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "a.png").write_bytes(b"")
+    (problem,) = formats.read(name, tmp_path).problems
+    assert problem.startswith(f"picture {tmp_path / folder / 'a.png'} is empty")
