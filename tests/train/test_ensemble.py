@@ -154,8 +154,9 @@ def test_one_network_is_rounded_and_stays_what_it_is(
     assert half.stat().st_size < 0.62 * (tmp_path / "whole.onnx").stat().st_size
     with pytest.raises(ConfigError, match="out is read"):
         join([out], out, shares=[1], rounded=True)
-    with pytest.raises(ConfigError, match="at least two members, got 1"):
-        join([run], out, shares=[1, 1], rounded=True)
+    for shares, message in (([1, 1], "a share for each of 1, got 2"), ([-1], "must be above 0")):
+        with pytest.raises(ConfigError, match=message):
+            join([run], out, shares=shares, rounded=True)
 
 
 def test_exported_ensemble_computes_common_frozen_layers_once(
