@@ -117,6 +117,7 @@ def test_ensemble_rounded_loses_nothing_by_storage_in_8_bits(
     assert card.training["weight_bits"] == 8
     assert precision_of(small.read_bytes()) == "fp32"
     wide = onnx.load(small)
+    assert onnx.TensorProto.FLOAT16 not in {one.data_type for one in wide.graph.initializer}
     widen(wide)
     assert not REDUCED & {one.data_type for one in wide.graph.initializer}
     started = build_network("nano")
