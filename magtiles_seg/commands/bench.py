@@ -182,7 +182,7 @@ def _contestants(
                 **tiles,
             )
         except errors.ParityError as error:
-            complain(error)
+            note(f"int8: {error}")
             return proof, ()
     return proof, (made.path,)
 

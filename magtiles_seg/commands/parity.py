@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from magtiles_seg.export.parity import ParityReport, TileSet
     from magtiles_seg.model.card import ModelCard
 
-_SYNTHETIC_PER_CLASS = 4
-
 _EXAMPLES = """
   magtiles-seg parity model.onnx artefacts/model-int8.onnx --data my-tiles/
   magtiles-seg parity model.safetensors model.engine --precision fp16 --json
@@ -98,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tiles(arguments: argparse.Namespace, params: Params, card: ModelCard) -> TileSet:
     from magtiles_seg import pipeline
-    from magtiles_seg.export.parity import real_tiles, synthetic_tiles
+    from magtiles_seg.export.parity import DRAWN_PER_CLASS, real_tiles, synthetic_tiles
     from magtiles_seg.export.unseen import known_parts
 
     if arguments.split is not None:
@@ -106,7 +104,7 @@ def _tiles(arguments: argparse.Namespace, params: Params, card: ModelCard) -> Ti
     elif arguments.data is not None:
         samples = list(pipeline.samples_of(params, arguments.data))
     else:
-        return synthetic_tiles(_SYNTHETIC_PER_CLASS)
+        return synthetic_tiles(DRAWN_PER_CLASS)
     return real_tiles(samples, len(samples))
 
 

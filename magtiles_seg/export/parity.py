@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from magtiles_seg.config import ExportParams
 
 
+DRAWN_PER_CLASS = 20
+"""Synthetic tiles of each class, where there are no others: of four, a small region is a tenth."""
+
 _EXPOSURES = 6
 _UNLABELLED = "unlabelled"
 _NO_DEFECT = (FREE, _UNLABELLED)

@@ -20,7 +20,7 @@ from magtiles_seg.export.core import core_of
 from magtiles_seg.export.quantize import drop_unused, quantize
 from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.model.card import ModelCard
-from magtiles_seg.model.stored import widen
+from magtiles_seg.model.stored import is_reduced, widen
 
 PRECISIONS = ("fp32", "fp16", "int8")
 """Of the arithmetic in the core."""
@@ -106,8 +106,7 @@ def _fp32_model(data: bytes) -> tuple[onnx.ModelProto, ModelCard]:
     """Return graph, its weights in fp32, and card."""
     model, card = parse_sealed(data, "the model to convert")
     widen(model)
-    reduced = (onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8)
-    if any(tensor.data_type in reduced for tensor in model.graph.initializer):
+    if is_reduced(model):
         raise ModelError(
             "the model to convert is of reduced precision itself: "
             "expected the fp32 model file or the checkpoint that it was made from"

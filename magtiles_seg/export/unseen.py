@@ -120,7 +120,7 @@ def gate_tiles(
             "trained on: name the --split that it was trained by, or your own tiles by --data"
         )
     else:
-        return parity.synthetic_tiles(min(many, 4)), None
+        return parity.synthetic_tiles(min(many, parity.DRAWN_PER_CLASS)), None
     int8_tiles = parity.real_tiles(training, few) if wanted else None
     return replace(parity.real_tiles(held_out, many), seen=seen), int8_tiles
 

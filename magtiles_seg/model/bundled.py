@@ -23,11 +23,13 @@ BUNDLED_MODELS: dict[str, Path] = {name: path for name, path in _FILES.items() i
 def portable_model(model: str | os.PathLike[str]) -> str | Path:
     """Return a bundled model by its name, which holds on any machine, and others by full path."""
     name = os.fspath(model)
-    return name if name in _FILES and not Path(name).exists() else Path(name).absolute()
+    return name if name in _FILES and not Path(name).is_file() else Path(name).absolute()
 
 
 def model_path(model: str | os.PathLike[str] | None) -> Path:
     """Return the file of a model: of a bundled one by its name, unless a file is called that.
+
+    A folder of that name, such as a run's, is none.
 
     Args:
         model: A name from `BUNDLED_MODELS`, or a path; None: the default model.
@@ -44,10 +46,10 @@ def model_path(model: str | os.PathLike[str] | None) -> Path:
         return BUNDLED_MODEL
     path = Path(model)
     name = os.fspath(model)
-    if name in _FILES and name not in BUNDLED_MODELS and not path.exists():
+    if name in _FILES and name not in BUNDLED_MODELS and not path.is_file():
         raise FileNotFoundError(
             f"this installation does not carry the model {name!r}, only "
             f"{', '.join(BUNDLED_MODELS) or 'none'}; train it with `magtiles-seg train --set "
             f"train.architecture={name}`, or name a model file"
         )
-    return path if path.exists() else BUNDLED_MODELS.get(name, path)
+    return path if path.is_file() else BUNDLED_MODELS.get(name, path)

@@ -52,13 +52,7 @@ class Ensemble(nn.Module):
         super().__init__()
         if len(members) < 2:
             raise ConfigError(f"an ensemble has at least two members, got {len(members)}")
-        if len(shares) != len(members):
-            raise ConfigError(f"expected a share for each of {len(members)}, got {len(shares)}")
-        if not all(0 < share < math.inf for share in shares):
-            raise ConfigError(f"a member's share must be above 0, got {list(shares)}")
-        parts = [share / sum(shares) for share in shares]
-        if min(parts) < _LEAST_SHARE:
-            raise ConfigError(f"the shares are too far apart, or too large: got {list(shares)}")
+        parts = parts_of(shares, len(members))
         first = members[0]
         for other in members:
             if other.labels != first.labels:
@@ -93,6 +87,26 @@ class Ensemble(nn.Module):
 
 Network: TypeAlias = Member | Ensemble
 """What a checkpoint holds."""
+
+
+def parts_of(shares: Sequence[float], members: int) -> list[float]:
+    """Return each member's part of a logit, of which the sum is 1.
+
+    Args:
+        shares: One for each member, above 0.
+        members: How many there are.
+
+    Raises:
+        ConfigError: A share is missing, not above 0 or too small beside the others.
+    """
+    if len(shares) != members:
+        raise ConfigError(f"expected a share for each of {members}, got {len(shares)}")
+    if not all(0 < share < math.inf for share in shares):
+        raise ConfigError(f"a member's share must be above 0, got {list(shares)}")
+    parts = [share / sum(shares) for share in shares]
+    if min(parts) < _LEAST_SHARE:
+        raise ConfigError(f"the shares are too far apart, or too large: got {list(shares)}")
+    return parts
 
 
 def members_of(network: Network) -> list[Member]:

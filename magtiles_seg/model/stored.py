@@ -79,3 +79,8 @@ def widen(model: onnx.ModelProto) -> None:
     graph.node.extend(nodes)
     graph.ClearField("initializer")
     graph.initializer.extend(kept)
+
+
+def is_reduced(model: onnx.ModelProto) -> bool:
+    """Return whether a graph, after `widen`, computes in less than fp32."""
+    return any(tensor.data_type in (_FP16, _INT8) for tensor in model.graph.initializer)

@@ -178,9 +178,14 @@ def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     card, model = _onnx_card(path)
     from onnx import numpy_helper
 
-    from magtiles_seg.model.stored import widen
+    from magtiles_seg.model.stored import is_reduced, widen
 
     widen(model)
+    if is_reduced(model):
+        raise ModelError(
+            f"{path} computes in less than fp32, and its weights cannot be learnt on from: start "
+            "from the checkpoint or the fp32 model file that it was made from"
+        )
     weights = {
         _own_name(entry.name): torch.from_numpy(numpy_helper.to_array(entry).astype(np.float32))
         for entry in model.graph.initializer

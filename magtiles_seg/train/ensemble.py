@@ -12,7 +12,7 @@ from magtiles_seg.dataset.splits import SPLIT_NAME
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.model.card import JOINT
 from magtiles_seg.model.checkpoint import load_checkpoint, read_meta, save_checkpoint
-from magtiles_seg.model.ensemble import Ensemble, Member, Network
+from magtiles_seg.model.ensemble import Ensemble, Member, Network, parts_of
 from magtiles_seg.model.rounding import round_weights
 from magtiles_seg.progress import note
 from magtiles_seg.train.state import CHECKPOINT, STATE, parts_known_to
@@ -58,7 +58,8 @@ def join(
     _refuse_to_lose(out_dir, split)
     loaded = [_load_member(path) for path in paths]
     network: Network
-    if rounded and len(loaded) == len(shares) == 1:
+    if rounded and len(loaded) == 1:
+        parts_of(shares, 1)
         network, meta = loaded[0]
     else:
         network = Ensemble([member for member, _ in loaded], shares)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from magtiles_seg import cli
+from magtiles_seg import cli, pipeline
 from magtiles_seg.bench import run as bench
 from magtiles_seg.bench import table as benchtable
 from magtiles_seg.bench.entries import (
@@ -225,6 +226,25 @@ def test_bench_verb_names_whom_parity_refuses(
     assert cli.main(["bench", "--model", str(model), "--select", *words]) == 2
     said = f"{model.stem}, onnxruntime cpu fp32, 1 thread: it answers differently"
     assert said in capsys.readouterr().err
+
+
+def test_bench_verb_says_that_it_is_the_int8_file_that_differs(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ParityError("it answers differently")
+
+    monkeypatch.setattr(pipeline, "export_artefact", refuse)
+    for number in range(2):
+        drawn = np.random.default_rng(number).integers(0, 256, (64, 70), np.uint8)
+        Image.fromarray(drawn).save(tmp_path / f"{number}.png")
+    words = ["--size", "64x70", "--rounds", "1", "--threads", "1", "--backend", "onnxruntime"]
+    where = ["--model", str(model), "--select", "--data", str(tmp_path)]
+    assert cli.main(["bench", *words, *where]) == 0
+    assert "magtiles-seg: int8: it answers differently" in capsys.readouterr().err
 
 
 def test_bench_verb_with_wrong_size_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,6 +223,23 @@ def test_model_path_prefers_a_file_of_a_bundled_name(
     assert model_path(Path("gone.onnx")) == Path("gone.onnx")
 
 
+def test_bundled_name_is_the_model_where_a_run_of_that_name_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("nano").mkdir()
+    assert model_path("nano") == BUNDLED_MODELS["nano"]
+    assert portable_model("nano") == "nano"
+    monkeypatch.setattr(bundled_module, "BUNDLED_MODELS", {"lite0": BUNDLED_MODEL})
+    with pytest.raises(FileNotFoundError, match=r"does not carry the model 'nano'"):
+        model_path("nano")
+
+
+def test_model_of_no_known_name_names_those_that_are_bundled() -> None:
+    with pytest.raises(ModelError, match=r"smal is not .* bundled model: lite0, small, nano$"):
+        Segmenter("smal")
+
+
 def test_portable_model_keeps_a_bundled_name_and_makes_paths_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,17 @@ def test_memory_on_an_endless_defect_stays_flat() -> None:
     assert (defect.length_px, defect.width_px) == (30 * 400, 10)
 
 
+def test_lines_are_settled_up_to_the_first_open_defect() -> None:
+    rows = np.zeros((400, 40), np.uint8)
+    rows[100:350, 10:20] = 255
+    web = stub_web(40, strip_rows=64)
+    web.push(rows[:300])
+    assert web.settled_line == 100
+    (defect,) = [*web.push(rows[300:]), *web.close()]
+    assert defect.first_line == 100
+    assert web.settled_line == 400
+
+
 @pytest.mark.parametrize("name", ["width_px", "strip_rows", "batch", "mm_per_px", "line_mm"])
 def test_number_out_of_its_range_is_refused_by_its_own_name(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is 0; expected a"):

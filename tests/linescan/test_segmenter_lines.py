@@ -215,14 +215,31 @@ def test_closed_web_refuses_rows_and_closes_twice() -> None:
     assert web.close() == []
     with pytest.raises(InferenceError, match="web is closed"):
         web.push(bar_web())
+    with pytest.raises(InferenceError, match="web is closed"):
+        web.skip(None, "lost")
 
 
-def test_answer_that_is_not_a_number_is_an_inference_error(monkeypatch: pytest.MonkeyPatch) -> None:
+LABELS = len(stub_segmenter().spec.card.labels)
+
+
+@pytest.mark.parametrize(
+    ("probability", "label", "message"),
+    [
+        (np.nan, 1, "probabilities up to nan"),
+        (1.01, 1, "probabilities up to 1.0"),
+        (0.5, 0, r"classes 0\.\.0"),
+        (0.5, LABELS, rf"classes {LABELS}\.\.{LABELS}; expected 0\.\.1 and 1\.\.{LABELS - 1}"),
+    ],
+)
+def test_answer_that_no_model_may_give_is_an_inference_error(
+    monkeypatch: pytest.MonkeyPatch, probability: float, label: int, message: str
+) -> None:
     backend = StubBackend()
-    answer = (np.full((1, 60, 40), np.nan, np.float32), np.ones((1, 60, 40), np.uint8))
+    shape = (1, 60, 40)
+    answer = (np.full(shape, probability, np.float32), np.full(shape, label, np.uint8))
     monkeypatch.setattr(backend, "infer", lambda _: answer)
     web = stub_web(40, segmenter=stub_segmenter(backend))
-    with pytest.raises(InferenceError, match="probabilities up to nan"):
+    with pytest.raises(InferenceError, match=message):
         web.push(bar_web())
 
 

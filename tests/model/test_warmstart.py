@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from magtiles_seg.errors import ModelError
+from magtiles_seg.export.precision import convert
 from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
 from magtiles_seg.model.bundled import BUNDLED_MODELS
 from magtiles_seg.model.checkpoint import save_checkpoint
@@ -103,6 +104,17 @@ def test_start_from_another_architecture_is_model_error(
 ) -> None:
     with pytest.raises(ModelError, match="does not fit a 'lite0' network"):
         start_from(build_network("lite0"), request.getfixturevalue(kind), PICTURES)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_start_from_a_file_of_reduced_arithmetic_is_model_error(
+    model: Path, tmp_path: Path, precision: str
+) -> None:
+    path = tmp_path / "reduced.onnx"
+    path.write_bytes(convert(model.read_bytes(), precision, pictures=PICTURES))
+    network = build_network("nano")
+    with pytest.raises(ModelError, match=r"reduced\.onnx computes in less than fp32.*: start from"):
+        start_from(network, path, PICTURES)
 
 
 def test_start_from_a_missing_file_says_so(tmp_path: Path) -> None:

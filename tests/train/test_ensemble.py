@@ -117,6 +117,7 @@ def test_ensemble_rounded_loses_nothing_by_storage_in_8_bits(
     assert card.training["weight_bits"] == 8
     assert precision_of(small.read_bytes()) == "fp32"
     wide = onnx.load(small)
+    assert onnx.TensorProto.FLOAT16 not in {one.data_type for one in wide.graph.initializer}
     widen(wide)
     assert not REDUCED & {one.data_type for one in wide.graph.initializer}
     started = build_network("nano")
@@ -154,8 +155,9 @@ def test_one_network_is_rounded_and_stays_what_it_is(
     assert half.stat().st_size < 0.62 * (tmp_path / "whole.onnx").stat().st_size
     with pytest.raises(ConfigError, match="out is read"):
         join([out], out, shares=[1], rounded=True)
-    with pytest.raises(ConfigError, match="at least two members, got 1"):
-        join([run], out, shares=[1, 1], rounded=True)
+    for shares, message in (([1, 1], "a share for each of 1, got 2"), ([-1], "must be above 0")):
+        with pytest.raises(ConfigError, match=message):
+            join([run], out, shares=shares, rounded=True)
 
 
 def test_exported_ensemble_computes_common_frozen_layers_once(

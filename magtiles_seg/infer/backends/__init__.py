@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.infer.backends.base import Backend, BackendSpec, default_device
+from magtiles_seg.model.bundled import BUNDLED_MODELS
 
 if TYPE_CHECKING:
     from magtiles_seg.infer.backends.ortgpu import Profile
@@ -105,8 +106,9 @@ def choose_backend(path: Path, backend: str | None = None) -> str:
             if wanted == suffix:
                 return name
         raise ModelError(
-            f"{path} is not a model file: "
-            f"expected a name ending in {' or '.join(dict.fromkeys(BACKENDS.values()))}"
+            f"{path} is not a model file: expected a name ending in "
+            f"{' or '.join(dict.fromkeys(BACKENDS.values()))}, or a bundled model: "
+            f"{', '.join(BUNDLED_MODELS) or 'none'}"
         )
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
