@@ -346,7 +346,7 @@ class ExportParams(_Section):
     max_flipped_fraction: float = within(0.0, 0, 1)
     fp16_min_dice: float = within(0.999, 0, 1)
     fp16_min_class_dice: float = within(0.99, 0, 1)
-    fp16_max_flipped_fraction: float = within(0.0, 0, 1)
+    fp16_max_flipped_fraction: float = within(0.005, 0, 1)
     bf16_min_dice: float = within(0.995, 0, 1)
     bf16_min_class_dice: float = within(0.97, 0, 1)
     bf16_max_flipped_fraction: float = within(0.005, 0, 1)

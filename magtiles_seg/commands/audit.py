@@ -94,11 +94,11 @@ def _answer(arguments: argparse.Namespace, params: Params, watch: Watch) -> None
     if arguments.folds:
         runs.out_of_fold(arguments.folds, params, protocol, resamples=0, watch=watch)
         return
-    samples = pipeline.samples_of(params)
     with (
         Segmenter(arguments.model, flips=params.evaluate.flips) as segmenter,
         bar("audit", "picture") as progress,
     ):
+        samples = pipeline.samples_of(params)
         if is_training_set(samples, segmenter.backend.spec.card):
             note(_REPEATS.format(model=arguments.model))
         score(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from magtiles_seg.config import ExportParams
 
 
-DRAWN_PER_CLASS = 20
+DRAWN_PER_CLASS = 40
 """Synthetic tiles of each class, where there are no others: of four, a small region is a tenth."""
 
 _EXPOSURES = 6

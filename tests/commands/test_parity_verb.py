@@ -25,7 +25,7 @@ def test_parity_of_a_model_with_itself_passes(
     write_dataset(tmp_path / "tiles", tiles=4)
     assert main(["parity", str(model), str(model), "--data", "tiles", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["passed"], facts["dice"], facts["tiles"]) == (True, 1, "120 tiles")
+    assert (facts["passed"], facts["dice"], facts["tiles"]) == (True, 1, "240 tiles")
     assert sum(part["pictures"] for part in facts["per_class"].values()) == 24
 
 
@@ -60,7 +60,7 @@ def test_parity_of_another_model_gives_figures_and_exit_code_1(
     monkeypatch.chdir(tmp_path)
     assert main(["parity", str(model), str(int8)]) == 1
     out, err = capsys.readouterr()
-    assert out.startswith("120 synthetic tiles, tolerance of fp32\nclass ")
+    assert out.startswith("240 synthetic tiles, tolerance of fp32\nclass ")
     assert "\nall " in out
     assert "answers differently from its reference" in err
 
