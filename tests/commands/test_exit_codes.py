@@ -275,7 +275,7 @@ def test_other_mistake_leaves_no_output_folder(
         "stream nope": "no such file",
         "data audit --model nope.onnx": "nope.onnx",
         "data group nope": "nope",
-        "report --base nope": "nope",
+        "report --base nope": "not a git repository",
     }.items():
         assert cli.main([*words.split(), "--out", "out/deep"]) == 2
         assert said in capsys.readouterr().err
