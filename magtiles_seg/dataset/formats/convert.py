@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magtiles_seg.config import nearest
 from magtiles_seg.dataset import formats
 from magtiles_seg.dataset.formats import masks
 from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading, Region
@@ -211,7 +212,10 @@ def mapped(reading: Reading, wanted: Wanted) -> Reading:
     ]
     pictures, emptied = replace(reading, pictures=pictures).kept()
     hint = f", or map its class to {BACKGROUND} by data_load.class_map"
-    problems += [f"{problem}{hint}" for problem in emptied]
+    problems += [f"{problem}{hint}" for problem in (*emptied, *_tagged(pictures, rules, wanted))]
+    for name in _idle(rules, reading):
+        said = f"no class of this data set is called so{nearest(name, [*names, *reading.labels])}"
+        reading.notes.add(f"data_load.class_map: {name!r}", said)
     return replace(reading, pictures=pictures, problems=problems)
 
 
@@ -256,6 +260,31 @@ def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted
         f"[{BACKGROUND}, {names}], or what each becomes: data_load.class_map: [{lost[0]}=…] (a "
         f"label, {BACKGROUND} or {IGNORE})"
     )
+
+
+def _tagged(
+    pictures: Iterable[LabelledPicture], rules: Mapping[str, str], wanted: Wanted
+) -> Iterator[str]:
+    """Yield a line for each picture that is called defective as a whole, and has nothing drawn."""
+    for picture in pictures:
+        if any(region.label != IGNORE for region in picture.regions):
+            continue
+        for tag in picture.tags:
+            if _label_of(tag, rules, wanted.labels) in wanted.labels[1:]:
+                yield (
+                    f"{picture.path}: is {tag!r} as a whole, but nothing is drawn on it, and it "
+                    "would count as sound; draw the defect's area, or delete the tag"
+                )
+                break
+
+
+def _idle(rules: Mapping[str, str], reading: Reading) -> Iterator[str]:
+    """Yield the names of a class map that a data set does not know: they may be misspelt."""
+    known = {ALL, *map(str.casefold, reading.labels)}
+    for picture in reading.pictures:
+        known.update(region.label.casefold() for region in picture.regions)
+        known.update(tag.casefold() for tag in picture.tags)
+    yield from (name for name in rules if name.casefold() not in known)
 
 
 def _same_ids(reading: Reading) -> Iterator[str]:

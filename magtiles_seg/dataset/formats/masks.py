@@ -74,6 +74,9 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     unread = {folder: unread_of(files, folder) for folder in masks}
     pictures = [path for path in files.pictures if path.parent in pairs]
     files.set_aside(path for path in files.of(*MASK_SUFFIXES) if path.parent in masks)
+    for path in files.pictures:
+        if path.parent not in pairs:
+            found.notes.add(f"{path}", "left out, for no folder of masks belongs to its folder")
     used = set[Path]()
 
     def mask_of(picture: Path) -> Path | None:

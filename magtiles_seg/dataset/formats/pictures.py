@@ -99,6 +99,7 @@ class LabelledPicture:
         regions: In the order in which they were drawn: a later one lies over those before it.
         labelled: Whether somebody looked at it; one without regions is sound then.
         embedded: Whether `path` is a LabelMe file with the picture in it.
+        tags: Classes that somebody gave to the whole picture, and other words about it.
     """
 
     id: str
@@ -108,6 +109,7 @@ class LabelledPicture:
     regions: tuple[Region, ...] = ()
     labelled: bool = True
     embedded: bool = False
+    tags: tuple[str, ...] = ()
 
     def content(self) -> bytes:
         """Return the bytes of the picture's file.
