@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magtiles_seg.config import nearest
 from magtiles_seg.dataset import formats
 from magtiles_seg.dataset.formats import masks
-from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading, Region
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Progress,
+    Reading,
+    Region,
+    check_tags,
+)
 from magtiles_seg.dataset.groups import FILE_NAME
 from magtiles_seg.dataset.layouts import CLASS_PREFIX, FORMAT_NAMES, is_junk, name_key
 from magtiles_seg.dataset.masks import DESCRIPTION
@@ -212,9 +218,13 @@ def mapped(reading: Reading, wanted: Wanted) -> Reading:
     ]
     pictures, emptied = replace(reading, pictures=pictures).kept()
     hint = f", or map its class to {BACKGROUND} by data_load.class_map"
-    problems += [f"{problem}{hint}" for problem in (*emptied, *_tagged(pictures, rules, wanted))]
+    tagged = check_tags(
+        pictures, lambda tag: _label_of(tag, rules, wanted.labels) in wanted.labels[1:]
+    )
+    problems += [f"{problem}{hint}" for problem in (*emptied, *tagged)]
+    classes = ", ".join(dict.fromkeys([*reading.labels, *names]))
     for name in _idle(rules, reading):
-        said = f"no class of this data set is called so{nearest(name, [*names, *reading.labels])}"
+        said = f"no class of this data set is called so; it has {classes or 'none':.300}"
         reading.notes.add(f"data_load.class_map: {name!r}", said)
     return replace(reading, pictures=pictures, problems=problems)
 
@@ -260,22 +270,6 @@ def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted
         f"[{BACKGROUND}, {names}], or what each becomes: data_load.class_map: [{lost[0]}=…] (a "
         f"label, {BACKGROUND} or {IGNORE})"
     )
-
-
-def _tagged(
-    pictures: Iterable[LabelledPicture], rules: Mapping[str, str], wanted: Wanted
-) -> Iterator[str]:
-    """Yield a line for each picture that is called defective as a whole, and has nothing drawn."""
-    for picture in pictures:
-        if any(region.label != IGNORE for region in picture.regions):
-            continue
-        for tag in picture.tags:
-            if _label_of(tag, rules, wanted.labels) in wanted.labels[1:]:
-                yield (
-                    f"{picture.path}: is {tag!r} as a whole, but nothing is drawn on it, and it "
-                    "would count as sound; draw the defect's area, or delete the tag"
-                )
-                break
 
 
 def _idle(rules: Mapping[str, str], reading: Reading) -> Iterator[str]:

@@ -173,6 +173,24 @@ def _is_defect(region: Region) -> bool:
     return region.label.casefold() not in (BACKGROUND, IGNORE)
 
 
+def check_tags(
+    pictures: Iterable[LabelledPicture], is_defect: Callable[[str], bool]
+) -> Iterator[str]:
+    """Yield a line for each picture that is called defective as a whole, and has nothing drawn.
+
+    Args:
+        pictures: What was drawn on them is a class of defects, or ignored.
+        is_defect: Whether a tag is the name of a class of defects.
+    """
+    for picture in pictures:
+        if not any(_is_defect(region) for region in picture.regions):
+            for tag in [tag for tag in picture.tags if is_defect(tag)][:1]:
+                yield (
+                    f"{picture.path}: is {tag!r} as a whole, but nothing is drawn on it, and it "
+                    "would count as sound; draw the defect's area, or delete the tag"
+                )
+
+
 class Notes:
     """What somebody should know of, each told once with how often and where it was first seen."""
 

@@ -501,8 +501,7 @@ def test_entry_of_a_class_map_that_no_class_answers_to_is_told(tmp_path: Path) -
     (tmp_path / "a.json").write_bytes(labelme_file(points=BOX)["a.json"])
     reading = mapped(formats.read("labelme", tmp_path), Wanted(LABELS, ("dentt=ignore", "*=dent")))
     (note,) = reading.notes.lines()
-    assert "class_map: 'dentt': no class" in note
-    assert "did you mean 'dent'" in note
+    assert note.endswith("class_map: 'dentt': no class of this data set is called so; it has dent")
     reading = mapped(formats.read("labelme", tmp_path), Wanted(LABELS, ("DENT=dent", "*=ignore")))
     assert reading.notes.lines() == []
 
