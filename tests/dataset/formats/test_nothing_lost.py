@@ -410,6 +410,17 @@ def test_labels_of_another_format_than_the_one_asked_for_are_no_sound_pictures(
     assert f"no label of the format {name!r}" in problem
 
 
+def test_tasks_that_nobody_has_labelled_yet_are_of_their_format_all_the_same(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "t.json").write_text('[{"data": {"image": "a.png"}, "predictions": []}]')
+    reading = formats.read("label-studio", tmp_path)
+    assert reading.problems == []
+    assert [picture.labelled for picture in reading.pictures] == [False]
+
+
 def test_voc_class_that_is_black_is_no_background(tmp_path: Path) -> None:
     put(tmp_path / "JPEGImages" / "a.png")
     put(tmp_path / "SegmentationClass" / "a.png", 0)
