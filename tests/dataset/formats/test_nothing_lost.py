@@ -521,6 +521,7 @@ def test_entry_of_a_class_map_that_no_class_answers_to_is_told(tmp_path: Path) -
     ("name", "picture", "mask", "others"),
     [
         ("masks", "train/images/a", "train/masks/a", ("test/images/b", "c")),
+        ("voc", "JPEGImages/a", "SegmentationClass/a", ("test/JPEGImages/b", "c")),
         ("mvtec", "test/dent/a", "ground_truth/dent/a_mask", ("test/dent/more/b", "test/c")),
     ],
 )
@@ -534,3 +535,32 @@ def test_pictures_that_no_folder_of_masks_belongs_to_are_told(
     reading = formats.read(name, tmp_path)
     assert [one.id for one in reading.pictures] == ["a"]
     assert "and 1 more: left out" in reading.notes.lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("picture", "text", "said"),
+    [
+        ("Images/a.png", "Labels/a.txt", "not read as the label of"),
+        ("images/a.png", "annotations/A.txt", "not read as the label of"),
+        ("images/b.png", "images/b.txt", "a second label of the picture beside it"),
+    ],
+)
+def test_yolo_label_that_would_not_be_used_is_named(
+    picture: str, text: str, said: str, tmp_path: Path
+) -> None:
+    put(tmp_path / picture), put(tmp_path / "images" / "b.png")
+    for path in ("labels/b.txt", text):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("")
+    (tmp_path / "readme_of_all.txt").write_text("no label")
+    (problem,) = formats.read("yolo", tmp_path).problems
+    assert problem.startswith(f"{tmp_path / text}: {said}")
+
+
+def test_voc_mask_in_a_folder_of_its_own_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "JPEGImages" / "a.png"), put(tmp_path / "JPEGImages" / "b.png")
+    put(tmp_path / "SegmentationClass" / "a.png", 0)
+    mask = put(tmp_path / "SegmentationClass" / "val" / "b.png", 0)
+    put(tmp_path / "SegmentationObject" / "val" / "b.png", 0)
+    (problem,) = formats.read("voc", tmp_path).problems
+    assert problem.startswith(f"{mask}: expected it directly")
