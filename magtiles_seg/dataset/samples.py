@@ -36,7 +36,7 @@ from magtiles_seg.dataset.masks import (
     read_mask,
     values_in,
 )
-from magtiles_seg.dataset.tiles import SEEN_DEFECTIVE, SUSPECT_FREE, group_tiles
+from magtiles_seg.dataset.tiles import EMPTY_MASKS, SEEN_DEFECTIVE, SUSPECT_FREE, group_tiles
 from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
@@ -442,7 +442,7 @@ def check_sample(sample: Sample, labels: Sequence[str]) -> Check:
             f"{sample.image_path}: turned by its EXIF orientation {turned}, and its mask {how}; "
             "taken to be drawn on the picture as it is seen"
         )
-    if sample.label != FREE and not target.any():
+    if sample.label != FREE and not target.any() and sample.id not in EMPTY_MASKS:
         notes.append(
             f"{sample.mask_path}: marks no pixel, but its picture is filed under "
             f"{sample.label!r}; training takes all of it for sound"
