@@ -157,16 +157,22 @@ def _add(files: dict[str, Path], path: Path) -> Iterator[str]:
 
 def _nested(folder: Path) -> Iterator[str]:
     """Yield why a folder with pictures must not be passed over; one without them may be."""
+    if holds_pictures(folder):
+        yield (
+            f"{folder}: a folder with pictures; expected all of them directly in "
+            f"{folder.parent}: move them there"
+        )
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Return whether a folder or one in it holds a picture; no link back to where we are does."""
     if folder.resolve() in (folder.parent.resolve(), *folder.parent.resolve().parents):
-        return  # a link back to where we are
+        return False
     for _, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if any(Path(n).suffix.lower() in PICTURE_SUFFIXES and n[0] != "." for n in names):
-            yield (
-                f"{folder}: a folder with pictures; expected all of them directly in "
-                f"{folder.parent}: move them there"
-            )
-            return
+            return True
+    return False
 
 
 def is_junk(path: Path) -> bool:
@@ -188,12 +194,13 @@ def _children(level: list[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for parent in level:
         for child in sorted(_entries(parent)):
-            if child.is_dir() and not is_junk(child) and not _is_reviewed(child):
+            if child.is_dir() and not is_junk(child) and not is_reviewed(child):
                 found.setdefault(child.resolve(), child)
     return list(found.values())
 
 
-def _is_reviewed(folder: Path) -> bool:
+def is_reviewed(folder: Path) -> bool:
+    """Return whether a folder holds what came by review."""
     return folder.name == REVIEWED and any(folder.glob(f"*/{REVIEWED_PART}"))
 
 

@@ -17,6 +17,9 @@ from magtiles_seg.dataset.layouts import (
     CLASS_PREFIX,
     MASK_SUFFIXES,
     PICTURE_SUFFIXES,
+    holds_pictures,
+    is_junk,
+    is_reviewed,
     list_files,
     locate,
     missing,
@@ -33,7 +36,7 @@ from magtiles_seg.dataset.masks import (
     read_mask,
     values_in,
 )
-from magtiles_seg.dataset.tiles import SEEN_DEFECTIVE, SUSPECT_FREE, group_tiles
+from magtiles_seg.dataset.tiles import EMPTY_MASKS, SEEN_DEFECTIVE, SUSPECT_FREE, group_tiles
 from magtiles_seg.decoding import read_header
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.image import read_image
@@ -276,6 +279,13 @@ def _scan_magnetic_tile(root: Path, labels: Sequence[str]) -> _Found:
             result.problems.append(f"{folder}: expected its pictures in {folder / 'Imgs'}")
         else:
             _scan_class(folder / "Imgs", label, found, result)
+    for folder in sorted(root.iterdir()):
+        others = folder.is_dir() and not folder.name.startswith(CLASS_PREFIX)
+        if others and not is_junk(folder) and not is_reviewed(folder) and holds_pictures(folder):
+            result.notes.append(
+                f"{folder}: left out with its pictures, for its name does not begin with "
+                f"{CLASS_PREFIX}"
+            )
     if (root / FILE_NAME).exists():
         result.problems.append(
             f"{root / FILE_NAME}: not read in the layout 'magnetic-tile', whose groups come from "
@@ -431,6 +441,11 @@ def check_sample(sample: Sample, labels: Sequence[str]) -> Check:
         notes.append(
             f"{sample.image_path}: turned by its EXIF orientation {turned}, and its mask {how}; "
             "taken to be drawn on the picture as it is seen"
+        )
+    if sample.label != FREE and not target.any() and sample.id not in EMPTY_MASKS:
+        notes.append(
+            f"{sample.mask_path}: marks no pixel, but its picture is filed under "
+            f"{sample.label!r}; training takes all of it for sound"
         )
     return Check(problems, notes, float(((target > 0) & (target != IGNORED)).mean()))
 

@@ -38,6 +38,7 @@ from magtiles_seg.evaluate.protocols import Protocol, get_protocol, prepare
 from magtiles_seg.evaluate.scoring import Predictor, as_segmentation, without_ignored
 from magtiles_seg.evaluate.tiles import tile_scores
 from magtiles_seg.labels import FREE, LABELS
+from magtiles_seg.model.card import ModelCard
 from magtiles_seg.regions import top_values
 from magtiles_seg.result import Decision, Segmentation
 
@@ -340,6 +341,7 @@ class Choice:
         tiles: Of how many tiles.
         measured: What the same predictions say of networks made like this one, as an entry of
             `ModelCard.metrics`; None: nothing.
+        networks: What kinds of networks it was chosen by, as of `kind_of`; empty: unknown.
     """
 
     decision: Decision
@@ -348,6 +350,7 @@ class Choice:
     pictures: int
     tiles: int
     measured: Mapping[str, Any] | None = None
+    networks: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the choice as JSON text."""
@@ -365,6 +368,7 @@ class Choice:
             parts = {
                 "decision": Decision(**content["decision"]),
                 "pixel": Affine(**content["pixel"]),
+                "networks": tuple(map(str, content.get("networks", ()))),
             }
             return cls(**{**content, **parts})
         except (ValueError, KeyError, TypeError, ConfigError) as error:
@@ -372,6 +376,26 @@ class Choice:
                 f"no choice of thresholds: {error!r}; expected the choice.json that "
                 "`magtiles-seg evaluate --folds … --out DIR` writes"
             ) from error
+
+
+def kind_of(card: ModelCard) -> str | None:
+    """Return what networks share that one choice may be made for, or None where it is unknown."""
+    architecture = card.training.get("architecture")
+    return None if architecture is None else f"{architecture} of {', '.join(card.labels)}"
+
+
+def check_choice(choice: Choice, card: ModelCard) -> None:
+    """Refuse a choice that was made by other networks than a model is one of.
+
+    Raises:
+        DataError: It was; the thresholds would be wrong, and its figures of others.
+    """
+    kind = kind_of(card)
+    if choice.networks and kind is not None and choice.networks != (kind,):
+        raise DataError(
+            f"the choice was made by {' and '.join(choice.networks)}, but the model is {kind}; "
+            "expected networks made alike: name the choice.json of its own folds"
+        )
 
 
 class CalibrationCounts:

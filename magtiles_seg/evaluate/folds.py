@@ -23,6 +23,7 @@ from magtiles_seg.evaluate.decide import (
     choose_decision,
     choose_for_all_folds,
     diagrams,
+    kind_of,
 )
 from magtiles_seg.evaluate.plots.charts import line_chart
 from magtiles_seg.evaluate.plots.curves import save, write_csv
@@ -189,6 +190,7 @@ def evaluate_folds(
                  measured[0])  # fmt: skip
     search, counts = DecisionSearch(), [CalibrationCounts() for _ in runs]
     parts: list[dict[MaskRule, Records]] = []
+    networks: list[str | None] = []
     total = sum(fixed.scores(sample) for run in runs for sample in run.part("test", samples))
     left_out = sum(len(run.split.test) for run in runs) - total
     for run, count in zip(runs, counts, strict=True):
@@ -197,6 +199,7 @@ def evaluate_folds(
         look = _watcher(search, count, watch)
         with open_model(run.model) as model:
             labels, decision = model.spec.card.labels, None
+            networks.append(kind_of(model.spec.card))
             if fixed.threshold is None:
                 held = run.part("validation", samples)
                 try:
@@ -239,7 +242,11 @@ def evaluate_folds(
             no_choice = str(error)
     if choice is not None:
         name = f"{result.protocol.name}, of {len(runs)} networks made like this one"
-        choice = replace(choice, measured=measurement(name, len(result.records), result.figures))
+        choice = replace(
+            choice,
+            measured=measurement(name, len(result.records), result.figures),
+            networks=tuple(dict.fromkeys(kind for kind in networks if kind is not None)),
+        )
     return OutOfFold(
         result=replace(result, by_fold=by_fold, notes=(*changed, *result.notes)),
         run_of={id_: run for run in runs for id_ in run.split.test},

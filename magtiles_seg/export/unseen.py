@@ -31,7 +31,7 @@ def checkpoint_card(
 ) -> ModelCard:
     """Return a checkpoint's card, with thresholds as chosen, or of the split's validation part."""
     from magtiles_seg.environment import git_revision
-    from magtiles_seg.evaluate.decide import choose_decision
+    from magtiles_seg.evaluate.decide import check_choice, choose_decision
     from magtiles_seg.infer.segmenter import Segmenter
 
     with Segmenter(checkpoint) as segmenter:
@@ -42,6 +42,7 @@ def checkpoint_card(
             origin = read_split(manifest).origin
             card = replace(card, training={**card.training, "split": origin})
         if choice is not None:
+            check_choice(choice, card)
             measured = () if choice.measured is None else (choice.measured,)
             return replace(card, decision=choice.decision, metrics=measured)
         if manifest is None:

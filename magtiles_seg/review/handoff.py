@@ -217,7 +217,8 @@ def import_labels(
     name_of_tool = tool or written_for
     found = formats.read(name_of_tool, export)
     pictures, problems = found.kept()
-    _raise(export, [*found.problems, *problems, *_unknown(pictures, records, labels)])
+    tagged = formats.check_tags(pictures, set(labels[1:]).__contains__)
+    _raise(export, [*found.problems, *problems, *tagged, *_unknown(pictures, records, labels)])
     labelled = {one.id: one for one in pictures if one.labelled}
     if not labelled:
         _check_tool(export, name_of_tool)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from magtiles_seg.commands.options import ACCEPTED, ERROR
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.evaluate.calibration import Affine
 from magtiles_seg.evaluate.decide import Choice
+from magtiles_seg.labels import LABELS
 from magtiles_seg.model.card import measurement
 from magtiles_seg.model.checkpoint import save_checkpoint
 from magtiles_seg.model.network import build_network
@@ -21,7 +23,8 @@ from magtiles_seg.result import Decision
 @pytest.fixture
 def _with_checkpoint_and_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_checkpoint(tmp_path / "net.safetensors", build_network("nano", pretrained=False), {})
+    network, made = build_network("nano", pretrained=False), {"architecture": "nano"}
+    save_checkpoint(tmp_path / "net.safetensors", network, {"training": made})
     choice = Choice(
         decision=Decision(threshold=0.25, reject_score=0.125),
         pixel=Affine(0.5, -0.25),
@@ -66,3 +69,20 @@ def test_export_of_an_artefact_with_a_choice_is_refused(
 ) -> None:
     assert cli.main(["export", "--out", "artefacts", "--choice", "choice.json"]) == ERROR
     assert "--choice is for" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_with_checkpoint_and_choice")
+@pytest.mark.parametrize(("networks", "code"), [
+    (("nano",), ACCEPTED), (("small",), ERROR), (("nano", "small"), ERROR),
+])  # fmt: skip
+def test_choice_of_other_networks_is_refused(
+    networks: tuple[str, ...], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "choice.json"
+    kinds = tuple(f"{name} of {', '.join(LABELS)}" for name in networks)
+    path.write_text(replace(Choice.from_json(path.read_text()), networks=kinds).to_json())
+    words = ["export", "--model", "net.safetensors", "--out", "a.onnx", "--choice", "choice.json"]
+    assert cli.main(words) == code
+    if code == ERROR:
+        assert f"was made by {' and '.join(kinds)}, but the model is" in capsys.readouterr().err
+        assert not Path("a.onnx").exists()

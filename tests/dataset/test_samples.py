@@ -8,13 +8,16 @@ from PIL import Image
 
 from magtiles_seg.dataset.samples import (
     Sample,
+    check_sample,
     find_samples,
     load_image,
     load_mask,
     load_soft_mask,
     load_target,
+    scan,
 )
 from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.labels import LABELS
 
 GREY = np.array([[0, 1, 127], [128, 200, 255]], np.uint8)
 
@@ -188,3 +191,24 @@ def test_find_samples_folder_layout_groups_csv_joins_pictures(tmp_path: Path) ->
     (tmp_path / "groups.csv").write_text("file;tile\n")
     with pytest.raises(DataError, match="expected the columns image,group"):
         find_samples(tmp_path)
+
+
+def test_scan_magnetic_tile_tells_of_folders_of_pictures_that_are_no_classes(
+    tmp_path: Path,
+) -> None:
+    tile(tmp_path, "Blowhole", "exp1_num_1")
+    (tmp_path / "docs").mkdir()
+    assert scan(tmp_path).notes == []
+    tile(tmp_path, "Free", "exp1_num_2")
+    (tmp_path / "MT_Free").rename(tmp_path / "Free")
+    (note,) = scan(tmp_path).notes
+    assert note.startswith(f"{tmp_path / 'Free'}: left out with its pictures")
+
+
+def test_check_sample_tells_of_an_empty_mask_of_a_class_of_defects(tmp_path: Path) -> None:
+    tile(tmp_path, "Blowhole", "exp1_num_1", np.zeros_like(GREY))
+    tile(tmp_path, "Free", "exp1_num_2", np.zeros_like(GREY))
+    notes = [check_sample(sample, LABELS).notes for sample in find_samples(tmp_path)]
+    assert len(notes[0]) == 1
+    assert "filed under 'blowhole'" in notes[0][0]
+    assert notes[1] == []

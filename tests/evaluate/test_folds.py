@@ -100,6 +100,16 @@ def test_folds_joined_score_every_picture_once(joined: OutOfFold) -> None:
     assert joined.run_of["exp1_num_0"].directory.name == "fold0"
 
 
+def test_choice_says_of_what_kind_the_networks_are(
+    samples: dict[str, Sample], folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model.spec.card, "training", {"architecture": "nano"})
+    choice = evaluate_folds(find_runs(folders), samples, open_model=Model, resamples=0).choice
+    assert choice is not None
+    assert choice.networks == (f"nano of {', '.join(LABELS)}",)
+    assert Choice.from_json(choice.to_json()) == choice
+
+
 def test_folds_of_models_that_took_over_others_are_never_called_t(
     samples: dict[str, Sample], folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,20 @@ def test_picture_whose_only_label_has_no_area_is_refused_and_one_without_is_soun
     assert take(out).new == (name,)
 
 
+def test_picture_that_a_flag_calls_defective_and_nothing_is_drawn_on_is_refused(
+    tmp_path: Path, review: ReviewFolder, take: Callable[..., Imported]
+) -> None:
+    name = keep(review)
+    export_review(review, tmp_path / "out", to="labelme")
+    path = tmp_path / "out" / f"{name}.json"
+    content = {**json.loads(path.read_text()), "shapes": []}
+    path.write_text(json.dumps({**content, "flags": {"crack": True}}))
+    with pytest.raises(DataError, match="is 'crack' as a whole"):
+        take(tmp_path / "out")
+    path.write_text(json.dumps({**content, "flags": {"crack": False, "seen": True}}))
+    assert take(tmp_path / "out").new == (name,)
+
+
 def test_picture_that_is_not_the_exported_one_is_refused(
     tmp_path: Path, review: ReviewFolder, take: Callable[..., Imported]
 ) -> None:

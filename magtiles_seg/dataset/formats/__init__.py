@@ -23,6 +23,7 @@ from magtiles_seg.dataset.formats.pictures import (
     Progress,
     Reading,
     Region,
+    check_tags,
     from_samples,
     from_target,
     read_json,
@@ -36,6 +37,7 @@ __all__ = [
     "LabelledPicture",
     "Reading",
     "Region",
+    "check_tags",
     "detect",
     "from_samples",
     "from_target",
@@ -77,7 +79,7 @@ def read(name: str, root: Path, *, progress: Progress | None = None) -> Reading:
     found: Reading = _module(name).read(root, progress=progress)
     if name in _LABELS_IN and not (found.problems or any(p.labelled for p in found.pictures)):
         of_others = Files(root).of(_LABELS_IN[name])
-        if of_others:
+        if of_others and not any(_is_of(name, path) for path in of_others):
             found.problems.append(
                 f"{of_others[0]}: no label of the format {name!r} in it, nor in any other "
                 f"{_LABELS_IN[name]} file; is it of another format, or another export of its tool?"
@@ -153,6 +155,16 @@ def detect(root: Path) -> list[str]:
         if not found and FORMATS[name].recognises(files):
             found.append(name)
     return list(dict.fromkeys(found))
+
+
+def _is_of(name: str, path: Path) -> bool:
+    """Return whether a label file is of a format that is told by the content."""
+    if name == "cvat":
+        return cvat.recognises(path)
+    try:
+        return bool(FORMATS[name].recognises(read_json(path)))
+    except DataError:
+        return False
 
 
 def _first_of_each_folder(paths: Iterable[Path]) -> list[Path]:

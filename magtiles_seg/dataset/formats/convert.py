@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from magtiles_seg.dataset import formats
 from magtiles_seg.dataset.formats import masks
-from magtiles_seg.dataset.formats.pictures import Files, LabelledPicture, Progress, Reading, Region
+from magtiles_seg.dataset.formats.pictures import (
+    Files,
+    LabelledPicture,
+    Progress,
+    Reading,
+    Region,
+    check_tags,
+)
 from magtiles_seg.dataset.groups import FILE_NAME
 from magtiles_seg.dataset.layouts import CLASS_PREFIX, FORMAT_NAMES, is_junk, name_key
 from magtiles_seg.dataset.masks import DESCRIPTION
@@ -211,7 +218,14 @@ def mapped(reading: Reading, wanted: Wanted) -> Reading:
     ]
     pictures, emptied = replace(reading, pictures=pictures).kept()
     hint = f", or map its class to {BACKGROUND} by data_load.class_map"
-    problems += [f"{problem}{hint}" for problem in emptied]
+    tagged = check_tags(
+        pictures, lambda tag: _label_of(tag, rules, wanted.labels) in wanted.labels[1:]
+    )
+    problems += [f"{problem}{hint}" for problem in (*emptied, *tagged)]
+    classes = ", ".join(dict.fromkeys([*reading.labels, *names]))
+    for name in _idle(rules, reading):
+        said = f"no class of this data set is called so; it has {classes or 'none':.300}"
+        reading.notes.add(f"data_load.class_map: {name!r}", said)
     return replace(reading, pictures=pictures, problems=problems)
 
 
@@ -256,6 +270,15 @@ def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted
         f"[{BACKGROUND}, {names}], or what each becomes: data_load.class_map: [{lost[0]}=…] (a "
         f"label, {BACKGROUND} or {IGNORE})"
     )
+
+
+def _idle(rules: Mapping[str, str], reading: Reading) -> Iterator[str]:
+    """Yield the names of a class map that a data set does not know: they may be misspelt."""
+    known = {ALL, *map(str.casefold, reading.labels)}
+    for picture in reading.pictures:
+        known.update(region.label.casefold() for region in picture.regions)
+        known.update(tag.casefold() for tag in picture.tags)
+    yield from (name for name in rules if name.casefold() not in known)
 
 
 def _same_ids(reading: Reading) -> Iterator[str]:

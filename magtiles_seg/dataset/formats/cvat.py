@@ -92,13 +92,14 @@ def _picture(path: Path, image: ElementTree.Element, files: Files, notes: Notes)
     where = f"{path}: image {source.name}"
     declared = tuple(_number(image, key, where) for key in ("height", "width"))
     check_size(where, (declared[0], declared[1]), size)
-    shapes = [shape for shape in image if shape.tag != "tag"]  # which is of the whole picture
+    tags = tuple(tag.get("label", "") for tag in image.iterfind("tag"))
+    shapes = [shape for shape in image if shape.tag != "tag"]
     shapes.sort(key=lambda shape: _number(shape, "z_order", where, 0))
     regions = [
         _region(shape, f"{where}: {shape.tag} {number}", size, notes)
         for number, shape in enumerate(shapes)
     ]
-    return LabelledPicture(files.id_of(source), source, *size, tuple(regions))
+    return LabelledPicture(files.id_of(source), source, *size, tuple(regions), tags=tags)
 
 
 def _region(shape: ElementTree.Element, where: str, size: tuple[int, int], notes: Notes) -> Region:

@@ -99,9 +99,15 @@ def _rows(path: Path) -> list[Any]:
 def _column(path: Path, rows: Sequence[Any]) -> str:
     """Return the column that names masks."""
     names = {str(key) for row in rows if isinstance(row, dict) for key in row}
-    for column in (*_COLUMNS, *sorted(names)):
-        if column in names and (column == "mask" or column.endswith("_file_name")):
-            return str(column)
+    known = [column for column in _COLUMNS if column in names]
+    found = known[:1] or sorted(name for name in names if name.endswith("_file_name"))
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: the columns {', '.join(found)} name files; expected one of masks: call it "
+            f"{MASK}"
+        )
+    if found:
+        return found[0]
     raise DataError(
         f"{path}: no column of masks among {', '.join(sorted(names)) or 'none'}; expected {MASK}: "
         "boxes or classes alone say not which pixels are defect"

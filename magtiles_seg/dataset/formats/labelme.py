@@ -29,6 +29,7 @@ from magtiles_seg.dataset.formats.pictures import (
     read_json,
     size_of,
 )
+from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import encode_png, write_json
 from magtiles_seg.shapes import Mask, crop, labelme_content, labelme_shape
@@ -83,6 +84,11 @@ def _picture(path: Path, content: dict[str, Any], files: Files, notes: Notes) ->
             size = size_of(base64.b64decode(embedded, validate=True))
         except (ValueError, TypeError, DataError) as error:
             raise DataError(f"{path}: imageData is no picture: {error}") from error
+    if where == "file" and (own := _of_its_name(path, files)) not in (None, source):
+        raise DataError(
+            f"{path}: names the picture {source}, but {own} has its own name; was one of them "
+            "renamed? Correct imagePath, or rename the file as its picture"
+        )
     check_size(str(path), (content.get("imageHeight"), content.get("imageWidth")), size)
     shapes = expect(content["shapes"], list, f"{path}: shapes")
     regions = [
@@ -90,7 +96,17 @@ def _picture(path: Path, content: dict[str, Any], files: Files, notes: Notes) ->
         for number, shape in enumerate(shapes)
     ]
     name = path.stem if where == "embedded" else files.id_of(source)
-    return LabelledPicture(name, source, *size, tuple(regions), embedded=where == "embedded")
+    flags = expect(content.get("flags") or {}, dict, f"{path}: flags")
+    tags = tuple(name for name, is_set in flags.items() if is_set is True)
+    return LabelledPicture(
+        name, source, *size, tuple(regions), embedded=where == "embedded", tags=tags
+    )
+
+
+def _of_its_name(path: Path, files: Files) -> Path | None:
+    """Return the picture beside a LabelMe file that is called as it is, if there is one."""
+    beside = (path.with_suffix(suffix) for suffix in sorted(PICTURE_SUFFIXES))
+    return next((picture for picture in beside if picture in files.known), None)
 
 
 def _region(shape: object, where: str, size: tuple[int, int], notes: Notes) -> Region:

@@ -92,32 +92,63 @@ def _picture(
     chosen = _chosen(
         expect(task.get("annotations") or [], list, f"{where}: annotations"), where, notes
     )
-    regions = list[Region]()
+    regions, tags = list[Region](), list[str]()
     result = chosen.get("result") or [] if chosen else []
     for number, item in enumerate(expect(result, list, f"{where}: result")):
         at = f"{where}: result {number}"
         region = _region(expect(item, dict, at), at, size, notes)
         if region is not None:
             regions.append(region)
+        elif item.get("type") == "choices":
+            tags += _choices(item.get("value"))
     return LabelledPicture(
-        files.id_of(source), source, *size, tuple(regions), labelled=chosen is not None
+        files.id_of(source),
+        source,
+        *size,
+        tuple(regions),
+        labelled=chosen is not None,
+        tags=tuple(tags),
     )
 
 
+def _choices(value: object) -> list[str]:
+    """Return what was chosen for the whole picture, as far as it is text."""
+    chosen = value.get("choices") if isinstance(value, dict) else None
+    return [name for name in chosen if isinstance(name, str)] if isinstance(chosen, list) else []
+
+
 def _source(path: Path, data: dict[str, Any], where: str, files: Files) -> Path:
-    """Return the picture of a task; an uploaded one may lie here by its name before that."""
-    for value in data.values():
-        name = (
-            unquote(value.rpartition("?d=")[2].partition("?")[0]) if isinstance(value, str) else ""
-        )
-        if Path(name).suffix.lower() not in PICTURE_SUFFIXES:
-            continue
+    """Return the picture of a task; an uploaded one may lie here by its name before that.
+
+    Raises:
+        DataError: It names none, or several: which of them was drawn on is not in the export.
+    """
+    texts = [value for value in data.values() if isinstance(value, str)]
+    names = [unquote(text.rpartition("?d=")[2].partition("?")[0]) for text in texts]
+    named = [name for name in names if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+    if not named:
+        raise DataError(f"{where}: data names no picture, {data!r:.80}")
+    found, lost = list[Path](), list[DataError]()
+    for name in named:
         try:
-            return files.find(name, path)
-        except DataError:
-            bare = _UPLOADED.sub("", name.rsplit("/", 1)[-1])
-            return files.find(bare, path)
-    raise DataError(f"{where}: data names no picture, {data!r:.80}")
+            found.append(_find(name, path, files))
+        except DataError as error:
+            lost.append(error)
+    if not found:
+        raise lost[0]
+    if len(one := list(dict.fromkeys(found))) > 1:
+        raise DataError(
+            f"{where}: data names {len(one)} pictures, {one[0]} and {one[1]}; expected one, for "
+            "nothing says which was drawn on: remove the others from its data"
+        )
+    return one[0]
+
+
+def _find(name: str, path: Path, files: Files) -> Path:
+    try:
+        return files.find(name, path)
+    except DataError:
+        return files.find(_UPLOADED.sub("", name.rsplit("/", 1)[-1]), path)
 
 
 def _chosen(annotations: list[Any], where: str, notes: Notes) -> dict[str, Any] | None:
@@ -137,7 +168,7 @@ def _region(item: dict[str, Any], where: str, size: tuple[int, int], notes: Note
             "BrushLabels, RectangleLabels or EllipseLabels in the labelling configuration"
         )
     if not kind.endswith("labels"):
-        return None  # a choice, a text or a rating says nothing of pixels
+        return None  # a choice is of the whole picture; a text or a rating says no class
     if kind in _FLAT:
         label = next(iter(value.get(kind) or ()), "") if isinstance(value, dict) else ""
         return Region(str(label), lost=(where, f"{kind} have no area"))

@@ -52,6 +52,9 @@ MASKS = (
 _MARKS = ("", "_mask", "-mask", "_label", "_gt", "_seg", "_segmentation")
 Key = TypeVar("Key")
 
+LEFT_OUT = "left out, for no folder of masks belongs to its folder"
+"""What is noted of a picture that lies elsewhere."""
+
 _FEW = 32
 """A mask of more values than these is grey: edges are smooth, and a defect is bright."""
 
@@ -74,6 +77,9 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     unread = {folder: unread_of(files, folder) for folder in masks}
     pictures = [path for path in files.pictures if path.parent in pairs]
     files.set_aside(path for path in files.of(*MASK_SUFFIXES) if path.parent in masks)
+    for path in files.pictures:
+        if path.parent not in pairs:
+            found.notes.add(f"{path}", LEFT_OUT)
     used = set[Path]()
 
     def mask_of(picture: Path) -> Path | None:

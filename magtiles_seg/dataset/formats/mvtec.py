@@ -45,6 +45,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         progress: Told pictures.
     """
     files, found = Files(root), Reading()
+    known = set[Path]()
     for category in _categories(files):
         aside = [path for path in files.pictures if path.parent.parent == category / _MASKS]
         files.set_aside(aside)
@@ -53,6 +54,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         for path in files.pictures:
             if path.parent.parent.parent != category:
                 continue
+            known.add(path)
             if path.parent.name.lower() in GOOD:
                 bare.append(path)
             elif _key(path) in masks:
@@ -65,6 +67,9 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         ]
         found.add(_sound(files, bare))
         read_masks(files, found, there, partial(_mask_of, masks), progress, _defect)
+    for path in files.pictures:
+        if path not in known:
+            found.notes.add(f"{path}", "left out, for it lies directly in no folder of a class")
     return found
 
 

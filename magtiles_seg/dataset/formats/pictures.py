@@ -99,6 +99,7 @@ class LabelledPicture:
         regions: In the order in which they were drawn: a later one lies over those before it.
         labelled: Whether somebody looked at it; one without regions is sound then.
         embedded: Whether `path` is a LabelMe file with the picture in it.
+        tags: Classes that somebody gave to the whole picture, and other words about it.
     """
 
     id: str
@@ -108,6 +109,7 @@ class LabelledPicture:
     regions: tuple[Region, ...] = ()
     labelled: bool = True
     embedded: bool = False
+    tags: tuple[str, ...] = ()
 
     def content(self) -> bytes:
         """Return the bytes of the picture's file.
@@ -169,6 +171,24 @@ class LabelledPicture:
 
 def _is_defect(region: Region) -> bool:
     return region.label.casefold() not in (BACKGROUND, IGNORE)
+
+
+def check_tags(
+    pictures: Iterable[LabelledPicture], is_defect: Callable[[str], bool]
+) -> Iterator[str]:
+    """Yield a line for each picture that is called defective as a whole, and has nothing drawn.
+
+    Args:
+        pictures: What was drawn on them is a class of defects, or ignored.
+        is_defect: Whether a tag is the name of a class of defects.
+    """
+    for picture in pictures:
+        if not any(_is_defect(region) for region in picture.regions):
+            for tag in [tag for tag in picture.tags if is_defect(tag)][:1]:
+                yield (
+                    f"{picture.path}: is {tag!r} as a whole, but nothing is drawn on it, and it "
+                    "would count as sound; draw the defect's area, or delete the tag"
+                )
 
 
 class Notes:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from magtiles_seg.dataset.formats.masks import (
+    LEFT_OUT,
     by_stem,
     check_none,
     classes_in,
@@ -55,6 +56,15 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     files, found = Files(root), Reading()
     aside = [p for p in files.pictures if any(part.startswith("Segmentation") for part in p.parts)]
     files.set_aside(aside)
+    found.problems += [
+        f"{mask}: expected it directly in the folder {_MASKS}: move it there"
+        for mask in aside
+        if _MASKS in mask.relative_to(root).parts and mask.parent.name != _MASKS
+    ]
+    with_masks = {path.parent.parent / _PICTURES for path in aside if path.parent.name == _MASKS}
+    for path in files.pictures:
+        if path.parent not in with_masks:
+            found.notes.add(f"{path}", LEFT_OUT)
     for folder in sorted({path.parent for path in aside if path.parent.name == _MASKS}):
         by_name = by_stem(files, folder, found)
         pictures = [path for path in files.pictures if path.parent == folder.parent / _PICTURES]

@@ -7,7 +7,7 @@ picture's path is called `labels`, or beside the picture; the names of the class
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from magtiles_seg.dataset.formats.pictures import (
     read_text,
     size_of,
 )
+from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 
@@ -68,12 +69,28 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
             found.problems.append(str(error))
         if progress is not None:
             progress(index, len(files.pictures))
-    lists = {path for path in files.of(".txt") if path.name.lower() in _NO_LABELS}
-    for path in files.of(".txt"):
-        if path not in used | lists and ("labels" in path.parts or path.parent.name == "labels"):
-            found.problems.append(f"{path}: its picture is missing")
+    found.problems += _not_used(files, used, bare)
     found.add(files.unlabelled(used, among=bare))
     return found
+
+
+def _not_used(files: Files, used: set[Path], bare: Sequence[Path]) -> Iterator[str]:
+    """Yield a line for each text that is a label by its place or name, but of no picture."""
+    beside = {(path.parent, name_key(path.stem)) for path in files.pictures}
+    lacking = {name_key(path.stem): path for path in bare}
+    for path in files.of(".txt"):
+        if path in used or path.name.lower() in _NO_LABELS:
+            continue
+        key = name_key(path.stem)
+        if "labels" in path.parts or path.parent.name == "labels":
+            yield f"{path}: its picture is missing"
+        elif key in lacking:
+            yield (
+                f"{path}: not read as the label of {lacking[key]}; expected it beside the picture, "
+                "or in a folder labels/ where that has images/, both in small letters"
+            )
+        elif (path.parent, key) in beside:
+            yield f"{path}: a second label of the picture beside it; expected one"
 
 
 def _text_of(picture: Path) -> Path:

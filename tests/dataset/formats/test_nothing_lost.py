@@ -22,6 +22,7 @@ from magtiles_seg.dataset.formats.pictures import LabelledPicture, Reading, Regi
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import encode_png
 
+LABELS = ("background", "dent")
 BOX = [[10, 10], [40, 10], [40, 30], [10, 30]]
 
 
@@ -409,6 +410,17 @@ def test_labels_of_another_format_than_the_one_asked_for_are_no_sound_pictures(
     assert f"no label of the format {name!r}" in problem
 
 
+def test_tasks_that_nobody_has_labelled_yet_are_of_their_format_all_the_same(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "t.json").write_text('[{"data": {"image": "a.png"}, "predictions": []}]')
+    reading = formats.read("label-studio", tmp_path)
+    assert reading.problems == []
+    assert [picture.labelled for picture in reading.pictures] == [False]
+
+
 def test_voc_class_that_is_black_is_no_background(tmp_path: Path) -> None:
     put(tmp_path / "JPEGImages" / "a.png")
     put(tmp_path / "SegmentationClass" / "a.png", 0)
@@ -434,3 +446,121 @@ def test_mask_of_a_damaged_picture_does_not_lack_it(masks: str, tmp_path: Path) 
     (tmp_path / folder / "a.png").write_bytes(b"")
     (problem,) = formats.read(name, tmp_path).problems
     assert problem.startswith(f"picture {tmp_path / folder / 'a.png'} is empty")
+
+
+CHOICE = {"type": "choices", "value": {"choices": ["Dent"]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("cvat", cvat_file('<tag label="Dent"/>')),
+        ("label-studio", {"t.json": json_of(
+            [{"data": {"image": "a.png"}, "annotations": [{"result": [CHOICE]}]}]
+        )}),
+        ("labelme", {"a.json": json_of(
+            {"imagePath": "a.png", "shapes": [], "flags": {"Dent": True, "other": False}}
+        )}),
+    ],
+)  # fmt: skip
+def test_picture_that_is_defective_as_a_whole_never_counts_as_sound(
+    name: str, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    put(tmp_path / "a.png")
+    for path, content in files.items():
+        (tmp_path / path).write_bytes(content)
+    reading = formats.read(name, tmp_path)
+    (problem,) = mapped(reading, Wanted(LABELS)).problems
+    assert "a.png: is 'Dent' as a whole, but nothing is drawn on it" in problem
+    assert mapped(reading, Wanted(LABELS, ("dent=background",))).problems == []
+    assert mapped(reading, Wanted(("background", "other"))).problems == []  # a word, no class
+
+
+def test_labelme_file_that_names_another_picture_than_its_own_is_refused(tmp_path: Path) -> None:
+    """Pictures were renamed with their files, and imagePath says another's name now."""
+    put(tmp_path / "a.png")
+    (tmp_path / "b.json").write_bytes(labelme_file(points=BOX)["a.json"])
+    assert formats.read("labelme", tmp_path).problems == []
+    put(tmp_path / "b.jpg")
+    (problem,) = formats.read("labelme", tmp_path).problems
+    assert f"names the picture {tmp_path / 'a.png'}, but {tmp_path / 'b.jpg'}" in problem
+
+
+def test_label_studio_task_of_two_pictures_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a.png"), put(tmp_path / "b.png")
+    task = {"data": {"reference": "b.png", "image": "a.png"}, "annotations": [{"result": []}]}
+    (tmp_path / "t.json").write_bytes(json_of([task]))
+    assert "2 pictures" in formats.read("label-studio", tmp_path).problems[0]
+    (tmp_path / "b.png").unlink()
+    (picture,) = formats.read("label-studio", tmp_path).pictures
+    assert picture.id == "a"
+
+
+def test_metadata_with_two_columns_that_may_be_masks_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "depth", "segm"):
+        put(tmp_path / f"{name}.png", 1)
+    listed = tmp_path / "metadata.csv"
+    listed.write_text("file_name,depth_file_name,segm_file_name\na.png,depth.png,segm.png\n")
+    (problem,) = formats.read("huggingface", tmp_path).problems
+    assert "depth_file_name, segm_file_name name files" in problem
+    listed.write_text("file_name,depth_file_name,mask_file_name\na.png,depth.png,segm.png\n")
+    assert formats.read("huggingface", tmp_path).problems == []
+
+
+def test_entry_of_a_class_map_that_no_class_answers_to_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "a.json").write_bytes(labelme_file(points=BOX)["a.json"])
+    reading = mapped(formats.read("labelme", tmp_path), Wanted(LABELS, ("dentt=ignore", "*=dent")))
+    (note,) = reading.notes.lines()
+    assert note.endswith("class_map: 'dentt': no class of this data set is called so; it has dent")
+    reading = mapped(formats.read("labelme", tmp_path), Wanted(LABELS, ("DENT=dent", "*=ignore")))
+    assert reading.notes.lines() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "mask", "others"),
+    [
+        ("masks", "train/images/a", "train/masks/a", ("test/images/b", "c")),
+        ("voc", "JPEGImages/a", "SegmentationClass/a", ("test/JPEGImages/b", "c")),
+        ("mvtec", "test/dent/a", "ground_truth/dent/a_mask", ("test/dent/more/b", "test/c")),
+    ],
+)
+def test_pictures_that_no_folder_of_masks_belongs_to_are_told(
+    name: str, picture: str, mask: str, others: tuple[str, ...], tmp_path: Path
+) -> None:
+    put(tmp_path / f"{picture}.png"), put(tmp_path / f"{mask}.png", 255)
+    assert formats.read(name, tmp_path).notes.lines() == []
+    for other in others:
+        put(tmp_path / f"{other}.png")
+    reading = formats.read(name, tmp_path)
+    assert [one.id for one in reading.pictures] == ["a"]
+    assert "and 1 more: left out" in reading.notes.lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("picture", "text", "said"),
+    [
+        ("Images/a.png", "Labels/a.txt", "not read as the label of"),
+        ("images/a.png", "annotations/A.txt", "not read as the label of"),
+        ("images/b.png", "images/b.txt", "a second label of the picture beside it"),
+    ],
+)
+def test_yolo_label_that_would_not_be_used_is_named(
+    picture: str, text: str, said: str, tmp_path: Path
+) -> None:
+    put(tmp_path / picture), put(tmp_path / "images" / "b.png")
+    for path in ("labels/b.txt", text):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text("")
+    (tmp_path / "readme_of_all.txt").write_text("no label")
+    (problem,) = formats.read("yolo", tmp_path).problems
+    assert problem.startswith(f"{tmp_path / text}: {said}")
+
+
+def test_voc_mask_in_a_folder_of_its_own_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "JPEGImages" / "a.png"), put(tmp_path / "JPEGImages" / "b.png")
+    put(tmp_path / "SegmentationClass" / "a.png", 0)
+    mask = put(tmp_path / "SegmentationClass" / "val" / "b.png", 0)
+    put(tmp_path / "SegmentationObject" / "val" / "b.png", 0)
+    (problem,) = formats.read("voc", tmp_path).problems
+    assert problem.startswith(f"{mask}: expected it directly")
