@@ -23,7 +23,7 @@ __all__ = [
     "encode_png",
     "free_bytes",
     "is_folder",
-    "is_lfs_pointer",
+    "lfs_pointer",
     "sha256_of",
     "staged",
     "staged_folder",
@@ -175,9 +175,11 @@ class Lock:
         self.release()
 
 
-def is_lfs_pointer(head: bytes) -> bool:
-    """Return whether a file begins as what Git LFS leaves in place of one that was not fetched."""
-    return head.startswith(b"version https://git-lfs.github.com/spec/")
+def lfs_pointer(head: bytes, what: str) -> str:
+    """Return what to say of a file that Git LFS has not fetched; empty: it begins as no pointer."""
+    if not head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return ""
+    return f"is a Git LFS pointer, not the {what}; fetch it: git lfs pull"
 
 
 def read_text(path: Path) -> str:

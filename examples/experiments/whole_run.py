@@ -63,7 +63,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Pupil:
-    """A smaller network: its architecture, and the run and seed of the network that teaches it."""
+    """A smaller network: its architecture, its teacher's run and seed (a setting), and its run."""
 
     name: str
     teacher: Path
@@ -112,14 +112,14 @@ class Whole:
 
     def _trainings(self) -> Iterator[Step]:
         for folder in self.seeds:
-            seed = ("--set", f"train.seed={folder.name.removeprefix('seed')}")
+            seed = ("--set", _seed_of(folder))
             for fold in self.folds:
                 name = f"train {folder.name} {fold}"
                 yield self._step(name, "train", *_run_in(folder / fold), *seed)
 
     def _train_all(self) -> Iterator[Step]:
         for home, folder in zip(self.of_all_tiles(), self.seeds, strict=False):
-            seed = ("--set", f"train.seed={folder.name.removeprefix('seed')}")
+            seed = ("--set", _seed_of(folder))
             words = ("train", *_run_in(home), "--set", "train.keep=last", *seed)
             yield self._step(f"train {home.name}", *words)
 
@@ -127,15 +127,13 @@ class Whole:
         """Yield the smaller networks that the runs of the first two seeds teach."""
         for name in PUPILS:
             for number, teacher in enumerate(teachers if name == "small" else teachers[:1]):
-                seed = self.seeds[number].name.removeprefix("seed")
-                folder = f"{name}{'-other' * number}"
-                yield Pupil(name, teacher, seed, self.out / folder / teachers[0].name)
+                run = self.out / f"{name}{'-other' * number}" / teachers[0].name
+                yield Pupil(name, teacher, _seed_of(self.seeds[number]), run)
 
     def _teach(self, pupil: Pupil) -> Step:
         """Return the training of a smaller network; `--set` wins over its recipe."""
         path = str(pupil.teacher / "model.safetensors")
-        own = [f"train.architecture={pupil.name}", f"train.teacher={path}"]
-        own += [f"train.seed={pupil.seed}"]
+        own = [f"train.architecture={pupil.name}", f"train.teacher={path}", pupil.seed]
         own += [f"train.start={path}"] if pupil.name == "small" else []
         own += ["train.keep=last"] if pupil.run.name == "all" else []
         recipe, fixed = (
@@ -376,6 +374,10 @@ def throughput(whole: Whole) -> float:
     with tempfile.TemporaryDirectory() as folder:
         train(parts["train"], parts["validation"][:8], params, Path(folder), progress=timed)
     return TIMED_STEPS * params.batch_size / (marks[1] - marks[0])
+
+
+def _seed_of(folder: Path) -> str:
+    return f"train.seed={folder.name.removeprefix('seed')}"
 
 
 def _run_in(folder: Path) -> tuple[str, ...]:

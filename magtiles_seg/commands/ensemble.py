@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     joined = ensemble.join(arguments.runs, arguments.out, shares=shares, rounded=arguments.round)
     said = [joined.architecture]
     if len(shares) > 1:
-        parts = ", ".join(f"{100 * share / sum(shares):.3g}%" for share in shares)
+        parts = ", ".join(f"{100 * share:.3g}%" for share in joined.shares.tolist())
         said.append(f"with shares of {parts}")
     if arguments.round:
         said.append("rounded to 8 bits")

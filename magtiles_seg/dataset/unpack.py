@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.errors import DataError
-from magtiles_seg.files import free_bytes, is_lfs_pointer
+from magtiles_seg.files import free_bytes, lfs_pointer
 from magtiles_seg.names import counted
 
 MAX_MEMBERS = 200_000
@@ -76,8 +76,8 @@ def _no_zip(archive: Path, error: Exception) -> str:
         return f"{archive} cannot be read: {unreadable}"
     if head.startswith(b"PK"):
         return f"{archive} is no complete zip file: {error}; delete it and fetch it again"
-    if is_lfs_pointer(head):
-        return f"{archive} is a Git LFS pointer, not the archive; fetch it: git lfs pull"
+    if said := lfs_pointer(head, "archive"):
+        return f"{archive} {said}"
     page = head.lstrip().lower().startswith((b"<!doc", b"<html"))
     kind = "a web page" if page else repr(head[:16])
     return f"{archive} is no zip file: it starts as {kind}; expected a zip archive of the data set"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from magtiles_seg.decoding import bmp, jpeg, png, tiff, webp
 from magtiles_seg.decoding.header import Header, damaged, unsupported
 from magtiles_seg.errors import ImageError
-from magtiles_seg.files import is_lfs_pointer
+from magtiles_seg.files import lfs_pointer
 
 __all__ = ["FORMATS", "Header", "read_header"]
 
@@ -44,8 +44,8 @@ def read_header(data: bytes) -> Header:
     for signatures, read in _READERS.values():
         if data.startswith(signatures):
             return read(data)
-    if is_lfs_pointer(data):
-        raise ImageError("is a Git LFS pointer, not the picture; fetch it: git lfs pull")
+    if said := lfs_pointer(data, "picture"):
+        raise ImageError(said)
     known = [signature for signatures, _ in _READERS.values() for signature in signatures]
     if any(signature.startswith(data) for signature in known):
         raise damaged("ends within its first bytes")

@@ -231,24 +231,21 @@ def read_pictures(text: str) -> Records:
         )
     _check_rows(rows)
     names = [FREE, *sorted({row["class"] for row in rows} - {FREE})]
-    try:
-        count = len(rows)
-        return Records(
-            labels=np.array([BACKGROUND, *names[1:]]),
-            ids=np.array([row["picture"] for row in rows]),
-            label=np.array([names.index(row["class"]) for row in rows], np.int64),
-            group=np.array([int(row["tile"]) for row in rows], np.int64),
-            score=np.array([float(row["score"]) for row in rows]),
-            verdict=np.array([row["verdict"] for row in rows]),
-            empty=np.zeros(count, bool),
-            suspect=np.zeros(count, bool),
-            label_issue=np.zeros(count, bool),
-            counts=np.array([[int(row[name]) for name in _COUNTS] for row in rows], np.int64),
-            confusion=np.zeros((count, len(names), len(names)), np.int64),
-            histogram=np.zeros((count, 2, 256), np.int32),
-        )
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the table of scored pictures is damaged: {error}") from error
+    count = len(rows)
+    return Records(
+        labels=np.array([BACKGROUND, *names[1:]]),
+        ids=np.array([row["picture"] for row in rows]),
+        label=np.array([names.index(row["class"]) for row in rows], np.int64),
+        group=np.array([int(row["tile"]) for row in rows], np.int64),
+        score=np.array([float(row["score"]) for row in rows]),
+        verdict=np.array([row["verdict"] for row in rows]),
+        empty=np.zeros(count, bool),
+        suspect=np.zeros(count, bool),
+        label_issue=np.zeros(count, bool),
+        counts=np.array([[int(row[name]) for name in _COUNTS] for row in rows], np.int64),
+        confusion=np.zeros((count, len(names), len(names)), np.int64),
+        histogram=np.zeros((count, 2, 256), np.int32),
+    )
 
 
 def _check_rows(rows: list[dict[str, str]]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from magtiles_seg.errors import ConfigError, ModelError
-from magtiles_seg.files import is_lfs_pointer, sha256_of
+from magtiles_seg.files import lfs_pointer, sha256_of
 from magtiles_seg.jsontext import MOST_CHARS, parse_json
 from magtiles_seg.labels import BACKGROUND
 from magtiles_seg.result import Decision
@@ -335,8 +335,8 @@ def check_seal(data: bytes, name: str) -> None:
     Raises:
         ModelError: The file is of another origin, or a byte of it has changed.
     """
-    if is_lfs_pointer(data):
-        raise ModelError(f"{name} is a Git LFS pointer, not the model; fetch it: git lfs pull")
+    if said := lfs_pointer(data, "model"):
+        raise ModelError(f"{name} {said}")
     start = _seal_start(data)
     if start is None:
         raise ModelError(

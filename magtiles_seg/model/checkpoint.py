@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from magtiles_seg.errors import ConfigError, ModelError
-from magtiles_seg.files import is_lfs_pointer, write
+from magtiles_seg.files import lfs_pointer, write
 from magtiles_seg.jsontext import parse_json
 from magtiles_seg.model.card import JOINT
 from magtiles_seg.model.ensemble import Ensemble, Member, Network, members_of
@@ -71,15 +71,14 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
+        with path.open("rb") as head:
+            if said := lfs_pointer(head.read(64), "checkpoint"):
+                raise ModelError(f"{path} {said}")
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(_META_KEY)
             names = file.keys() if tensors else ()
             read = {present_name(name): file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
-        with path.open("rb") as file:
-            if is_lfs_pointer(file.read(64)):
-                said = f"{path} is a Git LFS pointer, not the checkpoint; fetch it: git lfs pull"
-                raise ModelError(said) from error
         raise ModelError(f"{path} is no readable safetensors file ({error}): {_DAMAGED}") from error
     if header is None:
         raise ModelError(

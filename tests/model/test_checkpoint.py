@@ -52,7 +52,7 @@ def test_checkpoint_truncated_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_checkpoint(path, build_network("nano"), {})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="no readable safetensors file"):
+    with pytest.raises(ModelError, match=r"no readable safetensors file"):
         load_checkpoint(path)
 
 
@@ -65,7 +65,7 @@ def test_header_is_read_alone_and_of_a_truncated_file_is_refused(
         patch.setattr(checkpoint, "present_name", None)  # what every tensor that is read goes by
         assert read_meta(path)["epoch"] == 3
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="no readable safetensors file"):
+    with pytest.raises(ModelError, match=r"no readable safetensors file"):
         read_meta(path)
 
 
@@ -106,3 +106,17 @@ def test_calibration_that_turns_the_order_round_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="expected finite numbers, and a scale above 0"):
         calibrate_checkpoint(checkpoint, tmp_path / "x.safetensors", scale=-1, bias=0)
+
+
+def test_checkpoint_that_cannot_be_opened_is_a_model_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, build_network("nano"), {})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ModelError, match=r"no readable safetensors file .*Permission denied"):
+        load_checkpoint(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,9 +222,9 @@ def mapped(reading: Reading, wanted: Wanted) -> Reading:
         pictures, lambda tag: _label_of(tag, rules, wanted.labels) in wanted.labels[1:]
     )
     problems += [f"{problem}{hint}" for problem in (*emptied, *tagged)]
-    classes = ", ".join(dict.fromkeys([*reading.labels, *names]))
-    for name in _idle(rules, reading):
-        said = f"no class of this data set is called so; it has {classes or 'none':.300}"
+    classes = dict.fromkeys([*reading.labels, *names])
+    for name in _idle(rules, reading, classes):
+        said = f"no class of this data set is called so; it has {', '.join(classes) or 'none':.300}"
         reading.notes.add(f"data_load.class_map: {name!r}", said)
     return replace(reading, pictures=pictures, problems=problems)
 
@@ -272,12 +272,10 @@ def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted
     )
 
 
-def _idle(rules: Mapping[str, str], reading: Reading) -> Iterator[str]:
+def _idle(rules: Mapping[str, str], reading: Reading, classes: Iterable[str]) -> Iterator[str]:
     """Yield the names of a class map that a data set does not know: they may be misspelt."""
-    known = {ALL, *map(str.casefold, reading.labels)}
-    for picture in reading.pictures:
-        known.update(region.label.casefold() for region in picture.regions)
-        known.update(tag.casefold() for tag in picture.tags)
+    tags = (tag for picture in reading.pictures for tag in picture.tags)
+    known = {name.casefold() for name in (ALL, *classes, *tags)}
     yield from (name for name in rules if name.casefold() not in known)
 
 

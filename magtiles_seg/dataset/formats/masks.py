@@ -88,7 +88,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         if len(some) > 1:
             raise DataError(f"{picture}: two masks, {some[0]} and {some[1]}; expected one")
         if not some:
-            check_none(picture, _masks_of(picture, unread[pairs[picture.parent]]))
+            check_none(picture, next(iter(_masks_of(picture, unread[pairs[picture.parent]])), None))
         return some[0] if some else None
 
     read_masks(files, found, pictures, mask_of, progress)
@@ -199,19 +199,23 @@ def unread_of(files: Files, folder: Path) -> dict[str, Path]:
 
     Texts are none of them.
     """
-    others = {path for path in files.all if path.parent == folder} - set(files.of(*MASK_SUFFIXES))
-    return {name_key(path.stem): path for path in others - set(files.of(*TEXT_SUFFIXES))}
+    known = MASK_SUFFIXES | TEXT_SUFFIXES
+    return {
+        name_key(path.stem): path
+        for path in files.all
+        if path.parent == folder and path.suffix.lower() not in known
+    }
 
 
-def check_none(picture: Path, unread: Sequence[Path]) -> None:
+def check_none(picture: Path, unread: Path | None) -> None:
     """Refuse a picture whose mask is there, but of another format: it is not without a label.
 
     Raises:
         DataError: It is such a one.
     """
-    if unread:
+    if unread is not None:
         raise DataError(
-            f"{picture}: mask is missing; {unread[0]} is not read: save it as PNG, made again if "
+            f"{picture}: mask is missing; {unread} is not read: save it as PNG, made again if "
             "that is lossy"
         )
 

@@ -91,8 +91,8 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
 
 def _of_name(masks: dict[str, Path], unread: dict[str, Path], picture: Path) -> Path | None:
     key = name_key(picture.stem)
-    if key not in masks and key in unread:
-        check_none(picture, [unread[key]])
+    if key not in masks:
+        check_none(picture, unread.get(key))
     return masks.get(key)
 
 
