@@ -196,8 +196,10 @@ def test_smoke_of_this_machine_asks_no_proxy() -> None:
     with endpoint({"pred": golden_tile().mask.tolist()}) as url:
         done = subprocess.run([*call, url], env=environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        done = subprocess.run([*call, "http://x.invalid"], env=environ, capture_output=True)
-    assert b"Connection refused" in done.stderr  # by the proxy: another machine's name goes there
+        done = subprocess.run(
+            [*call, "http://x.invalid"], env=environ, capture_output=True, text=True
+        )
+    assert "Connection refused" in done.stderr  # by the proxy: another machine's name goes there
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/analyze"])
