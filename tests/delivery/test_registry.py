@@ -123,8 +123,13 @@ def test_version_that_was_withdrawn_is_put_on_no_stage(repository: Path) -> None
     from gto import api
 
     registry.promote(repository, "magtiles", "dev")
-    who = {"author": "test", "author_email": "test@example.org"}
-    api.deregister(str(repository), "magtiles", version="v0.0.1", **who)  # as `gto deprecate` does
+    api.deregister(  # as `gto deprecate` does
+        str(repository),
+        "magtiles",
+        version="v0.0.1",
+        author="test",
+        author_email="test@example.org",
+    )
     for stage in ("dev", "prod"):
         with pytest.raises(ConfigError, match=r"v0\.0\.1 was withdrawn, by the tag magtiles@v0"):
             registry.promote(repository, "magtiles", stage)
