@@ -59,12 +59,16 @@ def endpoint(
     answer: object,
     *,
     status: int = 200,
+    first: int | None = None,
     ready: int = 200,
     sha256: str | None = "ab",
     versions: Iterable[str] = (),
 ) -> Iterator[str]:
-    """A server that answers every picture alike, and names versions one after the other."""
-    named = iter(versions)
+    """A server that answers every picture alike, and names versions one after the other.
+
+    The first picture may get another status; 0 is the end of the connection without an answer.
+    """
+    named, statuses = iter(versions), iter(() if first is None else (first,))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -74,7 +78,8 @@ def endpoint(
             body = self.rfile.read(int(self.headers["Content-Length"]))
             assert b'name="image"' in body
             assert b"\x89PNG" in body
-            self.reply(status, json.dumps(answer).encode())
+            if code := next(statuses, status):
+                self.reply(code, json.dumps(answer).encode())
 
         def reply(self, code: int, body: bytes) -> None:
             self.send_response(code)
@@ -167,6 +172,17 @@ def test_smoke_waits_while_the_former_release_still_answers() -> None:
     with endpoint(answer, versions=versions) as url:
         assert smoke(url, Expectation(version="v2", ready_s=5)).version == "v2"
     assert next(versions, None) is None
+
+
+@pytest.mark.parametrize("status", [0, 429, 502, 503, 504])
+def test_smoke_waits_while_the_host_changes_over(status: int) -> None:
+    with endpoint({"pred": golden_tile().mask.tolist()}, first=status) as url:
+        assert smoke(url, Expectation(ready_s=5)).iou == 1.0
+    with (
+        endpoint({}, status=status) as url,
+        pytest.raises(DeliveryError, match=f"answered {status}, expected" if status else "reached"),
+    ):
+        smoke(url, Expectation(ready_s=0.1))
 
 
 @pytest.mark.parametrize("wanted", ["model", "version"])
