@@ -114,28 +114,19 @@ def _column(path: Path, rows: Sequence[Any]) -> str:
     )
 
 
-def write(
-    pictures: Iterable[LabelledPicture],
-    out: Path,
-    labels: Sequence[str],
-    *,
-    as_polygons: bool = False,
-    tolerance_px: float = 0.0,
-) -> Path:
+def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
     """Write pictures, masks of class indices, metadata.jsonl and the classes' names.
 
     Args:
         pictures: What is written; every class is among the labels.
         out: An empty folder.
         labels: Class names by index, background first.
-        as_polygons: Without effect.
-        tolerance_px: Without effect.
 
     Returns:
         The path of metadata.jsonl.
     """
     pictures = list(pictures)
-    write_masks(pictures, out, labels, as_polygons=as_polygons, tolerance_px=tolerance_px)
+    write_masks(pictures, out, labels)
     names = {path.stem: path.name for path in (out / "images").iterdir()}
     lines = [
         json.dumps(

@@ -284,14 +284,7 @@ def read_colour_mask(path: Path) -> npt.NDArray[np.int32]:
         raise ImageError(f"mask {error}", reason=error.reason) from error
 
 
-def write(
-    pictures: Iterable[LabelledPicture],
-    out: Path,
-    labels: Sequence[str],
-    *,
-    as_polygons: bool = False,  # noqa: ARG001 - as every format's; it knows masks alone
-    tolerance_px: float = 0.0,  # noqa: ARG001
-) -> Path:
+def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
     """Write pictures into `images/` and masks of class indices into `masks/`: the layout `folder`.
 
     What is ignored has the value 255 there. `dataset.json` beside them names the classes.
@@ -300,8 +293,6 @@ def write(
         pictures: What is written; every class is among the labels.
         out: An empty folder.
         labels: Class names by index, background first.
-        as_polygons: Without effect.
-        tolerance_px: Without effect.
 
     Returns:
         `out`.

@@ -114,22 +114,13 @@ def _cannot_be_a_folder(label: str) -> bool:
     return label.casefold() in GOOD or label in (".", "..") or any(s in label for s in "/\\\0")
 
 
-def write(
-    pictures: Iterable[LabelledPicture],
-    out: Path,
-    labels: Sequence[str],
-    *,
-    as_polygons: bool = False,  # noqa: ARG001 - as every format's; it knows masks alone
-    tolerance_px: float = 0.0,  # noqa: ARG001
-) -> Path:
+def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
     """Write sound pictures into train/good, and others, with masks, into the folders of a class.
 
     Args:
         pictures: What is written. A picture has one class there: that of most of its pixels.
         out: An empty folder.
         labels: Class names by index, background first; none that is no name of a folder.
-        as_polygons: Without effect.
-        tolerance_px: Without effect.
 
     Returns:
         `out`.

@@ -157,14 +157,7 @@ def _breaks_a_line(label: str) -> bool:
     return ":" in label or label.startswith("#") or len(label.splitlines()) != 1
 
 
-def write(
-    pictures: Iterable[LabelledPicture],
-    out: Path,
-    labels: Sequence[str],
-    *,
-    as_polygons: bool = False,  # noqa: ARG001 - as every format's; it knows masks alone
-    tolerance_px: float = 0.0,  # noqa: ARG001
-) -> Path:
+def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
     """Write JPEGImages, SegmentationClass, the list of pictures, and labelmap.txt.
 
     Pictures of other suffixes than .jpg keep theirs.
@@ -173,8 +166,6 @@ def write(
         pictures: What is written; every class is among the labels.
         out: An empty folder.
         labels: Class names by index, background first.
-        as_polygons: Without effect.
-        tolerance_px: Without effect.
 
     Returns:
         `out`.

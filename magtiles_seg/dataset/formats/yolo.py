@@ -182,7 +182,6 @@ def write(
     out: Path,
     labels: Sequence[str],
     *,
-    as_polygons: bool = True,  # noqa: ARG001 - as every format's; it knows nothing else
     tolerance_px: float = 0.0,
 ) -> Path:
     """Write pictures into `images/`, polygons into `labels/`, and beside them data.yaml.
@@ -191,7 +190,6 @@ def write(
         pictures: What is written.
         out: An empty folder.
         labels: Class names by index, background first; the first class has the index 0 there.
-        as_polygons: Masks become polygons in any case.
         tolerance_px: How far such a polygon may stray from the mask's pixels.
 
     Returns:
