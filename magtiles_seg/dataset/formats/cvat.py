@@ -29,7 +29,7 @@ from magtiles_seg.dataset.formats.pictures import (
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 from magtiles_seg.labels import color_rgb
-from magtiles_seg.shapes import crop
+from magtiles_seg.shapes import crop, encode_rle
 
 NAME = "annotations.xml"
 _FLAT = ("polyline", "points", "skeleton")
@@ -228,9 +228,7 @@ def _add(
     head = {"label": region.label, "source": "auto", "occluded": "0", "z_order": "0"}
     if region.runs is not None and not as_polygons:
         part, left, top = crop(region.mask(height, width))
-        flat = np.concatenate([[False], part.ravel(), [not part[-1, -1]]])
-        ends = np.flatnonzero(flat[1:] != flat[:-1])
-        counts = np.diff(np.concatenate([[0], ends])).tolist()
+        counts = encode_rle(part.T).tolist()  # row by row
         box = {"left": left, "top": top, "width": part.shape[1], "height": part.shape[0]}
         place = {key: str(value) for key, value in box.items()}
         runs = {"rle": ", ".join(map(str, counts)), **place}

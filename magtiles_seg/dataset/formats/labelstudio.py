@@ -34,7 +34,7 @@ from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 from magtiles_seg.files import write_json
-from magtiles_seg.shapes import Mask
+from magtiles_seg.shapes import Mask, encode_rle
 
 _MAX_BRUSH_PX = 64_000_000
 NAME, CONFIG = "tasks.json", "label_config.xml"
@@ -255,13 +255,10 @@ def decode_brush(rle: Sequence[int]) -> npt.NDArray[np.uint8]:
 
 def encode_brush(mask: Mask) -> list[int]:
     """Return the run lengths of a mask, (H, W) bool, as Label Studio's brush stores them."""
-    flat = np.repeat(mask.ravel(), 4)
-    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    lengths = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
     sizes, bits = (3, 4, 8, 16), list[str]()
-    bits.append(f"{flat.size:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes))
-    value = bool(flat[0])
-    for length in lengths:
+    bits.append(f"{4 * mask.size:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes))
+    value = False
+    for length in (4 * encode_rle(mask.T)).tolist():  # row by row
         while length:
             now = min(length, 1 << 16)
             index = next(i for i, size in enumerate(sizes) if now <= 1 << size)
