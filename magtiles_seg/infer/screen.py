@@ -251,15 +251,10 @@ class ScreenedBackend:
         self._inner = inner
         self._cell_px = screen.card.stride
         self._halo = -(-(spec.card.receptive_field_px // 2) // self._cell_px)
-        self._spec = _screened(spec, screen)
-        self._grid_px = self._spec.card.stride
+        self.spec = _screened(spec, screen)
+        self._grid_px = self.spec.card.stride
         self._lock = threading.Lock()
         self._seen = self._passed = 0
-
-    @property
-    def spec(self) -> BackendSpec:
-        """That of the wrapped backend; stride and receptive field are those of both together."""
-        return self._spec
 
     @property
     def passed_share(self) -> float:

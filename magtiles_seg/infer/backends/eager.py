@@ -137,7 +137,7 @@ class EagerBackend:
         self._graph: Held[InferenceGraph] = Held(
             lambda: InferenceGraph(network).eval().to(self._device), str(path), again=again
         )
-        self._spec = BackendSpec(
+        self.spec = BackendSpec(
             name="eager",
             device=str(self._device),
             provider=f"torch {torch.__version__}",
@@ -146,11 +146,6 @@ class EagerBackend:
             sha256=sha256,
             card=card_of(network, meta, name=path.stem, weights_sha256=sha256),
         )
-
-    @property
-    def spec(self) -> BackendSpec:
-        """What runs, and on what."""
-        return self._spec
 
     def infer(
         self, images: npt.NDArray[np.uint8]

@@ -92,7 +92,7 @@ class OpenVinoBackend:
         compiling = partial(_compile, data, path, threads=threads, precision=precision)
         self._loaded = Held(compiling, str(path), again=_refuse_fork)
         loaded = self._loaded.get()
-        self._spec = BackendSpec(
+        self.spec = BackendSpec(
             name="openvino",
             device="cpu",
             provider=_provider(),
@@ -102,11 +102,6 @@ class OpenVinoBackend:
             card=loaded.card,
             precision=_arithmetic(precision_of(data), precision),
         )
-
-    @property
-    def spec(self) -> BackendSpec:
-        """What runs, and on what."""
-        return self._spec
 
     def infer(
         self, images: npt.NDArray[np.uint8]

@@ -104,7 +104,7 @@ class OrtBackend:
         )
         session = self._session.get()
         self._gpu = None if kind == "cpu" else number
-        self._spec = BackendSpec(
+        self.spec = BackendSpec(
             name="onnxruntime",
             device="cpu" if kind == "cpu" else f"{kind}:{number}",
             provider=session.get_providers()[0],
@@ -114,11 +114,6 @@ class OrtBackend:
             card=_read_card(session, path),
             precision=precision_of(data),
         )
-
-    @property
-    def spec(self) -> BackendSpec:
-        """What runs, and on what."""
-        return self._spec
 
     def infer(
         self, images: npt.NDArray[np.uint8]

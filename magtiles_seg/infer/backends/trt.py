@@ -302,7 +302,7 @@ class TrtBackend:
         )
         runner = self._runner.get()
         self._shapes = (runner.least, runner.greatest)
-        self._spec = BackendSpec(
+        self.spec = BackendSpec(
             name="tensorrt",
             device=f"cuda:{number}",
             provider=f"{runtime_name(flavour)} {library.__version__}",
@@ -312,11 +312,6 @@ class TrtBackend:
             card=manifest.card,
             precision=manifest.precision,
         )
-
-    @property
-    def spec(self) -> BackendSpec:
-        """What runs, and on what."""
-        return self._spec
 
     def infer(
         self, images: npt.NDArray[np.uint8]
