@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import encode_png, sha256_of, write
 from magtiles_seg.marking import encode_result
+from magtiles_seg.names import timestamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +143,7 @@ class ReviewFolder:
         picture, mask = encode_png(image), encode_result(draft)
         record = {
             "schema_version": SCHEMA_VERSION,
-            "at": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "at": timestamp(now),
             "reason": reason,
             "interest": round(interest, 4),
             "sha256": sha256_of(picture),
