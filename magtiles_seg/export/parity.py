@@ -21,10 +21,7 @@ from magtiles_seg.labels import FREE
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from magtiles_seg.config import ExportParams
-
 
 DRAWN_PER_CLASS = 40
 """Synthetic tiles of each class, where there are no others: of four, a small region is a tenth."""
@@ -401,13 +398,9 @@ def _verdicts(report: ParityReport, tolerance: Tolerance) -> Iterator[tuple[bool
 
 def frozen_pictures() -> list[npt.NDArray[np.uint8]]:
     """Return the synthetic tiles that an export is proved on: each defect twice, odd sizes too."""
-    from magtiles_seg.dataset.synthetic import synthetic_tile
-    from magtiles_seg.labels import LABELS
-
-    labels = (None, *LABELS[1:])
     tiles = [
         synthetic_tile(seed, defect=label, exposure=exposure).image
-        for seed, label in enumerate(labels)
+        for seed, label in enumerate((None, *DEFECTS))
         for exposure in (1, 4)
     ]
     return [

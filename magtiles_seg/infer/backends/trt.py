@@ -351,14 +351,7 @@ class TrtBackend:
 
 def environment(library: Any, flavour: str, cuda: Cuda) -> dict[str, str | list[str]]:  # noqa: ANN401
     """Return this machine's facts by the names of a manifest."""
-    gpu = cuda.gpu()
-    return {
-        **local_environment(runtime_name(flavour), library.__version__),
-        "gpu": gpu.name,
-        "compute_capability": gpu.compute_capability,
-        "driver": gpu.driver,
-        "cuda": gpu.cuda,
-    }
+    return {**local_environment(runtime_name(flavour), library.__version__), **cuda.gpu()}
 
 
 def flavour_of(manifest: Manifest, path: Path) -> str:
