@@ -33,6 +33,15 @@ _MOST_PORT = 65535
 _SEGMENTER_OPTIONS = ("device", "backend", "mm_per_px", "threads", "screen", "rebuild")
 """Options of the verbs that are arguments of `Segmenter` by the same name, beside `OVERRIDES`."""
 
+DECISION: tuple[tuple[str, type, str], ...] = (
+    ("threshold", float, "a pixel of at least this probability is defect"),
+    ("min-area-px", int, "smaller connected regions are dropped"),
+    ("reject-score", float, "a picture of at least this score is rejected"),
+    ("review-score", float, "from this score on a picture wants review"),
+    ("mm-per-px", float, "scale of the pictures, for sizes in mm"),
+)
+"""Options of the verbs that judge pictures: name, type and help of each."""
+
 
 def add_verb(
     verbs: Verbs,
