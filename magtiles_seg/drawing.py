@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
 
-__all__ = [
-    "draw_heat",
-    "draw_mask",
-    "draw_numbered",
-    "draw_overlay",
-    "draw_panel",
-    "draw_plain",
-    "hatch",
-    "plate",
-]
-
 NUMBERED: Final = 30
 """So many regions get a number, the largest first; more numbers hide the picture."""
 

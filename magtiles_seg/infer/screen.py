@@ -32,8 +32,6 @@ from magtiles_seg.model.cells import halved
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Screen", "ScreenWarning", "ScreenedBackend", "windows"]
-
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 _TENSORS = [("image", "tensor(uint8)", 3), ("cells", "tensor(float)", 3)]
 

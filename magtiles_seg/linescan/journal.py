@@ -17,8 +17,6 @@ from magtiles_seg.names import timestamp
 if TYPE_CHECKING:
     from magtiles_seg.linescan.sinks import RecordFile
 
-__all__ = ["Journal"]
-
 _END = "end"  # the web came to its end: nothing is missing until the next run
 
 

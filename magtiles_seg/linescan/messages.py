@@ -14,8 +14,6 @@ from magtiles_seg.names import new_run, timestamp
 if TYPE_CHECKING:
     from magtiles_seg.linescan.sources import LineBlock
 
-__all__ = ["COLUMNS", "Arrivals", "Found", "Message", "Numbering", "SinkState"]
-
 Found: TypeAlias = WebDefect | Uninspected
 
 COLUMNS = (

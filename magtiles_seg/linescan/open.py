@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.linescan.sources import LineBlock
 
-__all__ = ["CameraOptions", "open_source", "stream"]
-
 _VIDEOS = frozenset({".avi", ".mkv", ".mov", ".mp4"})
 
 

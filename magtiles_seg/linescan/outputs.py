@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from magtiles_seg.linescan.review import WebReview
     from magtiles_seg.linescan.stream import StreamStatus
 
-__all__ = ["FORMATS", "Outputs", "stoppable"]
-
 FORMATS: dict[str, type[RecordFile]] = {
     "jsonl": JsonLinesSink,
     "csv": CsvSink,

@@ -24,8 +24,6 @@ from magtiles_seg.linescan.sources import LineBlock, LineSource
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SideBySide"]
-
 _POLL_S = 0.5
 _GREY = 128  # filler before a camera's first line
 

@@ -21,17 +21,6 @@ from magtiles_seg.linescan.defects import Reason
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "ArraySource",
-    "FolderSource",
-    "LineBlock",
-    "LineSource",
-    "Replay",
-    "VideoSource",
-    "frame",
-]
-
-
 _MOST_LINES = 2**62
 
 

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["REASONS", "Entry", "ReviewFolder"]
-
 REASONS = ("review", "disagreement", "drift", "random")
 """Why a picture is kept, in the order in which they are asked."""
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from magtiles_seg.dataset.splits import Split
     from magtiles_seg.review.folder import ReviewFolder
 
-__all__ = ["TOOLS", "Exported", "Imported", "export_review", "import_labels"]
-
 TOOLS = ("label-studio", "cvat", "labelme", "coco")
 INDEX = "review.json"
 """Beside the pictures of an export: the lineage of each, by which labels find their way back."""
