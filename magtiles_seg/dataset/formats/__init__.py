@@ -57,7 +57,8 @@ FORMATS: dict[str, ModuleType] = {
     "mvtec": mvtec,
     "huggingface": huggingface,
 }
-"""Each by its name, as a module with `read` and `write`."""
+"""Each by its name, as a module with `read` and `write`, which take what those here take; `write`
+returns the path that the format is opened by."""
 
 _LABELS_IN = {"labelme": ".json", "coco": ".json", "label-studio": ".json", "cvat": ".xml"}
 """Suffix of the files with the labels, where they are read only if their content is such."""

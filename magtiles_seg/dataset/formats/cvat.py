@@ -47,12 +47,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every CVAT file under a folder, and the pictures that none names.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read every CVAT file under a folder, and the pictures that none names."""
     files, found = Files(root), Reading()
     owner: dict[Path, Path] = {}
     for path in files.of(".xml"):
@@ -172,17 +167,9 @@ def write(
     as_polygons: bool = False,
     tolerance_px: float = 0.0,
 ) -> Path:
-    """Write pictures into `images/`, and beside it annotations.xml, which a CVAT task imports.
+    """Write pictures into `images/`, and beside it annotations.xml; return its path.
 
-    Args:
-        pictures: What is written.
-        out: An empty folder.
-        labels: Class names by index, background first.
-        as_polygons: Masks become polygons, whose points a person can pull; else CVAT's masks.
-        tolerance_px: How far such a polygon may stray from the mask's pixels.
-
-    Returns:
-        The path of annotations.xml.
+    A CVAT task imports that. Masks that do not become polygons are CVAT's own.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     tree, names = ElementTree.Element("annotations"), list(labels[1:])

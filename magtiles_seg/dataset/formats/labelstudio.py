@@ -54,12 +54,7 @@ def recognises(content: object) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every export under a folder, and the pictures that none names.
-
-    Args:
-        root: The data set: the export, and the pictures.
-        progress: Told pictures.
-    """
+    """Read every export under a folder, and the pictures that none names."""
     files, found = Files(root), Reading()
     owner: dict[Path, Path] = {}
     for path in files.of(".json"):
@@ -282,17 +277,9 @@ def write(
 ) -> Path:
     """Write pictures into `images/`, and beside it tasks.json and the labelling configuration.
 
-    Args:
-        pictures: What is written.
-        out: An empty folder.
-        labels: Class names by index, background first.
-        as_polygons: Masks become polygons, whose points a person can pull; else brush masks.
-        tolerance_px: How far such a polygon may stray from the mask's pixels.
-        as_predictions: As a draft of a model, which a person accepts or corrects; else as labels.
-        prefix: Put before a picture's name where Label Studio looks for it.
-
-    Returns:
-        The path of tasks.json.
+    Masks that do not become polygons are brush masks. `as_predictions` writes the draft of a model,
+    which a person accepts or corrects, else labels. `prefix` stands before a picture's name, for
+    Label Studio to look there. Returns the path of tasks.json.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     tasks, names = list[dict[str, Any]](), list(labels[1:])

@@ -65,12 +65,7 @@ def recognises(files: Files) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every picture with the mask of its name, and those that have none.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read every picture with the mask of its name, and those that have none."""
     files, found = Files(root), Reading()
     pairs = _pairs(files)
     masks = {folder: by_stem(files, folder, found) for folder in dict.fromkeys(pairs.values())}
@@ -285,17 +280,9 @@ def read_colour_mask(path: Path) -> npt.NDArray[np.int32]:
 
 
 def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
-    """Write pictures into `images/` and masks of class indices into `masks/`: the layout `folder`.
+    """Write the layout `folder` into `out`, and return that: `images/`, and masks of class indices.
 
     What is ignored has the value 255 there. `dataset.json` beside them names the classes.
-
-    Args:
-        pictures: What is written; every class is among the labels.
-        out: An empty folder.
-        labels: Class names by index, background first.
-
-    Returns:
-        `out`.
     """
     for folder in ("images", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)

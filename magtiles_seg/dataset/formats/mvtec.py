@@ -37,12 +37,7 @@ def recognises(files: Files) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every picture of train and test, with its mask.
-
-    Args:
-        root: The data set; with several categories in it, all of them.
-        progress: Told pictures.
-    """
+    """Read every picture of train and test, with its mask."""
     files, found = Files(root), Reading()
     known = set[Path]()
     for category in _categories(files):
@@ -110,15 +105,7 @@ def _cannot_be_a_folder(label: str) -> bool:
 
 
 def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
-    """Write sound pictures into train/good, and others, with masks, into the folders of a class.
-
-    Args:
-        pictures: What is written. A picture has one class there: that of most of its pixels.
-        out: An empty folder.
-        labels: Class names by index, background first; none that is no name of a folder.
-
-    Returns:
-        `out`.
+    """Write sound pictures into train/good, others into the folder of their class; return `out`.
 
     Raises:
         DataError: A picture has several classes or an ignored region, which the format cannot say,

@@ -47,12 +47,7 @@ def recognises(files: Files) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every picture of JPEGImages with its mask, and those that have none.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read every picture of JPEGImages with its mask, and those that have none."""
     files, found = Files(root), Reading()
     aside = [p for p in files.pictures if any(part.startswith("Segmentation") for part in p.parts)]
     files.set_aside(aside)
@@ -158,17 +153,9 @@ def _breaks_a_line(label: str) -> bool:
 
 
 def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
-    """Write JPEGImages, SegmentationClass, the list of pictures, and labelmap.txt.
+    """Write JPEGImages, SegmentationClass, the list of pictures and labelmap.txt; return `out`.
 
     Pictures of other suffixes than .jpg keep theirs.
-
-    Args:
-        pictures: What is written; every class is among the labels.
-        out: An empty folder.
-        labels: Class names by index, background first.
-
-    Returns:
-        `out`.
 
     Raises:
         DataError: A class has a name that the list of classes cannot hold.
