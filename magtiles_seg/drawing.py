@@ -86,17 +86,13 @@ def draw_heat(result: Segmentation) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def draw_numbered(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[np.uint8]:
+def draw_numbered(result: Segmentation) -> NDArray[np.uint8]:
     """Draw the regions on the picture: tinted, outlined, numbered as in the table.
 
-    Args:
-        result: The answer.
-        side_px: What a small picture is enlarged to at most, by a whole factor up to 4.
-
     Returns:
-        (f H, f W, 3) uint8 RGB.
+        (f H, f W, 3) uint8 RGB; a small picture is enlarged by a whole factor up to 4.
     """
-    factor = _factor(result, side_px)
+    factor = _factor(result)
     classes = region_classes(result)
     drawn = _scaled(draw_overlay(result.image, classes, _TINT), factor, cv2.INTER_LINEAR)
     drawn = _outlined(drawn, classes, factor)
@@ -104,15 +100,15 @@ def draw_numbered(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[n
     return drawn
 
 
-def draw_plain(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[np.uint8]:
+def draw_plain(result: Segmentation) -> NDArray[np.uint8]:
     """Return the picture itself as large as `draw_numbered` draws it: (f H, f W, 3) uint8 RGB."""
     grey = np.repeat(result.image[:, :, None], 3, axis=2)
-    return _scaled(grey, _factor(result, side_px), cv2.INTER_LINEAR)
+    return _scaled(grey, _factor(result), cv2.INTER_LINEAR)
 
 
-def _factor(result: Segmentation, side_px: int) -> int:
+def _factor(result: Segmentation) -> int:
     longest: int = max(result.mask.shape)
-    return min(_MOST_ENLARGED, max(1, side_px // longest))
+    return min(_MOST_ENLARGED, max(1, _SIDE_PX // longest))
 
 
 def draw_panel(result: Segmentation, *, theme: str = "light") -> NDArray[np.uint8]:
