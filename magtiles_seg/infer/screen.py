@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError
 from magtiles_seg.files import sha256_of
-from magtiles_seg.infer.backends.base import Backend, BackendSpec, check_images, check_threads
+from magtiles_seg.infer.backends.base import (
+    Answer,
+    Backend,
+    BackendSpec,
+    check_images,
+    check_threads,
+)
 from magtiles_seg.infer.backends.held import Held
 from magtiles_seg.infer.backends.onnxfile import read_again, read_onnx
 from magtiles_seg.infer.backends.ort import open_on_cpu
@@ -260,18 +266,8 @@ class ScreenedBackend:
         with self._lock:
             return self._passed / max(1, self._seen)
 
-    def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Return the model's answer where the screen passes a cell on, else 0 and class 1.
-
-        Args:
-            images: (N, H, W) uint8, N >= 1.
-
-        Returns:
-            As of `Backend.infer`.
-
-        Raises:
-            InferenceError: The pictures do not fit, the backend is closed, or the runtime failed.
-        """
+    def infer(self, images: NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend` where the screen passes a cell on, else by 0 and class 1."""
         probability, classes, _ = self.infer_and_tell(images)
         return probability, classes
 

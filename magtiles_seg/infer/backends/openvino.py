@@ -21,6 +21,7 @@ from magtiles_seg.errors import (
 )
 from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
+    Answer,
     BackendSpec,
     check_answer,
     check_images,
@@ -103,14 +104,8 @@ class OpenVinoBackend:
             precision=_arithmetic(precision_of(data), precision),
         )
 
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
-
-        Raises:
-            InferenceError: The pictures do not fit, the backend is closed, or OpenVINO failed.
-        """
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend`."""
         check_images(images)
         loaded = self._loaded.get()
         try:

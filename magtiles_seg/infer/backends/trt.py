@@ -17,6 +17,7 @@ import numpy.typing as npt
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError, StaleEngineError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
+    Answer,
     BackendSpec,
     check_images,
     check_shape,
@@ -313,17 +314,8 @@ class TrtBackend:
             precision=manifest.precision,
         )
 
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
-
-        A batch greater than the engine takes is run in parts.
-
-        Raises:
-            InferenceError: The pictures do not fit the engine, the backend is closed, or the
-                library failed.
-        """
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend`; a batch greater than the engine takes, in parts."""
         check_images(images)
         runner = self._runner.get()
         least, greatest = self._shapes
