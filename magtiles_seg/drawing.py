@@ -81,8 +81,12 @@ def draw_mask(result: Segmentation) -> NDArray[np.uint8]:
 
 def draw_heat(result: Segmentation) -> NDArray[np.uint8]:
     """Return the probability as colours from black (0) to pale yellow (1): (H, W, 3) uint8 RGB."""
-    levels = np.rint(result.probability * 255).astype(np.uint8)
-    colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
+    return _heat(result.probability * 255)
+
+
+def _heat(levels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colour levels 0..255 from black to pale yellow: (H, W, 3) uint8 RGB."""
+    colours = cv2.applyColorMap(np.rint(levels).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
@@ -220,11 +224,9 @@ def _answer(result: Segmentation, scale: float) -> tuple[NDArray[np.uint8], list
         _write_numbers(drawn, result, scale)
         return drawn, [] if result.defects else ["no region found"]
     strongest = max(1e-6, float(result.probability.max()))
-    heat = cv2.applyColorMap(
-        np.rint(result.probability * (255 / strongest)).astype(np.uint8), cv2.COLORMAP_INFERNO
-    )
+    heat = _heat(result.probability * (255 / strongest))
     grey = np.repeat(result.image[:, :, None], 3, axis=2)
-    mixed = cv2.addWeighted(grey, 0.45, np.asarray(cv2.cvtColor(heat, cv2.COLOR_BGR2RGB)), 0.75, 0)
+    mixed = cv2.addWeighted(grey, 0.45, heat, 0.75, 0)
     why = [
         f"heat map, not regions: nowhere {result.decision.min_area_px} px or more together reach "
         f"{result.decision.threshold:.2f} (highest: {strongest:.2f});",
