@@ -201,6 +201,13 @@ def add_params(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tiles(verb: argparse.ArgumentParser, *, data: str, split: str) -> None:
+    """Add `--data DIR` or `--split FILE`, the tiles that models are compared on, and their help."""
+    tiles = verb.add_mutually_exclusive_group()
+    tiles.add_argument("--data", type=Path, metavar="DIR", help=data)
+    tiles.add_argument("--split", type=Path, metavar="FILE", help=split)
+
+
 def add_train_device(verb: argparse.ArgumentParser) -> None:
     """Add `--device`, a short word for `--set train.device=…`, which `read_params` reads."""
     verb.add_argument(
