@@ -20,8 +20,6 @@ from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.linescan.sinks import Sink
 from magtiles_seg.linescan.sources import LineBlock, LineSource
 
-__all__ = ["POLICIES", "Policy", "StreamStatus", "inspect"]
-
 Policy: TypeAlias = Literal["block", "drop"]
 POLICIES: tuple[Policy, ...] = ("block", "drop")
 

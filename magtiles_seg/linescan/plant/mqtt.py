@@ -18,8 +18,6 @@ except ImportError as error:
         f"mqtt:// needs paho-mqtt ({error}): pip install 'magtiles-seg[plant]'"
     ) from error
 
-__all__ = ["MqttDoor"]
-
 _SLICE_S = 0.1
 
 
