@@ -169,6 +169,22 @@ def test_broker_that_accepts_and_never_answers_is_an_alarm_not_a_stop() -> None:
             box.close()
 
 
+def test_mqtt_connections_of_a_door_have_one_name_so_that_a_broker_ends_the_broken_one() -> None:
+    heads = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        door = MqttDoor("127.0.0.1", "t", port=port, timeout_s=0.2)
+        box = outbox(door, Limits(patience_s=0))
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection:
+                heads.append(connection.recv(4096))
+        box.close()
+    names = {head[14 : 14 + int.from_bytes(head[12:14])] for head in heads}
+    assert len(names) == 1
+    assert 1 <= len(names.pop()) <= 23  # what MQTT 3.1.1 asks brokers to take
+
+
 def test_full_outbox_drops_the_oldest_and_says_so() -> None:
     port = free_port()
     box = outbox(ModbusDoor("127.0.0.1", port=port, hold_s=0), Limits(most=3))
