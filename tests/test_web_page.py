@@ -303,6 +303,24 @@ def test_page_works_with_the_server_stopped_and_asks_no_other_origin(
     page.context.close()
 
 
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ("decide.js", "If nothing follows, reload the page."),
+        ("model.json", "The model cannot be loaded: Failed to fetch. Reload the page"),
+        ("model.onnx", "The model cannot be loaded: Failed to fetch. Reload the page"),
+    ],
+)
+def test_page_whose_files_do_not_arrive_says_so_and_what_to_do(
+    browser: Browser, site: Site, lost: str, told: str
+) -> None:
+    page = new_page(browser)
+    page.route(f"**/{lost}", lambda route: route.abort())
+    page.goto(site.url)
+    expect(page.locator("#status")).to_contain_text(told)
+    page.context.close()
+
+
 @pytest.mark.parametrize(("screen", "scheme"), [("phone", "dark"), ("laptop", "light")])
 def test_page_by_keyboard_opens_the_camera_moves_the_threshold_and_saves_the_csv(
     browser: Browser, site: Site, screen: str, scheme: str

@@ -6,13 +6,14 @@ import { canvasIsExact, drawnPixels, readGrey, toGrey } from "./pixels.js";
 
 const MOST = 500; // pictures kept at once: a tile's probabilities and classes take a third of a megabyte
 const $ = (id) => document.getElementById(id);
-const about = await (await fetch("model.json")).json(); // written by build.py from the model's card
+const say = (text) => { $("status").textContent = text; };
+const sayUnloaded = (error) => say(`The model cannot be loaded: ${error.message}. Reload the page when the network is there.`);
+const about = await fetch("model.json").then((found) => found.json()) // written by build.py from the model's card
+  .catch((error) => { sayUnloaded(error); throw error; });
 const decision = { ...about.decision };
 const colourOf = (label) => about.colours[about.labels.indexOf(label)];
 const pictures = []; // { name, grey, probability, classes, score } or { name, error }
 let shown = 0, leftOut = 0, queue = Promise.resolve(), infer;
-
-const say = (text) => { $("status").textContent = text; };
 
 /** Say a picture's own line, and how many came out without a verdict: the next line must not hide that. */
 function sayOf(text) {
@@ -25,7 +26,7 @@ function load(processor) {
   say("Loading the model: once, then the page works without a network …");
   infer = openModel(about, processor);
   infer.then(() => say(canvasIsExact() ? "Ready." : "This browser changes pictures' pixels, against tracking: its answers may differ."),
-    (error) => say(`The model cannot be loaded: ${error.message}`));
+    sayUnloaded);
 }
 
 async function add(name, read) {
