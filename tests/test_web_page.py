@@ -303,6 +303,25 @@ def test_page_works_with_the_server_stopped_and_asks_no_other_origin(
     page.context.close()
 
 
+def test_pictures_beyond_what_a_page_can_hold_are_left_out_and_counted(
+    browser: Browser, site: Site, folder: Path
+) -> None:
+    script = (folder / "app.js").read_text(encoding="utf-8")
+    assert "MOST_PIXELS = 100_000_000" in script
+    script = script.replace("100_000_000", "100_000")  # two examples
+    page = new_page(browser)
+    page.route(
+        "**/app.js", lambda route: route.fulfill(body=script, content_type="text/javascript")
+    )
+    page.goto(site.url)
+    for count in (1, 2, 2):
+        page.locator("#example").click()
+        expect(page.locator("#pictures option")).to_have_count(count)
+    expect(page.locator("#status")).to_contain_text("1 left out: at most 500 pictures and 0.1 mil")
+    expect(page.locator("#pictures option")).to_have_count(2)
+    page.context.close()
+
+
 @pytest.mark.parametrize(
     ("lost", "told"),
     [
