@@ -513,12 +513,12 @@ def test_opcua_client_can_change_nothing() -> None:
             management = client.nodes.objects.get_child(path)
             score = management.get_child([f"{space}:LatestResult", f"{space}:Score"])
             for change in (
-                lambda: score.write_value(1.0),  # type: ignore[no-untyped-call]
+                lambda: score.write_value(1.0),
                 lambda: management.add_object(space, "mine"),
                 lambda: client.delete_nodes([management]),
             ):
                 with pytest.raises(ua.uaerrors.BadUserAccessDenied):
-                    change()
+                    change()  # type: ignore[no-untyped-call]
 
 
 def test_opcua_port_that_is_taken_is_an_alarm_and_the_server_starts_when_it_is_free(
