@@ -54,7 +54,7 @@ class Engine:
         on_cpu = (job.segmenter.get("device") or default_device(model)) == "cpu"
         cores = available_cores()
         workers = self.workers or (cores if on_cpu else 1)
-        return workers, max(1, cores // workers)
+        return workers, job.segmenter.get("threads") or max(1, cores // workers)
 
 
 class BatchProgress(Protocol):

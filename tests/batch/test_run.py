@@ -382,3 +382,12 @@ def test_run_batch_of_or_into_a_folder_that_cannot_be_listed_is_refused_at_once(
     forbid(monkeypatch, finished.out / "parts")
     with pytest.raises(PermissionError, match="parts"):
         run_batch(finished, ONE)
+
+
+def test_worker_takes_the_threads_of_the_job_and_else_its_share_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magtiles_seg.batch.run.available_cores", lambda: 16)
+    job = Job(source=str(tmp_path), out=tmp_path / "out")
+    assert Engine(workers=4).layout(job) == (4, 4)
+    assert Engine(workers=4).layout(replace(job, segmenter={"threads": 1})) == (4, 1)
