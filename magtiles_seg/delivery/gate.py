@@ -27,8 +27,9 @@ from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import figures
 from magtiles_seg.model.card import ModelCard
 
-_RESULTS = re.compile(r"params\.yaml|dvc\.lock|results/.*")
-"""All that an experiment may change which is merged without a person."""
+_RESULTS = re.compile(r"params\.yaml|dvc\.lock|results/.*\.(csv|json|md|tsv)")
+"""All that an experiment may change which is merged without a person. A `results/x.dvc` is none of
+these: `dvc pull` writes what it names to any place of the checkout."""
 
 FIXED = ("data_load", "data_split", "evaluate", "gate", "train.start", "train.teacher")
 """Parameters, or sections of them, that both must have alike: what is measured, how it is judged,

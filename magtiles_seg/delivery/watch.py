@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 MAX_PSI = 0.2
 """Above it the pictures are another line's than the model was judged on: docs/serve.md."""
@@ -23,6 +24,8 @@ MAX_FLIPPED_FRACTION = 0.01
 
 _LEAST = 100  # of fewer mirrored pictures a share says nothing
 _TIMEOUT_S = 30.0
+_UNREAD = (OSError, ValueError, HTTPException)
+_HERE = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:\d+)?", re.IGNORECASE)
 _SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -46,12 +49,18 @@ def watch(url: str) -> list[Finding]:
         url: Of the service, without a path.
     """
     url = url.rstrip("/")
+    advice = "see the host's log; `magtiles-seg smoke` tests all of it"
     try:
         _get(f"{url}/readyz")
-        metrics = _get(f"{url}/metrics")
-    except (OSError, ValueError, HTTPException) as error:
-        advice = "see the host's log; `magtiles-seg smoke` tests all of it"
+    except _UNREAD as error:
         return [Finding(f"{url} is not ready: {error}", advice)]
+    try:
+        metrics = _get(f"{url}/metrics")
+    except _UNREAD as error:
+        return [Finding(f"{url}/metrics cannot be read: {error}", advice)]
+    if not _samples(metrics, "magtiles_ready"):
+        advice = "is it the address of the service? A page to log in answers everything, too"
+        return [Finding(f"{url}/metrics holds no figures of the service", advice)]
     return [*drift(metrics), *shadow(metrics)]
 
 
@@ -90,8 +99,19 @@ def _samples(metrics: str, name: str) -> list[tuple[str, float]]:
     return [((match[2] or "").partition("=")[2].strip('",'), float(match[3])) for match in found]
 
 
+class DirectHere(urllib.request.ProxyHandler):
+    """Asks what runs on this machine itself: the proxy of the environment cannot reach that."""
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002, ANN401 - as it is called
+        """Go by the proxy, but to this machine itself."""
+        return None if _HERE.fullmatch(req.host) else super().proxy_open(req, proxy, type)
+
+
+_OPENER = urllib.request.build_opener(DirectHere)
+
+
 def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+    with _OPENER.open(url, timeout=_TIMEOUT_S) as answer:
         return str(answer.read().decode())
 
 

@@ -211,7 +211,15 @@ def test_judge_of_a_weaker_gate_is_not_merged_by_it(branches: Branches) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["magtiles_seg/evaluate/metrics.py", "dvc.yaml", "params.yaml.sh", "docs/results/a", ".dvc/x"],
+    [
+        "magtiles_seg/evaluate/metrics.py",
+        "dvc.yaml",
+        "params.yaml.sh",
+        "docs/results/a",
+        ".dvc/x",
+        "results/x.dvc",  # `dvc pull` writes what it names to any place, such as code
+        "results/dvc.yaml",
+    ],
 )
 def test_judge_of_what_is_no_result_leaves_it_to_a_person(branches: Branches, path: str) -> None:
     branches.write(scored(NEW).result)

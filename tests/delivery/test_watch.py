@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -45,7 +46,13 @@ def url(metrics: Metrics) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with listening(Handler) as address:
+        yield address
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -86,6 +93,28 @@ def test_watch_of_few_mirrored_pictures_says_nothing_of_their_share() -> None:
 def test_watch_of_an_endpoint_that_is_down_is_a_finding() -> None:
     (found,) = watch.watch("http://127.0.0.1:9")
     assert "is not ready" in found.what
+
+
+@pytest.mark.parametrize(("status", "said"), [(200, "holds no figures"), (404, "cannot be read")])
+def test_watch_of_what_is_not_the_service_is_a_finding(status: int, said: str) -> None:
+    class Login(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/readyz" else status)
+            self.end_headers()
+            self.wfile.write(b"<html>Log in</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with listening(Login) as url:
+        (found,) = watch.watch(url)
+    assert found.what.startswith(f"{url}/metrics {said}")
+
+
+def test_watch_of_this_machine_asks_no_proxy(url: str, tmp_path: Path) -> None:
+    call = [sys.executable, watch.__file__, url, f"{tmp_path}/found.md"]
+    environ = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    assert subprocess.run(call, env=environ, capture_output=True).returncode == 0
 
 
 def test_watch_of_an_endpoint_that_speaks_no_http_is_a_finding() -> None:
