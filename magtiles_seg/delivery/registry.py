@@ -64,8 +64,8 @@ def register(
         The version, and the Git tags that were made.
 
     Raises:
-        ConfigError: The artifact or revision is unknown, the version does not fit, or the checkout
-            is shallow.
+        ConfigError: The artifact or revision is unknown, the version does not fit or was withdrawn,
+            or the checkout is shallow.
         BackendUnavailableError: gto is not installed.
     """
     _check_whole(root)
@@ -79,12 +79,16 @@ def register(
             f"known: {', '.join(declared) or 'none'}"
         )
     commit = _commit(root, revision)
-    own = version_of(root, name, commit)
+    own, before = version_of(root, name, commit), _tags(root)
+    if f"{name}@{own}!" in before:
+        raise ConfigError(
+            f"{name} {own} was withdrawn, by the tag {name}@{own}!; take another commit, or delete "
+            "that tag here and at origin"
+        )
     if own and version not in (None, own):
         raise ConfigError(f"{commit[:7]} is {name} {own} already, and cannot become {version}")
     if own:
         return own, ()
-    before = _tags(root)
     _call("register", root, name, commit, version=version)
     registered = version_of(root, name, commit)
     if registered is None:
@@ -105,7 +109,7 @@ def promote(
         version: Such as `v2.0.0`; None: the commit's own, or the next patch version.
 
     Raises:
-        ConfigError: The artifact or stage is unknown, or the version does not fit.
+        ConfigError: The artifact or stage is unknown, or the version does not fit or was withdrawn.
         BackendUnavailableError: gto is not installed.
     """
     if stage not in STAGES:
@@ -141,7 +145,7 @@ def fetch(root: Path) -> None:
     Raises:
         ConfigError: A tag here is another one than at `origin`, or it cannot be reached.
     """
-    git("fetch", "--quiet", "--tags", "origin", root=root)
+    git("fetch", "--tags", "origin", root=root)  # --quiet would not say which tag is another
 
 
 def push(root: Path, name: str, revision: str) -> None:
@@ -181,13 +185,15 @@ def _call(function: str, root: Path, *words: str, **options: Any) -> Any:  # noq
     """Call a function of GTO, its errors turned into ours."""
     try:
         from gto import api
-        from gto.exceptions import GTOException
+        from gto.exceptions import GTOException, TagExists
     except ImportError as error:
         raise BackendUnavailableError(
             "the registry needs gto: pip install 'magtiles-seg[pipeline]'"
         ) from error
     try:
         return getattr(api, function)(str(root), *words, **options, **_author(root))
+    except TagExists as error:  # as after the last version was withdrawn: GTO gives it again
+        raise ConfigError(f"gto {function}: {error}; give another by --version") from error
     except GTOException as error:
         raise ConfigError(f"gto {function}: {error}") from error
 

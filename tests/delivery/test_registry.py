@@ -108,6 +108,38 @@ def test_fetch_keeps_two_jobs_from_giving_one_version_twice(
     assert registry.register(tmp_path / "b", "magtiles")[0] == "v0.0.2"
 
 
+def test_fetch_names_the_tag_that_is_another_one_here(repository: Path, tmp_path: Path) -> None:
+    git("push", "--quiet", "origin", "HEAD:refs/heads/main", root=repository)
+    git("clone", "--quiet", str(tmp_path / "remote.git"), str(tmp_path / "other"), root=tmp_path)
+    for root in (repository, tmp_path / "other"):
+        commit(root)
+        git("tag", "magtiles@v0.0.1", root=root)
+    git("push", "--quiet", "origin", "magtiles@v0.0.1", root=tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"magtiles@v0\.0\.1 .*would clobber existing tag"):
+        registry.fetch(repository)
+
+
+def test_version_that_was_withdrawn_is_put_on_no_stage(repository: Path) -> None:
+    from gto import api
+
+    registry.promote(repository, "magtiles", "dev")
+    api.deregister(  # as `gto deprecate` does
+        str(repository),
+        "magtiles",
+        version="v0.0.1",
+        author="test",
+        author_email="test@example.org",
+    )
+    for stage in ("dev", "prod"):
+        with pytest.raises(ConfigError, match=r"v0\.0\.1 was withdrawn, by the tag magtiles@v0"):
+            registry.promote(repository, "magtiles", stage)
+    commit(repository)
+    with pytest.raises(ConfigError, match="give another by --version"):  # GTO gives v0.0.1 again
+        registry.promote(repository, "magtiles", "dev")
+    registry.promote(repository, "magtiles", "dev", version="v0.0.2")
+    assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
+
+
 def test_push_sends_version_and_stage_to_origin(repository: Path) -> None:
     registry.register(repository, "magtiles", version="v2.0.0")
     registry.promote(repository, "magtiles", "dev")
