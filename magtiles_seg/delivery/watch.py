@@ -21,6 +21,7 @@ MAX_PSI = 0.2
 MAX_FLIPPED_FRACTION = 0.01
 """Share of mirrored pictures whose verdict may differ between production and the shadow."""
 
+_PSI = "magtiles_input_psi"
 _LEAST = 100  # of fewer mirrored pictures a share says nothing
 _TIMEOUT_S = 30.0
 _SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
@@ -52,12 +53,16 @@ def watch(url: str) -> list[Finding]:
     except (OSError, ValueError, HTTPException) as error:
         advice = "see the host's log; `magtiles-seg smoke` tests all of it"
         return [Finding(f"{url} is not ready: {error}", advice)]
+    if f"# TYPE {_PSI} " not in metrics:  # a log-in page, say, answers 200 to everything
+        said = " ".join(metrics[:200].split())
+        what = f"{url}/metrics has no figures of this service; it begins {said!r}"
+        return [Finding(what, "is the address the service's own, without a path or a log-in?")]
     return [*drift(metrics), *shadow(metrics)]
 
 
 def drift(metrics: str) -> Iterable[Finding]:
     """Give each feature of the pictures that has moved."""
-    for labels, value in _samples(metrics, "magtiles_input_psi"):
+    for labels, value in _samples(metrics, _PSI):
         if value > MAX_PSI:
             what = f"{labels} of the pictures has moved: stability index {value:.2f} > {MAX_PSI:g}"
             yield Finding(what, "look at late pictures: lamp, lens, dirt, a new kind of tile?")

@@ -155,6 +155,39 @@ def test_register_of_a_second_version_for_one_commit_is_refused(repository: Path
         registry.register(repository, "magtiles", version="v1.0.1")
 
 
+def test_version_that_was_withdrawn_is_none_and_is_not_given_again(repository: Path) -> None:
+    from gto import api
+
+    registry.promote(repository, "magtiles", "dev")
+    commit(repository)
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.2"
+    who = ("t", "t@example.org")
+    api.deregister(repository, "magtiles", version="v0.0.2", author=who[0], author_email=who[1])
+    assert registry.on_stage(repository, "magtiles", "dev") is None
+    assert registry.version_of(repository, "magtiles", "HEAD") is None
+    commit(repository)
+    after = registry.promote(repository, "magtiles", "dev")
+    assert after.version == "v0.0.3"
+    back = registry.promote(repository, "magtiles", "dev", revision="v0.0.1")
+    assert back.tags == ("magtiles#dev#4",)
+
+
+def test_tag_of_any_bytes_does_not_stop_a_promotion(repository: Path) -> None:
+    registry.register(repository, "magtiles")
+    head = git("rev-parse", "HEAD", root=repository)
+    (repository / ".git/packed-refs").write_bytes(f"{head} refs/tags/".encode() + b"\xfc\n")
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.1"
+
+
+def test_revision_reads_a_file_with_a_mark_and_refuses_one_without_end(repository: Path) -> None:
+    (repository / "marked.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert Revision(repository).mapping("marked.json") == {"a": 1}
+    for name, text in (("deep.json", '{"a":' * 100_000), ("deep.yaml", "[" * 5_000)):
+        (repository / name).write_text(text)
+        with pytest.raises(DataError, match=rf"{name} of working directory .* cannot be read"):
+            Revision(repository).mapping(name)
+
+
 def test_revision_reads_old_and_present_text(repository: Path) -> None:
     (repository / "dvc.yaml").write_text("now: 1\n")
     assert Revision(repository).mapping("dvc.yaml") == {"now": 1}

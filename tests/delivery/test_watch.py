@@ -88,6 +88,15 @@ def test_watch_of_an_endpoint_that_is_down_is_a_finding() -> None:
     assert "is not ready" in found.what
 
 
+def test_watch_of_a_page_that_answers_everything_is_a_finding(
+    url: str, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "text", lambda: b"<!doctype html>\n<title>Log in</title>")
+    (found,) = watch.watch(url)
+    said = "/metrics has no figures of this service; it begins '<!doctype html> <title>Log in"
+    assert said in found.what
+
+
 def test_watch_of_an_endpoint_that_speaks_no_http_is_a_finding() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
