@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.files import read_text
@@ -443,17 +443,7 @@ def present_names(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_SECTIONS: dict[str, type[_Section]] = {
-    section.name: section
-    for section in (
-        DataLoadParams,
-        DataSplitParams,
-        TrainParams,
-        ExportParams,
-        EvaluateParams,
-        GateParams,
-    )
-}
+_SECTIONS: dict[str, type[Any]] = get_type_hints(Params)
 
 
 def load_params(
@@ -484,14 +474,7 @@ def load_params(
         found += mistakes
         made[name] = values
     raise_if_any(found, where)
-    return Params(
-        data_load=DataLoadParams(**made["data_load"]),
-        data_split=DataSplitParams(**made["data_split"]),
-        train=TrainParams(**made["train"]),
-        export=ExportParams(**made["export"]),
-        evaluate=EvaluateParams(**made["evaluate"]),
-        gate=GateParams(**made["gate"]),
-    )
+    return Params(**{name: section(**made[name]) for name, section in _SECTIONS.items()})
 
 
 def _is_own_folder(overrides: Sequence[str]) -> bool:

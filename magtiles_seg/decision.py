@@ -15,8 +15,6 @@ from magtiles_seg.regions import top_values
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["OVERRIDES", "Decision", "Verdict", "count", "fraction", "scale"]
-
 Verdict: TypeAlias = Literal["accept", "review", "reject"]
 
 _MOST_COUNT = 2**63 - 1

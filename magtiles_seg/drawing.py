@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from magtiles_seg.regions import Defect
     from magtiles_seg.result import Segmentation
 
-__all__ = [
-    "draw_heat",
-    "draw_mask",
-    "draw_numbered",
-    "draw_overlay",
-    "draw_panel",
-    "draw_plain",
-    "hatch",
-    "plate",
-]
-
 NUMBERED: Final = 30
 """So many regions get a number, the largest first; more numbers hide the picture."""
 
@@ -92,22 +81,22 @@ def draw_mask(result: Segmentation) -> NDArray[np.uint8]:
 
 def draw_heat(result: Segmentation) -> NDArray[np.uint8]:
     """Return the probability as colours from black (0) to pale yellow (1): (H, W, 3) uint8 RGB."""
-    levels = np.rint(result.probability * 255).astype(np.uint8)
-    colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
+    return _heat(result.probability * 255)
+
+
+def _heat(levels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colour levels 0..255 from black to pale yellow: (H, W, 3) uint8 RGB."""
+    colours = cv2.applyColorMap(np.rint(levels).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def draw_numbered(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[np.uint8]:
+def draw_numbered(result: Segmentation) -> NDArray[np.uint8]:
     """Draw the regions on the picture: tinted, outlined, numbered as in the table.
 
-    Args:
-        result: The answer.
-        side_px: What a small picture is enlarged to at most, by a whole factor up to 4.
-
     Returns:
-        (f H, f W, 3) uint8 RGB.
+        (f H, f W, 3) uint8 RGB; a small picture is enlarged by a whole factor up to 4.
     """
-    factor = _factor(result, side_px)
+    factor = _factor(result)
     classes = region_classes(result)
     drawn = _scaled(draw_overlay(result.image, classes, _TINT), factor, cv2.INTER_LINEAR)
     drawn = _outlined(drawn, classes, factor)
@@ -115,15 +104,15 @@ def draw_numbered(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[n
     return drawn
 
 
-def draw_plain(result: Segmentation, *, side_px: int = _SIDE_PX) -> NDArray[np.uint8]:
+def draw_plain(result: Segmentation) -> NDArray[np.uint8]:
     """Return the picture itself as large as `draw_numbered` draws it: (f H, f W, 3) uint8 RGB."""
     grey = np.repeat(result.image[:, :, None], 3, axis=2)
-    return _scaled(grey, _factor(result, side_px), cv2.INTER_LINEAR)
+    return _scaled(grey, _factor(result), cv2.INTER_LINEAR)
 
 
-def _factor(result: Segmentation, side_px: int) -> int:
+def _factor(result: Segmentation) -> int:
     longest: int = max(result.mask.shape)
-    return min(_MOST_ENLARGED, max(1, side_px // longest))
+    return min(_MOST_ENLARGED, max(1, _SIDE_PX // longest))
 
 
 def draw_panel(result: Segmentation, *, theme: str = "light") -> NDArray[np.uint8]:
@@ -235,11 +224,9 @@ def _answer(result: Segmentation, scale: float) -> tuple[NDArray[np.uint8], list
         _write_numbers(drawn, result, scale)
         return drawn, [] if result.defects else ["no region found"]
     strongest = max(1e-6, float(result.probability.max()))
-    heat = cv2.applyColorMap(
-        np.rint(result.probability * (255 / strongest)).astype(np.uint8), cv2.COLORMAP_INFERNO
-    )
+    heat = _heat(result.probability * (255 / strongest))
     grey = np.repeat(result.image[:, :, None], 3, axis=2)
-    mixed = cv2.addWeighted(grey, 0.45, np.asarray(cv2.cvtColor(heat, cv2.COLOR_BGR2RGB)), 0.75, 0)
+    mixed = cv2.addWeighted(grey, 0.45, heat, 0.75, 0)
     why = [
         f"heat map, not regions: nowhere {result.decision.min_area_px} px or more together reach "
         f"{result.decision.threshold:.2f} (highest: {strongest:.2f});",

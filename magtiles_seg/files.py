@@ -18,20 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "Lock",
-    "encode_png",
-    "free_bytes",
-    "is_folder",
-    "lfs_pointer",
-    "sha256_of",
-    "staged",
-    "staged_folder",
-    "walk",
-    "write",
-    "write_json",
-]
-
 _CHUNK_BYTES = 1 << 20
 _POLLED_S = 0.005
 _OF_A_DISK = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO}

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from magtiles_seg.files import sha256_of
 
-__all__ = ["code_sha256", "import_closure"]
-
 _PACKAGE = Path(__file__).parent.name
 _ROOT = Path(__file__).parent.parent
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

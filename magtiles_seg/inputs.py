@@ -115,7 +115,8 @@ def find_pictures(words: Sequence[str], survey: Survey | None = None) -> dict[Pa
         found = _find(word, survey)
         if not found:
             notes = "".join(f"; {line}" for line in (*survey.problems(), *survey.lines()))
-            raise DataError(f"no picture in {word}: expected files ending in {_wanted()}{notes}")
+            wanted = ", ".join(sorted(SUFFIXES))
+            raise DataError(f"no picture in {word}: expected files ending in {wanted}{notes}")
         for item, place in found.items():
             if item.parent not in folders:  # one folder may go by several names
                 folders[item.parent] = os.path.realpath(item.parent)
@@ -298,7 +299,3 @@ def output_names(pictures: dict[Path, Path]) -> dict[Path, tuple[Path, str]]:
         taken[name] = picture
         names[picture] = name
     return names
-
-
-def _wanted() -> str:
-    return ", ".join(sorted(SUFFIXES))

@@ -9,8 +9,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MOST_CHARS", "parse_json", "read_json"]
-
 MOST_CHARS = 1 << 20
 """Longest text that is read: far above any card, manifest or selection."""
 

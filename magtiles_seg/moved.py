@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from importlib.abc import Loader, MetaPathFinder
@@ -125,25 +125,6 @@ class _Finder(MetaPathFinder):
         if name.removeprefix(f"{_PACKAGE}.") not in MOVED:
             return None
         return ModuleSpec(name, _Alias())
-
-
-def by_former_name(name: str, renamed: Mapping[str, str], module: Mapping[str, Any]) -> Any:  # noqa: ANN401 - of any type
-    """Return what a module's `__getattr__` was asked for by a former name.
-
-    Args:
-        name: What was asked for.
-        renamed: Former name to present name.
-        module: The module's `globals()`.
-
-    Raises:
-        AttributeError: It never had that name.
-    """
-    where = module["__name__"]
-    if name not in renamed:
-        raise AttributeError(f"module {where!r} has no attribute {name!r}")
-    now = renamed[name]
-    warnings.warn(f"{where}.{name} is now {where}.{now}", DeprecationWarning, stacklevel=3)
-    return module[now]
 
 
 def find_moved_modules() -> None:

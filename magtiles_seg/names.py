@@ -1,4 +1,4 @@
-r"""How names of files and addresses are sorted, and how they are shown and stored.
+r"""How files, addresses, times and runs are named, and how names are sorted, shown and stored.
 
 A file's name may be any bytes. What is no valid UTF-8 in it is shown and stored with escapes, the
 same in text, JSON, CSV and Parquet: the byte FC becomes the six characters `\udcfc`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import UTC, datetime
 from pathlib import PurePath
 
 _SECRET = re.compile(
@@ -70,3 +71,14 @@ def working_folder() -> str | None:
         return os.getcwd()  # noqa: PTH109 - a text
     except FileNotFoundError:
         return None
+
+
+def timestamp(at: datetime | None = None) -> str:
+    """Return a time in UTC, now where none is given, by ISO 8601 to the millisecond."""
+    at = datetime.now(UTC) if at is None else at
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def new_run() -> str:
+    """Return an identifier for one run of an inspection: its start in UTC, and a random part."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"

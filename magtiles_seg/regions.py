@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Defect", "Parts", "find_regions", "measures", "top_values"]
-
 _GROUPS = 64
 
 

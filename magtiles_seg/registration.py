@@ -10,8 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Shift", "find_shift", "fine_texture", "move"]
-
 Shift: TypeAlias = tuple[float, float]
 """(x, y) in px by which a picture must move to lie over another."""
 

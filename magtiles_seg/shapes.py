@@ -19,21 +19,6 @@ from magtiles_seg.errors import ConfigError, DataError
 Mask = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.float64]
 
-__all__ = [
-    "area_of",
-    "clip",
-    "crop",
-    "decode_rle",
-    "encode_rle",
-    "fill",
-    "labelme_content",
-    "labelme_shape",
-    "outlines",
-    "rle_from_text",
-    "rle_to_text",
-    "simplified",
-]
-
 
 def fill(polygons: Sequence[Points], height: int, width: int) -> Mask:
     """Return which pixels lie in any of some polygons, (H, W) bool.

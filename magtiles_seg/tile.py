@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from magtiles_seg.decision import Decision, Verdict
     from magtiles_seg.registration import Shift
 
-__all__ = ["TileResult", "tile_score"]
-
 _SCHEMA_VERSION = 1
 _RULE = "mean log odds"
 _LEAST_SCORE = 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,15 +51,7 @@ def save_result(result: Segmentation, directory: str | os.PathLike[str], stem: s
     heat = np.rint(result.probability * 255)
     drawn = (result.mask * np.uint8(255), result.overlay(), result.panel(), heat)
     pictures = [encode_result(picture.astype(np.uint8)) for picture in drawn]
-    text = (result.to_json(indent=2) + "\n").encode()
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    *paths, manifest = _result_paths(folder, stem)
-    with Lock(folder / _LOCK):  # two runs never leave one's mask beside the other's JSON
-        manifest.unlink(missing_ok=True)  # an older one must not stand beside newer pictures
-        for path, content in zip((*paths, manifest), (*pictures, text), strict=True):
-            write(path, content)
-    return manifest
+    return _write_all(_paths(directory, stem), pictures, result.to_dict())
 
 
 def save_tile(result: TileResult, directory: str | os.PathLike[str], stem: str | None) -> Path:
@@ -70,14 +62,19 @@ def save_tile(result: TileResult, directory: str | os.PathLike[str], stem: str |
         OSError: The directory or a file cannot be written.
     """
     check_free(directory, stem, of_tile=True)
-    picture = encode_result(result.overlay())
     content = {**result.to_dict(), "overlay": result.overlay_dict()}
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    path, manifest = _tile_paths(folder, stem)
-    with Lock(folder / _LOCK):
-        manifest.unlink(missing_ok=True)
-        write(path, picture)
+    pictures = [encode_result(result.overlay())]
+    return _write_all(_paths(directory, stem, of_tile=True), pictures, content)
+
+
+def _write_all(paths: list[Path], pictures: list[bytes], content: dict[str, Any]) -> Path:
+    """Write pictures and, last, the JSON of some content; return the JSON's path."""
+    *of_pictures, manifest = paths
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(manifest.parent / _LOCK):  # two runs never leave one's mask beside the other's JSON
+        manifest.unlink(missing_ok=True)  # an older one must not stand beside newer pictures
+        for path, picture in zip(of_pictures, pictures, strict=True):
+            write(path, picture)
         write_json(manifest, content)
     return manifest
 
@@ -103,7 +100,7 @@ def check_free(
             f"{os.fspath(directory)} is an address; expected a folder of this machine: write there "
             "and copy it"
         )
-    paths = (_tile_paths if of_tile else _result_paths)(Path(directory), stem)
+    paths = _paths(directory, stem, of_tile=of_tile)
     if max(len(os.fsencode(path.name)) for path in paths) > _MAX_NAME_BYTES:
         raise ConfigError(
             f"the results of '{stem}' would have names of more than {_MAX_NAME_BYTES} bytes; "
@@ -121,7 +118,7 @@ def discard_result(
     directory: str | os.PathLike[str], stem: str | None, *, of_tile: bool = False
 ) -> None:
     """Delete an older result, so that it does not pass for one of a picture that now fails."""
-    for path in reversed((_tile_paths if of_tile else _result_paths)(Path(directory), stem)):
+    for path in reversed(_paths(directory, stem, of_tile=of_tile)):
         if _is_ours(path):
             path.unlink(missing_ok=True)
 
@@ -141,16 +138,15 @@ def stale_results(folder: Path, written: set[Path]) -> list[Path]:
     return stale
 
 
-def _result_paths(folder: Path, stem: str | None) -> list[Path]:
-    """Return a result's files, the JSON last."""
+def _paths(
+    directory: str | os.PathLike[str], stem: str | None, *, of_tile: bool = False
+) -> list[Path]:
+    """Return the files of a result or a tile, the JSON last."""
+    names: tuple[str, ...] = (*_PICTURES, _MANIFEST)
     prefix = f"{stem}_" if stem else ""
-    return [folder / f"{prefix}{name}" for name in (*_PICTURES, _MANIFEST)]
-
-
-def _tile_paths(folder: Path, stem: str | None) -> list[Path]:
-    """Return a tile's files, the JSON last."""
-    prefix = f"{stem}." if stem else ""
-    return [folder / f"{prefix}tile.png", folder / f"{prefix}tile.json"]
+    if of_tile:
+        names, prefix = ("tile.png", "tile.json"), f"{stem}." if stem else ""
+    return [Path(directory) / f"{prefix}{name}" for name in names]
 
 
 def _is_ours(path: Path) -> bool:

@@ -303,6 +303,43 @@ def test_page_works_with_the_server_stopped_and_asks_no_other_origin(
     page.context.close()
 
 
+def test_pictures_beyond_what_a_page_can_hold_are_left_out_and_counted(
+    browser: Browser, site: Site, folder: Path
+) -> None:
+    script = (folder / "app.js").read_text(encoding="utf-8")
+    assert "MOST_PIXELS = 100_000_000" in script
+    script = script.replace("100_000_000", "100_000")  # two examples
+    page = new_page(browser)
+    page.route(
+        "**/app.js", lambda route: route.fulfill(body=script, content_type="text/javascript")
+    )
+    page.goto(site.url)
+    for count in (1, 2, 2):
+        page.locator("#example").click()
+        expect(page.locator("#pictures option")).to_have_count(count)
+    expect(page.locator("#status")).to_contain_text("1 left out: at most 500 pictures and 0.1 mil")
+    expect(page.locator("#pictures option")).to_have_count(2)
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ("decide.js", "If nothing follows, reload the page."),
+        ("model.json", "The model cannot be loaded: Failed to fetch. Reload the page"),
+        ("model.onnx", "The model cannot be loaded: Failed to fetch. Reload the page"),
+    ],
+)
+def test_page_whose_files_do_not_arrive_says_so_and_what_to_do(
+    browser: Browser, site: Site, lost: str, told: str
+) -> None:
+    page = new_page(browser)
+    page.route(f"**/{lost}", lambda route: route.abort())
+    page.goto(site.url)
+    expect(page.locator("#status")).to_contain_text(told)
+    page.context.close()
+
+
 @pytest.mark.parametrize(("screen", "scheme"), [("phone", "dark"), ("laptop", "light")])
 def test_page_by_keyboard_opens_the_camera_moves_the_threshold_and_saves_the_csv(
     browser: Browser, site: Site, screen: str, scheme: str

@@ -4,20 +4,21 @@ import { draw } from "./draw.js";
 import { openModel } from "./model.js";
 import { canvasIsExact, drawnPixels, readGrey, toGrey } from "./pixels.js";
 
-const MOST = 500; // pictures kept at once: a tile's probabilities and classes take a third of a megabyte
+const MOST = 500, MOST_PIXELS = 100_000_000; // kept at once, of all pictures: a pixel takes 6 bytes, and a phone ends a page of gigabytes
 const $ = (id) => document.getElementById(id);
-const about = await (await fetch("model.json")).json(); // written by build.py from the model's card
+const say = (text) => { $("status").textContent = text; };
+const sayUnloaded = (error) => say(`The model cannot be loaded: ${error.message}. Reload the page when the network is there.`);
+const about = await fetch("model.json").then((found) => found.json()) // written by build.py from the model's card
+  .catch((error) => { sayUnloaded(error); throw error; });
 const decision = { ...about.decision };
 const colourOf = (label) => about.colours[about.labels.indexOf(label)];
 const pictures = []; // { name, grey, probability, classes, score } or { name, error }
 let shown = 0, leftOut = 0, queue = Promise.resolve(), infer;
 
-const say = (text) => { $("status").textContent = text; };
-
 /** Say a picture's own line, and how many came out without a verdict: the next line must not hide that. */
 function sayOf(text) {
   const unread = pictures.filter((each) => each.error).length;
-  const lacks = [unread && `${unread} of ${pictures.length} not read`, leftOut && `${leftOut} left out: at most ${MOST}; reload the page to start anew`];
+  const lacks = [unread && `${unread} of ${pictures.length} not read`, leftOut && `${leftOut} left out: at most ${MOST} pictures and ${MOST_PIXELS / 1e6} million pixels; reload the page to start anew`];
   say([text, ...lacks.filter(Boolean).map((each) => `${each}.`)].join(" "));
 }
 
@@ -25,11 +26,12 @@ function load(processor) {
   say("Loading the model: once, then the page works without a network …");
   infer = openModel(about, processor);
   infer.then(() => say(canvasIsExact() ? "Ready." : "This browser changes pictures' pixels, against tracking: its answers may differ."),
-    (error) => say(`The model cannot be loaded: ${error.message}`));
+    sayUnloaded);
 }
 
 async function add(name, read) {
-  if (pictures.length >= MOST) {
+  const pixels = pictures.reduce((sum, { grey }) => sum + (grey?.length ?? 0), 0);
+  if (pictures.length >= MOST || pixels >= MOST_PIXELS) {
     leftOut += 1;
     return sayOf(`${name} was left out.`);
   }

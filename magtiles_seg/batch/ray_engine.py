@@ -6,6 +6,7 @@ parts to another. A part that was written before its actor was lost is not done 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +67,15 @@ def run_ray(
         report: Told how many pictures are done and how many of those got an error.
 
     Raises:
-        BackendError: Ray does not start or is not reached; a worker failed for another reason than
-            a lost process or node.
+        BackendError: Ray does not start or is not reached; this machine has no room for a worker; a
+            worker failed for another reason than a lost process or node.
     """
     started = not ray.is_initialized()
     if started:
         _start(address)
     try:
+        if not (address or os.environ.get("RAY_ADDRESS")):  # a cluster may still get such nodes
+            _check_room(threads, gpus)
         _run(job, parts, workers, threads, gpus, report)
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines()
@@ -91,6 +94,17 @@ def _start(address: str | None) -> None:
             f"{where}: {first_line(error)}; check the cluster and this machine's load, or take "
             "--engine local"
         ) from error
+
+
+def _check_room(threads: int, gpus: float) -> None:
+    """Refuse a worker that Ray would wait for without end."""
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    cpus, cards = there.get("CPU", 0), there.get("GPU", 0)
+    if threads > cpus or gpus > cards:
+        raise BackendError(
+            f"one worker takes {threads} CPUs and {gpus:g} GPUs; Ray has {cpus:g} and {cards:g} "
+            "here: lower --threads and --gpus, or name a cluster by --address"
+        )
 
 
 def _run(

@@ -18,7 +18,7 @@ from magtiles_seg.files import Lock, write_json
 from magtiles_seg.infer.backends.base import available_cores, default_device
 from magtiles_seg.inputs import Survey
 from magtiles_seg.jsontext import read_json
-from magtiles_seg.names import as_line, without_secrets
+from magtiles_seg.names import as_line, counted, without_secrets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Engine:
         on_cpu = (job.segmenter.get("device") or default_device(model)) == "cpu"
         cores = available_cores()
         workers = self.workers or (cores if on_cpu else 1)
-        return workers, max(1, cores // workers)
+        return workers, job.segmenter.get("threads") or max(1, cores // workers)
 
 
 class BatchProgress(Protocol):
@@ -132,6 +132,11 @@ def run_batch(
             listing = _listing_of(job, identity)
             if group_by is not None:
                 check_groups(listing, group_by)
+            if progress:
+                progress.note(
+                    f"{job.out} has a run of {counted(listing.pictures, 'picture')}: it goes on; "
+                    "for pictures that came to the source since give another --out"
+                )
         else:
             listing = _begin(job, identity, group_by, progress)
         (job.out / "parts").mkdir(exist_ok=True)
@@ -246,13 +251,23 @@ def _list_anew(job: Job, progress: BatchProgress | None) -> Listing:
 
 
 def _check_same(found: dict[str, Any], identity: dict[str, object], out: Path) -> None:
-    changed = [key for key, value in identity.items() if found.get(key) != value]
+    before, now = _flat(found), _flat(identity)
+    changed = [key for key, value in now.items() if before.get(key) != value]
     if changed:
-        was = ", ".join(f"{key} {found.get(key)!r}, now {identity[key]!r}" for key in changed)
+        was = ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in changed)
         raise ConfigError(
             f"{out} holds a run with another {' and '.join(changed)} (was {was}): "
             "give this run another --out, or delete that folder to start afresh"
         )
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with those of a decision as `decision.threshold` and so on."""
+    flat: dict[str, Any] = {}
+    for key, value in identity.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        flat |= {f"{key}.{name}": each for name, each in inner} or {key: value}
+    return flat
 
 
 def _clear(parts: Path) -> None:

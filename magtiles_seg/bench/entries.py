@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from magtiles_seg.errors import BackendUnavailableError, ConfigError, ModelError
 from magtiles_seg.infer.backends import BACKENDS, choose_backend, default_device, open_backend
-from magtiles_seg.infer.backends.base import check_threads
+from magtiles_seg.infer.backends.base import Answer, check_threads
 from magtiles_seg.infer.backends.onnxfile import precision_of, read_onnx
 from magtiles_seg.infer.backends.vendor import import_onnxruntime
 from magtiles_seg.infer.segmenter import Segmenter
@@ -202,9 +202,7 @@ class _Timed:
     def spec(self) -> BackendSpec:
         return self._backend.spec
 
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
         start = time.perf_counter()
         answer = self._backend.infer(images)
         self._entry.inside_s += time.perf_counter() - start

@@ -57,11 +57,7 @@ def add(verbs: options.Verbs) -> None:
         ("part-rows", int, "pictures in a part, the unit of work (default: 1000)"),
         ("patience-s", float, "wait out an outage or a full disk for so long (default: 300)"),
         ("gpus", float, "GPUs of one Ray worker, such as 0.5"),
-        ("threshold", float, "a pixel of at least this probability is defect"),
-        ("min-area-px", int, "smaller connected regions are dropped"),
-        ("reject-score", float, "a picture of at least this score is rejected"),
-        ("review-score", float, "from this score on a picture wants review"),
-        ("mm-per-px", float, "scale of the pictures, for sizes in mm"),
+        *options.DECISION,
     ):
         metavar = "X" if kind is float else "N"
         verb.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)

@@ -58,16 +58,11 @@ def add(verbs: options.Verbs) -> None:
         action="store_true",
         help="from now on segment with the fastest that passes parity; threads are chosen, too",
     )
-    tiles = verb.add_mutually_exclusive_group()
-    tiles.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="with --select: tiles that the model was not trained on, to make an int8 file by and "
+    options.add_tiles(
+        verb,
+        data="with --select: tiles that the model was not trained on, to make an int8 file by and "
         "to compare on",
-    )
-    tiles.add_argument(
-        "--split", type=Path, metavar="FILE", help="the same, of the model's own split"
+        split="the same, of the model's own split",
     )
 
 

@@ -67,19 +67,11 @@ def add(verbs: options.Verbs) -> None:
         help="GPUs of an rtx engine, beside the recipe",
     )
     verb.add_argument("--device", help="GPU an engine is built and compared on: cuda or cuda:N")
-    tiles = verb.add_mutually_exclusive_group()
-    tiles.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="tiles that the model was not trained on, a data set or plain photographs: int8 takes "
+    options.add_tiles(
+        verb,
+        data="tiles that the model was not trained on, a data set or plain photographs: int8 takes "
         "its ranges from half of them, the others are compared",
-    )
-    tiles.add_argument(
-        "--split",
-        type=Path,
-        metavar="FILE",
-        help="the split that the model was trained by: int8 takes its ranges from its training "
+        split="the split that the model was trained by: int8 takes its ranges from its training "
         "part, the others are compared; for a checkpoint, choose the thresholds on its validation "
         "part",
     )

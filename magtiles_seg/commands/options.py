@@ -33,6 +33,15 @@ _MOST_PORT = 65535
 _SEGMENTER_OPTIONS = ("device", "backend", "mm_per_px", "threads", "screen", "rebuild")
 """Options of the verbs that are arguments of `Segmenter` by the same name, beside `OVERRIDES`."""
 
+DECISION: tuple[tuple[str, type, str], ...] = (
+    ("threshold", float, "a pixel of at least this probability is defect"),
+    ("min-area-px", int, "smaller connected regions are dropped"),
+    ("reject-score", float, "a picture of at least this score is rejected"),
+    ("review-score", float, "from this score on a picture wants review"),
+    ("mm-per-px", float, "scale of the pictures, for sizes in mm"),
+)
+"""Options of the verbs that judge pictures: name, type and help of each."""
+
 
 def add_verb(
     verbs: Verbs,
@@ -190,6 +199,13 @@ def add_params(verb: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="override a parameter for this run; may be repeated",
     )
+
+
+def add_tiles(verb: argparse.ArgumentParser, *, data: str, split: str) -> None:
+    """Add `--data DIR` or `--split FILE`, the tiles that models are compared on, and their help."""
+    tiles = verb.add_mutually_exclusive_group()
+    tiles.add_argument("--data", type=Path, metavar="DIR", help=data)
+    tiles.add_argument("--split", type=Path, metavar="FILE", help=split)
 
 
 def add_train_device(verb: argparse.ArgumentParser) -> None:

@@ -33,15 +33,10 @@ def add(verbs: options.Verbs) -> None:
     verb.add_argument("reference", type=Path, metavar="A", help="the model that is right")
     verb.add_argument("candidate", type=Path, metavar="B", help="the model under test")
     options.add_params(verb)
-    tiles = verb.add_mutually_exclusive_group()
-    tiles.add_argument(
-        "--data", type=Path, metavar="DIR", help="compare on every one of these tiles"
-    )
-    tiles.add_argument(
-        "--split",
-        type=Path,
-        metavar="FILE",
-        help="compare on this manifest's validation and test parts",
+    options.add_tiles(
+        verb,
+        data="compare on every one of these tiles",
+        split="compare on this manifest's validation and test parts",
     )
     verb.add_argument(
         "--precision",

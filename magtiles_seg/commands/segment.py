@@ -53,11 +53,7 @@ def add(verbs: options.Verbs) -> None:
     options.add_device(verb)
     options.add_screen(verb)
     for name, kind, text in (
-        ("threshold", float, "a pixel of at least this probability is defect"),
-        ("min-area-px", int, "smaller connected regions are dropped"),
-        ("reject-score", float, "a picture of at least this score is rejected"),
-        ("review-score", float, "from this score on a picture wants review"),
-        ("mm-per-px", float, "scale of the pictures, for sizes in mm"),
+        *options.DECISION,
         ("threads", int, "CPU threads (default: all cores)"),
     ):
         metavar = "T" if kind is float else "N"

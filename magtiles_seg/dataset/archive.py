@@ -196,7 +196,7 @@ def _check_is_listed(listed: Checksums | None, converts: bool, source: str) -> N
 
 def converted_from(folder: Path, destination: Path) -> bool:
     """Return whether `destination` holds what a folder was converted to."""
-    return _key_of_receipt(destination).startswith(f"folder={folder.resolve()} ")
+    return _receipt(destination)[0].startswith(f"folder={folder.resolve()} ")
 
 
 def check_brought(
@@ -221,7 +221,7 @@ def check_brought(
         DataError: It did.
         ConfigError: The options of a synthetic source are unknown.
     """
-    key = _key_of_receipt(destination)
+    key, _ = _receipt(destination)
     if not key:
         if destination.is_dir() and [path.name for path in destination.iterdir()] == [_NOTE]:
             raise DataError(
@@ -275,7 +275,7 @@ def _synthetic_key(source: str) -> str:
 def _forget_conversion(folder: Path, destination: Path) -> None:
     """Remove what a folder was converted to, for now it is used where it lies."""
     if converted_from(folder, destination):
-        _remove(destination / name for name in [*_received(destination), _RECEIPT])
+        _remove(destination / name for name in [*_receipt(destination)[1], _RECEIPT])
 
 
 def read_summary(root: Path) -> str | None:
@@ -385,7 +385,7 @@ def _bring(
         locate(incoming, layout, called=source)
         # Hidden files are never read, and one in the receipt's name would be taken for ours.
         arrived = sorted(entry.name for entry in incoming.glob("[!.]*"))
-        before = _received(destination)
+        _, before = _receipt(destination)
         in_the_way = [n for n in arrived if n not in before and (destination / n).exists()]
         if in_the_way:
             raise DataError(
@@ -429,26 +429,19 @@ def _alone(destination: Path, waiting: Callable[[str], object]) -> Iterator[None
 
 
 def _is_there(destination: Path, key: str) -> bool:
-    entries = _received(destination, key)
-    return bool(entries) and all((destination / name).exists() for name in entries)
+    known, entries = _receipt(destination)
+    return known == key and bool(entries) and all((destination / n).exists() for n in entries)
 
 
-def _key_of_receipt(destination: Path) -> str:
-    try:
-        return str(json.loads((destination / _RECEIPT).read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
-
-
-def _received(destination: Path, key: str | None = None) -> list[str]:
-    """Return the names an earlier fetch (with a key, only that one) left in `destination`."""
+def _receipt(destination: Path) -> tuple[str, list[str]]:
+    """Return the key and the names in it of what an earlier fetch left in `destination`."""
     try:
         receipt = json.loads((destination / _RECEIPT).read_text(encoding="utf-8"))
-        names = [str(name) for name in receipt["entries"]]
+        key, names = str(receipt["key"]), [str(name) for name in receipt["entries"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
+        return "", []
     inside = all(name == Path(name).name and name not in (".", "..") for name in names)
-    return names if inside and key in (None, receipt["key"]) else []
+    return key, names if inside else []
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from magtiles_seg.dataset.masks import DEFECT_LEVEL
 from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS, draw_defect
 from magtiles_seg.dataset.synthetic.textures import Surface
 from magtiles_seg.labels import IGNORED
@@ -67,6 +68,11 @@ class View:
     mask: Grey
     classes: Grey
 
+    @property
+    def defect(self) -> NDArray[np.bool_]:
+        """(H, W) bool, whether at least half of each pixel is defect."""
+        return np.asarray(self.mask >= DEFECT_LEVEL)
+
 
 def training_view(
     picture: View,
@@ -124,7 +130,7 @@ def _focus_xy(
     wanted = rng.random() < focus_fraction
     jitter = rng.uniform(-0.4, 0.4, 2) * span_px
     anywhere = rng.random(2)
-    defect = np.flatnonzero(mask >= 128) if wanted else np.empty(0, dtype=np.int64)
+    defect = np.flatnonzero(mask >= DEFECT_LEVEL) if wanted else np.empty(0, dtype=np.int64)
     if defect.size:
         y, x = divmod(int(defect[int(rng.random() * defect.size)]), width)
         point = np.array([x, y], dtype=np.float64) + jitter
@@ -240,7 +246,7 @@ class CopyPaste:
 
 def donors(picture: View) -> Iterator[Donor]:
     """Yield the defects of a picture that are small and visible."""
-    solid = (picture.mask >= 128).astype(np.uint8)
+    solid = picture.defect.astype(np.uint8)
     count, regions, stats, _ = cv2.connectedComponentsWithStats(solid)
     image = np.pad(picture.image, _RIM_PX, mode="reflect")
     for index in range(1, count):
@@ -322,5 +328,5 @@ def draw_onto(sound: View, index: int, label: str, rng: np.random.Generator) -> 
 def _marked(sound: View, image: NDArray[np.uint8], mask: NDArray[np.uint8], index: int) -> View:
     """Return what a defect made of a sound view; what is ignored there stays so."""
     ignored = sound.classes == IGNORED
-    classes = np.where(ignored, IGNORED, np.where(mask >= 128, index, 0))
+    classes = np.where(ignored, IGNORED, np.where(mask >= DEFECT_LEVEL, index, 0))
     return View(image, np.where(ignored, 0, mask).astype(np.uint8), classes.astype(np.uint8))

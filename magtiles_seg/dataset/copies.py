@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from magtiles_seg.dataset.matching import root
 from magtiles_seg.image import read_image
 
 _SIDE = 25
@@ -54,10 +55,10 @@ def find_copies(
     parent = list(range(len(paths)))
     read = lru_cache(_KEPT)(lambda index: read_image(paths[index]))
     for here, there, view in _candidates(small):
-        one, other = _root(parent, here), _root(parent, there)
+        one, other = root(parent, here), root(parent, there)
         if one != other and _is_copy(read(here), _view(read(there), view)):
             parent[max(one, other)] = min(one, other)
-    return [_root(parent, index) for index in range(len(paths))]
+    return [root(parent, index) for index in range(len(paths))]
 
 
 def _candidates(small: npt.NDArray[np.float32]) -> Iterator[tuple[int, int, int]]:
@@ -91,10 +92,3 @@ def _is_copy(here: Pixels, there: npt.NDArray[np.generic]) -> bool:
         return False
     one, other = (pixels.astype(np.float32).ravel() for pixels in (here, there))
     return bool(np.corrcoef(one, other)[0, 1] >= _LEAST_LIKENESS)
-
-
-def _root(parent: list[int], index: int) -> int:
-    while parent[index] != index:
-        parent[index] = parent[parent[index]]
-        index = parent[index]
-    return index

@@ -110,6 +110,11 @@ def sized(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
 
 
+def grey_of(texture: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return a fine texture as a picture of grey levels."""
+    return np.clip(texture * 50 + 128, 0, 255).astype(np.uint8)
+
+
 def fingerprint(texture: npt.NDArray[np.float32], features: int = FEATURES) -> Fingerprint:
     """Return the features of a fine texture.
 
@@ -117,10 +122,9 @@ def fingerprint(texture: npt.NDArray[np.float32], features: int = FEATURES) -> F
         texture: (H, W) float32, as of `texture_of`.
         features: How many at most.
     """
-    grey = np.clip(texture * 50 + 128, 0, 255).astype(np.uint8)
     orb = cv2.ORB.create(nfeatures=features, scaleFactor=1.3, nlevels=5, edgeThreshold=20,
                          fastThreshold=5)  # fmt: skip
-    points, descriptors = orb.detectAndCompute(grey, None)
+    points, descriptors = orb.detectAndCompute(grey_of(texture), None)
     if descriptors is None:
         return Fingerprint(np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8))
     order = np.argsort([-point.response for point in points], kind="stable")[:features]

@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import atan2, degrees, exp, hypot, sqrt
 from pathlib import Path
 from typing import TypeAlias
@@ -194,15 +194,13 @@ def find_matches(
     tell = progress or (lambda *_: None)
     plain: list[Fingerprint] = []
     mirrored: list[npt.NDArray[np.uint8]] = []
-    for print_, mirror in fingerprints(
-        paths, threads=workers, progress=lambda done, total: tell("read", done, total)
-    ):
+    for print_, mirror in fingerprints(paths, threads=workers, progress=partial(tell, "read")):
         plain.append(print_)
         mirrored.append(mirror)
     candidates = find_candidates(
         [print_.descriptors for print_ in plain],
         mirrored,
-        progress=lambda done, total: tell("search", done, total),
+        progress=partial(tell, "search"),
     )
     found = []
     for done, match in enumerate(_verified(paths, plain, candidates, workers), start=1):

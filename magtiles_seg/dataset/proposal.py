@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from magtiles_seg.dataset.fingerprints import sized
+from magtiles_seg.dataset.fingerprints import grey_of, sized
 from magtiles_seg.dataset.groups import FILE_NAME
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.dataset.matching import Match, Matches, registered
@@ -164,6 +164,6 @@ def picture_of(matches: Matches, match: Match) -> npt.NDArray[np.uint8]:
         there = np.ascontiguousarray(there[:, ::-1])
     matrix = np.array(match.matrix, np.float32)
     laid = np.asarray(cv2.warpAffine(there, matrix, here.shape[::-1]), np.uint8)
-    grain = [np.clip(texture * 50 + 128, 0, 255).astype(np.uint8) for texture in textures]
+    grain = [grey_of(texture) for texture in textures]
     gap = np.full((here.shape[0], _GAP_PX), 255, np.uint8)
     return np.concatenate([here, gap, laid, gap, grain[0], gap, grain[1]], axis=1)

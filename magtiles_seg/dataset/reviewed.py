@@ -31,8 +31,6 @@ from magtiles_seg.files import encode_png, sha256_of, write_json
 from magtiles_seg.labels import FREE
 from magtiles_seg.names import counted
 
-__all__ = ["Part", "Reviewed", "read_parts", "reviewed_samples", "verify_parts", "write_part"]
-
 _SCHEMA_VERSION = 1
 
 

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from magtiles_seg.decoding.header import Header, damaged, unsupported
 
-__all__ = ["read_bmp"]
-
 _BITFIELDS = 3
 _NAMES = {1: "RLE8", 2: "RLE4", 4: "JPEG", 5: "PNG"}
 _MASKS: dict[int, set[tuple[int, ...]]] = {

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from magtiles_seg.errors import ImageError
 
-__all__ = ["Header", "damaged", "several", "unsupported"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Header:

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from magtiles_seg.decoding.header import damaged
 from magtiles_seg.errors import ImageError
 
-__all__ = ["ORIENTATION", "ByteOrder", "exif_orientation", "read_byte_order", "read_directory"]
-
 ORIENTATION = 274
 _NUMBERS = {1: "u1", 2: "u1", 3: "u2", 4: "u4", 7: "u1", 13: "u4", 16: "u8", 18: "u8"}
 """Field types that hold unsigned numbers or bytes, and their dtypes."""

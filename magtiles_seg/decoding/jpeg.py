@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from magtiles_seg.decoding.header import Header, damaged, unsupported
 from magtiles_seg.decoding.ifd import exif_orientation
 
-__all__ = ["read_jpeg"]
-
 _MAX_SEGMENTS = 10_000
 _MAX_SCANS = 64
 """Each scan of a progressive file costs a pass over the whole picture; encoders write about ten."""

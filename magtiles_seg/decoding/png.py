@@ -10,8 +10,6 @@ from typing import TypeAlias
 from magtiles_seg.decoding.header import Header, damaged, several, unsupported
 from magtiles_seg.decoding.ifd import exif_orientation
 
-__all__ = ["check_rows", "read_png"]
-
 Buffer: TypeAlias = "bytes | memoryview"
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -26,8 +26,6 @@ from magtiles_seg.decoding.ifd import (
 )
 from magtiles_seg.errors import ImageError
 
-__all__ = ["LAYOUT_TAGS", "check_layout", "errors_raised", "read_tiff"]
-
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = (
     *(254, 255, 256, 257, 258, 259, 262),
 )

@@ -7,8 +7,6 @@ import struct
 from magtiles_seg.decoding.header import Header, damaged, several
 from magtiles_seg.decoding.ifd import exif_orientation
 
-__all__ = ["read_webp"]
-
 _MAX_CHUNKS = 1000
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.config import nearest
-from magtiles_seg.delivery.revisions import Revision, git
+from magtiles_seg.delivery.revisions import Revision, check_whole, git
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
 
 STAGES = ("dev", "prod")
@@ -68,7 +68,7 @@ def register(
             or the checkout is shallow.
         BackendUnavailableError: gto is not installed.
     """
-    _check_whole(root)
+    check_whole(root)
     revision = _resolved(root, name, revision)
     declared = Revision(root, revision).mapping("dvc.yaml").get("artifacts") or {}
     if not isinstance(declared, dict):
@@ -80,16 +80,16 @@ def register(
         )
     commit = _commit(root, revision)
     own, before = version_of(root, name, commit), _tags(root)
-    if f"{name}@{own}!" in before:
+    if own is None and version is None and (gone := _versions_at(root, name, commit)):
         raise ConfigError(
-            f"{name} {own} was withdrawn, by the tag {name}@{own}!; take another commit, or delete "
-            "that tag here and at origin"
+            f"{name} {gone[0]} was withdrawn, by the tag {name}@{gone[0]}!; take another commit, "
+            "or give this one another version by --version"
         )
     if own and version not in (None, own):
         raise ConfigError(f"{commit[:7]} is {name} {own} already, and cannot become {version}")
     if own:
         return own, ()
-    _call("register", root, name, commit, version=version)
+    _call("register", root, name, commit, version=version or _after_withdrawn(root, name))
     registered = version_of(root, name, commit)
     if registered is None:
         raise ConfigError(f"gto did not register {name} at {commit}; see `gto show {name}`")
@@ -125,10 +125,36 @@ def promote(
 
 
 def version_of(root: Path, name: str, revision: str) -> str | None:
-    """Return the version that a commit is registered as, or None."""
-    commit = _commit(root, revision)
+    """Return the version that a commit is registered as, or None; a withdrawn one is none."""
+    gone, given = _withdrawn(root, name), _versions_at(root, name, _commit(root, revision))
+    return next((version for version in given if version not in gone), None)
+
+
+def _versions_at(root: Path, name: str, commit: str) -> list[str]:
     tags = git("tag", "--points-at", commit, f"{name}@v*", root=root).split()
-    return tags[0].removeprefix(f"{name}@") if tags else None
+    return [tag.removeprefix(f"{name}@").partition("!")[0] for tag in tags]
+
+
+def _withdrawn(root: Path, name: str) -> set[str]:
+    """Return the versions that `gto deprecate` took back: their tag has a second one with a `!`."""
+    tags = git("tag", "--list", f"{name}@v*!*", root=root).split()
+    return {tag.removeprefix(f"{name}@").partition("!")[0] for tag in tags}
+
+
+def _after_withdrawn(root: Path, name: str) -> str | None:
+    """Return the version after the highest one if that was withdrawn: GTO would give it again."""
+    tags = git("tag", "--list", f"{name}@v*", root=root).split()
+    versions = [tag.removeprefix(f"{name}@") for tag in tags]
+    given = [one for one in versions if _VERSION.fullmatch(one)]
+    last = max(given, key=_numbers, default="")
+    if last not in _withdrawn(root, name):
+        return None
+    major, minor, patch = _numbers(last)
+    return f"v{major}.{minor}.{patch + 1}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version[1:].split(".")))
 
 
 def on_stage(root: Path, name: str, stage: str) -> str | None:
@@ -163,14 +189,6 @@ def _resolved(root: Path, name: str, revision: str) -> str:
     """Return the tag of a version, or the revision as it is."""
     tag = f"{name}@{revision}"
     return tag if _VERSION.fullmatch(revision) and tag in _tags(root) else revision
-
-
-def _check_whole(root: Path) -> None:
-    if git("rev-parse", "--is-shallow-repository", root=root) == "true":
-        raise ConfigError(
-            "this checkout is shallow, so the versions given before are unknown here; run "
-            "`git fetch --unshallow --tags`, or check out with `fetch-depth: 0`"
-        )
 
 
 def _commit(root: Path, revision: str) -> str:

@@ -29,8 +29,8 @@ _MAX_DIFFERENT_FRACTION = 1e-3
 """Pixels in which the endpoint may differ from the same file here: other machines round so."""
 
 _REQUEST_TIMEOUT_S = 30.0
-_SWAPPING = (200, 502, 503, 504)
-"""What comes while one release takes the other's place: the former's answers, then none."""
+_SWAPPING = (200, 429, 502, 503, 504)
+"""What comes while one release takes the other's place, or many ask: it may be another soon."""
 _URL = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[!-~]*)?", re.IGNORECASE)
 _KEY = re.compile(r"[!-~]*")
 

@@ -122,7 +122,12 @@ def _tile_section(content: Mapping[str, Any], protocol: str) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; its first column is text, the others are figures."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_in_table, line))} |" for line in lines)
+
+
+def _in_table(text: str) -> str:
+    """Return a cell's text that ends neither column nor row: GFM splits at `|` in code, too."""
+    return text.replace("|", r"\|").replace("\n", " ")
 
 
 def cell(value: float | None, limits: Sequence[float | None] | None) -> str:

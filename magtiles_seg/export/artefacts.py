@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,20 +165,20 @@ def export_artefact(
         order.precision,
         pictures=pictures,
         unsigned=order.target not in ENGINES,
-        progress=_part(progress, "quantize"),
+        progress=partial(progress, "quantize"),
     )
     if order.with_decision:
         data = with_decision(data)
         check_decision(data, proof.pictures)
     with tempfile.TemporaryDirectory() as scratch, _reference(model, source, scratch) as reference:
-        gate = _Gate(reference, order.tolerance, proof, Path(scratch), _part(progress, "compare"))
+        gate = _Gate(reference, order.tolerance, proof, Path(scratch), partial(progress, "compare"))
         write(gate.plain, source)
         manifest = _draft(data, order)
         if order.precision == "fp16":
             gate.pass_bytes("rehearsal", rehearse_fp16(source))
         if order.target in ENGINES:
             gate.pass_bytes("onnx", data)
-            built = _build(data, order, folder / f"{stem}.timing", _part(progress, "build"))
+            built = _build(data, order, folder / f"{stem}.timing", partial(progress, "build"))
             path, content = _engine_path(folder, stem, order), built.plan
             known = {entry.name for entry in fields(Manifest)}
             facts = {key: value for key, value in built.facts.items() if key in known}
@@ -277,10 +278,6 @@ def _fp32_onnx(model: Path, card: ModelCard | None) -> bytes:
     data = read_model(model)
     check_seal(data, str(model))
     return without_decision(data)
-
-
-def _part(progress: StageProgress, stage: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(stage, done, total)
 
 
 @contextmanager

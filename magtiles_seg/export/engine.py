@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import reprlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from magtiles_seg.errors import ConfigError, ModelError
 from magtiles_seg.files import read_text, sha256_of
 from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.infer.backends.vendor import Cuda, import_tensorrt, make_logger, runtime_name
+from magtiles_seg.infer.manifest import local_environment
 
 Shape = tuple[int, int, int]
 """(N, H, W): pictures, rows, columns."""
@@ -219,7 +219,7 @@ def build_engine(
         targets = _rtx_targets(library, recipe, compute_capabilities)
         if timing_cache is not None:
             raise ConfigError("flavour 'rtx' builds without a GPU, which takes no timing cache")
-        environment: dict[str, str | list[str]] = {"compute_capability": targets}
+        environment: Mapping[str, str | list[str]] = {"compute_capability": targets}
     else:
         targets = []
         environment = _own_gpu(recipe, compute_capabilities, device)
@@ -228,10 +228,7 @@ def build_engine(
     plan = job.build()
     facts = {
         "environment": {
-            "runtime": runtime_name(flavour),
-            "runtime_version": str(library.__version__),
-            "os": platform.system().lower(),
-            "arch": platform.machine().lower(),
+            **local_environment(runtime_name(flavour), str(library.__version__)),
             **environment,
         },
         "profile": {
@@ -272,22 +269,18 @@ def _choose(known: list[str]) -> str:
     return f"choose compute capabilities from {', '.join(known)}"
 
 
-def _own_gpu(recipe: Recipe, wanted: tuple[str, ...], device: int) -> dict[str, str | list[str]]:
+def _own_gpu(recipe: Recipe, wanted: tuple[str, ...], device: int) -> dict[str, str]:
     """Return the facts of the GPU that the engine is built on, and check that it is meant."""
     gpu = Cuda(device).gpu()
-    targets = wanted or (recipe.compute_capability or gpu.compute_capability,)
-    if targets != (gpu.compute_capability,):
+    here = gpu["compute_capability"]
+    targets = wanted or (recipe.compute_capability or here,)
+    if targets != (here,):
         raise ConfigError(
-            f"TensorRT builds for the GPU it runs on, {gpu.name} ({gpu.compute_capability}), and "
+            f"TensorRT builds for the GPU it runs on, {gpu['gpu']} ({here}), and "
             f"{', '.join(targets)} is wanted: build on that device, choose another "
             "recipe, or use flavour 'rtx'"
         )
-    return {
-        "gpu": gpu.name,
-        "compute_capability": gpu.compute_capability,
-        "driver": gpu.driver,
-        "cuda": gpu.cuda,
-    }
+    return gpu
 
 
 class _Job:

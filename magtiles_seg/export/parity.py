@@ -21,10 +21,7 @@ from magtiles_seg.labels import FREE
 from magtiles_seg.result import Decision, Segmentation
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from magtiles_seg.config import ExportParams
-
 
 DRAWN_PER_CLASS = 40
 """Synthetic tiles of each class, where there are no others: of four, a small region is a tenth."""
@@ -98,13 +95,8 @@ def fit_to_engine(
     return fit(pictures, profile["min"][1:], profile["max"][1:]) if profile else pictures
 
 
-def real_tiles(samples: Iterable[Sample], per_class: int, *, seed: int = 0) -> TileSet:
-    """Return at most so many pictures of each class, chosen at random.
-
-    Args:
-        samples: What to choose from.
-        per_class: Most pictures of a class.
-        seed: Of the choice.
+def real_tiles(samples: Iterable[Sample], per_class: int) -> TileSet:
+    """Return at most so many pictures of each class, chosen at random, the same ones every time.
 
     Raises:
         DataError: No picture is left; those with a side of less than 32 px do not count.
@@ -112,7 +104,7 @@ def real_tiles(samples: Iterable[Sample], per_class: int, *, seed: int = 0) -> T
     by_class: dict[str, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
-    rng = random.Random(seed)
+    rng = random.Random(0)
     chosen = [
         sample
         for _, group in sorted(by_class.items())
@@ -401,13 +393,9 @@ def _verdicts(report: ParityReport, tolerance: Tolerance) -> Iterator[tuple[bool
 
 def frozen_pictures() -> list[npt.NDArray[np.uint8]]:
     """Return the synthetic tiles that an export is proved on: each defect twice, odd sizes too."""
-    from magtiles_seg.dataset.synthetic import synthetic_tile
-    from magtiles_seg.labels import LABELS
-
-    labels = (None, *LABELS[1:])
     tiles = [
         synthetic_tile(seed, defect=label, exposure=exposure).image
-        for seed, label in enumerate(labels)
+        for seed, label in enumerate((None, *DEFECTS))
         for exposure in (1, 4)
     ]
     return [

@@ -42,7 +42,7 @@ def rebuild_engine(
     flavour = flavour_of(manifest, path)
     _, number = parse_device(device or "cuda")
     source, data = _find_onnx(path, manifest.onnx_sha256)
-    capability = Cuda(number).gpu().compute_capability
+    capability = Cuda(number).gpu()["compute_capability"]
     try:
         recipe = replace(Recipe(**manifest.recipe), compute_capability=capability)
     except (ConfigError, TypeError) as error:

@@ -20,7 +20,7 @@ from typing import Any
 
 from magtiles_seg.errors import ModelError
 from magtiles_seg.files import write
-from magtiles_seg.jsontext import parse_json, read_json
+from magtiles_seg.jsontext import read_json
 from magtiles_seg.model.card import ModelCard
 
 SCHEMA_VERSION = 1
@@ -72,44 +72,7 @@ class Manifest:
         values["card"] = json.loads(self.card.to_json())
         return json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str, *, where: str = "the manifest") -> Manifest:
-        """Return the manifest that `to_json` wrote.
-
-        Args:
-            text: The JSON text.
-            where: What to call it in a message.
-
-        Raises:
-            ModelError: It is not a manifest, or one of another schema version.
-        """
-        try:
-            values = parse_json(text)
-        except ValueError as error:
-            raise ModelError(
-                f"{where} is not a manifest: {error}; export the model again"
-            ) from None
-        return cls._from_values(values, where)
-
-    @classmethod
-    def _from_values(cls, values: Any, where: str) -> Manifest:  # noqa: ANN401 - from a file
-        if not isinstance(values, dict):
-            raise ModelError(f"{where} is not a manifest: no mapping; export the model again")
-        version = values.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise ModelError(
-                f"{where} has schema version {reprlib.repr(version)}, expected {SCHEMA_VERSION}: "
-                "export the model again with this version of magtiles-seg"
-            )
-        try:
-            card = ModelCard.from_json(json.dumps(values["card"]))
-            manifest = cls(**{**values, "card": card})
-        except (KeyError, TypeError) as error:
-            raise ModelError(f"{where} is damaged: {error}; export the model again") from error
-        manifest._check(where)
-        return manifest
-
-    def _check(self, where: str) -> None:
+    def _check(self, where: Path) -> None:
         wrong = [
             name
             for name in ("environment", "parity", "profile", "recipe")
@@ -149,7 +112,21 @@ class Manifest:
                 f"{os.fspath(artefact)} has no readable manifest (expected {path}): {error}; "
                 "copy both files, or export the model again"
             ) from error
-        return cls._from_values(values, str(path))
+        if not isinstance(values, dict):
+            raise ModelError(f"{path} is not a manifest: no mapping; export the model again")
+        version = values.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ModelError(
+                f"{path} has schema version {reprlib.repr(version)}, expected {SCHEMA_VERSION}: "
+                "export the model again with this version of magtiles-seg"
+            )
+        try:
+            card = ModelCard.from_json(json.dumps(values["card"]))
+            manifest = cls(**{**values, "card": card})
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{path} is damaged: {error}; export the model again") from error
+        manifest._check(path)
+        return manifest
 
     def write(self, artefact: str | os.PathLike[str]) -> Path:
         """Write the manifest beside an artefact, at once or not at all, and return its path."""
@@ -206,7 +183,7 @@ def local_environment(runtime: str, version: str = "") -> dict[str, str | list[s
     }
 
 
-def _damaged(where: str, name: str, wanted: str, got: object) -> ModelError:
+def _damaged(where: Path, name: str, wanted: str, got: object) -> ModelError:
     return ModelError(
         f"{where} is damaged: {name} must be {wanted}, got {reprlib.repr(got)}; "
         "export the model again"

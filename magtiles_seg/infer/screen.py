@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError
 from magtiles_seg.files import sha256_of
-from magtiles_seg.infer.backends.base import Backend, BackendSpec, check_images, check_threads
+from magtiles_seg.infer.backends.base import (
+    Answer,
+    Backend,
+    BackendSpec,
+    check_images,
+    check_threads,
+)
 from magtiles_seg.infer.backends.held import Held
 from magtiles_seg.infer.backends.onnxfile import read_again, read_onnx
 from magtiles_seg.infer.backends.ort import open_on_cpu
@@ -31,8 +37,6 @@ from magtiles_seg.model.cells import halved
 
 if TYPE_CHECKING:
     import onnxruntime
-
-__all__ = ["Screen", "ScreenWarning", "ScreenedBackend", "windows"]
 
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 _TENSORS = [("image", "tensor(uint8)", 3), ("cells", "tensor(float)", 3)]
@@ -251,15 +255,10 @@ class ScreenedBackend:
         self._inner = inner
         self._cell_px = screen.card.stride
         self._halo = -(-(spec.card.receptive_field_px // 2) // self._cell_px)
-        self._spec = _screened(spec, screen)
-        self._grid_px = self._spec.card.stride
+        self.spec = _screened(spec, screen)
+        self._grid_px = self.spec.card.stride
         self._lock = threading.Lock()
         self._seen = self._passed = 0
-
-    @property
-    def spec(self) -> BackendSpec:
-        """That of the wrapped backend; stride and receptive field are those of both together."""
-        return self._spec
 
     @property
     def passed_share(self) -> float:
@@ -267,18 +266,8 @@ class ScreenedBackend:
         with self._lock:
             return self._passed / max(1, self._seen)
 
-    def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """Return the model's answer where the screen passes a cell on, else 0 and class 1.
-
-        Args:
-            images: (N, H, W) uint8, N >= 1.
-
-        Returns:
-            As of `Backend.infer`.
-
-        Raises:
-            InferenceError: The pictures do not fit, the backend is closed, or the runtime failed.
-        """
+    def infer(self, images: NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend` where the screen passes a cell on, else by 0 and class 1."""
         probability, classes, _ = self.infer_and_tell(images)
         return probability, classes
 

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from magtiles_seg.regions import Parts
 
-__all__ = ["Hole", "OpenRegions", "Region", "without_holes"]
-
 _Points: TypeAlias = NDArray[np.int64]
 _INT32 = 2**31
 

@@ -11,8 +11,6 @@ from magtiles_seg.regions import Defect, measures
 if TYPE_CHECKING:
     from magtiles_seg.linescan.components import Region
 
-__all__ = ["Reason", "Uninspected", "WebDefect", "measure"]
-
 Reason: TypeAlias = Literal[
     "lost", "dropped", "failed", "restarted", "broken off", "interrupted", "not running"
 ]

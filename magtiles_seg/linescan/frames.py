@@ -44,19 +44,6 @@ from magtiles_seg.linescan.sources import LineBlock, frame
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "INVALID",
-    "Frame",
-    "FrameCounter",
-    "Place",
-    "Places",
-    "blocks_of",
-    "check_height",
-    "check_width",
-    "lines_of",
-    "usable",
-]
-
 INVALID = 2**64 - 1
 """Pylon's and GenTL's mark of a number that is none."""
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.files import write
 from magtiles_seg.linescan.defects import Uninspected
-from magtiles_seg.linescan.messages import SinkState, now
+from magtiles_seg.linescan.messages import SinkState
 from magtiles_seg.linescan.sinks import hold
+from magtiles_seg.names import timestamp
 
 if TYPE_CHECKING:
     from magtiles_seg.linescan.sinks import RecordFile
-
-__all__ = ["Journal"]
 
 _END = "end"  # the web came to its end: nothing is missing until the next run
 
@@ -57,7 +56,7 @@ class Journal:
         """
         self._path, self._run, self._files = Path(folder) / "run.json", run, files
         self._note, self._every_s = note or (lambda _: None), every_s
-        self._started, self._settled_line, self._at_end = now(), 0, False
+        self._started, self._settled_line, self._at_end = timestamp(), 0, False
         self._written_line: int | None = None
         self._error: OSError | None = None
         self._ended = threading.Event()
@@ -121,7 +120,11 @@ class Journal:
             written = [file.sync() for file in self._files]  # every one, whatever the first says
             if all(written):
                 self._written_line = line
-            state: dict[str, Any] = {"run": self._run, "started": self._started, "alive": now()}
+            state: dict[str, Any] = {
+                "run": self._run,
+                "started": self._started,
+                "alive": timestamp(),
+            }
             state |= {"settled_line": self._written_line or 0, "ended": None, **more}
             write(self._path, json.dumps(state) + "\n", durable=True)
         except OSError as error:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
+from magtiles_seg.names import new_run, timestamp
 
 if TYPE_CHECKING:
     from magtiles_seg.linescan.sources import LineBlock
-
-__all__ = ["COLUMNS", "Arrivals", "Found", "Message", "Numbering", "SinkState", "new_run", "now"]
 
 Found: TypeAlias = WebDefect | Uninspected
 
@@ -25,16 +22,6 @@ COLUMNS = (
     "complete", "reason", "id", "run", "at", "since", "until", "after_run",
 )  # fmt: skip
 """Columns of a finding in CSV and Parquet; a row leaves out what its kind lacks."""
-
-
-def now() -> str:
-    """Return the time in UTC, ISO 8601 to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def new_run() -> str:
-    """Return an identifier for one run of an inspection: its start in UTC, and a random part."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +108,7 @@ class Numbering:
         self._count += 1
         arrived_s = self._arrivals.of(found)
         return Message(
-            run=self._run, number=self._count, at=now(), found=found, arrived_s=arrived_s
+            run=self._run, number=self._count, at=timestamp(), found=found, arrived_s=arrived_s
         )
 
 
@@ -158,4 +145,4 @@ class SinkState:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        return asdict(self)

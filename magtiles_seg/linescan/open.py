@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +23,8 @@ from magtiles_seg.names import counted
 from magtiles_seg.progress import live, note
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from magtiles_seg.dataset.synthetic.web import WebRows
     from magtiles_seg.infer.segmenter import Segmenter
     from magtiles_seg.linescan.sources import LineBlock
-
-__all__ = ["CameraOptions", "open_source", "stream"]
 
 _VIDEOS = frozenset({".avi", ".mkv", ".mov", ".mp4"})
 
@@ -311,10 +305,4 @@ def _synthetic(source: str) -> LineSource:
     drawn = synthetic_web(options["width"], seed=options["seed"])
     first = next(drawn)
     rows = max(1, options["tiles"] // first.tiles)
-    return ArraySource(_images(first, islice(drawn, rows - 1)))
-
-
-def _images(first: WebRows, rest: Iterator[WebRows]) -> Iterator[NDArray[np.uint8]]:
-    yield first.image
-    for rows in rest:
-        yield rows.image
+    return ArraySource(one.image for one in chain([first], islice(drawn, rows - 1)))

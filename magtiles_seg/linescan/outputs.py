@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.journal import Journal
-from magtiles_seg.linescan.messages import SinkState, new_run
+from magtiles_seg.linescan.messages import SinkState
 from magtiles_seg.linescan.parquet import ParquetSink
 from magtiles_seg.linescan.sinks import (
     CsvSink,
@@ -21,7 +21,7 @@ from magtiles_seg.linescan.sinks import (
     Rotation,
     Sink,
 )
-from magtiles_seg.names import as_line, without_secrets
+from magtiles_seg.names import as_line, new_run, without_secrets
 from magtiles_seg.signals import handled
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from magtiles_seg.linescan.report import WebReport
     from magtiles_seg.linescan.review import WebReview
     from magtiles_seg.linescan.stream import StreamStatus
-
-__all__ = ["FORMATS", "Outputs", "stoppable"]
 
 FORMATS: dict[str, type[RecordFile]] = {
     "jsonl": JsonLinesSink,

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from magtiles_seg.linescan.sources import LineBlock
 
-__all__ = ["WebPictures"]
-
 _UNSEEN_RGB = (255, 0, 0)
 _HELD_PAGES = 2
 

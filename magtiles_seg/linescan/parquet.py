@@ -16,8 +16,6 @@ from magtiles_seg.linescan.messages import COLUMNS, Message, SinkState
 from magtiles_seg.linescan.sinks import RecordFile, Rotation, first_json
 from magtiles_seg.names import counted
 
-__all__ = ["ParquetSink"]
-
 
 class ParquetSink(RecordFile):
     """Parquet files `defects-<id of the first finding>.parquet`, each whole or not there.

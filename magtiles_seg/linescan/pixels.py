@@ -25,8 +25,6 @@ from magtiles_seg.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FORMATS", "Levels"]
-
 _UNSCALED_MAX = 4095
 _Words: TypeAlias = "NDArray[np.uint16]"
 

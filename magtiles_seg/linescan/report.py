@@ -10,14 +10,6 @@ from typing import Any
 
 from magtiles_seg.linescan.defects import Reason, Uninspected
 
-__all__ = [
-    "Latencies",
-    "LineLatency",
-    "WebCounts",
-    "WebReport",
-]
-
-
 _STEP = math.log(1.05)  # width of a class
 _SHORTEST_S = 1e-6
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from magtiles_seg.decision import Decision
     from magtiles_seg.infer.segmenter import Segmenter
 
-__all__ = ["WebReview"]
-
 _CROP_PX = 512
 _FEATURES = ("gray_level", "sharpness")  # of a strip; scores and rates are of whole pictures
 

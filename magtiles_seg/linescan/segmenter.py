@@ -309,15 +309,12 @@ class LineScanSegmenter:
             if group:
                 self._decide(group)
         except BaseException:
-            first_line = self._decided_line(group)
+            first_line = group[0].first_line if group else self._cutter.undecided_line
             self._collect(self._regions.finish(complete=False))
             self._counts.latency.forget(end_line)
             self._begin(end_line, after_gap=True)
             self._counts.miss(first_line, end_line, "failed")
             raise
-
-    def _decided_line(self, group: list[Strip]) -> int:
-        return group[0].first_line if group else self._cutter.undecided_line
 
     def _decide(self, group: list[Strip]) -> None:
         """Run the model on strips of one shape, join their regions, and empty the group."""

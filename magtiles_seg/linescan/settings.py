@@ -26,8 +26,6 @@ from typing import Protocol, TypeAlias
 
 from magtiles_seg.errors import DataError
 
-__all__ = ["Feature", "Nodes", "Value", "apply", "is_triggered", "read_features"]
-
 Value: TypeAlias = int | float | str
 _EMPTY = "GENICAM_EMPTY_STRING"
 _TRIGGERS = ("LineStart", "FrameStart", "FrameBurstStart", "AcquisitionStart")

@@ -24,8 +24,6 @@ from magtiles_seg.linescan.sources import LineBlock, LineSource
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SideBySide"]
-
 _POLL_S = 0.5
 _GREY = 128  # filler before a camera's first line
 
@@ -81,12 +79,7 @@ class SideBySide:
                 )
             self._lanes.append(lane)
             x0 = lane.x1
-        self._width_px, self._line, self._stopping = x0, 0, False
-
-    @property
-    def width_px(self) -> int:
-        """Pixels per line, each seam once."""
-        return self._width_px
+        self.width_px, self._line, self._stopping = x0, 0, False
 
     def __iter__(self) -> Iterator[LineBlock]:
         """Yield lines of the whole width as soon as all cameras have delivered or lost them.
@@ -202,12 +195,12 @@ class SideBySide:
             yield self._sign_of_life(frontier)
 
     def _sign_of_life(self, line: int) -> LineBlock:
-        return LineBlock(np.empty((0, self._width_px), np.uint8), line, time.perf_counter())
+        return LineBlock(np.empty((0, self.width_px), np.uint8), line, time.perf_counter())
 
     def _row_of(
         self, held: Sequence[LineBlock | None], first_line: int, end_line: int
     ) -> LineBlock:
-        rows = np.empty((end_line - first_line, self._width_px), np.uint8)
+        rows = np.empty((end_line - first_line, self.width_px), np.uint8)
         missing: list[tuple[int, int]] = []
         for lane, block in zip(self._lanes, held, strict=True):
             part = rows[:, lane.x0 : lane.x1]

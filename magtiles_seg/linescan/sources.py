@@ -21,17 +21,6 @@ from magtiles_seg.linescan.defects import Reason
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "ArraySource",
-    "FolderSource",
-    "LineBlock",
-    "LineSource",
-    "Replay",
-    "VideoSource",
-    "frame",
-]
-
-
 _MOST_LINES = 2**62
 
 
@@ -125,7 +114,7 @@ class ArraySource:
         """
         step = count("block_rows", block_rows)
         if isinstance(rows, np.ndarray):
-            self._width_px = _width_px(rows)
+            self.width_px = _width_px(rows)
             blocks = (rows[at : at + step] for at in range(0, len(rows), step))
             self._blocks: Iterator[NDArray[np.uint8]] = iter(blocks)
         else:
@@ -133,13 +122,8 @@ class ArraySource:
             first = next(self._blocks, None)
             if first is None:
                 raise DataError("the source has no lines; expected at least one block")
-            self._width_px = _width_px(first)
-            self._blocks = _chain(first, self._blocks)
-
-    @property
-    def width_px(self) -> int:
-        """Pixels per line."""
-        return self._width_px
+            self.width_px = _width_px(first)
+            self._blocks = itertools.chain([first], self._blocks)
 
     def __iter__(self) -> Iterator[LineBlock]:
         """Yield the blocks, numbered on."""
@@ -272,15 +256,11 @@ class Replay:
         """
         if not 0 <= line_rate_hz < float("inf"):
             raise ConfigError(f"line_rate_hz is {line_rate_hz!r}; expected 0 or more")
+        self.width_px = source.width_px
         self._source, self._line_rate_hz = source, line_rate_hz
         self._jitter = fraction("jitter", jitter)
         self._lost_fraction = fraction("lost_fraction", lost_fraction)
         self._rng = np.random.default_rng(seed)
-
-    @property
-    def width_px(self) -> int:
-        """Pixels per line."""
-        return self._source.width_px
 
     def __iter__(self) -> Iterator[LineBlock]:
         """Yield the source's blocks when their time has come, some of them cut short."""
@@ -307,10 +287,3 @@ def _width_px(rows: NDArray[np.uint8]) -> int:
         got = f"{rows.dtype} {rows.shape}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise ImageError(f"the lines are {got}; expected a uint8 array (n, W), grey")
     return int(rows.shape[1])
-
-
-def _chain(
-    first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]]
-) -> Iterator[NDArray[np.uint8]]:
-    yield first
-    yield from rest

@@ -20,8 +20,6 @@ from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.linescan.sinks import Sink
 from magtiles_seg.linescan.sources import LineBlock, LineSource
 
-__all__ = ["POLICIES", "Policy", "StreamStatus", "inspect"]
-
 Policy: TypeAlias = Literal["block", "drop"]
 POLICIES: tuple[Policy, ...] = ("block", "drop")
 
@@ -229,11 +227,11 @@ class _Intake:
 
 
 class _Delivery:
-    """Tells every sink that works; one that fails is told no more, and `check` raises its error."""
+    """Tells every sink that works; those that fail are told no more, and `check` raises why."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
-        self._failed: tuple[Sink, Exception] | None = None
+        self._failed: list[tuple[Sink, Exception]] = []
 
     def lines(self, block: LineBlock) -> None:
         """Hand lines on."""
@@ -249,13 +247,15 @@ class _Delivery:
         self._each(lambda sink: sink.close())
 
     def check(self) -> None:
-        """Raise DataError if a sink has failed."""
-        if self._failed is not None:
-            sink, error = self._failed
+        """Raise DataError if sinks have failed."""
+        if self._failed:
+            told = "; ".join(
+                f"{type(sink).__name__} failed: {error}" for sink, error in self._failed
+            )
             raise DataError(
-                f"{type(sink).__name__} failed: {error}; what was found before is in it, and the "
-                "other sinks have everything; free the disk or mend the receiver, and start again"
-            ) from error
+                f"{told}; what was found before is in it, and the other sinks have everything; "
+                "free the disk or mend the receiver, and start again"
+            ) from self._failed[0][1]
 
     def _each(self, call: Callable[[Sink], None]) -> None:
         for sink in list(self._sinks):
@@ -263,7 +263,7 @@ class _Delivery:
                 call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                self._failed = self._failed or (sink, error)
+                self._failed.append((sink, error))
 
 
 def _write(found: WebDefect | Uninspected, sink: Sink) -> None:

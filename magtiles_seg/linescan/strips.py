@@ -18,8 +18,6 @@ from magtiles_seg.errors import ModelError
 from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.model.card import ModelCard
 
-__all__ = ["Strip", "StripCutter", "halo_px", "round_up"]
-
 
 def round_up(value: int, step: int) -> int:
     """Return the smallest multiple of `step` that is at least `value`."""

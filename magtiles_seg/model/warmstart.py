@@ -57,7 +57,8 @@ def start_from(
     if _is_onnx(path):
         own = {name: tensor for name, tensor in taken.items() if not name.endswith(".weight_bias")}
         missing = _take_over(network, own, labels)
-        if any(not isinstance(_owner(network, name), nn.BatchNorm2d) for name in missing):
+        owners = (network.get_submodule(name.rpartition(".")[0]) for name in missing)
+        if not all(isinstance(owner, nn.BatchNorm2d) for owner in owners):
             raise _misfit(path, said, network, missing)
         _unfold(network, taken, pictures)
         return
@@ -167,10 +168,6 @@ def _misfit(
         f"{path} does not fit a {network.architecture!r} network ({missing[0]} and "
         f"{len(missing) - 1} more are not in it): {fix}"
     )
-
-
-def _owner(network: nn.Module, name: str) -> nn.Module:
-    return network.get_submodule(name.rpartition(".")[0])
 
 
 def _onnx_weights(path: Path) -> tuple[dict[str, Tensor], ModelCard]:

@@ -31,12 +31,11 @@ from typing import TYPE_CHECKING, Any
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import encode_png, sha256_of, write
 from magtiles_seg.marking import encode_result
+from magtiles_seg.names import timestamp
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-__all__ = ["REASONS", "Entry", "ReviewFolder"]
 
 REASONS = ("review", "disagreement", "drift", "random")
 """Why a picture is kept, in the order in which they are asked."""
@@ -142,7 +141,7 @@ class ReviewFolder:
         picture, mask = encode_png(image), encode_result(draft)
         record = {
             "schema_version": SCHEMA_VERSION,
-            "at": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "at": timestamp(now),
             "reason": reason,
             "interest": round(interest, 4),
             "sha256": sha256_of(picture),

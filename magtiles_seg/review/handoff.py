@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +19,13 @@ from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import sha256_of, staged_folder, write_json
 from magtiles_seg.labels import IGNORE
-from magtiles_seg.names import counted
+from magtiles_seg.names import counted, timestamp
 from magtiles_seg.review.folder import REASONS
 
 if TYPE_CHECKING:
     from magtiles_seg.dataset.formats import LabelledPicture
     from magtiles_seg.dataset.splits import Split
     from magtiles_seg.review.folder import ReviewFolder
-
-__all__ = ["TOOLS", "Exported", "Imported", "export_review", "import_labels"]
 
 TOOLS = ("label-studio", "cvat", "labelme", "coco")
 INDEX = "review.json"
@@ -247,8 +244,7 @@ def import_labels(
     folder = None
     if new:
         origin = {"tool": name_of_tool, "split_sha256": split.sha256, "refused": refused}
-        created = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        folder = write_part(directory, new, labels, created=created, origin=origin)
+        folder = write_part(directory, new, labels, created=timestamp(), origin=origin)
     names = [one.name for one in new]
     return Imported(
         folder=folder,

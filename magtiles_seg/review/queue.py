@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from magtiles_seg.result import Segmentation
     from magtiles_seg.review.settings import ReviewSettings
 
-__all__ = ["Candidate", "ReviewQueue", "Selector"]
-
 _WAITING, _WAITING_BYTES = 32, 64_000_000
 _REST = 4.0  # times as long as the last write took
 _LONGEST_REST_S = 5.0

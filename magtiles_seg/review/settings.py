@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from magtiles_seg.errors import ConfigError
+from magtiles_seg.names import new_run
 from magtiles_seg.review.folder import REASONS, ReviewFolder
 
 __all__ = ["REASONS", "ReviewSettings", "reasons_of"]
-
-
-def _new_run() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +33,7 @@ class ReviewSettings:
     share: float = 0.001
     most_pictures: int = 1000
     most_mb: float = 1000.0
-    run: str = field(default_factory=_new_run)
+    run: str = field(default_factory=new_run)
 
     def __post_init__(self) -> None:
         """Check the values."""

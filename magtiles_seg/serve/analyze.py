@@ -324,7 +324,10 @@ class Analyzer:
         await self.gate.room()  # others that came at the same moment may have taken it
         self.gate.expect(place, len(pictures))
         shadow = None if MIRRORED in request.headers else self.shadow
-        return await self._while_there(request, self._answer(pictures, wish, place, shadow))
+        try:
+            return await self._while_there(request, self._answer(pictures, wish, place, shadow))
+        except TimeoutError:
+            raise self._too_late(place.pixels) from None
 
     async def _uploaded(self, request: Request, place: Place) -> list[bytes]:
         upload = read_uploads(request, self.settings, partial(self.gate.hold, place))
@@ -347,11 +350,8 @@ class Analyzer:
                 for number, data in enumerate(pictures, start=1)
             )
         self.gate.admit(place, [pixels.size for pixels in decoded])
-        try:
-            with self.metrics.stage("queue_and_infer"):
-                results = await _all(self.batcher.submit(pixels, deadline) for pixels in decoded)
-        except TimeoutError:
-            raise self._too_late() from None
+        with self.metrics.stage("queue_and_infer"):
+            results = await _all(self.batcher.submit(pixels, deadline) for pixels in decoded)
         self.gate.computed(place)
         with self.metrics.stage("encode"):
             reply, rows = await anyio.to_thread.run_sync(
@@ -375,7 +375,8 @@ class Analyzer:
 
         Raises:
             ClientDisconnect: The client left.
-            Expired: It took too long, or the service ends.
+            TimeoutError: It took too long.
+            Expired: The service ends.
         """
         leaving = asyncio.ensure_future(_left(request))
         try:
@@ -406,11 +407,16 @@ class Analyzer:
                 working.cancel()
             if ending.done():
                 raise Expired(503, "the service ends; send it again", headers=_AGAIN)
-            raise self._too_late()
+            raise TimeoutError
 
-    def _too_late(self) -> Expired:
+    def _too_late(self, pixels: int) -> Expired:
+        """Return what to say of a request for so many pixels that has had its time."""
+        message = f"no answer within {self.settings.timeout_s:g} s"
+        if (needed_s := self.gate.seconds(pixels)) > self.settings.timeout_s:
+            message += f": {pixels:,} px take about {needed_s:.0f} s here; send smaller pictures"
+            return Expired(503, message)
         wait = max(1, math.ceil(self.gate.wait_s))
-        message = f"no answer within {self.settings.timeout_s:g} s; try again in {wait} s"
+        message += f"; try again in {wait} s"
         return Expired(503, message, headers={"Retry-After": str(wait)})
 
 

@@ -40,7 +40,6 @@ from magtiles_seg.infer.backends.base import available_cores
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.review.queue import ReviewQueue, Selector
 from magtiles_seg.serve import openapi
-from magtiles_seg.serve import openapi as pages
 from magtiles_seg.serve.analyze import Analyzer
 from magtiles_seg.serve.batching import Batcher
 from magtiles_seg.serve.cors import Forwarded, Service
@@ -222,7 +221,7 @@ def _facts(
 ) -> list[Route]:
     """Return the routes that tell of the service."""
     document = openapi.document(settings)
-    text, page = json.dumps(document), pages.reference(document)
+    text, page = json.dumps(document), openapi.reference(document)
     spec, metrics = segmenter.spec, analyzer.metrics
     metrics.model.labels(spec.card.name, spec.sha256, spec.name, spec.device).set(1)
 
@@ -249,7 +248,7 @@ def _facts(
 
     async def landing(request: Request) -> Response:
         root = request.scope.get("root_path", "")
-        return HTMLResponse(pages.landing(segmenter.spec, demo=settings.demo, root_path=root))
+        return HTMLResponse(openapi.landing(segmenter.spec, demo=settings.demo, root_path=root))
 
     return [
         Route("/livez", livez),

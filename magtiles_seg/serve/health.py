@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 
-import cv2
 import numpy as np
 
+from magtiles_seg.files import encode_png
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.serve.batching import Batcher
 from magtiles_seg.serve.decoding import Decoders
@@ -45,7 +45,7 @@ class Readiness:
         tile = synthetic_tile(_GOLDEN_SEED, defect="blowhole", size_hw=(288, 220))
         self._tile = tile.image
         self._golden = segmenter(self._tile)
-        self._file = cv2.imencode(".png", self._tile)[1].tobytes()
+        self._file = encode_png(self._tile)
         self._decoders = decoders
         self._batcher = batcher
         self._metrics = metrics

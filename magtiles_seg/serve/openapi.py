@@ -16,7 +16,7 @@ _PROBLEMS = {
     "408": "The upload came too slowly",
     "413": "The request or the picture is too large",
     "415": "No form, or a file of a format that is not taken",
-    "503": "Too busy, or too slow: try again after Retry-After seconds",
+    "503": "Too busy: try again after Retry-After seconds; without that header: too large",
 }
 _PNG_URL = {"type": "string", "pattern": "^data:image/png;base64,"}
 _PIXELS = {"type": "integer", "minimum": 0}

@@ -10,11 +10,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from magtiles_seg.files import encode_png
 from magtiles_seg.result import Segmentation
+from magtiles_seg.shapes import encode_rle
 from magtiles_seg.tile import TileResult
 
 INCLUDES = ("defects", "probability", "classes", "verdict", "overlay")
@@ -64,7 +65,7 @@ def encode(results: Collection[Segmentation], wish: Wish) -> Reply:
     """
     if wish.png:
         (result,) = results
-        return Reply(_png(result.mask * np.uint8(255)), {"Content-Type": "image/png"})
+        return Reply(encode_png(result.mask * np.uint8(255)), {"Content-Type": "image/png"})
     documents = [document(result, wish) for result in results]
     body = documents[0]
     if wish.tile or len(documents) > 1:
@@ -97,8 +98,7 @@ def tile_document(results: Collection[Segmentation], wish: Wish) -> bytes:
         "pictures": len(tile.exposures),
     }
     if "overlay" in wish.include:
-        drawn = cv2.cvtColor(tile.overlay(), cv2.COLOR_RGB2BGR)
-        fields |= {"overlay": _data_url(drawn), **tile.overlay_dict()}
+        fields |= {"overlay": _data_url(tile.overlay()), **tile.overlay_dict()}
     return json.dumps(fields, allow_nan=False).encode()
 
 
@@ -116,7 +116,7 @@ def _fields(result: Segmentation, wish: Wish) -> dict[str, Any]:
     if "classes" in wish.include:
         fields |= {"classes": _data_url(result.classes), "labels": list(result.labels)}
     if "overlay" in wish.include:
-        fields["overlay"] = _data_url(cv2.cvtColor(result.overlay(), cv2.COLOR_RGB2BGR))
+        fields["overlay"] = _data_url(result.overlay())
     return fields
 
 
@@ -140,11 +140,7 @@ def run_lengths(mask: NDArray[np.uint8]) -> dict[str, list[int]]:
     Args:
         mask: (H, W) uint8, 0 or 1.
     """
-    flat = mask.ravel(order="F")
-    ends = np.flatnonzero(np.diff(flat)) + 1
-    bounds = np.concatenate([[0], ends, [flat.size]])
-    counts = np.diff(bounds).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+    return {"size": list(mask.shape), "counts": encode_rle(mask > 0).tolist()}
 
 
 def mask_of_run_lengths(rle: object, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -168,10 +164,5 @@ def mask_of_run_lengths(rle: object, shape: tuple[int, ...]) -> NDArray[np.uint8
     return np.repeat(values, counts).reshape(shape, order="F")
 
 
-def _png(picture: NDArray[Any]) -> bytes:
-    _, encoded = cv2.imencode(".png", picture)
-    return encoded.tobytes()
-
-
-def _data_url(picture: NDArray[Any]) -> str:
-    return "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
+def _data_url(picture: NDArray[np.uint8]) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_png(picture)).decode()

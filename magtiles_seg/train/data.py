@@ -28,9 +28,6 @@ from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
 from magtiles_seg.labels import FREE, IGNORED
 from magtiles_seg.model.losses import IGNORED_CLASS, IGNORED_PIXEL
 
-_LEVEL = 128
-"""A warped mask pixel that is at least half defect is defect."""
-
 Item = TypeVar("Item")
 
 
@@ -268,7 +265,7 @@ def stack(views: Sequence[View], *, class_stride: int) -> Batch:
     there is any.
     """
     image = torch.from_numpy(np.stack([view.image for view in views]))[:, None].float()
-    defect = np.stack([view.mask for view in views]) >= _LEVEL
+    defect = np.stack([view.defect for view in views])
     classes = np.stack([view.classes for view in views])
     ignored = classes == IGNORED
     classes = classes * (defect & ~ignored)

@@ -156,7 +156,7 @@ def _padded(pixels: NDArray[np.uint8], size: Sequence[int], *, mode: str) -> Ten
 def _shares(picture: View, size: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return, patch by patch in reading order, the share of defect and of known picture."""
     inside = _padded((picture.classes != IGNORED).astype(np.uint8), size, mode="constant")
-    defect = _padded((picture.mask >= 128).astype(np.uint8), size, mode="constant")
+    defect = _padded(picture.defect.astype(np.uint8), size, mode="constant")
     pooled = (functional.avg_pool2d(part, PATCH_PX).ravel().numpy() for part in (defect, inside))
     defect_share, known = pooled
     return defect_share, known
@@ -164,7 +164,7 @@ def _shares(picture: View, size: Sequence[int]) -> tuple[NDArray[np.float32], ND
 
 def _classes(picture: View, size: Sequence[int]) -> NDArray[np.int64]:
     """Return the class in each patch, in reading order; 0 where there is no defect."""
-    solid = (picture.mask >= 128) & (picture.classes != IGNORED)
+    solid = picture.defect & (picture.classes != IGNORED)
     classes = _padded(picture.classes * solid, size, mode="constant")
     return functional.max_pool2d(classes, PATCH_PX).ravel().numpy().astype(np.int64)
 

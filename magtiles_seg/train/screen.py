@@ -40,10 +40,9 @@ _LEAST_DEFECT_PX = 4
 """A cell holds something from this many pixels on."""
 
 _MOST_THRESHOLD = 0.5
-_DEFECT = 128
-"""A mask pixel of at least this is defect."""
+WrapEpochs = Callable[[Iterable[int], int, str], Iterable[int]]
+"""Wraps the numbers of the epochs, given how many and a title, to show how far it is."""
 
-Progress = Callable[[Iterable[int], int, str], Iterable[int]]
 Finder = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """Returns a model's mask, (H, W) uint8 of 0 and 1, of a picture (H, W) uint8."""
 
@@ -56,7 +55,7 @@ def fit_screen(
     labels: tuple[str, ...],
     epochs: int,
     seed: int,
-    progress: Progress | None = None,
+    progress: WrapEpochs | None = None,
 ) -> ScreenNetwork:
     """Train a screen.
 
@@ -125,7 +124,7 @@ def findings(pictures: Sequence[View], find: Finder) -> list[NDArray[np.uint8]]:
     """
     found = [find(picture.image) for picture in pictures]
     masks = zip(pictures, found, strict=True)
-    if not any((picture.mask[mask > 0] >= _DEFECT).any() for picture, mask in masks):
+    if not any(picture.defect[mask > 0].any() for picture, mask in masks):
         raise DataError(
             f"on {counted(len(pictures), 'picture')} to choose a threshold on, the model finds no "
             "labelled defect: expected some in the split's validation part"
@@ -166,7 +165,7 @@ def choose_threshold(
         for region in range(1, count):
             inside = regions == region
             levels.append(float(np.median(level[inside])))
-            labelled.append(bool((picture.mask[inside] >= _DEFECT).any()))
+            labelled.append(bool(picture.defect[inside].any()))
         if not picture.mask.any():
             sound.append(passed.ravel())
     reached, true = np.array(levels), np.array(labelled, dtype=bool)

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from magtiles_seg.dataset.augment import Augmentation, View
+from magtiles_seg.dataset.masks import DEFECT_LEVEL
 from magtiles_seg.labels import IGNORED
 from magtiles_seg.model.losses import IGNORED_CLASS, IGNORED_PIXEL
 from magtiles_seg.train.data import Batch, BatchPlan, TrainingSet, made_ahead
 
-_LEVEL = 128
 _ROUND = 2048
 """Views that share one set of pasted defects; the next set is made while they are trained on."""
 
@@ -43,7 +43,7 @@ class Pictures:
         classes: (P,) uint8, index into the labels.
         start: (M,) int64, where a picture begins.
         size_hw: (M, 2) int64.
-        defect: (D,) int64, the pixels of mask >= 128, counted from the start of their picture.
+        defect: (D,) int64, the pixels that are defect, counted from the start of their picture.
         defect_start: (M,) int64, where a picture's begin in `defect`.
         defect_count: (M,) int64.
     """
@@ -69,7 +69,7 @@ class Pictures:
         def numbers(values: Sequence[object], *shape: int) -> Tensor:
             return torch.tensor(values, dtype=torch.int64, device=device).reshape(-1, *shape)
 
-        defects = [np.flatnonzero(view.mask >= _LEVEL) for view in views]
+        defects = [np.flatnonzero(view.defect) for view in views]
         sizes = [view.image.size for view in views]
         counts = [len(defect) for defect in defects]
         return cls(
@@ -105,7 +105,7 @@ def fits_on(device: torch.device, pictures: Sequence[View]) -> bool:
     """Return whether a GPU has room for all pictures beside the training."""
     if device.type != "cuda":
         return False
-    needed = sum(3 * view.image.size + 8 * int((view.mask >= _LEVEL).sum()) for view in pictures)
+    needed = sum(3 * view.image.size + 8 * int(view.defect.sum()) for view in pictures)
     total: int = torch.cuda.get_device_properties(device).total_memory
     return needed <= _MEMORY_SHARE * total
 
@@ -354,7 +354,7 @@ def _blurred(view: Tensor) -> Tensor:
 def stack_views(image: Tensor, mask: Tensor, classes: Tensor, *, class_stride: int) -> Batch:
     """Return drawn views as one batch, as `data.stack` makes it of the CPU's."""
     ignored = classes == IGNORED
-    defect = ((mask >= _LEVEL) & ~ignored).float()
+    defect = ((mask >= DEFECT_LEVEL) & ~ignored).float()
     class_target = functional.max_pool2d((classes * defect)[:, None], class_stride)[:, 0].long() - 1
     class_target = torch.where(class_target < 0, IGNORED_CLASS, class_target)
     target = torch.where(ignored, IGNORED_PIXEL, defect)

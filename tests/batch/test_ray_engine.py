@@ -84,6 +84,19 @@ def test_run_ray_goes_on_where_the_local_engine_was_stopped(
     assert job.part_path(0).stat().st_mtime_ns == kept
 
 
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("threads", "gpus"), [(4, 0.0), (1, 1.0)], ids=["more_cores", "a_gpu"])
+def test_ray_worker_that_this_machine_has_no_room_for_is_refused(
+    threads: int, gpus: float, tmp_path: Path
+) -> None:
+    from magtiles_seg.batch.ray_engine import run_ray
+
+    job = Job(source=str(tmp_path), out=tmp_path / "out")
+    words = f"one worker takes {threads} CPUs and {gpus:g} GPUs; Ray has 3 and 0 here"
+    with pytest.raises(BackendError, match=words):
+        run_ray(job, [0], workers=1, threads=threads, gpus=gpus, report=lambda _, __: None)
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [(None, "Ray does not start"), ("10.0.0.9:6379", r"Ray cluster 10\.0\.0\.9:6379 is not")],

@@ -52,6 +52,20 @@ def check_exactly_once(job: Job, pictures: int, broken: int) -> None:
     assert all((row["verdict"] is None) == (row["error"] is not None) for row in rows(job.out))
 
 
+class Noted:
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def listed(self, pictures: int) -> None: ...
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def done(self, pictures: int, total: int, errors: int) -> None: ...
+
+
 def test_run_batch_with_broken_files_has_a_row_for_every_picture(
     make_job: Callable[..., Job],
 ) -> None:
@@ -83,7 +97,9 @@ def test_run_batch_again_does_only_what_is_missing(make_job: Callable[..., Job])
     job.part_path(1).unlink()
     kept = job.part_path(0).stat().st_mtime_ns
     (job.out / "parts" / ".0123456789abcdef.part.parquet").write_bytes(b"half")
-    assert run_batch(job, ONE) == first == summarize(job.out)
+    noted = Noted()
+    assert run_batch(job, ONE, noted) == first == summarize(job.out)
+    assert "60 pictures: it goes on; for pictures that came to the source" in noted.notes[0]
     assert job.part_path(0).stat().st_mtime_ns == kept
     assert len(list((job.out / "parts").iterdir())) == 3
 
@@ -91,7 +107,7 @@ def test_run_batch_again_does_only_what_is_missing(make_job: Callable[..., Job])
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"segmenter": {"threshold": 0.9}}, "another decision"),
+        ({"segmenter": {"threshold": 0.9}}, r"another decision\.threshold \(was \S+ 0.5, now 0\.9"),
         ({"part_rows": 9}, "another part_rows"),
         ({"source": "."}, "another source"),
     ],
@@ -107,7 +123,7 @@ def test_run_batch_into_another_run_is_refused(
         key: {**job.segmenter, **value} if key == "segmenter" else value
         for key, value in change.items()
     }
-    with pytest.raises(ConfigError, match=rf"holds a run with {said} .*another --out"):
+    with pytest.raises(ConfigError, match=rf"holds a run with {said}.*another --out"):
         run_batch(replace(job, **change), ONE)
 
 
@@ -176,20 +192,10 @@ def test_run_batch_with_out_and_odd_files_in_the_source_sees_the_same_pictures_a
     (source / "._a.jpg").write_bytes(b"of macOS")
     first = make_job(source=str(source), out=source / "first", masks=True)
     assert run_batch(first, ONE).pictures == 6
-    notes: list[str] = []
-
-    class Noted:
-        def listed(self, pictures: int) -> None: ...
-
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-        def done(self, pictures: int, total: int, errors: int) -> None: ...
-
-    second = replace(first, out=source / "second")
-    outcome = run_batch(second, ONE, Noted())
+    second, noted = replace(first, out=source / "second"), Noted()
+    outcome = run_batch(second, ONE, noted)
     assert (outcome.pictures, outcome.errors) == (6, 3)
-    assert any(note.startswith("left out 3 results of an earlier run") for note in notes)
+    assert any(note.startswith("left out 3 results of an earlier run") for note in noted.notes)
     errors = {Path(row["path"]).name: row["error"] for row in rows(second.out)}
     assert errors[r"latin\udcfc.jpg"] is None
     assert "No such file" in errors["gone.png"]
@@ -376,3 +382,12 @@ def test_run_batch_of_or_into_a_folder_that_cannot_be_listed_is_refused_at_once(
     forbid(monkeypatch, finished.out / "parts")
     with pytest.raises(PermissionError, match="parts"):
         run_batch(finished, ONE)
+
+
+def test_worker_takes_the_threads_of_the_job_and_else_its_share_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magtiles_seg.batch.run.available_cores", lambda: 16)
+    job = Job(source=str(tmp_path), out=tmp_path / "out")
+    assert Engine(workers=4).layout(job) == (4, 4)
+    assert Engine(workers=4).layout(replace(job, segmenter={"threads": 1})) == (4, 1)

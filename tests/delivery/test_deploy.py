@@ -176,7 +176,7 @@ def test_smoke_waits_while_the_former_release_still_answers() -> None:
     assert next(versions, None) is None
 
 
-@pytest.mark.parametrize("between", ["0", "502", "503", "504"])
+@pytest.mark.parametrize("between", ["0", "429", "502", "503", "504"])
 def test_smoke_waits_while_one_release_takes_the_others_place(between: str) -> None:
     answer = {"pred": golden_tile().mask.tolist()}
     versions = iter(["v1", between, "v2"])

@@ -58,12 +58,13 @@ def scored(
 class Branches:
     """A repository with `dev`, whose model is OLD, and `exp`, which says what it is told to."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        git("init", "--quiet", "--initial-branch=dev", root=root)
+    def __init__(self, repository: Path, folder: str = "") -> None:
+        git("init", "--quiet", "--initial-branch=dev", root=repository)
+        self.root = repository / folder
+        self.root.mkdir(exist_ok=True)
         self.write(scored(OLD).result)
         self.commit("dev")
-        git("checkout", "--quiet", "-b", "exp", root=root)
+        git("checkout", "--quiet", "-b", "exp", root=self.root)
 
     def write(self, result: EvaluationResult, **params: object) -> None:
         (self.root / "results").mkdir(exist_ok=True)
@@ -272,6 +273,44 @@ def test_judge_without_the_experiment_s_model_names_the_fix(branches: Branches) 
         branches.judge(None)
 
 
+def test_judge_in_a_folder_of_a_repository_merges_the_results_in_it(tmp_path: Path) -> None:
+    branches = Branches(tmp_path, "tiles ü")
+    branches.write(scored(NEW).result, epochs=9)
+    assert branches.judge(scored(NEW)).merge
+
+
+@pytest.mark.parametrize("path", ["../params.yaml", "../results/x", "tiles ü/params.yaml"])
+def test_judge_in_a_folder_of_a_repository_leaves_the_rest_to_a_person(
+    tmp_path: Path, path: str
+) -> None:
+    branches = Branches(tmp_path, "tiles ü")
+    git("config", "diff.relative", "true", root=tmp_path)
+    branches.write(scored(NEW).result)
+    (branches.root / path).parent.mkdir(exist_ok=True)
+    (branches.root / path).write_text("{}")
+    changed = (branches.root / path).resolve().relative_to(tmp_path.resolve())
+    verdict = branches.judge(scored(NEW))
+    assert not verdict.merge
+    assert f" changes {changed}: a person reads" in str(verdict)
+
+
+def test_judge_in_a_shallow_checkout_names_the_way_out(branches: Branches, tmp_path: Path) -> None:
+    branches.write(scored(NEW).result)
+    branches.commit("exp")
+    clone = ("clone", "--quiet", "--depth", "1", "--no-single-branch", "--branch", "dev")
+    git(*clone, branches.root.as_uri(), "shallow", root=tmp_path)
+    shallow = tmp_path / "shallow"
+    with pytest.raises(ConfigError, match=r"shallow.*git fetch --unshallow"):
+        judge(Revision(shallow), Revision(shallow, "origin/exp"), SPLIT, lambda _: None)
+
+
+def test_judge_of_damaged_figures_names_the_file_and_the_state(branches: Branches) -> None:
+    branches.write(scored(NEW).result)
+    (branches.root / "results/pictures.csv").write_text("picture;class\n")
+    with pytest.raises(DataError, match=r"^results/pictures\.csv of exp \("):
+        branches.judge(scored(NEW))
+
+
 def test_judge_of_a_damaged_gate_of_the_base_names_it(tmp_path: Path) -> None:
     text = PARAMS.replace("[+iou]", "[iou]")
     branches = Branches(tmp_path)
@@ -320,6 +359,15 @@ def test_fetch_model_brings_the_file_of_each_revision(tmp_path: Path) -> None:
     assert fetch_model(Revision(root, "empty"), out) is None
 
 
+def test_fetch_model_of_a_project_in_a_folder_of_a_repository_brings_it(tmp_path: Path) -> None:
+    pytest.importorskip("dvc")
+    git("init", "--quiet", "--initial-branch=dev", root=tmp_path)
+    commit = repository_with_models(tmp_path / "tiles ü", init=False)["one"]
+    path = fetch_model(Revision(tmp_path / "tiles ü", commit), tmp_path)
+    assert path is not None
+    assert path.read_text() == "one"
+
+
 def test_fetch_model_that_was_not_pushed_names_the_fix(tmp_path: Path) -> None:
     pytest.importorskip("dvc")
     root = tmp_path / "repository"
@@ -331,12 +379,13 @@ def test_fetch_model_that_was_not_pushed_names_the_fix(tmp_path: Path) -> None:
         fetch_model(Revision(root, commit), tmp_path)
 
 
-def repository_with_models(root: Path) -> dict[str, str]:
+def repository_with_models(root: Path, *, init: bool = True) -> dict[str, str]:
     """Make a DVC repository of two commits; return {content of the model file: commit}."""
     from hashlib import md5
 
     root.mkdir()
-    git("init", "--quiet", "--initial-branch=dev", root=root)
+    if init:
+        git("init", "--quiet", "--initial-branch=dev", root=root)
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text("")
     (root / ".dvc/.gitignore").write_text("/cache\n/tmp\n")

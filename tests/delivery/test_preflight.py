@@ -129,6 +129,12 @@ def test_check_names_a_setting_that_the_jobs_would_not_get(root: Path, line: str
     assert f"{name!r} is no setting" in lacks("deploy-dev", root, {"PATH": "/usr/bin:/bin"})
 
 
+def test_check_names_a_value_that_ends_as_lines_of_windows_do(root: Path, programs: str) -> None:
+    path = root / ".github/settings.env"
+    path.write_bytes(path.read_bytes().replace(b"AUTO_MERGE=on\n", b"AUTO_MERGE=off\r\n"))
+    assert r"AUTO_MERGE is 'off\r'" in lacks("merge", root, {"PATH": programs})
+
+
 def test_check_names_a_base_branch_that_is_not_there(root: Path, programs: str) -> None:
     git("push", "--quiet", "origin", "--delete", "dev", root=root)
     found = lacks("experiment", root, {"PATH": programs})

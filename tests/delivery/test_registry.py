@@ -119,25 +119,34 @@ def test_fetch_names_the_tag_that_is_another_one_here(repository: Path, tmp_path
         registry.fetch(repository)
 
 
-def test_version_that_was_withdrawn_is_put_on_no_stage(repository: Path) -> None:
+def test_version_that_was_withdrawn_is_put_on_no_stage_and_not_given_again(
+    repository: Path,
+) -> None:
     from gto import api
 
     registry.promote(repository, "magtiles", "dev")
+    commit(repository)
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.2"
     api.deregister(  # as `gto deprecate` does
         str(repository),
         "magtiles",
-        version="v0.0.1",
+        version="v0.0.2",
         author="test",
         author_email="test@example.org",
     )
+    assert registry.on_stage(repository, "magtiles", "dev") is None
+    assert registry.version_of(repository, "magtiles", "HEAD") is None
     for stage in ("dev", "prod"):
-        with pytest.raises(ConfigError, match=r"v0\.0\.1 was withdrawn, by the tag magtiles@v0"):
+        with pytest.raises(ConfigError, match=r"v0\.0\.2 was withdrawn, by the tag magtiles@v0\.0"):
             registry.promote(repository, "magtiles", stage)
+    with pytest.raises(ConfigError, match="give another by --version"):
+        registry.promote(repository, "magtiles", "dev", version="v0.0.2")
+    assert registry.promote(repository, "magtiles", "dev", revision="v0.0.1").tags == (
+        "magtiles#dev#3",
+    )
     commit(repository)
-    with pytest.raises(ConfigError, match="give another by --version"):  # GTO gives v0.0.1 again
-        registry.promote(repository, "magtiles", "dev")
-    registry.promote(repository, "magtiles", "dev", version="v0.0.2")
-    assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.3"
+    assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.3"
 
 
 def test_push_sends_version_and_stage_to_origin(repository: Path) -> None:
@@ -185,6 +194,22 @@ def test_register_of_a_second_version_for_one_commit_is_refused(repository: Path
     registry.register(repository, "magtiles", version="v1.0.0")
     with pytest.raises(ConfigError, match=r"is magtiles v1\.0\.0 already"):
         registry.register(repository, "magtiles", version="v1.0.1")
+
+
+def test_tag_of_any_bytes_does_not_stop_a_promotion(repository: Path) -> None:
+    registry.register(repository, "magtiles")
+    head = git("rev-parse", "HEAD", root=repository)
+    (repository / ".git/packed-refs").write_bytes(f"{head} refs/tags/".encode() + b"\xfc\n")
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.1"
+
+
+def test_revision_reads_a_file_with_a_mark_and_refuses_one_without_end(repository: Path) -> None:
+    (repository / "marked.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert Revision(repository).mapping("marked.json") == {"a": 1}
+    for name, text in (("deep.json", '{"a":' * 100_000), ("deep.yaml", "[" * 5_000)):
+        (repository / name).write_text(text)
+        with pytest.raises(DataError, match=rf"{name} of working directory .* cannot be read"):
+            Revision(repository).mapping(name)
 
 
 def test_revision_reads_old_and_present_text(repository: Path) -> None:

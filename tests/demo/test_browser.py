@@ -40,6 +40,25 @@ COLLECT_WEB_PICTURES = """() => {
 """Gathers in the page what the picture of the web has shown."""
 
 
+WORST_CONTRAST = """() => {
+  const light = (color) => {
+    const [r, g, b] = color.match(/[0-9.]+/g).slice(0, 3).map((value) => value / 255)
+      .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  const ground = (node) => {
+    const color = getComputedStyle(node).backgroundColor;
+    return color === "rgba(0, 0, 0, 0)" ? ground(node.parentElement) : color;
+  };
+  const ratios = [...document.querySelectorAll("#verdict :is(b, i, span, .doubt)")].map((node) => {
+    const [one, other] = [light(getComputedStyle(node).color), light(ground(node))];
+    return Math.max(one, other) / Math.min(one, other);
+  });
+  return Math.min(...ratios);
+}"""
+"""Returns the least contrast of words of the verdict with what lies behind them."""
+
+
 DEMO = "import sys; from magtiles_seg.cli import main; sys.exit(main())"
 SLOWLY = """
 import time
@@ -399,6 +418,22 @@ def test_noise_raises_the_question_whether_it_is_a_tile(
     page.locator("#picture input[type=file]").set_input_files(path)
     expect(page.locator(".doubt")).to_contain_text("Is this a tile?")
     keep(page, "demo_noise_phone")
+    page.close()
+
+
+def test_words_of_the_answer_can_be_read_in_the_dark(
+    browser: Browser, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "noise.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (200, 240)).astype(np.uint8))
+    page = new_page(browser, scheme="dark")
+    page.goto(address)
+    page.locator("#picture button[aria-label='Remove Image']").click()
+    expect(page.locator("#verdict")).to_contain_text("Waiting")
+    assert page.evaluate(WORST_CONTRAST) >= 4.5  # WCAG 2.2, AA
+    page.locator("#picture input[type=file]").set_input_files(path)
+    expect(page.locator(".doubt")).to_contain_text("Is this a tile?")
+    assert page.evaluate(WORST_CONTRAST) >= 4.5
     page.close()
 
 

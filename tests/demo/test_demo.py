@@ -26,7 +26,7 @@ from magtiles_seg import ImageError, Segmentation, Segmenter
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.demo import create_app, mount
 from magtiles_seg.demo.many import MAX_PICTURES, _inspect
-from magtiles_seg.demo.models import Models
+from magtiles_seg.demo.models import Models, Results, _size
 from magtiles_seg.demo.tile import MAX_PIXELS, Judge
 from magtiles_seg.demo.web import _pass
 from magtiles_seg.infer import BUNDLED_MODEL
@@ -257,6 +257,42 @@ def test_web_that_is_too_wide_is_refused(segmenter: Segmenter, tmp_path: Path) -
     cv2.imwrite(str(path), np.zeros((40, 2100), np.uint8))
     (shown,) = _pass(segmenter, 0.5, str(path))
     assert "expected 32 to 2048 px a line" in shown[0]
+
+
+def test_results_that_nobody_asks_for_go_first_when_there_is_no_room(
+    segmenter: Segmenter, tile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("magtiles_seg.demo.models.time.monotonic", lambda: clock[0])
+    result = segmenter(tile)
+    kept = Results(max_bytes=2 * _size(result), kept_s=60)
+    first, second = kept.keep(result), kept.keep(result)
+    assert kept.get(first) is result
+    third = kept.keep(result)
+    assert [kept.get(key) is result for key in (first, second, third)] == [True, False, True]
+    clock[0] = 50
+    assert kept.get(third) is result
+    clock[0] = 100
+    assert [kept.get(key) is result for key in (first, third)] == [False, True]
+
+
+def test_list_that_takes_too_long_ends_and_names_what_was_not_inspected(
+    judge: Judge, tile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magtiles_seg.demo.many.RUN_S", -1.0)
+    *_, shown, _ = _inspect(judge, [tile, tile], (0.5, 0.5, 0.0), str(tmp_path))
+    assert shown[1].count("not inspected: the demo ends a list after -1 s") == 2
+
+
+@pytest.mark.parametrize("limit", ["_MAX_LINES", "RUN_S"])
+def test_web_without_an_end_is_ended(
+    segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(f"magtiles_seg.demo.web.{limit}", 0)
+    path = tmp_path / "tall.png"
+    cv2.imwrite(str(path), np.full((400, 64), 128, np.uint8))
+    shown = list(_pass(segmenter, 0.5, str(path)))
+    assert "<b>75 lines</b>passed" in shown[-1][0]
 
 
 def test_web_first_block_shows_its_lines_before_any_verdict(segmenter: Segmenter) -> None:

@@ -440,6 +440,21 @@ def test_stream_of_a_page_that_asked_nothing_is_404(demo: Any, page: Any) -> Non
     assert b"Traceback" not in demo.log.read_bytes()
 
 
+def test_visitor_with_twelve_open_pages_opens_no_more_and_others_still_do(
+    demo: Any, page: Any
+) -> None:
+    with ExitStack() as opened:
+
+        def beat(client: httpx.Client, number: int) -> int:
+            request = client.stream("GET", f"/gradio_api/heartbeat/{page.session}{number}")
+            return opened.enter_context(request).status_code
+
+        assert [beat(page.client, number) for number in range(13)] == [200] * 12 + [503]
+        other = opened.enter_context(httpx.Client(base_url=demo.url, timeout=60))
+        other.get("/")
+        assert beat(other, 99) == 200
+
+
 def test_upload_that_names_an_odd_codec_is_400(demo: Any) -> None:
     form = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\nx\r\n--b--'
     headers = {"content-type": "multipart/form-data; boundary=b; charset=undefined"}

@@ -48,6 +48,7 @@ def test_read_pictures_of_a_written_table_gives_the_records_back() -> None:
         ("id,dice\na,1\n", "expected the columns picture"),
         (HEADER + "a,crack,x,1,1,1,1,0.5,reject\n", "damaged"),
         (HEADER + "a,crack,1,1\n", "damaged"),
+        (HEADER + '"' + "a" * 200_000, "damaged: field larger"),
         (HEADER + "a,crack,1,1,1,1,1,971,reject\n", "row 2: score '971'"),  # was 0,971
         (HEADER + "a,crack,1,1,1,1,1,nan,reject\n", "row 2: score 'nan'"),
         (HEADER + "a,crack,1,1,1,1,1,0.5.1,reject\n", "damaged"),

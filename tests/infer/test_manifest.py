@@ -94,7 +94,7 @@ def test_read_without_manifest_is_model_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not a manifest"),
+        ("{", "has no readable manifest"),
         ("[]", "is not a manifest"),
         ('{"schema_version": 7}', "has schema version 7, expected 1"),
         ('{"schema_version": 1}', "is damaged: 'card'"),
@@ -102,9 +102,10 @@ def test_read_without_manifest_is_model_error(tmp_path: Path) -> None:
         (json.dumps({**json.loads(MANIFEST.to_json()), "extra": 1}), "is damaged: .*extra"),
     ],
 )
-def test_read_of_another_text_is_model_error(text: str, message: str) -> None:
+def test_read_of_another_text_is_model_error(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.engine.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError, match=message):
-        Manifest.from_json(text)
+        Manifest.read(tmp_path / "m.engine")
 
 
 def test_local_environment_names_runtime_and_system() -> None:

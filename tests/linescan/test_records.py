@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
 from magtiles_seg.linescan.journal import Journal
+from magtiles_seg.linescan.messages import Arrivals
 from magtiles_seg.linescan.pages import WebPictures
 from magtiles_seg.linescan.parquet import ParquetSink
 from magtiles_seg.linescan.sinks import (
@@ -180,6 +183,29 @@ def test_file_is_rotated_by_time_even_if_nothing_is_found(
     sink.close()
 
 
+@pytest.mark.parametrize("kind", [JsonLinesSink, CsvSink])
+def test_age_of_a_file_counts_on_over_a_new_start(tmp_path: Path, kind: type[RecordFile]) -> None:
+    path = path_of(tmp_path, kind)
+    first = kind(path, run="a")
+    first.write(defect(1))
+    first.close()
+    yesterday = (datetime.now(UTC) - timedelta(hours=25)).isoformat(timespec="milliseconds")
+    at = next(word for word in re.findall(r"[\d-]+T[\d:.]+Z", path.read_text(encoding="utf-8")))
+    path.write_text(path.read_text(encoding="utf-8").replace(at, yesterday), encoding="utf-8")
+    second = kind(path, run="b")
+    second.write(defect(2))
+    second.close()
+    assert (tmp_path / f"defects-a-00000001{path.suffix}").exists()
+    assert lines_of(tmp_path) == [1, 2]
+
+
+def test_arrival_of_a_finding_is_that_of_the_block_with_its_last_line() -> None:
+    arrivals, rows = Arrivals(), np.empty((6, 8), np.uint8)
+    for start_line, arrived_s in ((0, 1.0), (6, 2.0), (12, 3.0)):
+        arrivals.lines(LineBlock(rows, start_line, arrived_s))
+    assert [arrivals.of(defect(line)) for line in (0, 1, 6, 7)] == [1.0, 2.0, 2.0, 3.0]
+
+
 @EVERY_KIND
 @settings(max_examples=15)
 @given(sizes=st.lists(st.integers(0, 400), max_size=6), lines=st.integers(1, 30))
@@ -293,6 +319,15 @@ def test_journal_of_a_killed_run_gives_the_gap_from_its_settled_line(tmp_path: P
     assert gap.since is not None
     assert gap.until is not None
     assert gap.since <= gap.until
+
+
+def test_journal_sweeps_what_a_kill_left_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / ".0123.part.json").write_text("{")
+    (tmp_path / "mine.json").write_text("{}")
+    journal = Journal(tmp_path, "a")
+    journal.begin()
+    journal.close()
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["mine.json", "run.json"]
 
 
 def test_journal_does_not_settle_lines_whose_findings_wait_for_the_disk(tmp_path: Path) -> None:

@@ -114,6 +114,18 @@ def test_full_disk_stops_with_an_error_and_the_other_sinks_have_everything() -> 
     assert other.closed == 1
 
 
+def test_every_sink_that_fails_at_the_end_is_told() -> None:
+    class Gone(Kept):
+        def close(self) -> None:
+            raise OSError(f"{len(self.defect_lines)} findings were not delivered to {id(self)}")
+
+    sinks = Gone(), Kept(), Gone()
+    with pytest.raises(DataError) as raised:
+        inspect(ArraySource(specks()), make_web(), sinks)
+    for sink in (sinks[0], sinks[2]):
+        assert f"Gone failed: 10 findings were not delivered to {id(sink)}; " in str(raised.value)
+
+
 def test_failing_model_stops_with_its_error_and_reports_what_is_missing() -> None:
     backend, sink = BrightBackend(), Kept()
     backend.fails_at = 5

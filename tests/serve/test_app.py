@@ -274,11 +274,25 @@ def test_analyze_too_slow_is_503_and_the_service_goes_on(
     batcher = client.app.state.analyzer.batcher  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
         patch.setattr(batching.Batcher, "submit", lambda *_: __import__("asyncio").sleep(30))
-        assert_problem(send(client, png), 503, "no answer within")
+        reply = send(client, png)
+    assert_problem(reply, 503, "no answer within 0.2 s; try again in 1 s")
+    assert reply.headers["retry-after"] == "1"
     assert len(batcher) == 0
     gate = client.app.state.analyzer.gate  # type: ignore[attr-defined]
     assert (gate.accepted, gate.answered, gate.expired) == (1, 0, 1)
     assert "magtiles_expired_total 1.0" in client.get("/metrics").text
+
+
+def test_analyze_picture_that_takes_longer_than_a_request_has_is_not_told_to_come_again(
+    open_client: OpenClient, png: bytes
+) -> None:
+    client = open_client(timeout_s=5)
+    client.app.state.analyzer.gate.measured(10**9, 10**9)  # type: ignore[attr-defined]
+    reply = send(client, png)
+    assert_problem(
+        reply, 503, r"no answer within 5 s: [\d,]+ px take about \d+ s here; send smaller"
+    )
+    assert "retry-after" not in reply.headers
 
 
 def test_analyze_failing_model_is_503_that_tells_nothing_of_it(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from magtiles_seg.dataset.formats import (
     coco,
@@ -56,10 +57,16 @@ FORMATS: dict[str, ModuleType] = {
     "mvtec": mvtec,
     "huggingface": huggingface,
 }
-"""Each by its name, as a module with `read` and `write`."""
+"""Each by its name, as a module with `read` and `write`, which take what those here take; `write`
+returns the path that the format is opened by."""
 
 _LABELS_IN = {"labelme": ".json", "coco": ".json", "label-studio": ".json", "cvat": ".xml"}
 """Suffix of the files with the labels, where they are read only if their content is such."""
+
+_WITH_BOTH = frozenset({"labelme", "coco", "cvat", "label-studio"})
+"""Formats of polygons and masks; each has a default of its own."""
+
+_WITH_POLYGONS = _WITH_BOTH | {"yolo"}
 
 _LOOKED_AT = 20
 """JSON and XML files of a folder that are opened to tell its format."""
@@ -118,10 +125,12 @@ def write(
     """
     module = _module(name)
     check_target(out, tolerance_px)
-    how = {} if as_polygons is None else {"as_polygons": as_polygons}
+    how: dict[str, Any] = {"tolerance_px": tolerance_px} if name in _WITH_POLYGONS else {}
+    if name in _WITH_BOTH and as_polygons is not None:
+        how["as_polygons"] = as_polygons
     write_: Callable[..., Path] = module.write
     with staged_folder(out) as stage:
-        opened = write_(pictures, stage, labels, tolerance_px=tolerance_px, **how)
+        opened = write_(pictures, stage, labels, **how)
     return out / opened.relative_to(stage)
 
 

@@ -41,12 +41,7 @@ def recognises(content: object) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every COCO file under a folder, and the pictures that none names.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read every COCO file under a folder, and the pictures that none names."""
     files, found = Files(root), Reading()
     owner: dict[Path, Path] = {}
     for path in files.of(".json"):
@@ -185,17 +180,10 @@ def write(
     as_polygons: bool = False,
     tolerance_px: float = 0.0,
 ) -> Path:
-    """Write pictures into `images/`, and beside it `annotations.json`.
+    """Write pictures into `images/`, and beside it `annotations.json`; return its path.
 
-    Args:
-        pictures: What is written.
-        out: An empty folder.
-        labels: Class names by index, background first; a category's id is its index.
-        as_polygons: Masks become polygons; else run lengths, which are the same pixels always.
-        tolerance_px: How far such a polygon may stray from the mask's pixels.
-
-    Returns:
-        The path of annotations.json.
+    A category's id is the index of its label. Masks that do not become polygons are run lengths,
+    which are the same pixels always.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
@@ -231,14 +219,7 @@ def annotation_of(
     as_polygons: bool = False,
     tolerance_px: float = 0.0,
 ) -> dict[str, Any]:
-    """Return segmentation, area and box of a region.
-
-    Args:
-        region: Which.
-        picture: Whose.
-        as_polygons: As of `write`.
-        tolerance_px: As of `write`.
-    """
+    """Return segmentation, area and box of a picture's region."""
     height, width = picture.height, picture.width
     mask = region.mask(height, width)
     if region.runs is None or as_polygons:

@@ -29,7 +29,7 @@ from magtiles_seg.dataset.formats.pictures import (
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 from magtiles_seg.labels import color_rgb
-from magtiles_seg.shapes import crop
+from magtiles_seg.shapes import crop, encode_rle
 
 NAME = "annotations.xml"
 _FLAT = ("polyline", "points", "skeleton")
@@ -47,12 +47,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every CVAT file under a folder, and the pictures that none names.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read every CVAT file under a folder, and the pictures that none names."""
     files, found = Files(root), Reading()
     owner: dict[Path, Path] = {}
     for path in files.of(".xml"):
@@ -172,17 +167,9 @@ def write(
     as_polygons: bool = False,
     tolerance_px: float = 0.0,
 ) -> Path:
-    """Write pictures into `images/`, and beside it annotations.xml, which a CVAT task imports.
+    """Write pictures into `images/`, and beside it annotations.xml; return its path.
 
-    Args:
-        pictures: What is written.
-        out: An empty folder.
-        labels: Class names by index, background first.
-        as_polygons: Masks become polygons, whose points a person can pull; else CVAT's masks.
-        tolerance_px: How far such a polygon may stray from the mask's pixels.
-
-    Returns:
-        The path of annotations.xml.
+    A CVAT task imports that. Masks that do not become polygons are CVAT's own.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     tree, names = ElementTree.Element("annotations"), list(labels[1:])
@@ -228,9 +215,7 @@ def _add(
     head = {"label": region.label, "source": "auto", "occluded": "0", "z_order": "0"}
     if region.runs is not None and not as_polygons:
         part, left, top = crop(region.mask(height, width))
-        flat = np.concatenate([[False], part.ravel(), [not part[-1, -1]]])
-        ends = np.flatnonzero(flat[1:] != flat[:-1])
-        counts = np.diff(np.concatenate([[0], ends])).tolist()
+        counts = encode_rle(part.T).tolist()  # row by row
         box = {"left": left, "top": top, "width": part.shape[1], "height": part.shape[0]}
         place = {key: str(value) for key, value in box.items()}
         runs = {"rle": ", ".join(map(str, counts)), **place}

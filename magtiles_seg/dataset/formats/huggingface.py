@@ -37,12 +37,7 @@ def recognises(files: Files) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every picture of the lists with its mask, and those that none names.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read every picture of the lists with its mask, and those that none names."""
     files, found = Files(root), Reading()
     masks, pictures = dict[Path, Path | None](), dict[Path, Path]()
     for path in files.all:
@@ -114,28 +109,10 @@ def _column(path: Path, rows: Sequence[Any]) -> str:
     )
 
 
-def write(
-    pictures: Iterable[LabelledPicture],
-    out: Path,
-    labels: Sequence[str],
-    *,
-    as_polygons: bool = False,
-    tolerance_px: float = 0.0,
-) -> Path:
-    """Write pictures, masks of class indices, metadata.jsonl and the classes' names.
-
-    Args:
-        pictures: What is written; every class is among the labels.
-        out: An empty folder.
-        labels: Class names by index, background first.
-        as_polygons: Without effect.
-        tolerance_px: Without effect.
-
-    Returns:
-        The path of metadata.jsonl.
-    """
+def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
+    """Write pictures, masks of class indices, and metadata.jsonl; return the path of that."""
     pictures = list(pictures)
-    write_masks(pictures, out, labels, as_polygons=as_polygons, tolerance_px=tolerance_px)
+    write_masks(pictures, out, labels)
     names = {path.stem: path.name for path in (out / "images").iterdir()}
     lines = [
         json.dumps(

@@ -45,12 +45,7 @@ def recognises(content: object) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every LabelMe file under a folder, and the pictures that none is of.
-
-    Args:
-        root: The data set.
-        progress: Told files.
-    """
+    """Read every LabelMe file under a folder, and the pictures that none is of."""
     files, found = Files(root), Reading()
     labels = files.of(".json")
     owner: dict[Path, Path] = {}
@@ -161,18 +156,7 @@ def write(
     as_polygons: bool = True,
     tolerance_px: float = 0.0,
 ) -> Path:
-    """Write each picture and its LabelMe file side by side.
-
-    Args:
-        pictures: What is written.
-        out: An empty folder.
-        labels: Class names by index, background first.
-        as_polygons: Masks become polygons, whose points a person can pull; else LabelMe's masks.
-        tolerance_px: How far such a polygon may stray from the mask's pixels.
-
-    Returns:
-        `out`.
-    """
+    """Write each picture and its LabelMe file side by side into `out`, and return that."""
     out.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         name = picture.copy_to(out)
@@ -186,14 +170,7 @@ def write(
 def content_of(
     picture: LabelledPicture, name: str, *, as_polygons: bool = True, tolerance_px: float = 0.0
 ) -> dict[str, Any]:
-    """Return the content of a picture's LabelMe file.
-
-    Args:
-        picture: Which.
-        name: Path of its file from the LabelMe file.
-        as_polygons: As of `write`.
-        tolerance_px: As of `write`.
-    """
+    """Return the content of a LabelMe file, from which `name` is the path of the picture's."""
     shapes = []
     for region in picture.regions:
         if region.runs is not None and not as_polygons:

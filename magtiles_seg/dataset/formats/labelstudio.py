@@ -34,7 +34,7 @@ from magtiles_seg.dataset.layouts import PICTURE_SUFFIXES
 from magtiles_seg.errors import DataError
 from magtiles_seg.files import write as write_file
 from magtiles_seg.files import write_json
-from magtiles_seg.shapes import Mask
+from magtiles_seg.shapes import Mask, encode_rle
 
 _MAX_BRUSH_PX = 64_000_000
 NAME, CONFIG = "tasks.json", "label_config.xml"
@@ -54,12 +54,7 @@ def recognises(content: object) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every export under a folder, and the pictures that none names.
-
-    Args:
-        root: The data set: the export, and the pictures.
-        progress: Told pictures.
-    """
+    """Read every export under a folder, and the pictures that none names."""
     files, found = Files(root), Reading()
     owner: dict[Path, Path] = {}
     for path in files.of(".json"):
@@ -255,13 +250,10 @@ def decode_brush(rle: Sequence[int]) -> npt.NDArray[np.uint8]:
 
 def encode_brush(mask: Mask) -> list[int]:
     """Return the run lengths of a mask, (H, W) bool, as Label Studio's brush stores them."""
-    flat = np.repeat(mask.ravel(), 4)
-    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    lengths = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
     sizes, bits = (3, 4, 8, 16), list[str]()
-    bits.append(f"{flat.size:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes))
-    value = bool(flat[0])
-    for length in lengths:
+    bits.append(f"{4 * mask.size:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in sizes))
+    value = False
+    for length in (4 * encode_rle(mask.T)).tolist():  # row by row
         while length:
             now = min(length, 1 << 16)
             index = next(i for i, size in enumerate(sizes) if now <= 1 << size)
@@ -285,17 +277,9 @@ def write(
 ) -> Path:
     """Write pictures into `images/`, and beside it tasks.json and the labelling configuration.
 
-    Args:
-        pictures: What is written.
-        out: An empty folder.
-        labels: Class names by index, background first.
-        as_polygons: Masks become polygons, whose points a person can pull; else brush masks.
-        tolerance_px: How far such a polygon may stray from the mask's pixels.
-        as_predictions: As a draft of a model, which a person accepts or corrects; else as labels.
-        prefix: Put before a picture's name where Label Studio looks for it.
-
-    Returns:
-        The path of tasks.json.
+    Masks that do not become polygons are brush masks. `as_predictions` writes the draft of a model,
+    which a person accepts or corrects, else labels. `prefix` stands before a picture's name, for
+    Label Studio to look there. Returns the path of tasks.json.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     tasks, names = list[dict[str, Any]](), list(labels[1:])

@@ -65,12 +65,7 @@ def recognises(files: Files) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every picture with the mask of its name, and those that have none.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read every picture with the mask of its name, and those that have none."""
     files, found = Files(root), Reading()
     pairs = _pairs(files)
     masks = {folder: by_stem(files, folder, found) for folder in dict.fromkeys(pairs.values())}
@@ -284,27 +279,10 @@ def read_colour_mask(path: Path) -> npt.NDArray[np.int32]:
         raise ImageError(f"mask {error}", reason=error.reason) from error
 
 
-def write(
-    pictures: Iterable[LabelledPicture],
-    out: Path,
-    labels: Sequence[str],
-    *,
-    as_polygons: bool = False,  # noqa: ARG001 - as every format's; it knows masks alone
-    tolerance_px: float = 0.0,  # noqa: ARG001
-) -> Path:
-    """Write pictures into `images/` and masks of class indices into `masks/`: the layout `folder`.
+def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
+    """Write the layout `folder` into `out`, and return that: `images/`, and masks of class indices.
 
     What is ignored has the value 255 there. `dataset.json` beside them names the classes.
-
-    Args:
-        pictures: What is written; every class is among the labels.
-        out: An empty folder.
-        labels: Class names by index, background first.
-        as_polygons: Without effect.
-        tolerance_px: Without effect.
-
-    Returns:
-        `out`.
     """
     for folder in ("images", "masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)

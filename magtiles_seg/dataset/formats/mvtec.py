@@ -7,8 +7,7 @@ https://www.mvtec.com/company/research/datasets/mvtec-ad. Every picture is label
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,35 +37,30 @@ def recognises(files: Files) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every picture of train and test, with its mask.
-
-    Args:
-        root: The data set; with several categories in it, all of them.
-        progress: Told pictures.
-    """
+    """Read every picture of train and test, with its mask."""
     files, found = Files(root), Reading()
     known = set[Path]()
     for category in _categories(files):
         aside = [path for path in files.pictures if path.parent.parent == category / _MASKS]
         files.set_aside(aside)
         masks = by_key(aside, _key_of_mask, found)
-        there, bare = list[Path](), list[Path]()
+        there, bare = dict[Path, Path](), list[Path]()
         for path in files.pictures:
             if path.parent.parent.parent != category:
                 continue
             known.add(path)
             if path.parent.name.lower() in GOOD:
                 bare.append(path)
-            elif _key(path) in masks:
-                there.append(path)
+            elif mask := masks.get(_key(path)):
+                there[path] = mask
             else:
                 place = category / _MASKS / path.parent.name
                 found.problems.append(f"{place / path.stem}_mask.png: mask is missing")
         found.problems += [
-            f"{masks[key]}: its picture is missing" for key in masks.keys() - set(map(_key, there))
+            f"{mask}: its picture is missing" for mask in {*masks.values()} - {*there.values()}
         ]
         found.add(_sound(files, bare))
-        read_masks(files, found, there, partial(_mask_of, masks), progress, _defect)
+        read_masks(files, found, list(there), there.get, progress, _defect)
     for path in files.pictures:
         if path not in known:
             found.notes.add(f"{path}", "left out, for it lies directly in no folder of a class")
@@ -80,10 +74,6 @@ def _key(path: Path) -> tuple[str, str]:
 
 def _key_of_mask(path: Path) -> tuple[str, str]:
     return path.parent.name, name_key(path.stem.removesuffix("_mask"))
-
-
-def _mask_of(masks: Mapping[tuple[str, str], Path], picture: Path) -> Path:
-    return masks[_key(picture)]
 
 
 def _categories(files: Files) -> list[Path]:
@@ -114,25 +104,8 @@ def _cannot_be_a_folder(label: str) -> bool:
     return label.casefold() in GOOD or label in (".", "..") or any(s in label for s in "/\\\0")
 
 
-def write(
-    pictures: Iterable[LabelledPicture],
-    out: Path,
-    labels: Sequence[str],
-    *,
-    as_polygons: bool = False,  # noqa: ARG001 - as every format's; it knows masks alone
-    tolerance_px: float = 0.0,  # noqa: ARG001
-) -> Path:
-    """Write sound pictures into train/good, and others, with masks, into the folders of a class.
-
-    Args:
-        pictures: What is written. A picture has one class there: that of most of its pixels.
-        out: An empty folder.
-        labels: Class names by index, background first; none that is no name of a folder.
-        as_polygons: Without effect.
-        tolerance_px: Without effect.
-
-    Returns:
-        `out`.
+def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
+    """Write sound pictures into train/good, others into the folder of their class; return `out`.
 
     Raises:
         DataError: A picture has several classes or an ignored region, which the format cannot say,

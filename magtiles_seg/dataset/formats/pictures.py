@@ -161,7 +161,8 @@ class LabelledPicture:
         """Write the picture's file into a folder as `<id>` with its suffix; return that name."""
         if self.embedded:
             content = self.content()
-            name = f"{self.id}.{_suffix_of(content)}"
+            suffix = read_header(content).format.lower().replace("jpeg", "jpg")
+            name = f"{self.id}.{suffix}"
             (folder / name).write_bytes(content)
         else:
             name = f"{self.id}{self.path.suffix}"
@@ -596,7 +597,3 @@ def _walk(root: Path) -> Iterator[Path]:
             yield Path(entry.path)
     for folder, reason in unlisted.items():
         raise DataError(f"folder {folder} cannot be listed: {reason}; make it readable, or move it")
-
-
-def _suffix_of(content: bytes) -> str:
-    return read_header(content).format.lower().replace("jpeg", "jpg")

@@ -47,12 +47,7 @@ def recognises(files: Files) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read every picture of JPEGImages with its mask, and those that have none.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read every picture of JPEGImages with its mask, and those that have none."""
     files, found = Files(root), Reading()
     aside = [p for p in files.pictures if any(part.startswith("Segmentation") for part in p.parts)]
     files.set_aside(aside)
@@ -157,27 +152,10 @@ def _breaks_a_line(label: str) -> bool:
     return ":" in label or label.startswith("#") or len(label.splitlines()) != 1
 
 
-def write(
-    pictures: Iterable[LabelledPicture],
-    out: Path,
-    labels: Sequence[str],
-    *,
-    as_polygons: bool = False,  # noqa: ARG001 - as every format's; it knows masks alone
-    tolerance_px: float = 0.0,  # noqa: ARG001
-) -> Path:
-    """Write JPEGImages, SegmentationClass, the list of pictures, and labelmap.txt.
+def write(pictures: Iterable[LabelledPicture], out: Path, labels: Sequence[str]) -> Path:
+    """Write JPEGImages, SegmentationClass, the list of pictures and labelmap.txt; return `out`.
 
     Pictures of other suffixes than .jpg keep theirs.
-
-    Args:
-        pictures: What is written; every class is among the labels.
-        out: An empty folder.
-        labels: Class names by index, background first.
-        as_polygons: Without effect.
-        tolerance_px: Without effect.
-
-    Returns:
-        `out`.
 
     Raises:
         DataError: A class has a name that the list of classes cannot hold.

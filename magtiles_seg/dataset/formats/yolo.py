@@ -43,12 +43,7 @@ def recognises(files: Files) -> bool:
 
 
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
-    """Read the text of every picture under a folder, and the pictures that have none.
-
-    Args:
-        root: The data set.
-        progress: Told pictures.
-    """
+    """Read the text of every picture under a folder, and the pictures that have none."""
     files, found = Files(root), Reading()
     try:
         found.labels = _names(files)
@@ -182,20 +177,11 @@ def write(
     out: Path,
     labels: Sequence[str],
     *,
-    as_polygons: bool = True,  # noqa: ARG001 - as every format's; it knows nothing else
     tolerance_px: float = 0.0,
 ) -> Path:
-    """Write pictures into `images/`, polygons into `labels/`, and beside them data.yaml.
+    """Write pictures into `images/`, polygons into `labels/`, and data.yaml; return its path.
 
-    Args:
-        pictures: What is written.
-        out: An empty folder.
-        labels: Class names by index, background first; the first class has the index 0 there.
-        as_polygons: Masks become polygons in any case.
-        tolerance_px: How far such a polygon may stray from the mask's pixels.
-
-    Returns:
-        The path of data.yaml.
+    The first class has the index 0 there: background has none.
     """
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "labels").mkdir(exist_ok=True)

@@ -7,10 +7,6 @@ grinder never reached or a worn edge, and uneven a zone of coarser, mostly brigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Final
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -152,19 +148,15 @@ def _uneven(rng: np.random.Generator, surface: Surface) -> DefectLayer:
     return DefectLayer(alpha, np.maximum(brightness, 0).astype(np.float32))
 
 
-_PAINTERS: Final[Mapping[str, Callable[[np.random.Generator, Surface], DefectLayer]]] = (
-    MappingProxyType(
-        {
-            "blowhole": _blowhole,
-            "break": _break,
-            "crack": _crack,
-            "fray": _fray,
-            "uneven": _uneven,
-        }
-    )
-)
+_PAINTERS = {
+    "blowhole": _blowhole,
+    "break": _break,
+    "crack": _crack,
+    "fray": _fray,
+    "uneven": _uneven,
+}
 
-DRAWN_LABELS: Final[tuple[str, ...]] = tuple(_PAINTERS)
+DRAWN_LABELS = tuple(_PAINTERS)
 """Defect classes that can be drawn."""
 
 

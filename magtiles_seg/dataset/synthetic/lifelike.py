@@ -7,10 +7,6 @@ of brittle fracture, or a slash; uneven grinding ends line by line. Blowholes an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Final
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -167,6 +163,4 @@ def _uneven(rng: np.random.Generator, surface: Surface) -> DefectLayer:
     return DefectLayer(alpha, np.maximum(brightness, 0).astype(np.float32))
 
 
-_PAINTERS: Final[Mapping[str, Callable[[np.random.Generator, Surface], DefectLayer]]] = (
-    MappingProxyType({"break": _break, "crack": _crack, "uneven": _uneven})
-)
+_PAINTERS = {"break": _break, "crack": _crack, "uneven": _uneven}

@@ -12,8 +12,6 @@ from magtiles_seg.dataset.synthetic import DEFECTS, MIN_SIDE_PX, SyntheticTile, 
 from magtiles_seg.decision import count, fraction
 from magtiles_seg.errors import ConfigError
 
-__all__ = ["WebRows", "synthetic_web"]
-
 _BACKDROP_GREY = 22
 
 

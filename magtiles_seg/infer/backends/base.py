@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,10 @@ _ENGINE_AXES = (("batch", "in one run"), ("height", "px high"), ("width", "px wi
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+Answer: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+"""Probability and classes, as of `Backend.infer`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +72,7 @@ class Backend(Protocol):
     def spec(self) -> BackendSpec:
         """What runs, and on what."""
 
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
         """Return the model's answer to a batch of pictures of one size.
 
         Args:
@@ -249,20 +251,8 @@ class FlippedBackend:
         """That of the wrapped backend."""
         return self._inner.spec
 
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Return the mean probability of the four views, and the classes of the first.
-
-        Args:
-            images: (N, H, W) uint8, N >= 1.
-
-        Returns:
-            As of `Backend.infer`.
-
-        Raises:
-            InferenceError: The pictures do not fit, the backend is closed, or the runtime failed.
-        """
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend`: the four views' mean probability, the first one's classes."""
         total, kinds = self._inner.infer(images)
         for axes in _AXES:
             probability, _ = self._inner.infer(np.ascontiguousarray(np.flip(images, axes)))

@@ -16,6 +16,7 @@ from magtiles_seg.errors import BackendUnavailableError, ConfigError, InferenceE
 from magtiles_seg.files import sha256_of
 from magtiles_seg.image import MIN_SIDE_PX
 from magtiles_seg.infer.backends.base import (
+    Answer,
     BackendSpec,
     check_images,
     check_threads,
@@ -137,7 +138,7 @@ class EagerBackend:
         self._graph: Held[InferenceGraph] = Held(
             lambda: InferenceGraph(network).eval().to(self._device), str(path), again=again
         )
-        self._spec = BackendSpec(
+        self.spec = BackendSpec(
             name="eager",
             device=str(self._device),
             provider=f"torch {torch.__version__}",
@@ -147,19 +148,8 @@ class EagerBackend:
             card=card_of(network, meta, name=path.stem, weights_sha256=sha256),
         )
 
-    @property
-    def spec(self) -> BackendSpec:
-        """What runs, and on what."""
-        return self._spec
-
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
-
-        Raises:
-            InferenceError: The pictures do not fit, the backend is closed, or torch failed.
-        """
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend`."""
         check_images(images)
         graph = self._graph.get()
         try:

@@ -21,6 +21,7 @@ from magtiles_seg.errors import (
 )
 from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
+    Answer,
     BackendSpec,
     check_answer,
     check_images,
@@ -92,7 +93,7 @@ class OpenVinoBackend:
         compiling = partial(_compile, data, path, threads=threads, precision=precision)
         self._loaded = Held(compiling, str(path), again=_refuse_fork)
         loaded = self._loaded.get()
-        self._spec = BackendSpec(
+        self.spec = BackendSpec(
             name="openvino",
             device="cpu",
             provider=_provider(),
@@ -103,19 +104,8 @@ class OpenVinoBackend:
             precision=_arithmetic(precision_of(data), precision),
         )
 
-    @property
-    def spec(self) -> BackendSpec:
-        """What runs, and on what."""
-        return self._spec
-
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
-
-        Raises:
-            InferenceError: The pictures do not fit, the backend is closed, or OpenVINO failed.
-        """
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend`."""
         check_images(images)
         loaded = self._loaded.get()
         try:

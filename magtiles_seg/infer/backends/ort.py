@@ -12,6 +12,7 @@ import numpy.typing as npt
 from magtiles_seg.errors import BackendUnavailableError, InferenceError, ModelError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
+    Answer,
     BackendSpec,
     check_answer,
     check_images,
@@ -104,7 +105,7 @@ class OrtBackend:
         )
         session = self._session.get()
         self._gpu = None if kind == "cpu" else number
-        self._spec = BackendSpec(
+        self.spec = BackendSpec(
             name="onnxruntime",
             device="cpu" if kind == "cpu" else f"{kind}:{number}",
             provider=session.get_providers()[0],
@@ -115,19 +116,8 @@ class OrtBackend:
             precision=precision_of(data),
         )
 
-    @property
-    def spec(self) -> BackendSpec:
-        """What runs, and on what."""
-        return self._spec
-
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
-
-        Raises:
-            InferenceError: The pictures do not fit, the backend is closed, or onnxruntime failed.
-        """
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend`."""
         check_images(images)
         if self._profile is not None:
             check_shape(images.shape, self._profile[0], self._profile[2])
@@ -211,7 +201,7 @@ def _open_on_gpu(
 
 def _run_bound(
     session: onnxruntime.InferenceSession, images: npt.NDArray[np.uint8], number: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+) -> Answer:
     """Run with input and outputs bound to GPU memory: each is copied once, and nothing between."""
     onnxruntime = import_onnxruntime()
     binding = session.io_binding()

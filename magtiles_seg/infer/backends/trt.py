@@ -17,6 +17,7 @@ import numpy.typing as npt
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError, StaleEngineError
 from magtiles_seg.files import sha256_of
 from magtiles_seg.infer.backends.base import (
+    Answer,
     BackendSpec,
     check_images,
     check_shape,
@@ -302,7 +303,7 @@ class TrtBackend:
         )
         runner = self._runner.get()
         self._shapes = (runner.least, runner.greatest)
-        self._spec = BackendSpec(
+        self.spec = BackendSpec(
             name="tensorrt",
             device=f"cuda:{number}",
             provider=f"{runtime_name(flavour)} {library.__version__}",
@@ -313,22 +314,8 @@ class TrtBackend:
             precision=manifest.precision,
         )
 
-    @property
-    def spec(self) -> BackendSpec:
-        """What runs, and on what."""
-        return self._spec
-
-    def infer(
-        self, images: npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-        """Return probability (N, H, W) float32 and classes (N, H, W) uint8 of (N, H, W) uint8.
-
-        A batch greater than the engine takes is run in parts.
-
-        Raises:
-            InferenceError: The pictures do not fit the engine, the backend is closed, or the
-                library failed.
-        """
+    def infer(self, images: npt.NDArray[np.uint8]) -> Answer:
+        """Answer as every `Backend`; a batch greater than the engine takes, in parts."""
         check_images(images)
         runner = self._runner.get()
         least, greatest = self._shapes
@@ -356,14 +343,7 @@ class TrtBackend:
 
 def environment(library: Any, flavour: str, cuda: Cuda) -> dict[str, str | list[str]]:  # noqa: ANN401
     """Return this machine's facts by the names of a manifest."""
-    gpu = cuda.gpu()
-    return {
-        **local_environment(runtime_name(flavour), library.__version__),
-        "gpu": gpu.name,
-        "compute_capability": gpu.compute_capability,
-        "driver": gpu.driver,
-        "cuda": gpu.cuda,
-    }
+    return {**local_environment(runtime_name(flavour), library.__version__), **cuda.gpu()}
 
 
 def flavour_of(manifest: Manifest, path: Path) -> str:

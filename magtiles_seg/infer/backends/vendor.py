@@ -6,7 +6,6 @@ import ctypes
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -121,25 +120,6 @@ def make_logger(library: Any) -> Any:  # noqa: ANN401  (a class of the library)
 _FIX = "pip install -U 'cuda-bindings>=12.8'"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """A device, in the words of a manifest.
-
-    Attributes:
-        number: Of the device in this process.
-        name: As its maker calls it.
-        compute_capability: As `"SM89"`.
-        driver: Newest CUDA that the driver runs, as `"13.0"`.
-        cuda: Major version of the CUDA runtime, as `"13"`: engines do not outlive it.
-    """
-
-    number: int
-    name: str
-    compute_capability: str
-    driver: str
-    cuda: str
-
-
 class Cuda:
     """The CUDA runtime on one device. Memory and streams belong to who asked for them."""
 
@@ -178,18 +158,23 @@ class Cuda:
         """Make the device the calling thread's; each thread has its own."""
         self.call(self._api.cudaSetDevice, self.number)
 
-    def gpu(self) -> Gpu:
-        """Return what the device is."""
+    def gpu(self) -> dict[str, str]:
+        """Return what the device is, in the words of a manifest.
+
+        Returns:
+            `gpu`: what its maker calls it; `compute_capability`: as `"SM89"`; `driver`: the newest
+            CUDA that the driver runs, as `"13.0"`; `cuda`: major version of the CUDA runtime, as
+            `"13"`: engines do not outlive it.
+        """
         facts = self.call(self._api.cudaGetDeviceProperties, self.number)
         driver = self.call(self._api.cudaDriverGetVersion)
         runtime = self.call(self._api.cudaRuntimeGetVersion)
-        return Gpu(
-            number=self.number,
-            name=facts.name.split(b"\0")[0].decode(),
-            compute_capability=f"SM{facts.major}{facts.minor}",
-            driver=f"{driver // 1000}.{driver % 1000 // 10}",
-            cuda=str(runtime // 1000),
-        )
+        return {
+            "gpu": facts.name.split(b"\0")[0].decode(),
+            "compute_capability": f"SM{facts.major}{facts.minor}",
+            "driver": f"{driver // 1000}.{driver % 1000 // 10}",
+            "cuda": str(runtime // 1000),
+        }
 
     def _refusal(self, code: Any) -> str:  # noqa: ANN401
         """Return why no device answers: without a driver, CUDA calls the driver too old."""

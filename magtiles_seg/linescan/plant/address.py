@@ -12,8 +12,6 @@ from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.plant.outbox import Door, Limits, Outbox
 from magtiles_seg.names import without_secrets
 
-__all__ = ["open_door"]
-
 _LIMITS: Mapping[str, Callable[[str], float]] = {
     "most": int, "expires-s": float, "patience-s": float, "min-score": float, "min-area-px": int,
 }  # fmt: skip

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from magtiles_seg.linescan.sources import LineBlock
     from magtiles_seg.linescan.stream import StreamStatus
 
-__all__ = ["StreamMetrics"]
-
 _COUNTERS = (
     ("lines", "Lines with a verdict"),
     ("uninspected_lines", "Lines without a verdict"),

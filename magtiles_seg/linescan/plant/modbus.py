@@ -18,8 +18,6 @@ except ImportError as error:
         f"modbus:// needs pymodbus ({error}): pip install 'magtiles-seg[plant]'"
     ) from error
 
-__all__ = ["REGISTERS", "ModbusDoor"]
-
 REGISTERS = (
     "sequence", "kind", "class", "score_permille", "first_line_high", "first_line_low",
     "last_line_high", "last_line_low", "x0_px", "x1_px", "area_px_high", "area_px_low", "age_ms",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from typing import Any
@@ -17,8 +18,6 @@ except ImportError as error:
     raise BackendUnavailableError(
         f"mqtt:// needs paho-mqtt ({error}): pip install 'magtiles-seg[plant]'"
     ) from error
-
-__all__ = ["MqttDoor"]
 
 _SLICE_S = 0.1
 
@@ -59,6 +58,9 @@ class MqttDoor:
         self._host, self._port, self._topic = host, port, topic
         self._username, self._password = username, password
         self._tls, self._ca, self._timeout_s = tls, ca, timeout_s
+        # The same each time: by it the broker ends a broken connection that it still holds, whose
+        # last will would else say "offline" after the new one has said "online".
+        self._client_id = secrets.token_hex(11)  # MQTT 3.1.1 brokers take 23 characters
         self._client: mqtt.Client | None = None
 
     def connect(self) -> None:
@@ -69,6 +71,7 @@ class MqttDoor:
         """
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
+            self._client_id,
             protocol=mqtt.MQTTv311,
             reconnect_on_failure=False,  # the outbox does it
         )

@@ -27,8 +27,6 @@ except ImportError as error:
 if TYPE_CHECKING:
     from asyncua.common.node import Node
 
-__all__ = ["FIELDS", "NAMESPACE", "OpcUaDoor"]
-
 NAMESPACE = "urn:magtiles-seg:stream"
 
 FIELDS = {

@@ -19,8 +19,6 @@ from magtiles_seg.linescan.report import Latencies
 if TYPE_CHECKING:
     from magtiles_seg.linescan.sources import LineBlock
 
-__all__ = ["Door", "Limits", "Outbox"]
-
 
 class Door(Protocol):
     """A receiver, as the outbox's thread sees it. Whatever a call raises, it is tried again."""

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import socket
+import ssl
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import paho.mqtt.client as mqtt
 import plant
 import pytest
+from asyncua import ua
 from asyncua.sync import Client
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion
 from plant import free_port, until
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.linescan.defects import Uninspected, WebDefect
+from magtiles_seg.linescan.messages import Message
+from magtiles_seg.linescan.plant import outbox as outboxes
 from magtiles_seg.linescan.plant.address import open_door
 from magtiles_seg.linescan.plant.modbus import REGISTERS, ModbusDoor
 from magtiles_seg.linescan.plant.mqtt import MqttDoor
@@ -169,6 +183,82 @@ def test_broker_that_accepts_and_never_answers_is_an_alarm_not_a_stop() -> None:
             box.close()
 
 
+def test_mqtt_connections_of_a_door_have_one_name_so_that_a_broker_ends_the_broken_one() -> None:
+    heads = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        door = MqttDoor("127.0.0.1", "t", port=port, timeout_s=0.2)
+        box = outbox(door, Limits(patience_s=0))
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection:
+                heads.append(connection.recv(4096))
+        box.close()
+    names = {head[14 : 14 + int.from_bytes(head[12:14])] for head in heads}
+    assert len(names) == 1
+    assert 1 <= len(names.pop()) <= 23  # what MQTT 3.1.1 asks brokers to take
+
+
+def test_mqtt_last_will_says_offline_and_is_retained() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        door = MqttDoor("127.0.0.1", "line", port=server.getsockname()[1], timeout_s=0.2)
+        box = outbox(door, Limits(patience_s=0))
+        connection, _ = server.accept()
+        with connection:
+            head = connection.recv(4096)
+        box.close()
+    assert head[9] & 0b0011_1100 == 0b0010_1100  # will, QoS 1, retained
+    assert b'line/status\x00\x14{"state": "offline"}' in head
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate for 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "broker")])
+    since = datetime.now(UTC) - timedelta(days=1)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(since)
+        .not_valid_after(since + timedelta(days=2))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "broker.pem", folder / "broker.key"
+    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    plain = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    files[1].write_bytes(plain)
+    return files
+
+
+# paho leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_mqtts_trusts_the_certificates_of_ca_and_no_others(tmp_path: Path) -> None:
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    heads: list[bytes] = []
+
+    def serve(server: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection, suppress(OSError), context.wrap_socket(connection, True) as secret:
+                heads.append(secret.recv(4096))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        address = f"mqtts://127.0.0.1:{server.getsockname()[1]}/line?patience-s=0"
+        stranger = open_door(address)
+        until(lambda: stranger.state.error is not None)
+        assert "certificate verify failed" in str(stranger.state.error)
+        with suppress(OSError):
+            stranger.close()
+        trusting = open_door(f"{address}&ca={certificate}")
+        until(lambda: heads)
+        trusting.close()
+    assert heads[0][4:8] == b"MQTT"
+
+
 def test_full_outbox_drops_the_oldest_and_says_so() -> None:
     port = free_port()
     box = outbox(ModbusDoor("127.0.0.1", port=port, hold_s=0), Limits(most=3))
@@ -269,6 +359,63 @@ def test_modbus_plc_that_goes_and_comes_gets_each_sequence_number_in_order(plc: 
     assert seen == sorted(seen)  # one that is written again follows itself
 
 
+def test_reconnecting_takes_longer_each_time_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outboxes, "_FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(outboxes, "_LONGEST_DELAY_S", 0.04)
+    tries: list[float] = []
+
+    class Gone:
+        def connect(self) -> None:
+            tries.append(time.monotonic())
+            raise OSError("not there")
+
+        check = send = close = None
+
+    box = Outbox(Gone(), name="door", limits=Limits(patience_s=0))  # type: ignore[arg-type]
+    until(lambda: len(tries) >= 6)
+    box.close()
+    waits_s = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    for wait_s, least_s in zip(waits_s, (0.01, 0.02, 0.04, 0.04, 0.04), strict=False):
+        assert wait_s >= least_s
+
+
+def test_slight_defects_are_passed_over_and_lines_nobody_saw_are_not(plc: plant.Plc) -> None:
+    limits = Limits(min_score=0.5, min_area_px=10)
+    box = outbox(ModbusDoor("127.0.0.1", port=plc.port, hold_s=0), limits)
+    slight = defect(1, score=0.49), defect(2, area_px=9)
+    for found in (*slight, defect(3, score=0.5, area_px=10), GAP):
+        box.write(found)
+    until(lambda: box.state.delivered == 2)
+    box.close()
+    assert [values[0] for values in plc.seen] == [0, 3, 4]
+
+
+class Requests:
+    """Stands in for the connection to a PLC: keeps what is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, list[int], int]] = []
+
+    def write_registers(self, address: int, values: list[int], *, device_id: int) -> Any:  # noqa: ANN401
+        self.asked.append((address, values, device_id))
+        return SimpleNamespace(isError=lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("number", "sequence"), [(1, 1), (65_535, 65_535), (65_536, 1), (131_071, 1)]
+)
+def test_modbus_numbers_go_from_65535_to_1_and_age_stays_at_its_most(
+    number: int, sequence: int
+) -> None:
+    door = ModbusDoor("127.0.0.1", unit=17, register=5, hold_s=0)
+    requests = door._client = Requests()  # type: ignore[assignment]
+    long_ago_s = time.perf_counter() - 70
+    door.send(Message(run="a", number=number, at="", found=defect(1), arrived_s=long_ago_s))
+    ((address, values, unit),) = requests.asked
+    assert (address, unit) == (5, 17)
+    assert (values[0], values[-1]) == (sequence, 0xFFFF)
+
+
 def test_modbus_plc_that_does_not_acknowledge_is_an_alarm() -> None:
     server = plant.Plc(free_port())
     door = ModbusDoor("127.0.0.1", port=server.port, ack=50, register=0, timeout_s=0.2)
@@ -354,6 +501,24 @@ def test_opcua_client_gets_each_finding_as_an_event_and_later_what_it_missed(
     assert (numbers([json.loads(one) for one in missed]), lost) == (list(range(42, 52)), 0)
     assert (len(everything), forgotten) == (30, 21)
     box.close()
+
+
+def test_opcua_client_can_change_nothing() -> None:
+    port = free_port()
+    with closing(OpcUaDoor("127.0.0.1", port=port)) as door:
+        door.connect()
+        with Client(f"opc.tcp://127.0.0.1:{port}/magtiles-seg") as client:
+            space = client.get_namespace_index(NAMESPACE)
+            path = [f"{space}:VisionSystem", f"{space}:ResultManagement"]
+            management = client.nodes.objects.get_child(path)
+            score = management.get_child([f"{space}:LatestResult", f"{space}:Score"])
+            for change in (
+                lambda: score.write_value(1.0),
+                lambda: management.add_object(space, "mine"),
+                lambda: client.delete_nodes([management]),
+            ):
+                with pytest.raises(ua.uaerrors.BadUserAccessDenied):
+                    change()  # type: ignore[no-untyped-call]
 
 
 def test_opcua_port_that_is_taken_is_an_alarm_and_the_server_starts_when_it_is_free(
