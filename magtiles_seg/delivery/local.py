@@ -43,12 +43,14 @@ class Running:
             number later began later.
         model: The file that it serves.
         version: Of the model; empty if unknown.
+        port: That it listens on; 0 if unknown.
     """
 
     pid: int
     started_s: float
     model: str
     version: str
+    port: int = 0
 
 
 class LocalTarget:
@@ -70,6 +72,7 @@ class LocalTarget:
         self._port = port or PORTS[stage]
         self._folder = state / stage
         self._former: Running | None = None
+        self._settings: Mapping[str, str] = {}
         self._begun = False
 
     @property
@@ -115,12 +118,13 @@ class LocalTarget:
                 damaged model; the message has its last words.
         """
         self._former, self._begun = self._running(), False
+        self._settings = _environment_of(self._former)
         kept = self._keep()
         self._begun = True
-        self._start(str(kept), self._version)
+        self._start(str(kept), self._version, _environment(self._version))
 
     def rollback(self) -> Undone:
-        """Serve the former model again; where there was none, the new one is stopped.
+        """Serve the former model again, as before; where there was none, the new one is stopped.
 
         Raises:
             DeliveryError: It ended at once.
@@ -130,7 +134,9 @@ class LocalTarget:
         if self._former is None:
             self.stop()
             return Undone.EMPTY
-        self._start(self._former.model, self._former.version)
+        self._port = self._former.port or self._port
+        version = self._former.version
+        self._start(self._former.model, version, self._settings or _environment(version))
         return Undone.RESTORED
 
     def stop(self) -> None:
@@ -171,7 +177,7 @@ class LocalTarget:
                 f"{self.url}, stop it by hand and remove the file"
             ) from error
 
-    def _start(self, model: str, version: str) -> None:
+    def _start(self, model: str, version: str, environ: Mapping[str, str]) -> None:
         psutil = _psutil()
         self.stop()
         if _listens(self._port):
@@ -187,12 +193,13 @@ class LocalTarget:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(version),
+                env=environ,
                 start_new_session=True,
             )
         try:
             began_s = psutil.Process(process.pid).create_time()
-            write_json(self._note, asdict(Running(process.pid, began_s, model, version)))
+            running = Running(process.pid, began_s, model, version, self._port)
+            write_json(self._note, asdict(running))
         except BaseException:  # a server without a note would be nobody's
             process.kill()
             process.wait()
@@ -212,6 +219,14 @@ def _listens(port: int) -> bool:
 
 def _environment(version: str) -> Mapping[str, str]:
     return {**os.environ, "MAGTILES_MODEL_VERSION": version} if version else os.environ
+
+
+def _environment_of(running: Running | None) -> Mapping[str, str]:
+    """Return the environment that a server runs with, its keys and thresholds; empty if unknown."""
+    family = _family(running) if running else []
+    with suppress(_psutil().Error):
+        return dict(family[0].environ()) if family else {}
+    return {}
 
 
 def _stop(running: Running) -> None:
