@@ -88,6 +88,9 @@ def test_watch_of_few_mirrored_pictures_says_nothing_of_their_share() -> None:
     made.shadow.labels("compared").inc(99)
     made.shadow_flipped.inc(50)
     assert list(watch.shadow(made.text().decode())) == []
+    made.shadow.labels("compared").inc()
+    (found,) = watch.shadow(made.text().decode())
+    assert "turned 50 of 100 verdicts" in found.what
 
 
 def test_watch_of_an_endpoint_that_is_down_is_a_finding() -> None:

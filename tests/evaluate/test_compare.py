@@ -72,6 +72,24 @@ def test_compare_gives_the_pooled_difference_worked_by_hand() -> None:
     assert [(c.name, c.base, c.here) for c in found.classes] == [("crack", 0.5, 0.75)]
 
 
+def test_compare_joins_the_pictures_by_their_ids_in_any_order_and_number() -> None:
+    found, base = tiles([10, 5]), tiles([5, 5, 9]).where(np.array([4, 3, 2, 5, 0, 1]))
+    result = compare(base, found)
+    expected = compare(tiles([5, 5]), tiles([10, 5]))
+    assert (result.figures, result.classes) == (expected.figures, expected.classes)
+
+
+def test_compare_of_a_class_leaves_the_draws_out_that_hold_none_of_it() -> None:
+    hole = "c9,blowhole,9,{},0,{},90,0.9,reject"
+    base, here = (
+        scored([*(f"f{i},free,{i},0,0,0,100,0.01,accept" for i in range(3)), hole.format(*hits)])
+        for hits in ((2, 8), (8, 2))
+    )
+    (change,) = compare(base, here).classes
+    assert change.difference_95 == pytest.approx((0.6, 0.6))  # in none of them it would be 0
+    assert change.error == pytest.approx(0)
+
+
 def test_compare_where_every_tile_gains_improves() -> None:
     found = compare(tiles([2, 5, 3, 4]), tiles([8, 9, 7, 9]))
     assert found.judge(IOU).improved

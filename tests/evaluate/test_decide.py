@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.evaluate import decide, metrics
-from magtiles_seg.evaluate.calibration import LOGITS, fit, logit
+from magtiles_seg.evaluate.calibration import LOGITS, fit, logit, reliability, sigmoid
 from magtiles_seg.evaluate.decide import (
     MARGINS_PX,
     CalibrationCounts,
@@ -134,6 +134,19 @@ def count(seed: int) -> CalibrationCounts:
     return made
 
 
+def test_diagrams_after_calibration_are_by_the_map_of_the_other_folds_alone() -> None:
+    one, other = count(1), count(2)
+    other.pixels[1] *= 5  # surer of defects
+    raw = sigmoid(LOGITS)
+    cases = [(fit(LOGITS, *rest.pixels)(raw), own) for own, rest in ((one, other), (other, one))]
+    expected = reliability(
+        np.concatenate([p for p, _ in cases]),
+        np.concatenate([own.pixels[0] for _, own in cases]),
+        np.concatenate([own.pixels[1] for _, own in cases]),
+    )
+    assert decide.diagrams([one, other], MARGINS_PX[0])["pixels_after"] == expected
+
+
 def test_choose_reject_score_is_rounded_down_to_a_grain() -> None:
     above_half = 0
     for seed in range(12):
@@ -178,6 +191,7 @@ def test_sound_limit_is_the_rank_that_further_pictures_rarely_exceed() -> None:
     assert decide.sound_limit(values[::-1], 0.1) == 18 / 20
     assert decide.sound_limit(values, 0.05) == 19 / 20
     assert decide.sound_limit(values, 0.001) == 19 / 20, "too few pictures: the largest"
+    assert decide.sound_limit(np.arange(1, 21) / 21, 0.1) == 19 / 21  # 20: ceil(0.9 * 21) = 19
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
