@@ -492,6 +492,13 @@ def test_auto_merge_takes_the_words_of_the_gate_alone_for_a_verdict(
     assert ("came to no verdict" in done.stdout) == (expected != 0)
 
 
+def test_auto_merge_of_a_branch_that_is_gone_says_so(clone: Path) -> None:
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(clone.parent), "BRANCH": "exp-gone"}
+    done = subprocess.run([SCRIPT], cwd=clone, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("::notice::exp-gone is at origin no more")
+
+
 def test_auto_merge_judges_again_where_the_base_has_moved_on_meanwhile(clone: Path) -> None:
     programs, remote = clone.parent / "programs", clone.parent / "forge.git"
     asked = clone.parent / "asked"
