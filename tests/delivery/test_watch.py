@@ -83,6 +83,12 @@ def test_watch_of_few_mirrored_pictures_says_nothing_of_their_share() -> None:
     assert list(watch.shadow(made.text().decode())) == []
 
 
+def test_watch_of_one_request_that_was_not_mirrored_says_nothing() -> None:
+    made = Metrics()
+    made.shadow.labels("failed").inc(1)
+    assert list(watch.shadow(made.text().decode())) == []
+
+
 def test_watch_of_an_endpoint_that_is_down_is_a_finding() -> None:
     (found,) = watch.watch("http://127.0.0.1:9")
     assert "is not ready" in found.what
