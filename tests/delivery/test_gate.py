@@ -144,6 +144,11 @@ def fake_protocol(folder: Path) -> None:
     path.write_text(path.read_text().replace('"T"', '"native"'))
 
 
+def fake_tiles(folder: Path) -> None:
+    path = folder / "metrics.json"
+    path.write_text(path.read_text().replace('"tiles": 12', '"tiles": 120'))
+
+
 def drop_pictures(folder: Path) -> None:
     path = folder / "pictures.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
@@ -162,6 +167,7 @@ def no_figures(folder: Path) -> None:
     ("change", "said"),
     [
         (fake_protocol, "metrics.json says protocol native, computed again it is T"),
+        (fake_tiles, "metrics.json says tiles 120, computed again it is 12"),
         (drop_pictures, "pictures.csv holds other pictures than the test part"),
         (not_a_number, "metrics.json says iou nan, computed again it is 0.8333"),
         (no_figures, "has no results/pictures.csv or results/metrics.json"),
@@ -191,6 +197,7 @@ def test_judge_lets_the_rounding_of_another_machine_pass(branches: Branches) -> 
     [
         ({"seed": 1}, "data_split.seed is 1 at exp"),
         ({"start": "bundled"}, "train.start is 'bundled' at exp"),
+        ({"start": "null, teacher: a.onnx"}, "train.teacher is 'a.onnx' at exp"),
         ({"data": "other"}, "data has the hash other at exp"),
     ],
 )
@@ -216,6 +223,7 @@ def test_judge_of_a_weaker_gate_is_not_merged_by_it(branches: Branches) -> None:
         "magtiles_seg/evaluate/metrics.py",
         "dvc.yaml",
         "params.yaml.sh",
+        "results.py",
         "docs/results/a",
         ".dvc/x",
         "results/x.dvc",  # `dvc pull` writes what it names to any place, such as code

@@ -139,6 +139,7 @@ def test_check_names_a_base_branch_that_is_not_there(root: Path, programs: str) 
     git("push", "--quiet", "origin", "--delete", "dev", root=root)
     found = lacks("experiment", root, {"PATH": programs})
     assert "the branch dev is not at origin" in found
+    assert lacks("deploy-prod", root, {**COMPLETE, "PATH": programs}) == ""  # which follows main
     assert "git push origin main:dev" in found
 
 

@@ -50,6 +50,15 @@ def test_promote_of_the_next_commit_takes_the_stage_over(repository: Path) -> No
     assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
 
 
+def test_stage_of_ten_promotions_is_told_by_the_last(repository: Path) -> None:
+    registry.promote(repository, "magtiles", "dev")
+    git("tag", "magtiles#dev#9", root=repository)
+    commit(repository)
+    registry.register(repository, "magtiles")
+    git("tag", "magtiles#dev#10", root=repository)
+    assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
+
+
 def test_version_that_was_taken_off_its_stage_is_on_it_no_more(repository: Path) -> None:
     registry.promote(repository, "magtiles", "dev")
     git("tag", "magtiles#dev!#2", root=repository)  # as `gto assign` takes it off
