@@ -64,8 +64,8 @@ def register(
         The version, and the Git tags that were made.
 
     Raises:
-        ConfigError: The artifact or revision is unknown, the version does not fit, or the checkout
-            is shallow.
+        ConfigError: The artifact or revision is unknown, the version does not fit or was
+            deregistered, or the checkout is shallow.
         BackendUnavailableError: gto is not installed.
     """
     _check_whole(root)
@@ -84,6 +84,11 @@ def register(
         raise ConfigError(f"{commit[:7]} is {name} {own} already, and cannot become {version}")
     if own:
         return own, ()
+    if withdrawn := git("tag", "--points-at", commit, f"{name}@v*!", root=root):
+        raise ConfigError(
+            f"{commit[:7]} was deregistered by the tag {withdrawn}: name another commit, or delete "
+            "that tag, here and at origin, to use this one again"
+        )
     before = _tags(root)
     _call("register", root, name, commit, version=version)
     registered = version_of(root, name, commit)
@@ -121,10 +126,11 @@ def promote(
 
 
 def version_of(root: Path, name: str, revision: str) -> str | None:
-    """Return the version that a commit is registered as, or None."""
+    """Return the version that a commit is registered as, or None; deregistered is none."""
     commit = _commit(root, revision)
     tags = git("tag", "--points-at", commit, f"{name}@v*", root=root).split()
-    return tags[0].removeprefix(f"{name}@") if tags else None
+    versions = [tag.removeprefix(f"{name}@") for tag in tags if f"{tag}!" not in tags]
+    return next(filter(_VERSION.fullmatch, versions), None)
 
 
 def on_stage(root: Path, name: str, stage: str) -> str | None:

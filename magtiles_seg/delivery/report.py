@@ -264,8 +264,9 @@ class Report:
             rows = [_row(change) for change in self.comparison.classes]
             header = ["class", *_HEADER[1:]]
         else:
-            values = self._metrics.get("iou_by_class", {})
-            header, rows = ["class", "IoU"], [[k, _number(v)] for k, v in values.items()]
+            values = self._metrics.get("iou_by_class")
+            named = values.items() if isinstance(values, dict) else ()
+            header, rows = ["class", "IoU"], [[k, _number(v)] for k, v in named]
         return "### Pooled IoU by class\n\n" + table(header, rows) if rows else ""
 
     def _parameters(self) -> str:

@@ -110,6 +110,11 @@ def test_report_across_protocols_is_not_compared(repository: Path) -> None:
     assert "protocol P1 here, T at dev" in report_on(repository).decision.reason
 
 
+def test_report_of_edited_figures_leaves_out_what_is_none(repository: Path) -> None:
+    (repository / "results/metrics.json").write_text('{"protocol": ["T"], "iou_by_class": [1]}')
+    assert "IoU by class" not in report_on(repository).write(repository / "out").read_text()
+
+
 def test_report_before_evaluate_names_the_fix(repository: Path) -> None:
     (repository / "results/pictures.csv").unlink()
     with pytest.raises(DataError, match="run `dvc repro` first"):

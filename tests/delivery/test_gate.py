@@ -306,6 +306,9 @@ def test_fetch_model_brings_the_file_of_each_revision(tmp_path: Path) -> None:
         path = fetch_model(Revision(root, commit), out)
         assert path is not None
         assert path.read_text() == text
+        assert (
+            fetch_model(Revision(root, commit), out) == path
+        )  # a branch without a commit of its own
     git("checkout", "--quiet", "--orphan", "empty", root=root)
     git("rm", "--quiet", "--cached", "dvc.lock", root=root)
     commit_all(root, "none", "params.yaml")

@@ -68,6 +68,24 @@ def test_promote_of_an_older_version_goes_back_to_it(repository: Path) -> None:
     assert registry.on_stage(repository, "magtiles", "dev") is None
 
 
+def test_promote_of_a_deregistered_version_is_refused_until_its_tag_goes(repository: Path) -> None:
+    registry.promote(repository, "magtiles", "prod")
+    git("tag", "magtiles@v0.0.1!", root=repository)  # as `gto deprecate magtiles v0.0.1` does
+    assert registry.on_stage(repository, "magtiles", "prod") is None
+    for revision in ("HEAD", "v0.0.1"):
+        with pytest.raises(ConfigError, match=r"deregistered by the tag magtiles@v0\.0\.1!"):
+            registry.promote(repository, "magtiles", "dev", revision=revision)
+    git("tag", "--delete", "magtiles@v0.0.1!", root=repository)
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.1"
+
+
+def test_register_passes_over_a_tag_that_is_no_version(repository: Path) -> None:
+    for tag in ("magtiles@v3", "magtiles@vnext", "magtiles@v1.0.0-rc.1"):
+        git("tag", tag, root=repository)
+    version, _ = registry.register(repository, "magtiles", version="v1.0.0")
+    assert version == "v1.0.0"
+
+
 def test_promote_where_git_knows_nobody_names_the_robot(repository: Path) -> None:
     registry.promote(repository, "magtiles", "dev")
     tagger = ("for-each-ref", "--format=%(taggername)", "refs/tags/magtiles@v0.0.1")
