@@ -104,7 +104,8 @@ def main(words: list[str]) -> int:
     findings = watch(url)
     text = as_text(url, findings)
     if findings:
-        Path(path).write_text(text, encoding="utf-8")
+        shown = text.replace(url.rstrip("/"), "WATCH_URL")  # a secret, and an issue may be public
+        Path(path).write_text(shown, encoding="utf-8")
     sys.stdout.write(text if findings else f"{url}: nothing to see\n")
     return 1 if findings else 0
 
