@@ -43,12 +43,25 @@ class Running:
             number later began later.
         model: The file that it serves.
         version: Of the model; empty if unknown.
+        port: It listens on; 0 if unknown.
     """
 
     pid: int
     started_s: float
     model: str
     version: str
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what was read from a note.
+
+        Raises:
+            TypeError: Something else than numbers stands there.
+        """
+        if not isinstance(self.pid, int) or self.pid < 1:
+            raise TypeError(f"pid is {self.pid!r}")
+        if not isinstance(self.started_s, (int, float)) or not isinstance(self.port, int):
+            raise TypeError(f"started_s is {self.started_s!r}, port {self.port!r}")
 
 
 class LocalTarget:
@@ -111,11 +124,13 @@ class LocalTarget:
         """Keep a copy of the model, stop what runs, and start the server with the copy.
 
         Raises:
-            DeliveryError: The model cannot be copied, or the server ended at once, as with a
-                damaged model; the message has its last words.
+            DeliveryError: The model cannot be copied, the port is taken, or the server ended at
+                once, as with a damaged model; the message has its last words.
         """
         self._former, self._begun = self._running(), False
         kept = self._keep()
+        if self._former is not None and self._former.port not in (0, self._port):
+            self._check_free()  # the former one listens elsewhere, and runs on
         self._begun = True
         self._start(str(kept), self._version)
 
@@ -130,6 +145,7 @@ class LocalTarget:
         if self._former is None:
             self.stop()
             return Undone.EMPTY
+        self._port = self._former.port or self._port
         self._start(self._former.model, self._former.version)
         return Undone.RESTORED
 
@@ -171,14 +187,17 @@ class LocalTarget:
                 f"{self.url}, stop it by hand and remove the file"
             ) from error
 
-    def _start(self, model: str, version: str) -> None:
-        psutil = _psutil()
-        self.stop()
+    def _check_free(self) -> None:
         if _listens(self._port):
             raise DeliveryError(
                 f"port {self._port} is taken by a process that this stage did not start; stop it, "
                 "or choose another port by DEPLOY_PORT"
             )
+
+    def _start(self, model: str, version: str) -> None:
+        psutil = _psutil()
+        self.stop()
+        self._check_free()
         serve = ["serve", "--host", "127.0.0.1", "--port", str(self._port), "--model", model]
         path = self._folder / "server.log"
         with path.open("ab") as log:
@@ -192,7 +211,8 @@ class LocalTarget:
             )
         try:
             began_s = psutil.Process(process.pid).create_time()
-            write_json(self._note, asdict(Running(process.pid, began_s, model, version)))
+            running = Running(process.pid, began_s, model, version, self._port)
+            write_json(self._note, asdict(running))
         except BaseException:  # a server without a note would be nobody's
             process.kill()
             process.wait()

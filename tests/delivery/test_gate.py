@@ -361,6 +361,8 @@ def test_fetch_model_brings_the_file_of_each_revision(tmp_path: Path) -> None:
         path = fetch_model(Revision(root, commit), out)
         assert path is not None
         assert path.read_text() == text
+        again = fetch_model(Revision(root, commit), out)  # of a branch without a commit of its own
+        assert again == path
     git("checkout", "--quiet", "--orphan", "empty", root=root)
     git("rm", "--quiet", "--cached", "dvc.lock", root=root)
     commit_all(root, "none", "params.yaml")

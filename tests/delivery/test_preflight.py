@@ -85,6 +85,8 @@ def test_check_names_what_is_missing_and_its_fix(root: Path, programs: str, name
     [
         ("DEPLOY_HOST", "line", "expected user@host"),
         ("DEPLOY_URL", "tiles.example.org", "expected https://host"),
+        ("DEPLOY_URL", "https://me:word@tiles.example.org", "expected https://host"),
+        ("WATCH_URL", "https://me:word@tiles.example.org", "expected https://host"),
         ("DEPLOY_PORT", "http", "expected a port number"),
         ("MAGTILES_API_KEYS", KEY, "name:sha256 pairs"),
         ("ENDPOINT_API_KEY", "another", "is none of MAGTILES_API_KEYS"),

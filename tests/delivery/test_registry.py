@@ -77,6 +77,13 @@ def test_promote_of_an_older_version_goes_back_to_it(repository: Path) -> None:
     assert registry.on_stage(repository, "magtiles", "dev") is None
 
 
+def test_register_passes_over_a_tag_that_is_no_version(repository: Path) -> None:
+    for tag in ("magtiles@v3", "magtiles@vnext", "magtiles@v1.0.0-rc.1"):
+        git("tag", tag, root=repository)
+    version, _ = registry.register(repository, "magtiles", version="v1.0.0")
+    assert version == "v1.0.0"
+
+
 def test_promote_where_git_knows_nobody_names_the_robot(repository: Path) -> None:
     registry.promote(repository, "magtiles", "dev")
     tagger = ("for-each-ref", "--format=%(taggername)", "refs/tags/magtiles@v0.0.1")

@@ -160,6 +160,7 @@ def test_watch_asks_for_a_branch_only_where_the_setting_says_so(
         environ |= {"WATCH_URL": url, "WATCH_EXPERIMENT": setting, "GITHUB_OUTPUT": str(output)}
         assert subprocess.run([SCRIPTS / "watch"], env=environ).returncode == 0
         assert len(api.issues) == 1
+        assert url not in str(api.issues)  # a secret, and whoever sees the project sees its issues
     assert output.read_text() == expected
 
 
