@@ -411,7 +411,11 @@ def test_served_model_names_what_answers_and_none_where_nothing_does() -> None:
 @pytest.mark.parametrize(
     ("target", "printed", "former"),
     [
-        ("heroku", '[{"version": 9, "current": true}, {"version": 8}]', "v9"),
+        (
+            "heroku",
+            '[{"version": 9, "status": "succeeded"}, {"version": 8, "current": true}]',
+            "v8",
+        ),
         (
             "heroku",
             '[{"version": 9, "status": "failed"}, {"version": 8, "status": "succeeded"}]',

@@ -159,6 +159,11 @@ def not_a_number(folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps({**values, "iou": float("nan")}))
 
 
+def fewer_tiles(folder: Path) -> None:
+    values = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**values, "pictures": 11, "tiles": 11}))
+
+
 def no_figures(folder: Path) -> None:
     (folder / "metrics.json").unlink()
 
@@ -169,6 +174,8 @@ def no_figures(folder: Path) -> None:
         (fake_protocol, "metrics.json says protocol native, computed again it is T"),
         (fake_tiles, "metrics.json says tiles 120, computed again it is 12"),
         (drop_pictures, "pictures.csv holds other pictures than the test part"),
+        (fewer_tiles, "metrics.json says pictures 11, computed again it is 12"),
+        (fewer_tiles, "metrics.json says tiles 11, computed again it is 12"),
         (not_a_number, "metrics.json says iou nan, computed again it is 0.8333"),
         (no_figures, "has no results/pictures.csv or results/metrics.json"),
     ],
@@ -238,6 +245,19 @@ def test_judge_of_what_is_no_result_leaves_it_to_a_person(branches: Branches, pa
     verdict = branches.judge(None)
     assert not verdict.merge
     assert f"changes {path}: a person reads" in str(verdict)
+
+
+def test_judge_of_a_file_that_moved_among_the_results_leaves_it_to_a_person(
+    branches: Branches,
+) -> None:
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "code.py").write_text("the same text\n" * 9)
+    branches.commit("code")
+    git("checkout", "--quiet", "exp", root=branches.root)
+    git("merge", "--quiet", "dev", root=branches.root)
+    branches.write(scored(NEW).result)
+    git("mv", "code.py", "results/code.md", root=branches.root)
+    assert "changes code.py: a person reads" in str(branches.judge(None))
 
 
 @pytest.mark.parametrize("training", [None, "other"])
