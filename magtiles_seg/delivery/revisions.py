@@ -74,7 +74,7 @@ class Revision:
         """
         content = self._bytes(path)
         try:
-            return None if content is None else content.decode()
+            return None if content is None else content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path} of {self} is no text in UTF-8: {error.reason} at byte {error.start}"

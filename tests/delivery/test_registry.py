@@ -180,6 +180,13 @@ def test_revision_reads_old_and_present_text(repository: Path) -> None:
     assert Revision(repository, "HEAD").read("no/such") is None
 
 
+def test_revision_reads_text_that_a_spreadsheet_marked_as_utf_8(repository: Path) -> None:
+    (repository / "dvc.yaml").write_text("{}", encoding="utf-8-sig")
+    commit(repository)
+    assert Revision(repository).read("dvc.yaml") == "{}"
+    assert Revision(repository, "HEAD").read("dvc.yaml") == "{}"
+
+
 def test_revision_that_is_not_there_is_refused(repository: Path) -> None:
     with pytest.raises(ConfigError, match="'origin/dev' is no revision"):
         Revision(repository, "origin/dev")
