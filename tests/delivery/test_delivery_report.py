@@ -110,6 +110,13 @@ def test_report_across_protocols_is_not_compared(repository: Path) -> None:
     assert "protocol P1 here, T at dev" in report_on(repository).decision.reason
 
 
+def test_report_of_a_parameter_with_a_stroke_keeps_it_in_its_cell(repository: Path) -> None:
+    path = repository / "params.yaml"
+    path.write_text(path.read_text() + "data_split: {group_pattern: '(a|b)_'}\n")
+    text = report_on(repository).write(repository / "out").read_text()
+    assert r"| `data_split.group_pattern` | – | `(a\|b)_` |" in text
+
+
 def test_report_of_edited_figures_leaves_out_what_is_none(repository: Path) -> None:
     (repository / "results/metrics.json").write_text('{"protocol": ["T"], "iou_by_class": [1]}')
     assert "IoU by class" not in report_on(repository).write(repository / "out").read_text()
