@@ -223,6 +223,37 @@ def test_judge_of_what_is_no_result_leaves_it_to_a_person(branches: Branches, pa
     assert f"changes {path}: a person reads" in str(verdict)
 
 
+def test_judge_of_code_that_was_moved_among_the_results_leaves_it_to_a_person(
+    branches: Branches,
+) -> None:
+    (branches.root / "code.py").write_text("check()\n" * 20)
+    branches.commit("code")
+    git("branch", "--force", "dev", "HEAD", root=branches.root)
+    git("mv", "code.py", "results/code.md", root=branches.root)
+    branches.write(scored(NEW).result)
+    assert "changes code.py: a person reads" in str(branches.judge(None))
+
+
+def test_judge_asks_no_experiment_for_what_the_base_has_changed_since(branches: Branches) -> None:
+    new = scored(NEW)
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "code.py").write_text("more\n")
+    branches.commit("code")
+    git("checkout", "--quiet", "exp", root=branches.root)
+    branches.write(new.result)
+    assert branches.judge(new).merge
+
+
+def test_judge_holds_the_data_of_an_experiment_against_what_is_here(branches: Branches) -> None:
+    branches.write(scored(NEW).result)
+    branches.commit("exp")
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "dvc.lock").write_text(LOCK.format(data="here"))  # after `dvc repro`
+    base, exp = (Revision(branches.root, name) for name in ("dev", "exp"))
+    said = "data has the hash d at exp"
+    assert said in str(judge(base, exp, SPLIT, lambda state: pytest.fail(str(state))))
+
+
 @pytest.mark.parametrize("training", [None, "other"])
 def test_judge_of_a_model_trained_on_other_pictures_is_refused(
     branches: Branches, training: str | None
