@@ -265,6 +265,20 @@ def test_smoke_of_the_right_file_that_answers_otherwise_than_here_fails(model: P
         smoke(url, expected)
 
 
+@pytest.mark.parametrize(("pixels", "passes"), [(90, True), (120, False)])
+def test_smoke_forgives_one_pixel_in_a_thousand(model: Path, pixels: int, passes: bool) -> None:
+    with Segmenter(model) as segmenter:
+        mask = segmenter(golden_tile().image).mask.copy()
+    assert mask.size == 98_155
+    mask.ravel()[:pixels] ^= 1
+    expected = Expectation(model=model, min_iou=0)
+    with (
+        endpoint({"pred": mask.tolist()}, sha256=file_sha256(model)) as url,
+        nullcontext() if passes else pytest.raises(DeliveryError, match=r"0\.12% of the golden"),
+    ):
+        smoke(url, expected)
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "example.org", "http://", "http://[::1", "file:///etc", "http://ex ample", "http://é"],

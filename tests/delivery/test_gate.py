@@ -524,3 +524,23 @@ def other(clone: Path) -> Path:
     who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     git(*who, "commit", "--quiet", "--allow-empty", "--message", "exp-2", root=clone)
     return clone
+
+
+def test_judge_asks_no_experiment_for_what_the_base_has_changed_since(branches: Branches) -> None:
+    new = scored(NEW)
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "code.py").write_text("more\n")
+    branches.commit("code")
+    git("checkout", "--quiet", "exp", root=branches.root)
+    branches.write(new.result)
+    assert branches.judge(new).merge
+
+
+def test_judge_holds_the_data_of_an_experiment_against_what_is_here(branches: Branches) -> None:
+    branches.write(scored(NEW).result)
+    branches.commit("exp")
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "dvc.lock").write_text(LOCK.format(data="here"))  # after `dvc repro`
+    base, exp = (Revision(branches.root, name) for name in ("dev", "exp"))
+    said = "data has the hash d at exp"
+    assert said in str(judge(base, exp, SPLIT, lambda state: pytest.fail(str(state))))

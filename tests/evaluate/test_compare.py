@@ -88,6 +88,12 @@ def test_compare_where_one_figure_gains_and_another_loses_does_not_improve() -> 
     assert found.judge(IOU).improved  # which does not ask for the other
 
 
+def test_judge_where_a_guarded_figure_alone_gains_does_not_improve() -> None:
+    found = compare(tiles([2, 5, 3, 4]), tiles([8, 9, 7, 9]))
+    assert {c.name: c.outcome for c in found.figures}["auroc"] == "unclear"
+    assert not found.judge(GateParams(improve=("+auroc",), guard=("+iou",))).improved
+
+
 @given(st.lists(st.integers(0, 10), min_size=1, max_size=8))
 def test_compare_with_itself_never_improves(found: list[int]) -> None:
     result = compare(tiles(found), tiles(found))
