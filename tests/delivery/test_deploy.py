@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -537,6 +537,30 @@ def test_local_target_that_cannot_note_its_server_leaves_none(
         target.release()
     assert target.rollback() is Undone.EMPTY
     assert not {*psutil.Process().children()} - {*before}
+
+
+def test_local_target_goes_back_to_the_settings_and_the_port_of_the_former_server(
+    tmp_path: Path, model: Path
+) -> None:
+    stage = [sys.executable, "-m", "magtiles_seg", "deploy", "--target", "local", "--stage", "prod"]
+    stage += ["--state", str(tmp_path), "--model", str(model)]
+
+    def deploy_below(path: str, *words: str) -> subprocess.CompletedProcess[str]:
+        environ = {**os.environ, "MAGTILES_ROOT_PATH": path}
+        return subprocess.run([*stage, *words], env=environ, stderr=subprocess.PIPE, text=True)
+
+    port = free_port()
+    try:
+        done = deploy_below("/first", "--port", str(port), "--min-iou", "0")
+        assert done.returncode == 0, done.stderr
+        done = deploy_below("/second", "--port", str(free_port()), "--version", "v2", "--min-iou=1")
+        assert f"expected >= 1; rolled back: http://127.0.0.1:{port}: " in done.stderr
+        note = json.loads((tmp_path / "prod/running.json").read_text())
+        environ = psutil.Process(note["pid"]).environ()
+        assert environ["MAGTILES_ROOT_PATH"] == "/first"
+        assert "MAGTILES_MODEL_VERSION" not in environ
+    finally:
+        subprocess.run([*stage, "--stop"], check=True)
 
 
 def test_deploy_that_is_terminated_goes_back_and_no_other_one_may_come_between(
