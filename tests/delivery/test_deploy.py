@@ -37,6 +37,8 @@ FLY = {"DEPLOY_APP": "tiles-dev", "FLY_API_TOKEN": "very-secret"}
 SSH = {"DEPLOY_HOST": "me@line", "DEPLOY_URL": "http://line:8000"}
 
 
+MACHINE = '{"Registry": "r", "Repository": "a", "Tag": "t", "Digest": "sha256:%d"}'
+
 SIGNALLED = """
 import signal, sys
 from magtiles_seg.cli import main
@@ -438,6 +440,11 @@ def test_served_model_names_what_answers_and_none_where_nothing_does() -> None:
         ("heroku", "[]", ""),
         ("fly", "null", ""),
         ("fly", '[{"Registry": "r", "Repository": "a/b", "Tag": "t", "Digest": ""}]', "r/a/b:t"),
+        (
+            "fly",
+            f"[{MACHINE % 1}, {MACHINE % 2}, {MACHINE % 2}]",  # what most machines run
+            "r/a@sha256:2",
+        ),
     ],
 )
 def test_plan_reads_what_runs_from_what_the_host_prints(

@@ -60,6 +60,22 @@ def test_issue_of_an_open_title_becomes_a_comment(client: Forge, api: ForgeApi) 
     assert [one["body"] for one in api.comments[1]] == ["tuesday"]
 
 
+def test_issue_is_looked_for_on_every_page(client: Forge, api: ForgeApi) -> None:
+    for number in range(100):
+        client.issue(f"other {number}", "monday")
+    client.issue("drift", "monday")
+    client.issue("drift", "tuesday")
+    assert len(api.issues) == 101
+    assert [one["body"] for one in api.comments[101]] == ["tuesday"]
+
+
+def test_issue_is_no_comment_on_a_pull_request_of_its_title(api: ForgeApi) -> None:
+    api.issues.append({"title": "drift", "number": 1, "pull_request": {}})  # as GitHub lists it
+    connect(api.environ).issue("drift", "monday")
+    assert len(api.issues) == 2
+    assert not api.comments
+
+
 def test_merge_that_wants_a_review_is_refused_with_what_the_forge_said(
     client: Forge, api: ForgeApi
 ) -> None:

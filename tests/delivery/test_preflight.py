@@ -143,6 +143,8 @@ def test_check_names_a_base_branch_that_is_not_there(root: Path, programs: str) 
     assert "the branch dev is not at origin" in found
     assert lacks("deploy-prod", root, {**COMPLETE, "PATH": programs}) == ""  # which follows main
     assert "git push origin main:dev" in found
+    environ = {**COMPLETE, "PATH": programs}
+    assert not check("deploy-prod", environ, root)  # production does not start from it
 
 
 def test_check_names_a_shallow_checkout(root: Path, programs: str, tmp_path: Path) -> None:
