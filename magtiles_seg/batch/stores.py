@@ -195,8 +195,8 @@ def patiently(action: Callable[[], Any], name: str, patience_s: float) -> Any:  
         if _is_of_one_picture(error):
             raise
         raise DataError(
-            f"{without_secrets(name)} did not answer within {patience_s:g} s: "
-            f"{without_secrets(_reason(error))}; start again when it does: what is done stays done"
+            f"{without_secrets(name)} cannot be read after {patience_s:g} s of waiting: "
+            f"{without_secrets(_reason(error))}; start again when it can: what is done stays done"
         ) from error
 
 
@@ -223,6 +223,8 @@ def _is_of_one_picture(error: Exception) -> bool:
     if isinstance(error, PermissionError):
         answer = getattr(error.__cause__, "response", None) or {}
         return answer.get("Error", {}).get("Code") not in _BAD_CREDENTIALS
+    if type(error).__name__ == "ParamValidationError":  # botocore's, of a name that no bucket has
+        return True
     return isinstance(error, _OF_ONE_PICTURE) and not isinstance(error.__cause__, error_temp)
 
 
@@ -254,7 +256,7 @@ def list_url(source: str, patience_s: float, survey: Survey) -> Iterator[str]:
         survey: Told what is left out.
 
     Raises:
-        DataError: The store is gone, or there is no such folder.
+        DataError: The store is gone, it refuses, or there is no such folder.
     """
     protocol = source.partition("://")[0]
     if _is_one(source, protocol, patience_s):
@@ -266,8 +268,11 @@ def list_url(source: str, patience_s: float, survey: Survey) -> Iterator[str]:
     _, path = open_store(source)
     signs = "*" if protocol in _WEB else "*?["
     first = min(source.find(sign) for sign in signs if sign in source)
+    folder = source[:first].rpartition("/")[0]
+    if "://" not in folder:
+        raise DataError(f"{source}: a glob is of files and folders; expected a bucket or host")
     return _under(
-        source[:first].rpartition("/")[0],
+        folder,
         compile_pattern(glob_translate(path)),
         patience_s,
         survey,
@@ -282,7 +287,25 @@ def _is_one(source: str, protocol: str, patience_s: float) -> bool:
     if not is_picture_name(source):
         return False
     system, path = open_store(source)
-    return bool(patiently(lambda: system.isfile(path), source, patience_s))
+    return bool(_ask(lambda: system.isfile(path), source, patience_s))
+
+
+def _ask(action: Callable[[], Value], url: str, patience_s: float) -> Value:
+    """Return what a store says of its contents.
+
+    Raises:
+        DataError: It is gone, or refuses.
+    """
+    try:
+        answer: Value = patiently(action, url, patience_s)
+    except _OURS:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{without_secrets(url)} cannot be listed: {without_secrets(_reason(error))}; "
+            "expected a folder, an index page, or a picture's own URL"
+        ) from error
+    return answer
 
 
 def _path(url: str) -> str:
@@ -328,7 +351,7 @@ def _is_beside_images(url: str, start: int, asked: dict[str, bool], patience_s: 
         images = f"{url[: start + found.start()]}/images"
         if images not in asked:
             system, path = open_store(images)
-            asked[images] = bool(patiently(lambda: system.isdir(path), images, patience_s))  # noqa: B023 - called at once
+            asked[images] = bool(_ask(lambda: system.isdir(path), images, patience_s))  # noqa: B023 - called at once
         if asked[images]:
             return True
     return False
@@ -379,20 +402,15 @@ def _has_host(url: str) -> bool:
 
 def _entries(folder: str, prefix: str, patience_s: float, *, is_top: bool) -> list[dict[str, Any]]:
     def look() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = open_store(prefix)[0].ls(folder, detail=True)
+        try:
+            found: list[dict[str, Any]] = open_store(prefix)[0].ls(folder, detail=True)
+        except FileNotFoundError as error:
+            if is_top or not _is_of_one_picture(error):
+                raise
+            return []  # it went away meanwhile
         return found
 
-    try:
-        entries: list[dict[str, Any]] = patiently(look, folder, patience_s)
-    except _OURS:
-        raise
-    except Exception as error:
-        if not is_top and isinstance(error, FileNotFoundError):  # it went away meanwhile
-            return []
-        raise DataError(
-            f"{without_secrets(folder)} cannot be listed: {without_secrets(_reason(error))}; "
-            "expected a folder, an index page, or a picture's own URL"
-        ) from error
+    entries = _ask(look, folder, patience_s)
     return [entry for entry in entries if entry["name"] != folder or entry["type"] != "directory"]
 
 
@@ -404,13 +422,15 @@ def _s3_pages(prefix: str, patience_s: float) -> Iterator[tuple[str, str]]:
     folder = f"{key.rstrip('/')}/" if key else ""
     more: dict[str, str] = {}
     while True:
-        page = patiently(
+        page: dict[str, Any] = _ask(
             lambda more=more: system.call_s3(  # type: ignore[misc]  # a lambda's default
                 "list_objects_v2", Bucket=bucket, Prefix=folder, **more
             ),
-            f"{protocol}://{bucket}",
+            prefix,
             patience_s,
         )
+        if not page.keys() & {"IsTruncated", "Name", "Contents"}:  # as of a page to log in at
+            raise DataError(f"{prefix} cannot be listed: what answers there is no S3 service")
         for item in page.get("Contents", ()):
             yield f"{protocol}://{bucket}/{item['Key']}", f"{bucket}/{item['Key']}"
         if not page.get("IsTruncated"):

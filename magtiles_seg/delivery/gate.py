@@ -238,7 +238,7 @@ def _figures(records: Records) -> dict[str, float]:
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
-    flat = flatten({name: value for name, value in content.items() if name != "interval_95"})
+    flat = flatten(dict(content))
     return {name: value for name, value in flat.items() if isinstance(value, float)}
 
 

@@ -43,7 +43,7 @@ class Running:
             number later began later.
         model: The file that it serves.
         version: Of the model; empty if unknown.
-        port: That it listens on; 0 if unknown.
+        port: It listens on; 0 if unknown.
     """
 
     pid: int
@@ -51,6 +51,17 @@ class Running:
     model: str
     version: str
     port: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what was read from a note.
+
+        Raises:
+            TypeError: Something else than numbers stands there.
+        """
+        if not isinstance(self.pid, int) or self.pid < 1:
+            raise TypeError(f"pid is {self.pid!r}")
+        if not isinstance(self.started_s, (int, float)) or not isinstance(self.port, int):
+            raise TypeError(f"started_s is {self.started_s!r}, port {self.port!r}")
 
 
 class LocalTarget:
@@ -114,12 +125,14 @@ class LocalTarget:
         """Keep a copy of the model, stop what runs, and start the server with the copy.
 
         Raises:
-            DeliveryError: The model cannot be copied, or the server ended at once, as with a
-                damaged model; the message has its last words.
+            DeliveryError: The model cannot be copied, the port is taken, or the server ended at
+                once, as with a damaged model; the message has its last words.
         """
         self._former, self._begun = self._running(), False
         self._settings = _environment_of(self._former)
         kept = self._keep()
+        if self._former is not None and self._former.port not in (0, self._port):
+            self._check_free()  # the former one listens elsewhere, and runs on
         self._begun = True
         self._start(str(kept), self._version, _environment(self._version))
 
@@ -177,14 +190,17 @@ class LocalTarget:
                 f"{self.url}, stop it by hand and remove the file"
             ) from error
 
-    def _start(self, model: str, version: str, environ: Mapping[str, str]) -> None:
-        psutil = _psutil()
-        self.stop()
+    def _check_free(self) -> None:
         if _listens(self._port):
             raise DeliveryError(
                 f"port {self._port} is taken by a process that this stage did not start; stop it, "
                 "or choose another port by DEPLOY_PORT"
             )
+
+    def _start(self, model: str, version: str, environ: Mapping[str, str]) -> None:
+        psutil = _psutil()
+        self.stop()
+        self._check_free()
         serve = ["serve", "--host", "127.0.0.1", "--port", str(self._port), "--model", model]
         path = self._folder / "server.log"
         with path.open("ab") as log:

@@ -54,9 +54,9 @@ _CLOUD = {
 }
 _PATTERNS = {
     "DEPLOY_HOST": (r"[^@\s]+@[^@\s/]+", "user@host"),
-    "DEPLOY_URL": (r"https?://\S+", "https://host or http://host:port"),
+    "DEPLOY_URL": (r"https?://[^\s@]+", "https://host or http://host:port"),
     "DEPLOY_PORT": (r"\d{1,5}", "a port number"),
-    "WATCH_URL": (r"https?://\S+", "https://host or http://host:port"),
+    "WATCH_URL": (r"https?://[^\s@]+", "https://host or http://host:port"),
     "DVC_REMOTE_URL": (r"\w+://\S+", "an address such as s3://bucket/path"),
     "MAGTILES_API_KEYS": (
         r"[^:,\s]+:[0-9a-f]{64}(,[^:,\s]+:[0-9a-f]{64})*",

@@ -132,7 +132,7 @@ def version_of(root: Path, name: str, revision: str) -> str | None:
 
 def _versions_at(root: Path, name: str, commit: str) -> list[str]:
     tags = git("tag", "--points-at", commit, f"{name}@v*", root=root).split()
-    return [tag.removeprefix(f"{name}@").partition("!")[0] for tag in tags]
+    return list(filter(_VERSION.fullmatch, (tag.removeprefix(f"{name}@") for tag in tags)))
 
 
 def _withdrawn(root: Path, name: str) -> set[str]:
@@ -144,8 +144,7 @@ def _withdrawn(root: Path, name: str) -> set[str]:
 def _after_withdrawn(root: Path, name: str) -> str | None:
     """Return the version after the highest one if that was withdrawn: GTO would give it again."""
     tags = git("tag", "--list", f"{name}@v*", root=root).split()
-    versions = [tag.removeprefix(f"{name}@") for tag in tags]
-    given = [one for one in versions if _VERSION.fullmatch(one)]
+    given = filter(_VERSION.fullmatch, (tag.removeprefix(f"{name}@") for tag in tags))
     last = max(given, key=_numbers, default="")
     if last not in _withdrawn(root, name):
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -88,9 +89,15 @@ def shadow(metrics: str) -> Iterable[Finding]:
 
 
 def as_text(url: str, findings: list[Finding]) -> str:
-    """Return the issue's Markdown."""
+    """Return the issue's Markdown, without the address: that is a secret, an issue may be public.
+
+    A host's name without a dot stays: it is one of an inner network.
+    """
     rows = [f"- **{one.what}** — {one.advice}" for one in findings]
-    return "\n".join([f"Found at {url}:", "", *rows, ""])
+    text = "\n".join(["Found at the live endpoint:", "", *rows, ""])
+    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2].partition(":")[0]
+    names = [re.escape(url.rstrip("/")), *([re.escape(host)] if "." in host else [])]
+    return re.sub(rf"(?<![\w.-])({'|'.join(names)})(?![\w-])", "the endpoint", text)
 
 
 def _samples(metrics: str, name: str) -> list[tuple[str, float]]:

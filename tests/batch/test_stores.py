@@ -140,7 +140,7 @@ def test_answer_of_the_server_is_the_picture_s_error_at_once(site: str, code: in
 
 
 def test_server_that_is_overloaded_is_waited_for_and_ends_the_run(site: str) -> None:
-    with pytest.raises(DataError, match=r"did not answer within 0 s: HTTP 503") as caught:
+    with pytest.raises(DataError, match=r"cannot be read after 0 s of waiting: HTTP 503") as caught:
         read(f"{site}/status/503.png")
     assert not isinstance(caught.value, ImageError)
 
@@ -189,6 +189,70 @@ def test_listing_without_secrets_is_open_to_all_workers(make_job: Callable[..., 
     job = make_job()
     run_batch(job, Engine(workers=1))
     assert job.listing.stat().st_mode == job.out.stat().st_mode
+
+
+class Bucket(http.server.BaseHTTPRequestHandler):
+    """Answers as S3 does where it refuses: by the name of the bucket."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        code = self.path.strip("/").split("/")[0].split("?")[0]
+        body = f"<Error><Code>{code}</Code><Message>{code}: so it is</Message></Error>".encode()
+        self.send_response(200 if code == "html" else 404 if code == "NoSuchBucket" else 403)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(b"<html>Log in</html>" if code == "html" else body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    s3fs = pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("s3://AccessDenied/shots/", "AccessDenied/shots/ cannot be listed: AccessDenied: so it"),
+        ("s3://AccessDenied/*.png", "s3://AccessDenied cannot be listed: AccessDenied: so it"),
+        ("s3://AccessDenied/a.png", r"AccessDenied/a\.png cannot be listed: "),
+        ("s3://NoSuchBucket/", "NoSuchBucket/ cannot be listed: no such file"),
+        ("s3://html/", "html/ cannot be listed: what answers there is no S3 service"),
+        ("s3://", "Invalid bucket name"),
+        ("s3://*/a.png", "expected a bucket or host"),
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_bucket_that_cannot_be_listed_is_said_at_once(source: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        list(list_names(resolve(source), patience_s=60))
+
+
+@pytest.mark.usefixtures("s3")
+def test_name_that_no_bucket_has_is_the_picture_s_error_at_once() -> None:
+    with pytest.raises(ImageError, match="Invalid bucket name"):
+        read("s3://a b/c.png", patience_s=60)
+
+
+@pytest.mark.usefixtures("s3")
+def test_endpoint_that_is_no_address_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9")
+    with pytest.raises(DataError, match="Invalid endpoint"):
+        names("s3://bucket/a.png")
 
 
 FTP = """

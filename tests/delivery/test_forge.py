@@ -45,7 +45,8 @@ def test_propose_twice_opens_one_proposal(client: Forge, api: ForgeApi) -> None:
 
 def test_comment_replaces_the_one_from_before_and_no_other(client: Forge, api: ForgeApi) -> None:
     client.propose("exp-1", "dev", "Experiment", "text")
-    api.comments[1] = [{"id": 99, "body": "a person's", "html_url": ""}]
+    quoted = f"a person's\n> {forge.MARK}\nwhich I quote"
+    api.comments[1] = [{"id": 99, "body": quoted, "html_url": ""}]
     client.comment("exp-1", "first")
     client.comment("exp-1", "second")
     assert [one["body"].partition("\n")[0] for one in api.comments[1]] == ["a person's", "second"]

@@ -144,6 +144,11 @@ def fake_protocol(folder: Path) -> None:
     path.write_text(path.read_text().replace('"T"', '"native"'))
 
 
+def fake_tiles(folder: Path) -> None:
+    path = folder / "metrics.json"
+    path.write_text(path.read_text().replace('"tiles": 12', '"tiles": 120'))
+
+
 def drop_pictures(folder: Path) -> None:
     path = folder / "pictures.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
@@ -167,6 +172,7 @@ def no_figures(folder: Path) -> None:
     ("change", "said"),
     [
         (fake_protocol, "metrics.json says protocol native, computed again it is T"),
+        (fake_tiles, "metrics.json says tiles 120, computed again it is 12"),
         (drop_pictures, "pictures.csv holds other pictures than the test part"),
         (fewer_tiles, "metrics.json says pictures 11, computed again it is 12"),
         (fewer_tiles, "metrics.json says tiles 11, computed again it is 12"),
@@ -198,6 +204,7 @@ def test_judge_lets_the_rounding_of_another_machine_pass(branches: Branches) -> 
     [
         ({"seed": 1}, "data_split.seed is 1 at exp"),
         ({"start": "bundled"}, "train.start is 'bundled' at exp"),
+        ({"start": "null, teacher: a.onnx"}, "train.teacher is 'a.onnx' at exp"),
         ({"data": "other"}, "data has the hash other at exp"),
     ],
 )
@@ -223,6 +230,7 @@ def test_judge_of_a_weaker_gate_is_not_merged_by_it(branches: Branches) -> None:
         "magtiles_seg/evaluate/metrics.py",
         "dvc.yaml",
         "params.yaml.sh",
+        "results.py",
         "docs/results/a",
         ".dvc/x",
         "results/x.dvc",  # `dvc pull` writes what it names to any place, such as code
@@ -373,6 +381,8 @@ def test_fetch_model_brings_the_file_of_each_revision(tmp_path: Path) -> None:
         path = fetch_model(Revision(root, commit), out)
         assert path is not None
         assert path.read_text() == text
+        again = fetch_model(Revision(root, commit), out)  # of a branch without a commit of its own
+        assert again == path
     git("checkout", "--quiet", "--orphan", "empty", root=root)
     git("rm", "--quiet", "--cached", "dvc.lock", root=root)
     commit_all(root, "none", "params.yaml")
@@ -521,3 +531,23 @@ def other(clone: Path) -> Path:
     who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     git(*who, "commit", "--quiet", "--allow-empty", "--message", "exp-2", root=clone)
     return clone
+
+
+def test_judge_asks_no_experiment_for_what_the_base_has_changed_since(branches: Branches) -> None:
+    new = scored(NEW)
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "code.py").write_text("more\n")
+    branches.commit("code")
+    git("checkout", "--quiet", "exp", root=branches.root)
+    branches.write(new.result)
+    assert branches.judge(new).merge
+
+
+def test_judge_holds_the_data_of_an_experiment_against_what_is_here(branches: Branches) -> None:
+    branches.write(scored(NEW).result)
+    branches.commit("exp")
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "dvc.lock").write_text(LOCK.format(data="here"))  # after `dvc repro`
+    base, exp = (Revision(branches.root, name) for name in ("dev", "exp"))
+    said = "data has the hash d at exp"
+    assert said in str(judge(base, exp, SPLIT, lambda state: pytest.fail(str(state))))

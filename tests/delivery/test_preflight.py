@@ -85,6 +85,8 @@ def test_check_names_what_is_missing_and_its_fix(root: Path, programs: str, name
     [
         ("DEPLOY_HOST", "line", "expected user@host"),
         ("DEPLOY_URL", "tiles.example.org", "expected https://host"),
+        ("DEPLOY_URL", "https://me:word@tiles.example.org", "expected https://host"),
+        ("WATCH_URL", "https://me:word@tiles.example.org", "expected https://host"),
         ("DEPLOY_PORT", "http", "expected a port number"),
         ("MAGTILES_API_KEYS", KEY, "name:sha256 pairs"),
         ("ENDPOINT_API_KEY", "another", "is none of MAGTILES_API_KEYS"),
@@ -139,6 +141,7 @@ def test_check_names_a_base_branch_that_is_not_there(root: Path, programs: str) 
     git("push", "--quiet", "origin", "--delete", "dev", root=root)
     found = lacks("experiment", root, {"PATH": programs})
     assert "the branch dev is not at origin" in found
+    assert lacks("deploy-prod", root, {**COMPLETE, "PATH": programs}) == ""  # which follows main
     assert "git push origin main:dev" in found
     environ = {**COMPLETE, "PATH": programs}
     assert not check("deploy-prod", environ, root)  # production does not start from it

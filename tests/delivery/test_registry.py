@@ -50,6 +50,15 @@ def test_promote_of_the_next_commit_takes_the_stage_over(repository: Path) -> No
     assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
 
 
+def test_stage_of_ten_promotions_is_told_by_the_last(repository: Path) -> None:
+    registry.promote(repository, "magtiles", "dev")
+    git("tag", "magtiles#dev#9", root=repository)
+    commit(repository)
+    registry.register(repository, "magtiles")
+    git("tag", "magtiles#dev#10", root=repository)
+    assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
+
+
 def test_version_that_was_taken_off_its_stage_is_on_it_no_more(repository: Path) -> None:
     registry.promote(repository, "magtiles", "dev")
     git("tag", "magtiles#dev!#2", root=repository)  # as `gto assign` takes it off
@@ -75,6 +84,13 @@ def test_promote_of_an_older_version_goes_back_to_it(repository: Path) -> None:
     assert back.tags == ("magtiles#prod#3",)
     assert registry.on_stage(repository, "magtiles", "prod") == "v0.0.1"
     assert registry.on_stage(repository, "magtiles", "dev") is None
+
+
+def test_register_passes_over_a_tag_that_is_no_version(repository: Path) -> None:
+    for tag in ("magtiles@v3", "magtiles@vnext", "magtiles@v1.0.0-rc.1"):
+        git("tag", tag, root=repository)
+    version, _ = registry.register(repository, "magtiles", version="v1.0.0")
+    assert version == "v1.0.0"
 
 
 def test_promote_where_git_knows_nobody_names_the_robot(repository: Path) -> None:

@@ -93,6 +93,12 @@ def test_watch_of_few_mirrored_pictures_says_nothing_of_their_share() -> None:
     assert "turned 50 of 100 verdicts" in found.what
 
 
+def test_watch_of_one_request_that_was_not_mirrored_says_nothing() -> None:
+    made = Metrics()
+    made.shadow.labels("failed").inc(1)
+    assert list(watch.shadow(made.text().decode())) == []
+
+
 def test_watch_of_an_endpoint_that_is_down_is_a_finding() -> None:
     (found,) = watch.watch("http://127.0.0.1:9")
     assert "is not ready" in found.what
@@ -157,6 +163,7 @@ def test_watch_asks_for_a_branch_only_where_the_setting_says_so(
         environ |= {"WATCH_URL": url, "WATCH_EXPERIMENT": setting, "GITHUB_OUTPUT": str(output)}
         assert subprocess.run([SCRIPTS / "watch"], env=environ).returncode == 0
         assert len(api.issues) == 1
+        assert url not in str(api.issues)  # a secret, and whoever sees the project sees its issues
     assert output.read_text() == expected
 
 
@@ -241,3 +248,13 @@ def test_kept_pictures_without_a_remote_stay_out_of_git(job: Path) -> None:
         assert "pictures of a line do not go into Git" in done.stderr
         assert api.proposals == []
     assert git("branch", "--format=%(refname:short)", root=job.parent / "forge.git") == "dev"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://tiles.example.org", "https://tiles.example.org:8443/line/"]
+)
+def test_text_of_the_issue_does_not_tell_the_address(url: str) -> None:
+    what = f"{url.rstrip('/')}/metrics cannot be read: no certificate for 'tiles.example.org'"
+    text = watch.as_text(url, [watch.Finding(what, "see https://my-tiles.example.org, say")])
+    assert "the endpoint/metrics cannot be read: no certificate for 'the endpoint'" in text
+    assert "https://my-tiles.example.org" in text

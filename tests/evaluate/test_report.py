@@ -16,6 +16,8 @@ from PIL import Image
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError, InferenceError
 from magtiles_seg.evaluate import Records, choose_decision, evaluate, join_records, summarize
+from magtiles_seg.evaluate.compare import read_pictures
+from magtiles_seg.evaluate.summary import class_table, tile_table
 from magtiles_seg.labels import LABELS
 from magtiles_seg.result import Decision, Segmentation
 
@@ -97,6 +99,17 @@ def test_evaluate_native_gives_the_verdict_figures(samples: list[Sample]) -> Non
     assert result.figures["auroc"] == pytest.approx((2 + 0.5) / 6)
     assert result.figures["false_reject_at_95_recall"] == 1
     assert "auroc" not in evaluate(predict_bright, samples, protocol="P1", resamples=0).figures
+
+
+def test_picture_for_review_is_not_counted_as_rejected() -> None:
+    rows = ["a,crack,1,9,0,1,90,0.9,reject", "b,crack,1,5,0,5,90,0.5,review"]
+    rows += [
+        f"{name},free,2,0,0,0,100,0.5,{verdict}"
+        for name, verdict in (("c", "review"), ("d", "accept"))
+    ]
+    records = read_pictures("\n".join(["picture,class,tile,tp,fp,fn,tn,score,verdict", *rows]))
+    assert [row["rejected"] for row in class_table(records, resamples=0)] == [0.5, 0.0]
+    assert {row["tile"]: row["rejected"] for row in tile_table(records)} == {1: 1, 2: 0}
 
 
 def test_evaluate_class_table_has_a_row_for_each_class(samples: list[Sample]) -> None:
