@@ -59,6 +59,24 @@ def test_issue_of_an_open_title_becomes_a_comment(client: Forge, api: ForgeApi) 
     assert [one["body"] for one in api.comments[1]] == ["tuesday"]
 
 
+def test_comment_and_issue_beyond_the_first_page_are_found(client: Forge, api: ForgeApi) -> None:
+    client.propose("exp-1", "dev", "Experiment", "text")
+    api.comments[1] = [{"id": 1000 + n, "body": "a person's", "html_url": ""} for n in range(150)]
+    client.comment("exp-1", "first")
+    client.comment("exp-1", "second")
+    assert [one["body"].partition("\n")[0] for one in api.comments[1][150:]] == ["second"]
+    for number in range(150):
+        client.issue(f"issue {number}", "monday")
+    client.issue("issue 149", "tuesday")
+    assert len(api.issues) == 150
+
+
+def test_pull_request_of_the_title_is_no_issue(api: ForgeApi) -> None:
+    api.issues.append({"title": "drift", "number": 7, "pull_request": {}})  # as GitHub lists them
+    connect(api.environ).issue("drift", "monday")
+    assert [one["title"] for one in api.issues] == ["drift", "drift"]
+
+
 def test_merge_that_wants_a_review_is_refused_with_what_the_forge_said(
     client: Forge, api: ForgeApi
 ) -> None:

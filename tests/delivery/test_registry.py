@@ -50,6 +50,14 @@ def test_promote_of_the_next_commit_takes_the_stage_over(repository: Path) -> No
     assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
 
 
+def test_stage_is_what_its_tag_of_the_highest_number_says(repository: Path) -> None:
+    registry.promote(repository, "magtiles", "dev")
+    git("tag", "magtiles#dev#9", root=repository)
+    commit(repository)
+    assert registry.promote(repository, "magtiles", "dev").tags[-1] == "magtiles#dev#10"
+    assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
+
+
 def test_version_that_was_taken_off_its_stage_is_on_it_no_more(repository: Path) -> None:
     registry.promote(repository, "magtiles", "dev")
     git("tag", "magtiles#dev!#2", root=repository)  # as `gto assign` takes it off

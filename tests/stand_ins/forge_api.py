@@ -89,9 +89,11 @@ class ForgeApi:
                 self.asked.append(f"{method} {path}")
                 for pattern, do in answers.items():
                     if found := re.fullmatch(pattern, f"{method} {path}"):
-                        if int(query.get("page", 1)) > 1:
-                            return 200, []
-                        return do(*found.groups(), content if method != "GET" else query)
+                        status, said = do(*found.groups(), content if method != "GET" else query)
+                        if isinstance(said, list):
+                            start_at = 100 * (int(query.get("page", 1)) - 1)
+                            said = said[start_at : start_at + 100]
+                        return status, said
         return 404, {"message": "Not Found"}
 
     def _github(self) -> dict[str, Callable[..., Answer]]:
