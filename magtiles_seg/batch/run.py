@@ -243,7 +243,7 @@ def _list_anew(job: Job, progress: BatchProgress | None) -> Listing:
     notes = [*survey.lines(), *survey.problems()]
     if not listing.pictures:
         where, said = without_secrets(job.source), "".join(f"; {line}" for line in notes)
-        raise DataError(f"no picture in {where}: expected names ending as pictures do{said}")
+        raise DataError(f"no picture in {where}: nothing there is named as pictures are{said}")
     if progress:
         for line in notes:
             progress.note(line)

@@ -429,7 +429,7 @@ def _s3_pages(prefix: str, patience_s: float) -> Iterator[tuple[str, str]]:
             prefix,
             patience_s,
         )
-        if "IsTruncated" not in page:  # such as a page to log in at
+        if not page.keys() & {"IsTruncated", "Name", "Contents"}:  # as of a page to log in at
             raise DataError(f"{prefix} cannot be listed: what answers there is no S3 service")
         for item in page.get("Contents", ()):
             yield f"{protocol}://{bucket}/{item['Key']}", f"{bucket}/{item['Key']}"

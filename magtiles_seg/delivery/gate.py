@@ -17,18 +17,20 @@ import numpy as np
 
 from magtiles_seg.config import GateParams
 from magtiles_seg.dataset.splits import Split, part_sha256, taken_over
-from magtiles_seg.delivery.report import rule_of
-from magtiles_seg.delivery.revisions import Revision, flatten, git
-from magtiles_seg.errors import DataError
-from magtiles_seg.evaluate.compare import Comparison, compare, read_pictures
+from magtiles_seg.delivery.report import rule_of, scored_pictures
+from magtiles_seg.delivery.revisions import Revision, check_whole, flatten, git, prefix
+from magtiles_seg.errors import ConfigError, DataError
+from magtiles_seg.evaluate.compare import Comparison, compare
 from magtiles_seg.evaluate.plots.curves import metrics
 from magtiles_seg.evaluate.report import EvaluationResult
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import figures
 from magtiles_seg.model.card import ModelCard
+from magtiles_seg.names import as_line
 
-_RESULTS = re.compile(r"params\.yaml|dvc\.lock|results/.*")
-"""All that an experiment may change which is merged without a person."""
+_RESULTS = re.compile(r"params\.yaml|dvc\.lock|results/.*\.(csv|json|md|tsv)")
+"""All that an experiment may change which is merged without a person. A `results/x.dvc` is none of
+these: `dvc pull` writes what it names to any place of the checkout."""
 
 FIXED = ("data_load", "data_split", "evaluate", "gate", "train.start", "train.teacher")
 """Parameters, or sections of them, that both must have alike: what is measured, how it is judged,
@@ -130,8 +132,18 @@ def judge(base: Revision, head: Revision, split: Split, rescore: Rescore) -> Ver
 def changed_files(base: Revision, head: Revision) -> list[str]:
     """Return why a person must look at what an experiment changed; empty: it changed results."""
     span = f"{base.name or 'HEAD'}...{head.name or 'HEAD'}"
-    names = git("diff", "--name-only", "--no-renames", span, root=base.root).splitlines()
-    others = [name for name in names if not _RESULTS.fullmatch(name)]
+    root = base.root
+    try:
+        listed = git("diff", "--name-only", "--no-renames", "--no-relative", "-z", span, root=root)
+    except ConfigError:
+        check_whole(root)
+        raise
+    folder = prefix(root)
+    others = [
+        as_line(name)
+        for name in listed.split("\0")
+        if name and not (name.startswith(folder) and _RESULTS.fullmatch(name, len(folder)))
+    ]
     if not others:
         return []
     more = f" and {len(others) - 5} more" if len(others) > 5 else ""
@@ -195,10 +207,9 @@ def other_training(head: Revision, card: ModelCard, split: Split) -> list[str]:
 
 def other_figures(head: Revision, again: EvaluationResult, rule: GateParams) -> list[str]:
     """Return one line for each committed figure that the same model does not reach here."""
-    text, said, true = head.read(_PICTURES), head.mapping(_METRICS), metrics(again)
-    if text is None or not said:
+    records, said, true = scored_pictures(head), head.mapping(_METRICS), metrics(again)
+    if records is None or not said:
         return [f"{head} has no {_PICTURES} or {_METRICS}: run `dvc repro` and commit them"]
-    records = read_pictures(text)
     found = [
         f"{_METRICS} says {name} {said.get(name)}, computed again it is {true[name]}"
         for name in ("protocol", "pictures", "tiles")
@@ -227,7 +238,7 @@ def _figures(records: Records) -> dict[str, float]:
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
-    flat = flatten({name: value for name, value in content.items() if name != "interval_95"})
+    flat = flatten(dict(content))
     return {name: value for name, value in flat.items() if isinstance(value, float)}
 
 

@@ -83,6 +83,7 @@ class LocalTarget:
         self._port = port or PORTS[stage]
         self._folder = state / stage
         self._former: Running | None = None
+        self._settings: Mapping[str, str] = {}
         self._begun = False
 
     @property
@@ -128,14 +129,15 @@ class LocalTarget:
                 once, as with a damaged model; the message has its last words.
         """
         self._former, self._begun = self._running(), False
+        self._settings = _environment_of(self._former)
         kept = self._keep()
         if self._former is not None and self._former.port not in (0, self._port):
             self._check_free()  # the former one listens elsewhere, and runs on
         self._begun = True
-        self._start(str(kept), self._version)
+        self._start(str(kept), self._version, _environment(self._version))
 
     def rollback(self) -> Undone:
-        """Serve the former model again; where there was none, the new one is stopped.
+        """Serve the former model again, as before; where there was none, the new one is stopped.
 
         Raises:
             DeliveryError: It ended at once.
@@ -146,7 +148,8 @@ class LocalTarget:
             self.stop()
             return Undone.EMPTY
         self._port = self._former.port or self._port
-        self._start(self._former.model, self._former.version)
+        version = self._former.version
+        self._start(self._former.model, version, self._settings or _environment(version))
         return Undone.RESTORED
 
     def stop(self) -> None:
@@ -194,7 +197,7 @@ class LocalTarget:
                 "or choose another port by DEPLOY_PORT"
             )
 
-    def _start(self, model: str, version: str) -> None:
+    def _start(self, model: str, version: str, environ: Mapping[str, str]) -> None:
         psutil = _psutil()
         self.stop()
         self._check_free()
@@ -206,7 +209,7 @@ class LocalTarget:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(version),
+                env=environ,
                 start_new_session=True,
             )
         try:
@@ -232,6 +235,14 @@ def _listens(port: int) -> bool:
 
 def _environment(version: str) -> Mapping[str, str]:
     return {**os.environ, "MAGTILES_MODEL_VERSION": version} if version else os.environ
+
+
+def _environment_of(running: Running | None) -> Mapping[str, str]:
+    """Return the environment that a server runs with, its keys and thresholds; empty if unknown."""
+    family = _family(running) if running else []
+    with suppress(_psutil().Error):
+        return dict(family[0].environ()) if family else {}
+    return {}
 
 
 def _stop(running: Running) -> None:

@@ -88,7 +88,7 @@ def read_settings(path: Path) -> dict[str, str]:
 
     `#` begins a comment line.
     """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_bytes().decode().split("\n") if path.is_file() else []  # a `\r` stays, too
     pairs = [line.partition("=") for line in lines if line.strip() and not line.startswith("#")]
     return {name: value for name, _, value in pairs}
 

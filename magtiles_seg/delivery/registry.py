@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from magtiles_seg.config import nearest
-from magtiles_seg.delivery.revisions import Revision, git
+from magtiles_seg.delivery.revisions import Revision, check_whole, git
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
 
 STAGES = ("dev", "prod")
@@ -64,11 +64,11 @@ def register(
         The version, and the Git tags that were made.
 
     Raises:
-        ConfigError: The artifact or revision is unknown, the version does not fit or was
-            deregistered, or the checkout is shallow.
+        ConfigError: The artifact or revision is unknown, the version does not fit or was withdrawn,
+            or the checkout is shallow.
         BackendUnavailableError: gto is not installed.
     """
-    _check_whole(root)
+    check_whole(root)
     revision = _resolved(root, name, revision)
     declared = Revision(root, revision).mapping("dvc.yaml").get("artifacts") or {}
     if not isinstance(declared, dict):
@@ -79,18 +79,17 @@ def register(
             f"known: {', '.join(declared) or 'none'}"
         )
     commit = _commit(root, revision)
-    own = version_of(root, name, commit)
+    own, before = version_of(root, name, commit), _tags(root)
+    if own is None and version is None and (gone := _versions_at(root, name, commit)):
+        raise ConfigError(
+            f"{name} {gone[0]} was withdrawn, by the tag {name}@{gone[0]}!; take another commit, "
+            "or give this one another version by --version"
+        )
     if own and version not in (None, own):
         raise ConfigError(f"{commit[:7]} is {name} {own} already, and cannot become {version}")
     if own:
         return own, ()
-    if withdrawn := git("tag", "--points-at", commit, f"{name}@v*!", root=root):
-        raise ConfigError(
-            f"{commit[:7]} was deregistered by the tag {withdrawn}: name another commit, or delete "
-            "that tag, here and at origin, to use this one again"
-        )
-    before = _tags(root)
-    _call("register", root, name, commit, version=version)
+    _call("register", root, name, commit, version=version or _after_withdrawn(root, name))
     registered = version_of(root, name, commit)
     if registered is None:
         raise ConfigError(f"gto did not register {name} at {commit}; see `gto show {name}`")
@@ -110,7 +109,7 @@ def promote(
         version: Such as `v2.0.0`; None: the commit's own, or the next patch version.
 
     Raises:
-        ConfigError: The artifact or stage is unknown, or the version does not fit.
+        ConfigError: The artifact or stage is unknown, or the version does not fit or was withdrawn.
         BackendUnavailableError: gto is not installed.
     """
     if stage not in STAGES:
@@ -126,11 +125,35 @@ def promote(
 
 
 def version_of(root: Path, name: str, revision: str) -> str | None:
-    """Return the version that a commit is registered as, or None; deregistered is none."""
-    commit = _commit(root, revision)
+    """Return the version that a commit is registered as, or None; a withdrawn one is none."""
+    gone, given = _withdrawn(root, name), _versions_at(root, name, _commit(root, revision))
+    return next((version for version in given if version not in gone), None)
+
+
+def _versions_at(root: Path, name: str, commit: str) -> list[str]:
     tags = git("tag", "--points-at", commit, f"{name}@v*", root=root).split()
-    versions = [tag.removeprefix(f"{name}@") for tag in tags if f"{tag}!" not in tags]
-    return next(filter(_VERSION.fullmatch, versions), None)
+    return list(filter(_VERSION.fullmatch, (tag.removeprefix(f"{name}@") for tag in tags)))
+
+
+def _withdrawn(root: Path, name: str) -> set[str]:
+    """Return the versions that `gto deprecate` took back: their tag has a second one with a `!`."""
+    tags = git("tag", "--list", f"{name}@v*!*", root=root).split()
+    return {tag.removeprefix(f"{name}@").partition("!")[0] for tag in tags}
+
+
+def _after_withdrawn(root: Path, name: str) -> str | None:
+    """Return the version after the highest one if that was withdrawn: GTO would give it again."""
+    tags = git("tag", "--list", f"{name}@v*", root=root).split()
+    given = filter(_VERSION.fullmatch, (tag.removeprefix(f"{name}@") for tag in tags))
+    last = max(given, key=_numbers, default="")
+    if last not in _withdrawn(root, name):
+        return None
+    major, minor, patch = _numbers(last)
+    return f"v{major}.{minor}.{patch + 1}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version[1:].split(".")))
 
 
 def on_stage(root: Path, name: str, stage: str) -> str | None:
@@ -147,7 +170,7 @@ def fetch(root: Path) -> None:
     Raises:
         ConfigError: A tag here is another one than at `origin`, or it cannot be reached.
     """
-    git("fetch", "--quiet", "--tags", "origin", root=root)
+    git("fetch", "--tags", "origin", root=root)  # --quiet would not say which tag is another
 
 
 def push(root: Path, name: str, revision: str) -> None:
@@ -167,14 +190,6 @@ def _resolved(root: Path, name: str, revision: str) -> str:
     return tag if _VERSION.fullmatch(revision) and tag in _tags(root) else revision
 
 
-def _check_whole(root: Path) -> None:
-    if git("rev-parse", "--is-shallow-repository", root=root) == "true":
-        raise ConfigError(
-            "this checkout is shallow, so the versions given before are unknown here; run "
-            "`git fetch --unshallow --tags`, or check out with `fetch-depth: 0`"
-        )
-
-
 def _commit(root: Path, revision: str) -> str:
     return git("rev-parse", f"{revision}^{{commit}}", root=root)
 
@@ -187,13 +202,15 @@ def _call(function: str, root: Path, *words: str, **options: Any) -> Any:  # noq
     """Call a function of GTO, its errors turned into ours."""
     try:
         from gto import api
-        from gto.exceptions import GTOException
+        from gto.exceptions import GTOException, TagExists
     except ImportError as error:
         raise BackendUnavailableError(
             "the registry needs gto: pip install 'magtiles-seg[pipeline]'"
         ) from error
     try:
         return getattr(api, function)(str(root), *words, **options, **_author(root))
+    except TagExists as error:  # as after the last version was withdrawn: GTO gives it again
+        raise ConfigError(f"gto {function}: {error}; give another by --version") from error
     except GTOException as error:
         raise ConfigError(f"gto {function}: {error}") from error
 

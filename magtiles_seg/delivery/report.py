@@ -135,13 +135,13 @@ class Report:
             DataError: `here` has no scored pictures, or a file is damaged.
         """
         self._base, self._here = base, here
-        scored = here.read(_PICTURES)
-        if scored is None:
+        records = scored_pictures(here)
+        if records is None:
             raise DataError(
                 f"{here} has no {_PICTURES}; expected the output of the stage `evaluate`: "
                 "run `dvc repro` first"
             )
-        self._records = read_pictures(scored)
+        self._records = records
         self._metrics = here.mapping(_METRICS)
         self._old_metrics = base.mapping(_METRICS)
         self.protocol = str(self._metrics.get("protocol", "unknown"))
@@ -184,14 +184,13 @@ class Report:
 
     def _compare(self) -> tuple[Comparison | None, str]:
         """Return the comparison, or None and why there is none."""
-        before = self._base.read(_PICTURES)
-        if before is None:
-            return None, f"{self._base} has no scored pictures to compare with"
         protocol = self._old_metrics.get("protocol", "unknown")
-        if protocol != self.protocol:
-            return None, f"protocol {self.protocol} here, {protocol} at {self._base}"
         try:
-            records = read_pictures(before)
+            records = scored_pictures(self._base)
+            if records is None:
+                return None, f"{self._base} has no scored pictures to compare with"
+            if protocol != self.protocol:
+                return None, f"protocol {self.protocol} here, {protocol} at {self._base}"
             comparison = compare(records, self._records)
         except DataError as error:
             return None, str(error)
@@ -265,8 +264,8 @@ class Report:
             header = ["class", *_HEADER[1:]]
         else:
             values = self._metrics.get("iou_by_class")
-            named = values.items() if isinstance(values, dict) else ()
-            header, rows = ["class", "IoU"], [[k, _number(v)] for k, v in named]
+            known = values.items() if isinstance(values, dict) else ()
+            header, rows = ["class", "IoU"], [[k, _number(v)] for k, v in known]
         return "### Pooled IoU by class\n\n" + table(header, rows) if rows else ""
 
     def _parameters(self) -> str:
@@ -319,6 +318,19 @@ class Report:
         """Return a flat JSON file as a table; empty where there is no such file."""
         rows = [[f"`{k}`", _plain(v)] for k, v in flatten(self._here.mapping(path)).items()]
         return _foldable(title, [table(["figure", "here"], rows)]) if rows else ""
+
+
+def scored_pictures(state: Revision) -> Records | None:
+    """Return the pictures that a state scored; None where it has none.
+
+    Raises:
+        DataError: Their table is damaged; the message names the state.
+    """
+    text = state.read(_PICTURES)
+    try:
+        return None if text is None else read_pictures(text)
+    except DataError as error:
+        raise DataError(f"{_PICTURES} of {state}: {error}") from error
 
 
 def rule_of(base: Revision) -> GateParams:

@@ -27,7 +27,13 @@ def git(*words: str, root: Path) -> str:
         ConfigError: git refused, and the message says why; or it is not installed.
     """
     try:
-        done = subprocess.run(("git", *words), cwd=root, capture_output=True, text=True)
+        done = subprocess.run(
+            ("git", *words),
+            cwd=root,
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",  # a file's or a tag's name may be any bytes
+        )
     except FileNotFoundError as error:
         if error.filename != "git":
             raise
@@ -35,6 +41,24 @@ def git(*words: str, root: Path) -> str:
     if done.returncode:
         raise ConfigError(f"git {words[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
+
+
+def prefix(root: Path) -> str:
+    """Return where the project lies in its repository: `folder/`, or nothing."""
+    return git("rev-parse", "--show-prefix", root=root)
+
+
+def check_whole(root: Path) -> None:
+    """Refuse a checkout without its history.
+
+    Raises:
+        ConfigError: It is shallow.
+    """
+    if git("rev-parse", "--is-shallow-repository", root=root) == "true":
+        raise ConfigError(
+            "this checkout is shallow, so earlier commits and versions are unknown here; run "
+            "`git fetch --unshallow --tags`, or check out with `fetch-depth: 0`"
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +129,7 @@ class Revision:
             content = None
             if text is not None:
                 content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, yaml.YAMLError, RecursionError) as error:
             raise DataError(f"{path} of {self} cannot be read: {error}") from error
         if content is not None and not isinstance(content, dict):
             raise DataError(f"{path} of {self} is no mapping; got {type(content).__name__}")
@@ -141,7 +165,8 @@ def fetch_model(state: Revision, folder: Path) -> Path | None:
             "the models of two revisions come from DVC, which is not installed; "
             "pip install 'magtiles-seg[pipeline]'"
         )
-    words = (sys.executable, "-m", "dvc", "get", ".", MODEL, "--rev", commit, "--out", str(out))
+    path = f"{prefix(state.root)}{MODEL}"  # `dvc get` counts from the repository's root
+    words = (sys.executable, "-m", "dvc", "get", ".", path, "--rev", commit, "--out", str(out))
     done = subprocess.run(words, cwd=state.root, capture_output=True, text=True)
     if done.returncode:
         raise DeliveryError(

@@ -10,7 +10,7 @@ import urllib.request
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magtiles_seg.dataset.synthetic import SyntheticTile, synthetic_tile
+from magtiles_seg.delivery.watch import DirectHere
 from magtiles_seg.errors import ConfigError, DeliveryError
 
 _GOLDEN_SEED, _GOLDEN_DEFECT = 0, "fray"
@@ -28,8 +29,8 @@ _MAX_DIFFERENT_FRACTION = 1e-3
 """Pixels in which the endpoint may differ from the same file here: other machines round so."""
 
 _REQUEST_TIMEOUT_S = 30.0
-_CHANGES_OVER = (429, 502, 503, 504)
-"""Answers of a busy endpoint, and of a host or proxy between two releases."""
+_SWAPPING = (200, 429, 502, 503, 504)
+"""What comes while one release takes the other's place, or many ask: it may be another soon."""
 _URL = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?(/[!-~]*)?", re.IGNORECASE)
 _KEY = re.compile(r"[!-~]*")
 
@@ -111,21 +112,8 @@ def smoke(url: str, expected: Expectation) -> SmokeReport:
         ConfigError: The address is none.
         DeliveryError: It does not become ready, serves another model, or answers wrongly.
     """
-    url = _address(url)
-    end = time.monotonic() + expected.ready_s
-    await_ready(url, expected.ready_s)
-    tile = golden_tile()
-    while True:
-        start = time.perf_counter()
-        try:
-            headers, body = _answer(url, tile, expected)
-        except _NotYetError:
-            if time.monotonic() >= end:
-                raise
-            time.sleep(_pause_s(expected.ready_s))
-        else:
-            latency_ms = (time.perf_counter() - start) * 1e3
-            break
+    url, tile = _address(url), golden_tile()
+    headers, body, latency_ms = _settled(url, tile, expected)
     mask = _mask(url, body, tile.image.shape)
     if expected.model is not None:
         _check_same(url, mask, _local_mask(expected.model, tile))
@@ -139,21 +127,28 @@ def smoke(url: str, expected: Expectation) -> SmokeReport:
     )
 
 
-class _NotYetError(DeliveryError):
-    """The next answer may be another one: the host changes over to the release, or is busy."""
-
-
-def _answer(
+def _settled(
     url: str, tile: SyntheticTile, expected: Expectation
-) -> tuple[Mapping[str, str], bytes]:
-    """Return headers and body of what the expected model answers."""
-    status, headers, body = _analyze(url, tile, expected.api_key)
-    if status != 200:
-        problem = _NotYetError if status in _CHANGES_OVER else DeliveryError
-        raise problem(f"{url}/analyze answered {status}, expected 200: {_short(body)}")
-    if other := _other_model(headers, expected):
-        raise _NotYetError(f"{url} serves another model: {other}")
-    return headers, body
+) -> tuple[Mapping[str, str], bytes, float]:
+    """Return headers, body and time in ms of the first answer by the expected model."""
+    end = time.monotonic() + expected.ready_s
+    await_ready(url, expected.ready_s)
+    while True:
+        start = time.perf_counter()
+        try:
+            status, headers, body = _analyze(url, tile, expected.api_key)
+            said = f"{url}/analyze answered {status}, expected 200: {_short(body)}"
+        except _UnreachedError as error:
+            status, headers, body, said = 503, {}, b"", str(error)
+        latency_ms = (time.perf_counter() - start) * 1e3
+        if status == 200:
+            other = _other_model(headers, expected)
+            if not other:
+                return headers, body, latency_ms
+            said = f"{url} serves another model: {other}"
+        if status not in _SWAPPING or time.monotonic() >= end:
+            raise DeliveryError(said)
+        time.sleep(_pause_s(expected.ready_s))
 
 
 def served_model(url: str, api_key: str | None) -> str | None:
@@ -244,7 +239,11 @@ class _Stay(urllib.request.HTTPRedirectHandler):
         )
 
 
-_OPENER = urllib.request.build_opener(_Stay)
+_OPENER = urllib.request.build_opener(_Stay, DirectHere)
+
+
+class _UnreachedError(DeliveryError):
+    """Nothing answers, or not to the end."""
 
 
 def _request(request: urllib.request.Request) -> tuple[int, Mapping[str, str], bytes]:
@@ -252,12 +251,24 @@ def _request(request: urllib.request.Request) -> tuple[int, Mapping[str, str], b
     try:
         with _OPENER.open(request, timeout=_REQUEST_TIMEOUT_S) as answer:
             headers = {name.lower(): value for name, value in answer.headers.items()}
-            return answer.status, headers, answer.read()
+            return answer.status, headers, _read(answer)
     except urllib.error.HTTPError as error:
         with error:
             return error.code, {}, error.read()
     except (OSError, HTTPException) as error:
-        raise _NotYetError(f"{request.full_url} cannot be reached: {error}") from error
+        raise _UnreachedError(f"{request.full_url} cannot be reached: {error}") from error
+
+
+def _read(answer: HTTPResponse) -> bytes:
+    """Return the body; of one that drips on for ever each byte comes in time, but not the end."""
+    end, parts = time.monotonic() + _REQUEST_TIMEOUT_S, []
+    while part := answer.read1():
+        parts.append(part)
+        if time.monotonic() >= end:
+            raise TimeoutError(f"its answer does not end within {_REQUEST_TIMEOUT_S:g} s")
+    if answer.length:
+        raise IncompleteRead(b"", answer.length)
+    return b"".join(parts)
 
 
 def _mask(url: str, body: bytes, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 MAX_PSI = 0.2
 """Above it the pictures are another line's than the model was judged on: docs/serve.md."""
@@ -23,6 +25,8 @@ MAX_FLIPPED_FRACTION = 0.01
 
 _LEAST = 100  # of fewer mirrored pictures a share says nothing
 _TIMEOUT_S = 30.0
+_UNREAD = (OSError, ValueError, HTTPException)
+_HERE = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:\d+)?", re.IGNORECASE)
 _SAMPLE = re.compile(r"^(\w+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 
 
@@ -46,12 +50,18 @@ def watch(url: str) -> list[Finding]:
         url: Of the service, without a path.
     """
     url = url.rstrip("/")
+    advice = "see the host's log; `magtiles-seg smoke` tests all of it"
     try:
         _get(f"{url}/readyz")
-        metrics = _get(f"{url}/metrics")
-    except (OSError, ValueError, HTTPException) as error:
-        advice = "see the host's log; `magtiles-seg smoke` tests all of it"
+    except _UNREAD as error:
         return [Finding(f"{url} is not ready: {error}", advice)]
+    try:
+        metrics = _get(f"{url}/metrics")
+    except _UNREAD as error:
+        return [Finding(f"{url}/metrics cannot be read: {error}", advice)]
+    if not _samples(metrics, "magtiles_ready"):
+        advice = "is it the address of the service? A page to log in answers everything, too"
+        return [Finding(f"{url}/metrics holds no figures of the service", advice)]
     return [*drift(metrics), *shadow(metrics)]
 
 
@@ -79,9 +89,15 @@ def shadow(metrics: str) -> Iterable[Finding]:
 
 
 def as_text(url: str, findings: list[Finding]) -> str:
-    """Return the issue's Markdown."""
+    """Return the issue's Markdown, without the address: that is a secret, an issue may be public.
+
+    A host's name without a dot stays: it is one of an inner network.
+    """
     rows = [f"- **{one.what}** — {one.advice}" for one in findings]
-    return "\n".join([f"Found at {url}:", "", *rows, ""])
+    text = "\n".join(["Found at the live endpoint:", "", *rows, ""])
+    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2].partition(":")[0]
+    names = [re.escape(url.rstrip("/")), *([re.escape(host)] if "." in host else [])]
+    return re.sub(rf"(?<![\w.-])({'|'.join(names)})(?![\w-])", "the endpoint", text)
 
 
 def _samples(metrics: str, name: str) -> list[tuple[str, float]]:
@@ -90,8 +106,19 @@ def _samples(metrics: str, name: str) -> list[tuple[str, float]]:
     return [((match[2] or "").partition("=")[2].strip('",'), float(match[3])) for match in found]
 
 
+class DirectHere(urllib.request.ProxyHandler):
+    """Asks what runs on this machine itself: the proxy of the environment cannot reach that."""
+
+    def proxy_open(self, req: urllib.request.Request, proxy: str, type: str) -> Any:  # noqa: A002, ANN401 - as it is called
+        """Go by the proxy, but to this machine itself."""
+        return None if _HERE.fullmatch(req.host) else super().proxy_open(req, proxy, type)
+
+
+_OPENER = urllib.request.build_opener(DirectHere)
+
+
 def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+    with _OPENER.open(url, timeout=_TIMEOUT_S) as answer:
         return str(answer.read().decode())
 
 
@@ -104,8 +131,7 @@ def main(words: list[str]) -> int:
     findings = watch(url)
     text = as_text(url, findings)
     if findings:
-        shown = text.replace(url.rstrip("/"), "WATCH_URL")  # a secret, and an issue may be public
-        Path(path).write_text(shown, encoding="utf-8")
+        Path(path).write_text(text, encoding="utf-8")
     sys.stdout.write(text if findings else f"{url}: nothing to see\n")
     return 1 if findings else 0
 

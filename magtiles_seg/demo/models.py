@@ -56,21 +56,15 @@ def describe(segmenter: Segmenter, seconds: float | None = None) -> str:
     return f"{spec.card.name}, {spec.precision}, {spec.name} on {spec.device}{took}"
 
 
-_BYTES = 400_000_000
-_KEPT_S = 1800.0
+_MAX_BYTES = 400_000_000  # of all results' arrays
+_KEPT_S = 1800.0  # how long a result stays that nobody asks for
 
 
 class Results:
     """Results by keys that nobody can guess; a page holds the key of what it shows."""
 
-    def __init__(self, max_bytes: int = _BYTES, kept_s: float = _KEPT_S) -> None:
-        """Start with none.
-
-        Args:
-            max_bytes: Of all results' arrays.
-            kept_s: How long a result stays that nobody asks for.
-        """
-        self._max_bytes, self._kept_s = max_bytes, kept_s
+    def __init__(self) -> None:
+        """Start with none."""
         self._results: OrderedDict[str, tuple[float, Segmentation]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -96,10 +90,10 @@ class Results:
             return result
 
     def _drop(self) -> None:
-        latest = time.monotonic() - self._kept_s
+        latest = time.monotonic() - _KEPT_S
         while self._results:
             used_s, result = next(iter(self._results.values()))
-            if used_s >= latest and self._bytes <= self._max_bytes:
+            if used_s >= latest and self._bytes <= _MAX_BYTES:
                 return
             self._results.popitem(last=False)
             self._bytes -= _size(result)

@@ -46,6 +46,7 @@ AT_ONCE = 4
 """Calls of one function that run at the same time: a slow one does not hold up the next visitor."""
 
 _AS_GIVEN = gr.skip()  # the page shows the very file
+_MARGIN_PX = 24  # round an example's defect
 _SHOWN = 7  # outputs of an answer: card, overlay, mask, heat, table, two files
 _EXAMPLE = "example:"  # key of an example's result, with its number
 _FILE, _NONE, _MODEL = "file", "none", "model"  # what else a page asks
@@ -501,14 +502,12 @@ def _files(result: Segmentation, mm_per_px: float | None, cache: str) -> list[st
     ]
 
 
-def _round_the_defect(
-    image: NDArray[np.uint8], mask: NDArray[np.uint8], margin_px: int = 24
-) -> NDArray[np.uint8]:
+def _round_the_defect(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the square of a picture in which its defect lies; all of a picture without one."""
     rows, columns = np.nonzero(mask)
     if not rows.size:
         return image
-    side = 2 * margin_px + max(int(np.ptp(rows)), int(np.ptp(columns)))
+    side = 2 * _MARGIN_PX + max(int(np.ptp(rows)), int(np.ptp(columns)))
     side = min(side, *image.shape)
     middles = (int(rows.min() + rows.max()) // 2, int(columns.min() + columns.max()) // 2)
     y, x = (

@@ -41,6 +41,7 @@ _FORMS = {
     "verdict": re.compile("accept|review|reject"),
 }
 """What a cell of `pictures.csv` looks like, by its column."""
+_AGAIN = "write it again with `magtiles-seg evaluate --out`"
 _DETECTED = 1.96 + 0.84
 """Standard errors of a difference that a 95 % interval clears of 0 in 80 % of all draws."""
 
@@ -223,11 +224,13 @@ def read_pictures(text: str) -> Records:
     Raises:
         DataError: The text is something else.
     """
-    rows = list(csv.DictReader(io.StringIO(text)))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise DataError(f"the table of scored pictures is damaged: {error}; {_AGAIN}") from error
     if not rows or not set(_COLUMNS) <= set(rows[0]):
         raise DataError(
-            f"no table of scored pictures; expected the columns {', '.join(_COLUMNS)}: write it "
-            "again with `magtiles-seg evaluate --out`"
+            f"no table of scored pictures; expected the columns {', '.join(_COLUMNS)}: {_AGAIN}"
         )
     _check_rows(rows)
     names = [FREE, *sorted({row["class"] for row in rows} - {FREE})]
@@ -262,7 +265,7 @@ def _check_rows(rows: list[dict[str, str]]) -> None:
         if wrong:
             raise DataError(
                 f"the table of scored pictures is damaged: row {number}: {wrong[0]} "
-                f"{row[wrong[0]]!r:.40}; write it again with `magtiles-seg evaluate --out`"
+                f"{row[wrong[0]]!r:.40}; {_AGAIN}"
             )
         if first.setdefault(row["picture"], number) != number:
             raise DataError(

@@ -122,12 +122,12 @@ def _tile_section(content: Mapping[str, Any], protocol: str) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table; its first column is text, the others are figures."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(_as_cell, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_in_table, line))} |" for line in lines)
 
 
-def _as_cell(text: str) -> str:
-    """Return a text of one line that ends no cell, as a `|` does, even in code."""
-    return " ".join(text.split("\n")).replace("|", r"\|")
+def _in_table(text: str) -> str:
+    """Return a cell's text that ends neither column nor row: GFM splits at `|` in code, too."""
+    return text.replace("|", r"\|").replace("\n", " ")
 
 
 def cell(value: float | None, limits: Sequence[float | None] | None) -> str:

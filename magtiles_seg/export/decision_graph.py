@@ -80,8 +80,9 @@ def add_decision(model: onnx.ModelProto, decision: Decision) -> None:
     tail = _Tail(model.graph)
     reached = tail.add("GreaterOrEqual", "probability", np.float32(decision.threshold))
     tail.bytes_of(reached, "mask")
-    mean = _mean_of_largest(tail, decision)
-    _score(tail, mean, decision)
+    largest = _largest(tail, decision)
+    mean = _mean(tail, largest)
+    _score(tail, mean, largest, decision)
     _verdict(tail, mean, decision)
     for name in DECISION_OUTPUTS:
         axes = ("batch", "height", "width") if name == "mask" else ("batch",)
@@ -118,8 +119,8 @@ class _Tail:
         self.add("Cast", number, output=output, to=TensorProto.UINT8)
 
 
-def _mean_of_largest(tail: _Tail, decision: Decision) -> str:
-    """Add what `decision.score_of` averages, and return the mean, (N,) float32 in 0..1."""
+def _largest(tail: _Tail, decision: Decision) -> str:
+    """Add what `decision.score_of` averages, and return it, (N, k) float32."""
     inner = "probability"
     if decision.score_margin_px:
         size = tail.add("Shape", "probability", start=1)
@@ -129,17 +130,21 @@ def _mean_of_largest(tail: _Tail, decision: Decision) -> str:
     flat = tail.add("Reshape", inner, np.array([0, -1], np.int64))
     pixels = tail.add("Shape", flat, start=1)
     count = tail.add("Min", pixels, np.array([decision.score_top_k_px], np.int64))
-    top = tail.add("TopK", flat, count, axis=1, sorted=0)
-    mean = tail.add("ReduceMean", top, np.array([1], np.int64), keepdims=0)
+    return tail.add("TopK", flat, count, axis=1, sorted=0)
+
+
+def _mean(tail: _Tail, values: str) -> str:
+    """Add the mean, (N,) float32 in 0..1."""
+    mean = tail.add("ReduceMean", values, np.array([1], np.int64), keepdims=0)
     return tail.add("Clip", mean, np.float32(0), np.float32(1))
 
 
-def _score(tail: _Tail, mean: str, decision: Decision) -> None:
+def _score(tail: _Tail, mean: str, largest: str, decision: Decision) -> None:
     """Add `decision.score` of the mean."""
     if (decision.score_scale, decision.score_bias) == (1.0, 0.0):
         tail.add("Identity", mean, output="score")
         return
-    rest = tail.add("Sub", np.float32(1), mean)
+    rest = _mean(tail, tail.add("Sub", np.float32(1), largest))  # near 1, 1 - mean loses digits
     logit = tail.add("Sub", tail.add("Log", mean), tail.add("Log", rest))
     scaled = tail.add("Mul", logit, np.float32(decision.score_scale))
     shifted = tail.add("Add", scaled, np.float32(decision.score_bias))

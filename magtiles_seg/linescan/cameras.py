@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,14 +117,70 @@ class _GenapiNodes:
         return False
 
 
-class BaslerSource:
+class _CameraSource(ABC):
+    """What both kinds of camera share: how they are set up, and how frames become blocks."""
+
+    def __init__(self, frames: int | None) -> None:
+        self._frames = None if frames is None else count("frames", frames)
+
+    @property
+    def width_px(self) -> int:
+        """Pixels per line."""
+        return self._width_px
+
+    @contextmanager
+    def _setting_up(self, name: str) -> Iterator[None]:
+        """Close a camera that cannot be set up.
+
+        Raises:
+            DataError: The camera, or its driver, refuses.
+        """
+        try:
+            yield
+        except (ConfigError, FileNotFoundError):
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise DataError(f"{name} cannot be set up: {first_line(error)}") from error
+
+    def _set_up(
+        self,
+        nodes: Nodes,
+        settings: str | Path | None,
+        features: Mapping[str, Value] | None,
+        timeout_s: float | None,
+    ) -> None:
+        apply(nodes, None if settings is None else Path(settings), features or {})
+        self._silence_s = _silence_s(timeout_s, nodes)
+        self._width_px, self._rows = int(nodes.get("Width")), int(nodes.get("Height"))
+        self._levels = Levels(nodes.get("PixelFormat"), self._width_px)
+
+    def _blocks(self, places: Places) -> Iterator[LineBlock]:
+        return blocks_of(
+            self._fetch,
+            places,
+            rows=self._rows,
+            width_px=self._width_px,
+            frames=self._frames,
+            silence_s=self._silence_s,
+        )
+
+    @abstractmethod
+    def _fetch(self) -> Frame | None:
+        """Return the next frame, or None if none comes soon."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop and free the camera."""
+
+
+class BaslerSource(_CameraSource):
     """A Basler camera. `PYLON_CAMEMU=1` in the environment gives an emulated one.
 
     Example:
         >>> camera = BaslerSource(features={"width": 2048, "height": 256, "trigger": "Line1"})
     """
-
-    _pixel_format = "Mono8"
 
     def __init__(
         self,
@@ -151,22 +209,12 @@ class BaslerSource:
             DataError: There is no such camera, it refuses a feature, or it does not deliver grey.
         """
         self._pylon: Any = import_vendor("pypylon.pylon", _INSTALL)
-        self._frames = None if frames is None else count("frames", frames)
+        super().__init__(frames)
         self._camera: Any = None
-        try:
+        with self._setting_up("the Basler camera"):
             self._camera = self._open(serial)
             nodes = _PylonNodes(self._pylon, self._camera.GetNodeMap())
-            apply(nodes, None if settings is None else Path(settings), features or {})
-            self._silence_s = _silence_s(timeout_s, nodes)
-            self._width_px, self._rows = int(nodes.get("Width")), int(nodes.get("Height"))
-            self._pixel_format = nodes.get("PixelFormat")
-            _ = self._levels  # an error of the format is one of setting up
-        except (ConfigError, FileNotFoundError):
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
-            raise DataError(f"the Basler camera cannot be set up: {first_line(error)}") from error
+            self._set_up(nodes, settings, features, timeout_s)
 
     def _open(self, serial: str | None) -> Any:  # noqa: ANN401 - pypylon has no types
         factory = self._pylon.TlFactory.GetInstance()
@@ -180,15 +228,6 @@ class BaslerSource:
         camera.Open()
         return camera
 
-    @cached_property
-    def _levels(self) -> Levels:
-        return Levels(self._pixel_format, self._width_px)
-
-    @property
-    def width_px(self) -> int:
-        """Pixels per line."""
-        return self._width_px
-
     def __iter__(self) -> Iterator[LineBlock]:
         """Yield frames as they come; one that failed has no rows, and so becomes a gap.
 
@@ -200,14 +239,7 @@ class BaslerSource:
         places = Places(self._rows, low=low, counter=FrameCounter(low=low, high=high))
         try:
             self._camera.StartGrabbing(self._pylon.GrabStrategy_OneByOne)
-            yield from blocks_of(
-                self._fetch,
-                places,
-                rows=self._rows,
-                width_px=self._width_px,
-                frames=self._frames,
-                silence_s=self._silence_s,
-            )
+            yield from self._blocks(places)
         except (self._pylon.GenericException, RuntimeError) as error:
             raise DataError(f"the Basler camera broke off: {first_line(error)}") from error
 
@@ -274,10 +306,8 @@ class BaslerSource:
         self._camera.Close()
 
 
-class GenicamSource:
+class GenicamSource(_CameraSource):
     """Any camera with a GenTL producer (a `.cti` file), through harvesters."""
-
-    _pixel_format = "Mono8"
 
     def __init__(
         self,
@@ -306,26 +336,13 @@ class GenicamSource:
             ConfigError: `timeout_s` is not above 0.
             DataError: There is no such producer or camera, or it does not deliver grey.
         """
-        self._frames = None if frames is None else count("frames", frames)
+        super().__init__(frames)
         self._acquirer: Any = None
         self._harvester: Any = import_vendor("harvesters.core", _INSTALL).Harvester()
-        try:
+        with self._setting_up(f"the camera behind {producer}"):
             self._acquirer = self._open(producer, device)
             self._nodes = _GenapiNodes(self._acquirer.remote_device.node_map)
-            apply(self._nodes, None if settings is None else Path(settings), features or {})
-            self._silence_s = _silence_s(timeout_s, self._nodes)
-            get = self._nodes.get
-            self._width_px, self._rows = int(get("Width")), int(get("Height"))
-            self._pixel_format = get("PixelFormat")
-            _ = self._levels  # an error of the format is one of setting up
-        except (ConfigError, FileNotFoundError):
-            self.close()
-            raise
-        except Exception as error:
-            self.close()
-            raise DataError(
-                f"the camera behind {producer} cannot be set up: {first_line(error)}"
-            ) from error
+            self._set_up(self._nodes, settings, features, timeout_s)
 
     def _open(self, producer: str, device: int) -> Any:  # noqa: ANN401 - harvesters has no types
         """Return the acquirer of a camera.
@@ -349,15 +366,6 @@ class GenicamSource:
             )
         return self._harvester.create(device)
 
-    @cached_property
-    def _levels(self) -> Levels:
-        return Levels(self._pixel_format, self._width_px)
-
-    @property
-    def width_px(self) -> int:
-        """Pixels per line."""
-        return self._width_px
-
     def __iter__(self) -> Iterator[LineBlock]:
         """Yield frames as they come; of a partial one, the lines that were delivered.
 
@@ -370,14 +378,7 @@ class GenicamSource:
         places = Places(self._rows, low=1 if kind == "GEV" else 0, counter=counter)
         try:
             self._acquirer.start()
-            yield from blocks_of(
-                self._fetch,
-                places,
-                rows=self._rows,
-                width_px=self._width_px,
-                frames=self._frames,
-                silence_s=self._silence_s,
-            )
+            yield from self._blocks(places)
         except DataError:
             raise
         except Exception as error:  # each producer has errors of its own

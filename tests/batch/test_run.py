@@ -26,6 +26,7 @@ from magtiles_seg.batch import Engine, Job, run_batch, summarize
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.errors import ConfigError, DataError, ModelError
 from magtiles_seg.export.graph import rewrite_card
+from magtiles_seg.infer.screen import Screen
 
 ONE = Engine(workers=1)
 
@@ -141,7 +142,9 @@ def test_run_batch_with_another_screen_or_with_one_is_refused(
     make_job: Callable[..., Job], tmp_path: Path
 ) -> None:
     picture = synthetic_tile(0, defect="crack", size_hw=(256, 256)).image
-    screens = [make_screen(tmp_path / f"{seed}.onnx", picture, seed=seed) for seed in (3, 4)]
+    screens = [make_screen(tmp_path / "one.onnx", picture), tmp_path / "other.onnx"]
+    shutil.copyfile(*screens)
+    rewrite_card(screens[1], replace(Screen(screens[1]).card, name="other"))
     without, one, other = (
         make_job(segmenter={"model": make_job().segmenter["model"], "threads": 1, **given})
         for given in ({}, *({"screen": screen} for screen in screens))

@@ -110,16 +110,27 @@ def test_report_across_protocols_is_not_compared(repository: Path) -> None:
     assert "protocol P1 here, T at dev" in report_on(repository).decision.reason
 
 
-def test_report_of_a_parameter_with_a_stroke_keeps_it_in_its_cell(repository: Path) -> None:
-    path = repository / "params.yaml"
-    path.write_text(path.read_text() + "data_split: {group_pattern: '(a|b)_'}\n")
-    text = report_on(repository).write(repository / "out").read_text()
-    assert r"| `data_split.group_pattern` | – | `(a\|b)_` |" in text
-
-
-def test_report_of_edited_figures_leaves_out_what_is_none(repository: Path) -> None:
-    (repository / "results/metrics.json").write_text('{"protocol": ["T"], "iou_by_class": [1]}')
+@pytest.mark.parametrize("classes", ["null", "[0.5]", '"crack"'])
+def test_report_with_damaged_classes_leaves_them_out(repository: Path, classes: str) -> None:
+    text = f'{{"protocol": "P1", "iou_by_class": {classes}}}'
+    (repository / "results/metrics.json").write_text(text)
     assert "IoU by class" not in report_on(repository).write(repository / "out").read_text()
+
+
+def test_report_on_a_damaged_table_of_the_base_names_it(repository: Path) -> None:
+    (repository / "results/pictures.csv").write_text(f'{HEADER}"{"a" * 200_000}')
+    report = Report(Revision(repository, "HEAD"), Revision(repository, "HEAD"))
+    assert report.comparison is not None
+    with pytest.raises(DataError, match=r"^results/pictures\.csv of working directory on"):
+        report_on(repository)
+    damaged = Report(Revision(repository), Revision(repository, "HEAD"))
+    assert "compare: results/pictures.csv of working directory" in damaged.decision.reason
+
+
+def test_report_keeps_a_parameter_in_its_column(repository: Path) -> None:
+    (repository / "params.yaml").write_text('data_split: {group_pattern: "(a|b)\\n"}\n')
+    text = report_on(repository).write(repository / "out").read_text()
+    assert r"| `data_split.group_pattern` | – | `(a\|b) ` |" in text
 
 
 def test_report_before_evaluate_names_the_fix(repository: Path) -> None:
@@ -264,6 +275,7 @@ def test_line_chart_without_points_is_none() -> None:
 
 def test_read_points_leaves_out_what_is_no_number() -> None:
     assert charts.read_points("step\tloss\n0\t1.5\n1\tnan\n2\t\n", "step", "loss") == [(0.0, 1.5)]
+    assert charts.read_points(f'x,y\n0,"{"1" * 200_000}', "x", "y") == []
 
 
 def stand_in(tmp_path: Path, name: str, code: int = 0) -> dict[str, str]:

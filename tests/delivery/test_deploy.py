@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -36,6 +37,8 @@ FLY = {"DEPLOY_APP": "tiles-dev", "FLY_API_TOKEN": "very-secret"}
 SSH = {"DEPLOY_HOST": "me@line", "DEPLOY_URL": "http://line:8000"}
 
 
+MACHINE = '{"Registry": "r", "Repository": "a", "Tag": "t", "Digest": "sha256:%d"}'
+
 SIGNALLED = """
 import signal, sys
 from magtiles_seg.cli import main
@@ -60,16 +63,15 @@ def endpoint(
     answer: object,
     *,
     status: int = 200,
-    first: int | None = None,
     ready: int = 200,
     sha256: str | None = "ab",
     versions: Iterable[str] = (),
 ) -> Iterator[str]:
     """A server that answers every picture alike, and names versions one after the other.
 
-    The first picture may get another status; 0 is the end of the connection without an answer.
+    A version that is a number is answered with that status; with 0 nothing is answered.
     """
-    named, statuses = iter(versions), iter(() if first is None else (first,))
+    named = iter(versions)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -79,7 +81,9 @@ def endpoint(
             body = self.rfile.read(int(self.headers["Content-Length"]))
             assert b'name="image"' in body
             assert b"\x89PNG" in body
-            if code := next(statuses, status):
+            self.version = next(named, "")
+            if self.version != "0":
+                code = int(self.version) if self.version.isdigit() else status
                 self.reply(code, json.dumps(answer).encode())
 
         def reply(self, code: int, body: bytes) -> None:
@@ -87,8 +91,8 @@ def endpoint(
             self.send_header("X-Model-Name", "tiny")
             if sha256 is not None:
                 self.send_header("X-Model-SHA256", sha256)
-            if self.command == "POST" and (version := next(named, "")):
-                self.send_header("X-Model-Version", version)
+            if self.command == "POST" and self.version:
+                self.send_header("X-Model-Version", self.version)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -175,14 +179,53 @@ def test_smoke_waits_while_the_former_release_still_answers() -> None:
     assert next(versions, None) is None
 
 
-@pytest.mark.parametrize("status", [0, 429, 502, 503, 504])
-def test_smoke_waits_while_the_host_changes_over(status: int) -> None:
-    with endpoint({"pred": golden_tile().mask.tolist()}, first=status) as url:
-        assert smoke(url, Expectation(ready_s=5)).iou == 1.0
+@pytest.mark.parametrize("between", ["0", "429", "502", "503", "504"])
+def test_smoke_waits_while_one_release_takes_the_others_place(between: str) -> None:
+    answer = {"pred": golden_tile().mask.tolist()}
+    versions = iter(["v1", between, "v2"])
+    with endpoint(answer, versions=versions) as url:
+        assert smoke(url, Expectation(version="v2", ready_s=5)).version == "v2"
+    said = "Remote end closed" if between == "0" else f"/analyze answered {between}, expected 200"
     with (
-        endpoint({}, status=status) as url,
-        pytest.raises(DeliveryError, match=f"answered {status}, expected" if status else "reached"),
+        endpoint(answer, versions=[between] * 1000) as url,
+        pytest.raises(DeliveryError, match=said),
     ):
+        smoke(url, Expectation(ready_s=0.1))
+
+
+def test_smoke_of_this_machine_asks_no_proxy() -> None:
+    call = [sys.executable, "-m", "magtiles_seg", "smoke", "--wait", "0"]
+    environ = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    with endpoint({"pred": golden_tile().mask.tolist()}) as url:
+        done = subprocess.run([*call, url], env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        done = subprocess.run(
+            [*call, "http://x.invalid"], env=environ, capture_output=True, text=True
+        )
+    assert "Connection refused" in done.stderr  # by the proxy: another machine's name goes there
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/analyze"])
+def test_smoke_of_an_answer_without_end_fails(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magtiles_seg.delivery.smoke._REQUEST_TIMEOUT_S", 0.5)
+
+    class Drip(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while self.path == path:
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with served(Drip) as url, pytest.raises(DeliveryError, match=r"does not end within 0\.5 s"):
         smoke(url, Expectation(ready_s=0.1))
 
 
@@ -384,7 +427,11 @@ def test_served_model_names_what_answers_and_none_where_nothing_does() -> None:
 @pytest.mark.parametrize(
     ("target", "printed", "former"),
     [
-        ("heroku", '[{"version": 9, "current": true}, {"version": 8}]', "v9"),
+        (
+            "heroku",
+            '[{"version": 9, "status": "succeeded"}, {"version": 8, "current": true}]',
+            "v8",
+        ),
         (
             "heroku",
             '[{"version": 9, "status": "failed"}, {"version": 8, "status": "succeeded"}]',
@@ -393,6 +440,11 @@ def test_served_model_names_what_answers_and_none_where_nothing_does() -> None:
         ("heroku", "[]", ""),
         ("fly", "null", ""),
         ("fly", '[{"Registry": "r", "Repository": "a/b", "Tag": "t", "Digest": ""}]', "r/a/b:t"),
+        (
+            "fly",
+            f"[{MACHINE % 1}, {MACHINE % 2}, {MACHINE % 2}]",  # what most machines run
+            "r/a@sha256:2",
+        ),
     ],
 )
 def test_plan_reads_what_runs_from_what_the_host_prints(
@@ -492,6 +544,30 @@ def test_local_target_that_cannot_note_its_server_leaves_none(
         target.release()
     assert target.rollback() is Undone.EMPTY
     assert not {*psutil.Process().children()} - {*before}
+
+
+def test_local_target_goes_back_to_the_settings_and_the_port_of_the_former_server(
+    tmp_path: Path, model: Path
+) -> None:
+    stage = [sys.executable, "-m", "magtiles_seg", "deploy", "--target", "local", "--stage", "prod"]
+    stage += ["--state", str(tmp_path), "--model", str(model)]
+
+    def deploy_below(path: str, *words: str) -> subprocess.CompletedProcess[str]:
+        environ = {**os.environ, "MAGTILES_ROOT_PATH": path}
+        return subprocess.run([*stage, *words], env=environ, stderr=subprocess.PIPE, text=True)
+
+    port = free_port()
+    try:
+        done = deploy_below("/first", "--port", str(port), "--min-iou", "0")
+        assert done.returncode == 0, done.stderr
+        done = deploy_below("/second", "--port", str(free_port()), "--version", "v2", "--min-iou=1")
+        assert f"expected >= 1; rolled back: http://127.0.0.1:{port}: " in done.stderr
+        note = json.loads((tmp_path / "prod/running.json").read_text())
+        environ = psutil.Process(note["pid"]).environ()
+        assert environ["MAGTILES_ROOT_PATH"] == "/first"
+        assert "MAGTILES_MODEL_VERSION" not in environ
+    finally:
+        subprocess.run([*stage, "--stop"], check=True)
 
 
 def test_deploy_that_is_terminated_goes_back_and_no_other_one_may_come_between(

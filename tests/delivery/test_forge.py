@@ -45,7 +45,8 @@ def test_propose_twice_opens_one_proposal(client: Forge, api: ForgeApi) -> None:
 
 def test_comment_replaces_the_one_from_before_and_no_other(client: Forge, api: ForgeApi) -> None:
     client.propose("exp-1", "dev", "Experiment", "text")
-    api.comments[1] = [{"id": 99, "body": "a person's", "html_url": ""}]
+    quoted = f"a person's\n> {forge.MARK}\nwhich I quote"
+    api.comments[1] = [{"id": 99, "body": quoted, "html_url": ""}]
     client.comment("exp-1", "first")
     client.comment("exp-1", "second")
     assert [one["body"].partition("\n")[0] for one in api.comments[1]] == ["a person's", "second"]
@@ -59,22 +60,20 @@ def test_issue_of_an_open_title_becomes_a_comment(client: Forge, api: ForgeApi) 
     assert [one["body"] for one in api.comments[1]] == ["tuesday"]
 
 
-def test_comment_and_issue_beyond_the_first_page_are_found(client: Forge, api: ForgeApi) -> None:
-    client.propose("exp-1", "dev", "Experiment", "text")
-    api.comments[1] = [{"id": 1000 + n, "body": "a person's", "html_url": ""} for n in range(150)]
-    client.comment("exp-1", "first")
-    client.comment("exp-1", "second")
-    assert [one["body"].partition("\n")[0] for one in api.comments[1][150:]] == ["second"]
-    for number in range(150):
-        client.issue(f"issue {number}", "monday")
-    client.issue("issue 149", "tuesday")
-    assert len(api.issues) == 150
+def test_issue_is_looked_for_on_every_page(client: Forge, api: ForgeApi) -> None:
+    for number in range(100):
+        client.issue(f"other {number}", "monday")
+    client.issue("drift", "monday")
+    client.issue("drift", "tuesday")
+    assert len(api.issues) == 101
+    assert [one["body"] for one in api.comments[101]] == ["tuesday"]
 
 
-def test_pull_request_of_the_title_is_no_issue(api: ForgeApi) -> None:
-    api.issues.append({"title": "drift", "number": 7, "pull_request": {}})  # as GitHub lists them
+def test_issue_is_no_comment_on_a_pull_request_of_its_title(api: ForgeApi) -> None:
+    api.issues.append({"title": "drift", "number": 1, "pull_request": {}})  # as GitHub lists it
     connect(api.environ).issue("drift", "monday")
-    assert [one["title"] for one in api.issues] == ["drift", "drift"]
+    assert len(api.issues) == 2
+    assert not api.comments
 
 
 def test_merge_that_wants_a_review_is_refused_with_what_the_forge_said(

@@ -58,12 +58,13 @@ def scored(
 class Branches:
     """A repository with `dev`, whose model is OLD, and `exp`, which says what it is told to."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        git("init", "--quiet", "--initial-branch=dev", root=root)
+    def __init__(self, repository: Path, folder: str = "") -> None:
+        git("init", "--quiet", "--initial-branch=dev", root=repository)
+        self.root = repository / folder
+        self.root.mkdir(exist_ok=True)
         self.write(scored(OLD).result)
         self.commit("dev")
-        git("checkout", "--quiet", "-b", "exp", root=root)
+        git("checkout", "--quiet", "-b", "exp", root=self.root)
 
     def write(self, result: EvaluationResult, **params: object) -> None:
         (self.root / "results").mkdir(exist_ok=True)
@@ -143,6 +144,11 @@ def fake_protocol(folder: Path) -> None:
     path.write_text(path.read_text().replace('"T"', '"native"'))
 
 
+def fake_tiles(folder: Path) -> None:
+    path = folder / "metrics.json"
+    path.write_text(path.read_text().replace('"tiles": 12', '"tiles": 120'))
+
+
 def drop_pictures(folder: Path) -> None:
     path = folder / "pictures.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]))
@@ -153,6 +159,11 @@ def not_a_number(folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps({**values, "iou": float("nan")}))
 
 
+def fewer_tiles(folder: Path) -> None:
+    values = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**values, "pictures": 11, "tiles": 11}))
+
+
 def no_figures(folder: Path) -> None:
     (folder / "metrics.json").unlink()
 
@@ -161,7 +172,10 @@ def no_figures(folder: Path) -> None:
     ("change", "said"),
     [
         (fake_protocol, "metrics.json says protocol native, computed again it is T"),
+        (fake_tiles, "metrics.json says tiles 120, computed again it is 12"),
         (drop_pictures, "pictures.csv holds other pictures than the test part"),
+        (fewer_tiles, "metrics.json says pictures 11, computed again it is 12"),
+        (fewer_tiles, "metrics.json says tiles 11, computed again it is 12"),
         (not_a_number, "metrics.json says iou nan, computed again it is 0.8333"),
         (no_figures, "has no results/pictures.csv or results/metrics.json"),
     ],
@@ -190,6 +204,7 @@ def test_judge_lets_the_rounding_of_another_machine_pass(branches: Branches) -> 
     [
         ({"seed": 1}, "data_split.seed is 1 at exp"),
         ({"start": "bundled"}, "train.start is 'bundled' at exp"),
+        ({"start": "null, teacher: a.onnx"}, "train.teacher is 'a.onnx' at exp"),
         ({"data": "other"}, "data has the hash other at exp"),
     ],
 )
@@ -211,7 +226,16 @@ def test_judge_of_a_weaker_gate_is_not_merged_by_it(branches: Branches) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["magtiles_seg/evaluate/metrics.py", "dvc.yaml", "params.yaml.sh", "docs/results/a", ".dvc/x"],
+    [
+        "magtiles_seg/evaluate/metrics.py",
+        "dvc.yaml",
+        "params.yaml.sh",
+        "results.py",
+        "docs/results/a",
+        ".dvc/x",
+        "results/x.dvc",  # `dvc pull` writes what it names to any place, such as code
+        "results/dvc.yaml",
+    ],
 )
 def test_judge_of_what_is_no_result_leaves_it_to_a_person(branches: Branches, path: str) -> None:
     branches.write(scored(NEW).result)
@@ -223,35 +247,17 @@ def test_judge_of_what_is_no_result_leaves_it_to_a_person(branches: Branches, pa
     assert f"changes {path}: a person reads" in str(verdict)
 
 
-def test_judge_of_code_that_was_moved_among_the_results_leaves_it_to_a_person(
+def test_judge_of_a_file_that_moved_among_the_results_leaves_it_to_a_person(
     branches: Branches,
 ) -> None:
-    (branches.root / "code.py").write_text("check()\n" * 20)
-    branches.commit("code")
-    git("branch", "--force", "dev", "HEAD", root=branches.root)
-    git("mv", "code.py", "results/code.md", root=branches.root)
-    branches.write(scored(NEW).result)
-    assert "changes code.py: a person reads" in str(branches.judge(None))
-
-
-def test_judge_asks_no_experiment_for_what_the_base_has_changed_since(branches: Branches) -> None:
-    new = scored(NEW)
     git("checkout", "--quiet", "dev", root=branches.root)
-    (branches.root / "code.py").write_text("more\n")
+    (branches.root / "code.py").write_text("the same text\n" * 9)
     branches.commit("code")
     git("checkout", "--quiet", "exp", root=branches.root)
-    branches.write(new.result)
-    assert branches.judge(new).merge
-
-
-def test_judge_holds_the_data_of_an_experiment_against_what_is_here(branches: Branches) -> None:
+    git("merge", "--quiet", "dev", root=branches.root)
     branches.write(scored(NEW).result)
-    branches.commit("exp")
-    git("checkout", "--quiet", "dev", root=branches.root)
-    (branches.root / "dvc.lock").write_text(LOCK.format(data="here"))  # after `dvc repro`
-    base, exp = (Revision(branches.root, name) for name in ("dev", "exp"))
-    said = "data has the hash d at exp"
-    assert said in str(judge(base, exp, SPLIT, lambda state: pytest.fail(str(state))))
+    git("mv", "code.py", "results/code.md", root=branches.root)
+    assert "changes code.py: a person reads" in str(branches.judge(None))
 
 
 @pytest.mark.parametrize("training", [None, "other"])
@@ -293,6 +299,44 @@ def test_judge_without_the_experiment_s_model_names_the_fix(branches: Branches) 
     branches.write(scored(NEW).result)
     with pytest.raises(DataError, match="`dvc push` it"):
         branches.judge(None)
+
+
+def test_judge_in_a_folder_of_a_repository_merges_the_results_in_it(tmp_path: Path) -> None:
+    branches = Branches(tmp_path, "tiles ü")
+    branches.write(scored(NEW).result, epochs=9)
+    assert branches.judge(scored(NEW)).merge
+
+
+@pytest.mark.parametrize("path", ["../params.yaml", "../results/x", "tiles ü/params.yaml"])
+def test_judge_in_a_folder_of_a_repository_leaves_the_rest_to_a_person(
+    tmp_path: Path, path: str
+) -> None:
+    branches = Branches(tmp_path, "tiles ü")
+    git("config", "diff.relative", "true", root=tmp_path)
+    branches.write(scored(NEW).result)
+    (branches.root / path).parent.mkdir(exist_ok=True)
+    (branches.root / path).write_text("{}")
+    changed = (branches.root / path).resolve().relative_to(tmp_path.resolve())
+    verdict = branches.judge(scored(NEW))
+    assert not verdict.merge
+    assert f" changes {changed}: a person reads" in str(verdict)
+
+
+def test_judge_in_a_shallow_checkout_names_the_way_out(branches: Branches, tmp_path: Path) -> None:
+    branches.write(scored(NEW).result)
+    branches.commit("exp")
+    clone = ("clone", "--quiet", "--depth", "1", "--no-single-branch", "--branch", "dev")
+    git(*clone, branches.root.as_uri(), "shallow", root=tmp_path)
+    shallow = tmp_path / "shallow"
+    with pytest.raises(ConfigError, match=r"shallow.*git fetch --unshallow"):
+        judge(Revision(shallow), Revision(shallow, "origin/exp"), SPLIT, lambda _: None)
+
+
+def test_judge_of_damaged_figures_names_the_file_and_the_state(branches: Branches) -> None:
+    branches.write(scored(NEW).result)
+    (branches.root / "results/pictures.csv").write_text("picture;class\n")
+    with pytest.raises(DataError, match=r"^results/pictures\.csv of exp \("):
+        branches.judge(scored(NEW))
 
 
 def test_judge_of_a_damaged_gate_of_the_base_names_it(tmp_path: Path) -> None:
@@ -337,13 +381,21 @@ def test_fetch_model_brings_the_file_of_each_revision(tmp_path: Path) -> None:
         path = fetch_model(Revision(root, commit), out)
         assert path is not None
         assert path.read_text() == text
-        assert (
-            fetch_model(Revision(root, commit), out) == path
-        )  # a branch without a commit of its own
+        again = fetch_model(Revision(root, commit), out)  # of a branch without a commit of its own
+        assert again == path
     git("checkout", "--quiet", "--orphan", "empty", root=root)
     git("rm", "--quiet", "--cached", "dvc.lock", root=root)
     commit_all(root, "none", "params.yaml")
     assert fetch_model(Revision(root, "empty"), out) is None
+
+
+def test_fetch_model_of_a_project_in_a_folder_of_a_repository_brings_it(tmp_path: Path) -> None:
+    pytest.importorskip("dvc")
+    git("init", "--quiet", "--initial-branch=dev", root=tmp_path)
+    commit = repository_with_models(tmp_path / "tiles ü", init=False)["one"]
+    path = fetch_model(Revision(tmp_path / "tiles ü", commit), tmp_path)
+    assert path is not None
+    assert path.read_text() == "one"
 
 
 def test_fetch_model_that_was_not_pushed_names_the_fix(tmp_path: Path) -> None:
@@ -357,12 +409,13 @@ def test_fetch_model_that_was_not_pushed_names_the_fix(tmp_path: Path) -> None:
         fetch_model(Revision(root, commit), tmp_path)
 
 
-def repository_with_models(root: Path) -> dict[str, str]:
+def repository_with_models(root: Path, *, init: bool = True) -> dict[str, str]:
     """Make a DVC repository of two commits; return {content of the model file: commit}."""
     from hashlib import md5
 
     root.mkdir()
-    git("init", "--quiet", "--initial-branch=dev", root=root)
+    if init:
+        git("init", "--quiet", "--initial-branch=dev", root=root)
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text("")
     (root / ".dvc/.gitignore").write_text("/cache\n/tmp\n")
@@ -471,3 +524,23 @@ def other(clone: Path) -> Path:
     who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     git(*who, "commit", "--quiet", "--allow-empty", "--message", "exp-2", root=clone)
     return clone
+
+
+def test_judge_asks_no_experiment_for_what_the_base_has_changed_since(branches: Branches) -> None:
+    new = scored(NEW)
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "code.py").write_text("more\n")
+    branches.commit("code")
+    git("checkout", "--quiet", "exp", root=branches.root)
+    branches.write(new.result)
+    assert branches.judge(new).merge
+
+
+def test_judge_holds_the_data_of_an_experiment_against_what_is_here(branches: Branches) -> None:
+    branches.write(scored(NEW).result)
+    branches.commit("exp")
+    git("checkout", "--quiet", "dev", root=branches.root)
+    (branches.root / "dvc.lock").write_text(LOCK.format(data="here"))  # after `dvc repro`
+    base, exp = (Revision(branches.root, name) for name in ("dev", "exp"))
+    said = "data has the hash d at exp"
+    assert said in str(judge(base, exp, SPLIT, lambda state: pytest.fail(str(state))))

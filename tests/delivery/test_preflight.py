@@ -108,13 +108,6 @@ def test_check_by_hand_wants_no_key_of_the_ci_s(root: Path, programs: str) -> No
     assert lacks("deploy-prod", root, environ | {"PATH": programs}) == ""
 
 
-def test_check_of_production_asks_for_no_branch_of_experiments(root: Path, programs: str) -> None:
-    git("push", "--quiet", "origin", "--delete", "dev", root=root)
-    environ = COMPLETE | {"PATH": programs}
-    assert lacks("deploy-prod", root, environ) == ""
-    assert "the branch dev is not at origin" in lacks("merge", root, environ)
-
-
 def test_check_takes_a_key_as_a_file_holds_it(root: Path, programs: str) -> None:
     environ = COMPLETE | {"PATH": programs, "ENDPOINT_API_KEY": f"{KEY}\n"}
     assert lacks("deploy-prod", root, environ) == ""
@@ -144,11 +137,20 @@ def test_check_names_a_setting_that_the_jobs_would_not_get(root: Path, line: str
     assert f"{name!r} is no setting" in lacks("deploy-dev", root, {"PATH": "/usr/bin:/bin"})
 
 
+def test_check_names_a_value_that_ends_as_lines_of_windows_do(root: Path, programs: str) -> None:
+    path = root / ".github/settings.env"
+    path.write_bytes(path.read_bytes().replace(b"AUTO_MERGE=on\n", b"AUTO_MERGE=off\r\n"))
+    assert r"AUTO_MERGE is 'off\r'" in lacks("merge", root, {"PATH": programs})
+
+
 def test_check_names_a_base_branch_that_is_not_there(root: Path, programs: str) -> None:
     git("push", "--quiet", "origin", "--delete", "dev", root=root)
     found = lacks("experiment", root, {"PATH": programs})
     assert "the branch dev is not at origin" in found
+    assert lacks("deploy-prod", root, {**COMPLETE, "PATH": programs}) == ""  # which follows main
     assert "git push origin main:dev" in found
+    environ = {**COMPLETE, "PATH": programs}
+    assert not check("deploy-prod", environ, root)  # production does not start from it
 
 
 def test_check_names_a_shallow_checkout(root: Path, programs: str, tmp_path: Path) -> None:

@@ -50,11 +50,12 @@ def test_promote_of_the_next_commit_takes_the_stage_over(repository: Path) -> No
     assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
 
 
-def test_stage_is_what_its_tag_of_the_highest_number_says(repository: Path) -> None:
+def test_stage_of_ten_promotions_is_told_by_the_last(repository: Path) -> None:
     registry.promote(repository, "magtiles", "dev")
     git("tag", "magtiles#dev#9", root=repository)
     commit(repository)
-    assert registry.promote(repository, "magtiles", "dev").tags[-1] == "magtiles#dev#10"
+    registry.register(repository, "magtiles")
+    git("tag", "magtiles#dev#10", root=repository)
     assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
 
 
@@ -74,17 +75,6 @@ def test_promote_of_an_older_version_goes_back_to_it(repository: Path) -> None:
     assert back.tags == ("magtiles#prod#3",)
     assert registry.on_stage(repository, "magtiles", "prod") == "v0.0.1"
     assert registry.on_stage(repository, "magtiles", "dev") is None
-
-
-def test_promote_of_a_deregistered_version_is_refused_until_its_tag_goes(repository: Path) -> None:
-    registry.promote(repository, "magtiles", "prod")
-    git("tag", "magtiles@v0.0.1!", root=repository)  # as `gto deprecate magtiles v0.0.1` does
-    assert registry.on_stage(repository, "magtiles", "prod") is None
-    for revision in ("HEAD", "v0.0.1"):
-        with pytest.raises(ConfigError, match=r"deregistered by the tag magtiles@v0\.0\.1!"):
-            registry.promote(repository, "magtiles", "dev", revision=revision)
-    git("tag", "--delete", "magtiles@v0.0.1!", root=repository)
-    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.1"
 
 
 def test_register_passes_over_a_tag_that_is_no_version(repository: Path) -> None:
@@ -134,6 +124,47 @@ def test_fetch_keeps_two_jobs_from_giving_one_version_twice(
     assert registry.register(tmp_path / "b", "magtiles")[0] == "v0.0.2"
 
 
+def test_fetch_names_the_tag_that_is_another_one_here(repository: Path, tmp_path: Path) -> None:
+    git("push", "--quiet", "origin", "HEAD:refs/heads/main", root=repository)
+    git("clone", "--quiet", str(tmp_path / "remote.git"), str(tmp_path / "other"), root=tmp_path)
+    for root in (repository, tmp_path / "other"):
+        commit(root)
+        git("tag", "magtiles@v0.0.1", root=root)
+    git("push", "--quiet", "origin", "magtiles@v0.0.1", root=tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"magtiles@v0\.0\.1 .*would clobber existing tag"):
+        registry.fetch(repository)
+
+
+def test_version_that_was_withdrawn_is_put_on_no_stage_and_not_given_again(
+    repository: Path,
+) -> None:
+    from gto import api
+
+    registry.promote(repository, "magtiles", "dev")
+    commit(repository)
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.2"
+    api.deregister(  # as `gto deprecate` does
+        str(repository),
+        "magtiles",
+        version="v0.0.2",
+        author="test",
+        author_email="test@example.org",
+    )
+    assert registry.on_stage(repository, "magtiles", "dev") is None
+    assert registry.version_of(repository, "magtiles", "HEAD") is None
+    for stage in ("dev", "prod"):
+        with pytest.raises(ConfigError, match=r"v0\.0\.2 was withdrawn, by the tag magtiles@v0\.0"):
+            registry.promote(repository, "magtiles", stage)
+    with pytest.raises(ConfigError, match="give another by --version"):
+        registry.promote(repository, "magtiles", "dev", version="v0.0.2")
+    assert registry.promote(repository, "magtiles", "dev", revision="v0.0.1").tags == (
+        "magtiles#dev#3",
+    )
+    commit(repository)
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.3"
+    assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.3"
+
+
 def test_push_sends_version_and_stage_to_origin(repository: Path) -> None:
     registry.register(repository, "magtiles", version="v2.0.0")
     registry.promote(repository, "magtiles", "dev")
@@ -181,18 +212,27 @@ def test_register_of_a_second_version_for_one_commit_is_refused(repository: Path
         registry.register(repository, "magtiles", version="v1.0.1")
 
 
+def test_tag_of_any_bytes_does_not_stop_a_promotion(repository: Path) -> None:
+    registry.register(repository, "magtiles")
+    head = git("rev-parse", "HEAD", root=repository)
+    (repository / ".git/packed-refs").write_bytes(f"{head} refs/tags/".encode() + b"\xfc\n")
+    assert registry.promote(repository, "magtiles", "dev").version == "v0.0.1"
+
+
+def test_revision_reads_a_file_with_a_mark_and_refuses_one_without_end(repository: Path) -> None:
+    (repository / "marked.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert Revision(repository).mapping("marked.json") == {"a": 1}
+    for name, text in (("deep.json", '{"a":' * 100_000), ("deep.yaml", "[" * 5_000)):
+        (repository / name).write_text(text)
+        with pytest.raises(DataError, match=rf"{name} of working directory .* cannot be read"):
+            Revision(repository).mapping(name)
+
+
 def test_revision_reads_old_and_present_text(repository: Path) -> None:
     (repository / "dvc.yaml").write_text("now: 1\n")
     assert Revision(repository).mapping("dvc.yaml") == {"now": 1}
     assert "artifacts" in Revision(repository, "HEAD").mapping("dvc.yaml")
     assert Revision(repository, "HEAD").read("no/such") is None
-
-
-def test_revision_reads_text_that_a_spreadsheet_marked_as_utf_8(repository: Path) -> None:
-    (repository / "dvc.yaml").write_text("{}", encoding="utf-8-sig")
-    commit(repository)
-    assert Revision(repository).read("dvc.yaml") == "{}"
-    assert Revision(repository, "HEAD").read("dvc.yaml") == "{}"
 
 
 def test_revision_that_is_not_there_is_refused(repository: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -45,7 +46,13 @@ def url(metrics: Metrics) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with listening(Handler) as address:
+        yield address
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -89,9 +96,37 @@ def test_watch_of_few_mirrored_pictures_says_nothing_of_their_share() -> None:
     assert list(watch.shadow(made.text().decode())) == []
 
 
+def test_watch_of_one_request_that_was_not_mirrored_says_nothing() -> None:
+    made = Metrics()
+    made.shadow.labels("failed").inc(1)
+    assert list(watch.shadow(made.text().decode())) == []
+
+
 def test_watch_of_an_endpoint_that_is_down_is_a_finding() -> None:
     (found,) = watch.watch("http://127.0.0.1:9")
     assert "is not ready" in found.what
+
+
+@pytest.mark.parametrize(("status", "said"), [(200, "holds no figures"), (404, "cannot be read")])
+def test_watch_of_what_is_not_the_service_is_a_finding(status: int, said: str) -> None:
+    class Login(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/readyz" else status)
+            self.end_headers()
+            self.wfile.write(b"<html>Log in</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with listening(Login) as url:
+        (found,) = watch.watch(url)
+    assert found.what.startswith(f"{url}/metrics {said}")
+
+
+def test_watch_of_this_machine_asks_no_proxy(url: str, tmp_path: Path) -> None:
+    call = [sys.executable, watch.__file__, url, f"{tmp_path}/found.md"]
+    environ = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    assert subprocess.run(call, env=environ, capture_output=True).returncode == 0
 
 
 def test_watch_of_an_endpoint_that_speaks_no_http_is_a_finding() -> None:
@@ -131,7 +166,6 @@ def test_watch_asks_for_a_branch_only_where_the_setting_says_so(
         environ |= {"WATCH_URL": url, "WATCH_EXPERIMENT": setting, "GITHUB_OUTPUT": str(output)}
         assert subprocess.run([SCRIPTS / "watch"], env=environ).returncode == 0
         assert len(api.issues) == 1
-        assert "Found at WATCH_URL" in str(api.issues)
         assert url not in str(api.issues)  # a secret, and whoever sees the project sees its issues
     assert output.read_text() == expected
 
@@ -217,3 +251,13 @@ def test_kept_pictures_without_a_remote_stay_out_of_git(job: Path) -> None:
         assert "pictures of a line do not go into Git" in done.stderr
         assert api.proposals == []
     assert git("branch", "--format=%(refname:short)", root=job.parent / "forge.git") == "dev"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://tiles.example.org", "https://tiles.example.org:8443/line/"]
+)
+def test_text_of_the_issue_does_not_tell_the_address(url: str) -> None:
+    what = f"{url.rstrip('/')}/metrics cannot be read: no certificate for 'tiles.example.org'"
+    text = watch.as_text(url, [watch.Finding(what, "see https://my-tiles.example.org, say")])
+    assert "the endpoint/metrics cannot be read: no certificate for 'the endpoint'" in text
+    assert "https://my-tiles.example.org" in text

@@ -265,7 +265,9 @@ def test_results_that_nobody_asks_for_go_first_when_there_is_no_room(
     clock = [0.0]
     monkeypatch.setattr("magtiles_seg.demo.models.time.monotonic", lambda: clock[0])
     result = segmenter(tile)
-    kept = Results(max_bytes=2 * _size(result), kept_s=60)
+    monkeypatch.setattr("magtiles_seg.demo.models._MAX_BYTES", 2 * _size(result))
+    monkeypatch.setattr("magtiles_seg.demo.models._KEPT_S", 60)
+    kept = Results()
     first, second = kept.keep(result), kept.keep(result)
     assert kept.get(first) is result
     third = kept.keep(result)

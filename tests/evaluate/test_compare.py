@@ -48,6 +48,7 @@ def test_read_pictures_of_a_written_table_gives_the_records_back() -> None:
         ("id,dice\na,1\n", "expected the columns picture"),
         (HEADER + "a,crack,x,1,1,1,1,0.5,reject\n", "damaged"),
         (HEADER + "a,crack,1,1\n", "damaged"),
+        (HEADER + '"' + "a" * 200_000, "damaged: field larger"),
         (HEADER + "a,crack,1,1,1,1,1,971,reject\n", "row 2: score '971'"),  # was 0,971
         (HEADER + "a,crack,1,1,1,1,1,nan,reject\n", "row 2: score 'nan'"),
         (HEADER + "a,crack,1,1,1,1,1,0.5.1,reject\n", "damaged"),
@@ -114,11 +115,29 @@ def test_compare_the_other_way_round_turns_the_sign(pairs: list[tuple[int, int]]
         assert change.difference_95 == pytest.approx((-high, -low), nan_ok=True)
 
 
-def test_outcome_of_a_rate_of_false_rejects_is_better_when_it_falls() -> None:
-    change = Change(
-        name="false_reject_at_95_recall", base=0.5, here=0.2, difference_95=(-0.4, -0.1)
+@pytest.mark.parametrize(
+    ("limits", "outcome"),
+    [
+        ((-0.4, -0.1), "better"),
+        ((-0.4, 0.1), "unclear"),
+        ((-0.1, 0.4), "unclear"),
+        ((0.1, 0.4), "worse"),
+    ],
+)
+def test_outcome_of_a_rate_of_false_rejects_is_better_when_all_of_its_interval_falls(
+    limits: tuple[float, float], outcome: str
+) -> None:
+    name = "false_reject_at_95_recall"
+    assert Change(name=name, base=0.5, here=0.4, difference_95=limits).outcome == outcome
+
+
+def test_class_of_one_tile_is_compared_on_those_draws_alone_that_hold_it() -> None:
+    sound = [f"f{tile},free,{tile},0,0,0,100,0.01,accept" for tile in range(1, 6)]
+    base, here = (
+        scored([f"c0,crack,0,{hit},0,{10 - hit},90,0.9,reject", *sound]) for hit in (5, 8)
     )
-    assert change.outcome == "better"
+    (crack,) = compare(base, here).classes
+    assert crack.difference_95 == pytest.approx((0.3, 0.3))
 
 
 def test_outcome_without_interval_is_unclear() -> None:
@@ -132,6 +151,14 @@ def test_compare_uses_common_pictures_alone_in_any_order() -> None:
     found = compare(base, here)
     assert found.pictures == 4
     assert next(c for c in found.figures if c.name == "iou").base == 0.5
+
+
+def test_compare_pairs_each_picture_with_itself_in_any_order() -> None:
+    base, here = tiles([2, 9, 5, 8]), tiles([8, 1, 6, 7])
+    turned = compare(base, here.where(np.array([7, 5, 3, 1, 6, 4, 2, 0])))
+    paired = compare(base, here)
+    assert turned.newly_wrong == paired.newly_wrong == ("c1",)
+    assert turned.classes == paired.classes
 
 
 def test_compare_without_common_picture_is_refused() -> None:

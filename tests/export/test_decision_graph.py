@@ -89,6 +89,15 @@ def test_graph_decides_as_the_library_on_random_probabilities(
             assert VERDICTS[verdict] == decision.verdict(expected)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_graph_keeps_the_digits_of_a_score_whose_mean_is_near_1(seed: int) -> None:
+    decision = Decision(score_top_k_px=3, score_scale=0.25, score_bias=-3.0)
+    rng = np.random.default_rng(seed)
+    probability = (1 - 1e-4 * rng.random((1, 32, 32))).astype(np.float32)
+    _, (score,), _ = decide(probability, decision)
+    assert score == pytest.approx(decision.score_of(probability[0]), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("level", "decision"),
     [

@@ -16,13 +16,14 @@ from PIL import Image
 from magtiles_seg import cli
 from magtiles_seg.dataset.synthetic import synthetic_tile
 from magtiles_seg.errors import ConfigError, InferenceError, ModelError, ParityError
+from magtiles_seg.export.graph import rewrite_card
+from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.infer.backends.base import BackendSpec
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.infer.screen import Screen, ScreenedBackend, ScreenWarning, windows
 from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.model.bundled import BUNDLED_MODELS
-from magtiles_seg.model.card import ModelCard
 from magtiles_seg.model.cells import CELL_PX, halved
 from magtiles_seg.model.screen import ScreenGraph
 
@@ -166,7 +167,7 @@ def test_screen_is_found_from_another_folder_and_no_other_is_taken_for_it(
     monkeypatch.chdir("/")
     with pickle.loads(sent) as again:
         assert again.spec.screen == copied
-    make_screen(copied, web(512, 512), seed=4)
+    rewrite_card(copied, replace(Screen(copied).card, name="other"))
     with pytest.raises(ModelError, match=r"screen\.onnx is another file here \(SHA-256 "):
         pickle.loads(sent)
 
@@ -221,17 +222,10 @@ def test_screened_answer_of_a_coarser_stride_than_a_cell_is_the_model_s(
     np.testing.assert_allclose(found[passed], whole[passed], atol=1e-6)
 
 
-def test_screen_of_other_classes_is_refused(screen_file: Path, tmp_path: Path) -> None:
-    from magtiles_seg.export.graph import build_onnx
-    from magtiles_seg.model.network import build_network
-
-    labels = ("background", "pitting")
-    network = build_network("nano", labels=labels)
-    card = ModelCard(
-        name="other", architecture="nano", labels=labels, stride=16, receptive_field_px=253
-    )
+def test_screen_of_other_classes_is_refused(model: Path, screen_file: Path, tmp_path: Path) -> None:
+    graph, card = parse_sealed(model.read_bytes(), str(model))
     path = tmp_path / "other.onnx"
-    path.write_bytes(build_onnx(network, card))
+    path.write_bytes(sealed(graph, replace(card, labels=("background", "pitting"))))
     with pytest.raises(ConfigError, match="is for the classes background, blowhole"):
         Segmenter(path, screen=screen_file)
 

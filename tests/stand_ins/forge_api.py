@@ -89,11 +89,11 @@ class ForgeApi:
                 self.asked.append(f"{method} {path}")
                 for pattern, do in answers.items():
                     if found := re.fullmatch(pattern, f"{method} {path}"):
-                        status, said = do(*found.groups(), content if method != "GET" else query)
-                        if isinstance(said, list):
-                            start_at = 100 * (int(query.get("page", 1)) - 1)
-                            said = said[start_at : start_at + 100]
-                        return status, said
+                        code, made = do(*found.groups(), content if method != "GET" else query)
+                        if isinstance(made, list):  # a page of it
+                            size, page = (int(query.get(n, 1)) for n in ("per_page", "page"))
+                            made = made[size * (page - 1) : size * page]
+                        return code, made
         return 404, {"message": "Not Found"}
 
     def _github(self) -> dict[str, Callable[..., Answer]]:

@@ -15,6 +15,7 @@ from magtiles_seg.dataset.samples import find_samples
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.export.graph import build_onnx
+from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.infer.backends.eager import EagerBackend
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.model.checkpoint import (
@@ -25,6 +26,7 @@ from magtiles_seg.model.checkpoint import (
 )
 from magtiles_seg.model.encoders import LiteEncoder
 from magtiles_seg.model.network import SegmentationNetwork, build_network
+from magtiles_seg.model.stored import compact
 from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train import loop, patches
 from magtiles_seg.train.patches import fit_patches
@@ -67,6 +69,14 @@ def network() -> SegmentationNetwork:
 def checkpoint(network: SegmentationNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("patches") / "a.safetensors"
     save_checkpoint(path, network, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(network: SegmentationNetwork, checkpoint: Path) -> Path:
+    """The network as an ONNX file, weights stored as fp32."""
+    path = checkpoint.with_suffix(".onnx")
+    path.write_bytes(build_onnx(network, EagerBackend(checkpoint).spec.card, precision="fp32"))
     return path
 
 
@@ -131,11 +141,15 @@ def test_checkpoint_with_patches_loads_and_calibrates(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_onnx_with_patches_answers_as_eager_at_any_size(
-    checkpoint: Path, network: SegmentationNetwork, tmp_path: Path, precision: str
+    checkpoint: Path, exported: Path, tmp_path: Path, precision: str
 ) -> None:
     eager = EagerBackend(checkpoint)
-    path = tmp_path / "a.onnx"
-    path.write_bytes(build_onnx(network, eager.spec.card, precision=precision))
+    path = exported
+    if precision == "fp16":
+        path = tmp_path / "a.onnx"
+        graph, card = parse_sealed(exported.read_bytes(), str(exported))
+        compact(graph)
+        path.write_bytes(sealed(graph, card))
     backend = OrtBackend(path, threads=1)
     for size in ((1, 32, 32), (2, 75, 107), (1, 200, 130)):
         images = np.random.default_rng(0).integers(0, 256, size, np.uint8)
@@ -167,12 +181,9 @@ def test_train_adds_patches_once_and_after_a_stop_before_them(
 
 @pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
 def test_start_from_a_model_with_patches_takes_their_features_and_fits_them_anew(
-    checkpoint: Path, network: SegmentationNetwork, tmp_path: Path, suffix: str
+    checkpoint: Path, exported: Path, network: SegmentationNetwork, suffix: str
 ) -> None:
-    path = checkpoint
-    if suffix == "onnx":
-        path = tmp_path / "a.onnx"
-        path.write_bytes(build_onnx(network, EagerBackend(checkpoint).spec.card, precision="fp32"))
+    path = exported if suffix == "onnx" else checkpoint
     fresh = build_network("lite0").eval()
     fresh.add_patches()
     start_from(fresh, path, [tile(seed, defective=False).image for seed in range(3)])

@@ -51,7 +51,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
                 _read_file(path, content, files, found, owner, progress)
         except DataError as error:
             found.problems.append(str(error))
-    found.add(files.unlabelled(owner))
+    found.take(files.unlabelled(owner), files.bare)
     return found
 
 
@@ -75,20 +75,18 @@ def _read_file(
             f"{path}: annotation {of_image[key][0].get('id')} is of the image {key!r}, which is "
             "not listed"
         )
-    for index, (key, image) in enumerate(images.items(), start=1):
-        try:
-            picture = _picture(path, image, of_image.get(key, []), labels, files, found.notes)
-            if picture.path in owner:
-                raise DataError(
-                    f"{path}: image {key!r} is the picture {picture.path}, which "
-                    f"{owner[picture.path]} has named already"
-                )
-            owner[picture.path] = path
-            found.pictures.append(picture)
-        except DataError as error:
-            found.problems.append(str(error))
-        if progress is not None:
-            progress(index, len(images))
+
+    def picture_of(key: Any) -> LabelledPicture:  # noqa: ANN401 - a number or a text
+        picture = _picture(path, images[key], of_image.get(key, []), labels, files, found.notes)
+        if picture.path in owner:
+            raise DataError(
+                f"{path}: image {key!r} is the picture {picture.path}, which "
+                f"{owner[picture.path]} has named already"
+            )
+        owner[picture.path] = path
+        return picture
+
+    found.take(list(images), picture_of, progress)
 
 
 def _by_id(entries: list[Any], where: str) -> dict[Any, dict[str, Any]]:

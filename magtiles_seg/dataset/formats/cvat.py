@@ -8,6 +8,7 @@ with a note.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -50,6 +51,17 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     """Read every CVAT file under a folder, and the pictures that none names."""
     files, found = Files(root), Reading()
     owner: dict[Path, Path] = {}
+
+    def picture_of(path: Path, image: ElementTree.Element) -> LabelledPicture:
+        picture = _picture(path, image, files, found.notes)
+        if picture.path in owner:
+            raise DataError(
+                f"{path}: image {image.get('id')} is the picture {picture.path}, which "
+                f"{owner[picture.path]} has named already"
+            )
+        owner[picture.path] = path
+        return picture
+
     for path in files.of(".xml"):
         if not recognises(path):
             continue
@@ -62,22 +74,8 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         found.labels = tuple(dict.fromkeys([*found.labels, *names]))
         if tree.find("track") is not None:
             found.problems.append(f"{path}: of a video; expected CVAT's format 'for images'")
-        images = tree.findall("image")
-        for index, image in enumerate(images, start=1):
-            try:
-                picture = _picture(path, image, files, found.notes)
-                if picture.path in owner:
-                    raise DataError(
-                        f"{path}: image {image.get('id')} is the picture {picture.path}, which "
-                        f"{owner[picture.path]} has named already"
-                    )
-                owner[picture.path] = path
-                found.pictures.append(picture)
-            except DataError as error:
-                found.problems.append(str(error))
-            if progress is not None:
-                progress(index, len(images))
-    found.add(files.unlabelled(owner))
+        found.take(tree.findall("image"), partial(picture_of, path), progress)
+    found.take(files.unlabelled(owner), files.bare)
     return found
 
 

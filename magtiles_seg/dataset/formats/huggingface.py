@@ -45,7 +45,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
             _read_list(path, files, masks, pictures, found)
     files.set_aside(mask for mask in masks.values() if mask)
     read_masks(files, found, list(pictures), masks.get, progress)
-    found.add(files.unlabelled(pictures))
+    found.take(files.unlabelled(pictures), files.bare)
     return found
 
 

@@ -47,22 +47,20 @@ def recognises(content: object) -> bool:
 def read(root: Path, *, progress: Progress | None = None) -> Reading:
     """Read every LabelMe file under a folder, and the pictures that none is of."""
     files, found = Files(root), Reading()
-    labels = files.of(".json")
     owner: dict[Path, Path] = {}
-    for index, path in enumerate(labels, start=1):
-        try:
-            content = read_json(path)
-            if recognises(content):
-                picture = _picture(path, content, files, found.notes)
-                first = owner.setdefault(picture.path, path)
-                if first != path:
-                    raise DataError(f"{path}: of the picture {picture.path}, as {first} is")
-                found.pictures.append(picture)
-        except DataError as error:
-            found.problems.append(str(error))
-        if progress is not None:
-            progress(index, len(labels))
-    found.add(files.unlabelled(owner))
+
+    def picture_of(path: Path) -> LabelledPicture | None:
+        content = read_json(path)
+        if not recognises(content):
+            return None
+        picture = _picture(path, content, files, found.notes)
+        first = owner.setdefault(picture.path, path)
+        if first != path:
+            raise DataError(f"{path}: of the picture {picture.path}, as {first} is")
+        return picture
+
+    found.take(files.of(".json"), picture_of, progress)
+    found.take(files.unlabelled(owner), files.bare)
     return found
 
 

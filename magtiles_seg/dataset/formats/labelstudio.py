@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -57,25 +58,25 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     """Read every export under a folder, and the pictures that none names."""
     files, found = Files(root), Reading()
     owner: dict[Path, Path] = {}
+
+    def picture_of(path: Path, numbered: tuple[int, Any]) -> LabelledPicture:
+        index, task = numbered
+        where = f"{path}: task {expect(task, dict, str(path)).get('id', index)}"
+        picture = _picture(path, task, where, files, found.notes)
+        if picture.path in owner:
+            raise DataError(f"{where}: a second task of the picture {picture.path}")
+        owner[picture.path] = path
+        return picture
+
     for path in files.of(".json"):
         try:
             tasks = read_json(path)
         except DataError as error:
             found.problems.append(str(error))
             continue
-        for index, task in enumerate(tasks if recognises(tasks) else [], start=1):
-            try:
-                where = f"{path}: task {expect(task, dict, str(path)).get('id', index)}"
-                picture = _picture(path, task, where, files, found.notes)
-                if picture.path in owner:
-                    raise DataError(f"{where}: a second task of the picture {picture.path}")
-                owner[picture.path] = path
-                found.pictures.append(picture)
-            except DataError as error:
-                found.problems.append(str(error))
-            if progress is not None:
-                progress(index, len(tasks))
-    found.add(files.unlabelled(owner))
+        if recognises(tasks):
+            found.take(list(enumerate(tasks, start=1)), partial(picture_of, path), progress)
+    found.take(files.unlabelled(owner), files.bare)
     return found
 
 

@@ -6,6 +6,7 @@ A value is a class by its number, a colour by `#rrggbb`; `data_load.class_map` g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,6 @@ from magtiles_seg.dataset.formats.pictures import (
     check_size,
     mask_regions,
     read_json,
-    size_of,
 )
 from magtiles_seg.dataset.layouts import MASK_SUFFIXES, name_key
 from magtiles_seg.dataset.masks import DEFECT_LEVEL, DESCRIPTION
@@ -117,24 +117,18 @@ def read_masks(
     described = read_description(files.root)
     found.labels = found.labels or described[1:]
     found.of_masks = True
-    for index, path in enumerate(pictures, start=1):
-        try:
-            mask = mask_of(path)  # first: a mask whose picture is damaged has one
-            size = size_of(path)
-            regions = list[Region]()
-            for label, part in (names or classes_in)(mask) if mask else ():
-                check_size(f"{mask}", part.shape, size)
-                name = _named(label, described)
-                regions += mask_regions(name, part) if part.any() else [_faint(name, mask)]
-            found.pictures.append(
-                LabelledPicture(
-                    files.id_of(path), path, *size, tuple(regions), labelled=mask is not None
-                )
-            )
-        except DataError as error:
-            found.problems.append(str(error))
-        if progress is not None:
-            progress(index, len(pictures))
+
+    def picture_of(path: Path) -> LabelledPicture:
+        mask = mask_of(path)  # first: a mask whose picture is damaged has one
+        picture = files.bare(path, labelled=mask is not None)
+        regions = list[Region]()
+        for label, part in (names or classes_in)(mask) if mask else ():
+            check_size(f"{mask}", part.shape, (picture.height, picture.width))
+            name = _named(label, described)
+            regions += mask_regions(name, part) if part.any() else [_faint(name, mask)]
+        return replace(picture, regions=tuple(regions))
+
+    found.take(pictures, picture_of, progress)
 
 
 def _faint(label: str, mask: Path | None) -> Region:

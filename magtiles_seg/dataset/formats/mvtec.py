@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from magtiles_seg.dataset.formats.pictures import (
     Progress,
     Reading,
     check_names,
-    size_of,
 )
 from magtiles_seg.dataset.layouts import name_key
 from magtiles_seg.dataset.masks import DEFECT_LEVEL, read_mask
@@ -59,7 +59,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         found.problems += [
             f"{mask}: its picture is missing" for mask in {*masks.values()} - {*there.values()}
         ]
-        found.add(_sound(files, bare))
+        found.take(bare, partial(files.bare, labelled=True))
         read_masks(files, found, list(there), there.get, progress, _defect)
     for path in files.pictures:
         if path not in known:
@@ -84,14 +84,6 @@ def _categories(files: Files) -> list[Path]:
             if path.parent.parent.name == _MASKS and path.parent.parent.parent != path.parent.parent
         }
     )
-
-
-def _sound(files: Files, pictures: Sequence[Path]) -> Iterator[LabelledPicture | DataError]:
-    for path in pictures:
-        try:
-            yield LabelledPicture(files.id_of(path), path, *size_of(path))
-        except DataError as error:
-            yield error
 
 
 def _defect(path: Path) -> Iterator[tuple[str, Mask]]:

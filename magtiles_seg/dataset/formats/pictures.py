@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -35,6 +35,7 @@ from magtiles_seg.shapes import (
     outlines,
 )
 
+Given = TypeVar("Given")
 Progress = Callable[[int, "int | None"], None]
 """Told `(done, total)`."""
 
@@ -229,13 +230,28 @@ class Reading:
     labels: tuple[str, ...] = ()
     of_masks: bool = False
 
-    def add(self, pictures: Iterable[LabelledPicture | DataError]) -> None:
-        """Take pictures, and what is wrong with others."""
-        for picture in pictures:
-            if isinstance(picture, DataError):
-                self.problems.append(str(picture))
-            else:
-                self.pictures.append(picture)
+    def take(
+        self,
+        given: Sequence[Given],
+        picture_of: Callable[[Given], LabelledPicture | None],
+        progress: Progress | None = None,
+    ) -> None:
+        """Add the picture of each thing, or what is wrong with it.
+
+        Args:
+            given: What names or is a picture.
+            picture_of: Returns it, or None where it is none; raises `DataError`.
+            progress: Told things.
+        """
+        for done, one in enumerate(given, start=1):
+            try:
+                picture = picture_of(one)
+                if picture is not None:
+                    self.pictures.append(picture)
+            except DataError as error:
+                self.problems.append(str(error))
+            if progress is not None:
+                progress(done, len(given))
 
     def kept(self) -> tuple[list[LabelledPicture], list[str]]:
         """Return the pictures as of `LabelledPicture.kept`, and a line for each refused one."""
@@ -388,25 +404,18 @@ class Files:
         """Return what a picture is called: its stem, with its folders where two share it."""
         return unicodedata.normalize("NFC", self._ids.get(path, path.stem))
 
-    def unlabelled(
-        self, labelled: Iterable[Path], among: Iterable[Path] | None = None
-    ) -> Iterator[LabelledPicture | DataError]:
-        """Yield the pictures that no label names, or why one cannot be read.
-
-        Args:
-            labelled: The others.
-            among: Of which; None: of all.
-        """
+    def unlabelled(self, labelled: Iterable[Path]) -> list[Path]:
+        """Return the pictures that no label names: all but those that one does."""
         known = set(labelled)
-        for path in self.pictures if among is None else among:
-            if path in known:
-                continue
-            try:
-                height, width = size_of(path)
-            except DataError as error:
-                yield error
-            else:
-                yield LabelledPicture(self.id_of(path), path, height, width, labelled=False)
+        return [path for path in self.pictures if path not in known]
+
+    def bare(self, path: Path, *, labelled: bool = False) -> LabelledPicture:
+        """Return a picture on which nothing is drawn; it is sound if somebody looked at it.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return LabelledPicture(self.id_of(path), path, *size_of(path), labelled=labelled)
 
 
 def size_of(source: Path | bytes) -> tuple[int, int]:

@@ -50,22 +50,20 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
     except DataError as error:
         found.problems.append(str(error))
     used, bare = set[Path](), list[Path]()
-    for index, path in enumerate(files.pictures, start=1):
+
+    def picture_of(path: Path) -> LabelledPicture | None:
         text = _text_of(path)
         if text not in files.known:
             text = path.with_suffix(".txt")
         if text not in files.known:
             bare.append(path)
-            continue
+            return None
         used.add(text)
-        try:
-            found.pictures.append(_picture(path, text, found.labels, files, found.notes))
-        except DataError as error:
-            found.problems.append(str(error))
-        if progress is not None:
-            progress(index, len(files.pictures))
+        return _picture(path, text, found.labels, files, found.notes)
+
+    found.take(files.pictures, picture_of, progress)
     found.problems += _not_used(files, used, bare)
-    found.add(files.unlabelled(used, among=bare))
+    found.take(bare, files.bare)
     return found
 
 

@@ -177,7 +177,10 @@ def read_points(table: str | None, x: str, y: str) -> Points:
     """Return two columns of a CSV or TSV text as points; what is no number is left out."""
     if not table:
         return []
-    rows = csv.DictReader(io.StringIO(table), delimiter="\t" if "\t" in table else ",")
+    try:
+        rows = list(csv.DictReader(io.StringIO(table), delimiter="\t" if "\t" in table else ","))
+    except csv.Error:  # a damaged file
+        return []
     points = []
     for row in rows:
         try:
