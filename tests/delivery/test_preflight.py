@@ -102,6 +102,12 @@ def test_check_names_what_has_another_form(
     assert said in lacks("deploy-prod", root, COMPLETE | {"PATH": programs, name: value})
 
 
+def test_check_by_hand_wants_no_key_of_the_ci_s(root: Path, programs: str) -> None:
+    ours = ("CI", "DEPLOY_SSH_KEY", "DEPLOY_SSH_KNOWN_HOSTS")  # a person's own ssh knows the host
+    environ = {key: text for key, text in COMPLETE.items() if key not in ours}
+    assert lacks("deploy-prod", root, environ | {"PATH": programs}) == ""
+
+
 def test_check_takes_a_key_as_a_file_holds_it(root: Path, programs: str) -> None:
     environ = COMPLETE | {"PATH": programs, "ENDPOINT_API_KEY": f"{KEY}\n"}
     assert lacks("deploy-prod", root, environ) == ""

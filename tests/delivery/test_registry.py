@@ -65,15 +65,6 @@ def test_version_that_was_taken_off_its_stage_is_on_it_no_more(repository: Path)
     assert registry.on_stage(repository, "magtiles", "dev") is None
 
 
-def test_version_on_a_stage_is_that_of_the_highest_number(repository: Path) -> None:
-    registry.register(repository, "magtiles")
-    git("tag", "magtiles#dev#9", root=repository)
-    commit(repository)
-    registry.register(repository, "magtiles")
-    git("tag", "magtiles#dev#10", root=repository)
-    assert registry.on_stage(repository, "magtiles", "dev") == "v0.0.2"
-
-
 def test_promote_of_an_older_version_goes_back_to_it(repository: Path) -> None:
     registry.promote(repository, "magtiles", "prod")
     old = git("rev-parse", "HEAD", root=repository)

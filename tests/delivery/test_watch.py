@@ -83,6 +83,12 @@ def test_watch_names_a_shadow_that_is_not_reached(url: str, metrics: Metrics) ->
     assert found.what == "most mirrored requests fail"
 
 
+def test_watch_of_one_mirrored_request_that_failed_says_nothing() -> None:
+    made = Metrics()
+    made.shadow.labels("failed").inc(1)
+    assert list(watch.shadow(made.text().decode())) == []
+
+
 def test_watch_of_few_mirrored_pictures_says_nothing_of_their_share() -> None:
     made = Metrics()
     made.shadow.labels("compared").inc(99)
