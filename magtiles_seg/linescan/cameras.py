@@ -16,7 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,8 @@ class _GenapiNodes:
 class _CameraSource(ABC):
     """What both kinds of camera share: how they are set up, and how frames become blocks."""
 
+    _pixel_format = "Mono8"
+
     def __init__(self, frames: int | None) -> None:
         self._frames = None if frames is None else count("frames", frames)
 
@@ -127,6 +129,10 @@ class _CameraSource(ABC):
     def width_px(self) -> int:
         """Pixels per line."""
         return self._width_px
+
+    @cached_property
+    def _levels(self) -> Levels:
+        return Levels(self._pixel_format, self._width_px)
 
     @contextmanager
     def _setting_up(self, name: str) -> Iterator[None]:
@@ -154,7 +160,8 @@ class _CameraSource(ABC):
         apply(nodes, None if settings is None else Path(settings), features or {})
         self._silence_s = _silence_s(timeout_s, nodes)
         self._width_px, self._rows = int(nodes.get("Width")), int(nodes.get("Height"))
-        self._levels = Levels(nodes.get("PixelFormat"), self._width_px)
+        self._pixel_format = nodes.get("PixelFormat")
+        _ = self._levels  # an error of the format is one of setting up
 
     def _blocks(self, places: Places) -> Iterator[LineBlock]:
         return blocks_of(
