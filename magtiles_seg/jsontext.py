@@ -6,6 +6,7 @@ import json
 import math
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,12 @@ def _finite(digits: str) -> float:
 
 def _refuse_constant(name: str) -> Any:  # noqa: ANN401 - never returns
     raise ValueError(f"{name} is no number of JSON")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `{"train.epochs": 28}` for `{"train": {"epochs": 28}}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat

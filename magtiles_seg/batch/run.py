@@ -17,7 +17,7 @@ from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import Lock, write_json
 from magtiles_seg.infer.backends.base import available_cores, default_device
 from magtiles_seg.inputs import Survey
-from magtiles_seg.jsontext import read_json
+from magtiles_seg.jsontext import flatten, read_json
 from magtiles_seg.names import as_line, counted, without_secrets
 
 
@@ -251,7 +251,7 @@ def _list_anew(job: Job, progress: BatchProgress | None) -> Listing:
 
 
 def _check_same(found: dict[str, Any], identity: dict[str, object], out: Path) -> None:
-    before, now = _flat(found), _flat(identity)
+    before, now = flatten(found), flatten(identity)
     changed = [key for key, value in now.items() if before.get(key) != value]
     if changed:
         was = ", ".join(f"{key} {before.get(key)!r}, now {now[key]!r}" for key in changed)
@@ -259,15 +259,6 @@ def _check_same(found: dict[str, Any], identity: dict[str, object], out: Path) -
             f"{out} holds a run with another {' and '.join(changed)} (was {was}): "
             "give this run another --out, or delete that folder to start afresh"
         )
-
-
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with those of a decision as `decision.threshold` and so on."""
-    flat: dict[str, Any] = {}
-    for key, value in identity.items():
-        inner = value.items() if isinstance(value, dict) else ()
-        flat |= {f"{key}.{name}": each for name, each in inner} or {key: value}
-    return flat
 
 
 def _clear(parts: Path) -> None:

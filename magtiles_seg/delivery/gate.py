@@ -18,13 +18,14 @@ import numpy as np
 from magtiles_seg.config import GateParams
 from magtiles_seg.dataset.splits import Split, part_sha256, taken_over
 from magtiles_seg.delivery.report import rule_of, scored_pictures
-from magtiles_seg.delivery.revisions import Revision, check_whole, flatten, git, prefix
+from magtiles_seg.delivery.revisions import Revision, check_whole, git, prefix
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.compare import Comparison, compare
 from magtiles_seg.evaluate.plots.curves import metrics
 from magtiles_seg.evaluate.report import EvaluationResult
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import figures
+from magtiles_seg.jsontext import flatten
 from magtiles_seg.model.card import ModelCard
 from magtiles_seg.names import as_line
 
@@ -238,7 +239,7 @@ def _figures(records: Records) -> dict[str, float]:
 
 
 def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
-    flat = flatten(dict(content))
+    flat = flatten(content)
     return {name: value for name, value in flat.items() if isinstance(value, float)}
 
 

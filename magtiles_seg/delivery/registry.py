@@ -80,7 +80,7 @@ def register(
         )
     commit = _commit(root, revision)
     own, before = version_of(root, name, commit), _tags(root)
-    if own is None and version is None and (gone := _versions_at(root, name, commit)):
+    if own is None and version is None and (gone := _versions(root, name, "--points-at", commit)):
         raise ConfigError(
             f"{name} {gone[0]} was withdrawn, by the tag {name}@{gone[0]}!; take another commit, "
             "or give this one another version by --version"
@@ -126,12 +126,14 @@ def promote(
 
 def version_of(root: Path, name: str, revision: str) -> str | None:
     """Return the version that a commit is registered as, or None; a withdrawn one is none."""
-    gone, given = _withdrawn(root, name), _versions_at(root, name, _commit(root, revision))
+    gone = _withdrawn(root, name)
+    given = _versions(root, name, "--points-at", _commit(root, revision))
     return next((version for version in given if version not in gone), None)
 
 
-def _versions_at(root: Path, name: str, commit: str) -> list[str]:
-    tags = git("tag", "--points-at", commit, f"{name}@v*", root=root).split()
+def _versions(root: Path, name: str, *where: str) -> list[str]:
+    """Return the versions that were given, withdrawn ones too; `where` narrows it, as of git."""
+    tags = git("tag", "--list", *where, f"{name}@v*", root=root).split()
     return list(filter(_VERSION.fullmatch, (tag.removeprefix(f"{name}@") for tag in tags)))
 
 
@@ -143,9 +145,7 @@ def _withdrawn(root: Path, name: str) -> set[str]:
 
 def _after_withdrawn(root: Path, name: str) -> str | None:
     """Return the version after the highest one if that was withdrawn: GTO would give it again."""
-    tags = git("tag", "--list", f"{name}@v*", root=root).split()
-    given = filter(_VERSION.fullmatch, (tag.removeprefix(f"{name}@") for tag in tags))
-    last = max(given, key=_numbers, default="")
+    last = max(_versions(root, name), key=_numbers, default="")
     if last not in _withdrawn(root, name):
         return None
     major, minor, patch = _numbers(last)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magtiles_seg.config import GateParams, check_fields, raise_if_any
-from magtiles_seg.delivery.revisions import Revision, flatten
+from magtiles_seg.delivery.revisions import Revision
 from magtiles_seg.errors import DataError
 from magtiles_seg.evaluate.compare import Change, Comparison, compare, read_pictures
 from magtiles_seg.evaluate.plots import charts
@@ -27,6 +27,7 @@ from magtiles_seg.evaluate.plots import gallery as pictures
 from magtiles_seg.evaluate.scoring import Records
 from magtiles_seg.evaluate.summary import table
 from magtiles_seg.files import write
+from magtiles_seg.jsontext import flatten
 
 SHOWN_PICTURES = 20
 CURVE = "curve_"

@@ -174,12 +174,3 @@ def fetch_model(state: Revision, folder: Path) -> Path | None:
             "expected it in the DVC remote: `dvc push` it from where it was trained"
         )
     return out
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return `{"train.epochs": 28}` for `{"train": {"epochs": 28}}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

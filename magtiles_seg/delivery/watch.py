@@ -95,9 +95,10 @@ def as_text(url: str, findings: list[Finding]) -> str:
     """
     rows = [f"- **{one.what}** — {one.advice}" for one in findings]
     text = "\n".join(["Found at the live endpoint:", "", *rows, ""])
-    host = urllib.parse.urlsplit(url).netloc.rpartition("@")[2].partition(":")[0]
+    host = urllib.parse.urlsplit(url).hostname or ""  # in small letters
     names = [re.escape(url.rstrip("/")), *([re.escape(host)] if "." in host else [])]
-    return re.sub(rf"(?<![\w.-])({'|'.join(names)})(?![\w-])", "the endpoint", text)
+    address = re.compile(rf"(?<![\w.-])({'|'.join(names)})(?![\w-])", re.IGNORECASE)
+    return address.sub("the endpoint", text)
 
 
 def _samples(metrics: str, name: str) -> list[tuple[str, float]]:

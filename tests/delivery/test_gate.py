@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from magtiles_seg.dataset.splits import Split, part_sha256
 from magtiles_seg.delivery.gate import FIXED, Scored, Verdict, judge
-from magtiles_seg.delivery.revisions import Revision, fetch_model, flatten, git
+from magtiles_seg.delivery.revisions import Revision, fetch_model, git
 from magtiles_seg.errors import ConfigError, DataError, DeliveryError
 from magtiles_seg.evaluate.compare import read_pictures
 from magtiles_seg.evaluate.plots.curves import metrics, pictures
 from magtiles_seg.evaluate.report import EvaluationResult, summarize
+from magtiles_seg.jsontext import flatten
 from magtiles_seg.model.card import ModelCard
 
 SPLIT = Split("grouped", 0, 0, 5, 0.1, ("t",), ("v",), ("c0",), data_sha256="d")

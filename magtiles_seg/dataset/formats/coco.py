@@ -24,6 +24,7 @@ from magtiles_seg.dataset.formats.pictures import (
     check_size,
     drawn,
     expect,
+    name_once,
     read_json,
     size_of,
 )
@@ -78,12 +79,7 @@ def _read_file(
 
     def picture_of(key: Any) -> LabelledPicture:  # noqa: ANN401 - a number or a text
         picture = _picture(path, images[key], of_image.get(key, []), labels, files, found.notes)
-        if picture.path in owner:
-            raise DataError(
-                f"{path}: image {key!r} is the picture {picture.path}, which "
-                f"{owner[picture.path]} has named already"
-            )
-        owner[picture.path] = path
+        name_once(owner, picture, path, f"image {key!r}")
         return picture
 
     found.take(list(images), picture_of, progress)

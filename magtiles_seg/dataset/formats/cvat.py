@@ -24,6 +24,7 @@ from magtiles_seg.dataset.formats.pictures import (
     check_size,
     drawn,
     ellipse,
+    name_once,
     placed,
     size_of,
 )
@@ -54,12 +55,7 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
 
     def picture_of(path: Path, image: ElementTree.Element) -> LabelledPicture:
         picture = _picture(path, image, files, found.notes)
-        if picture.path in owner:
-            raise DataError(
-                f"{path}: image {image.get('id')} is the picture {picture.path}, which "
-                f"{owner[picture.path]} has named already"
-            )
-        owner[picture.path] = path
+        name_once(owner, picture, path, f"image {image.get('id')}")
         return picture
 
     for path in files.of(".xml"):

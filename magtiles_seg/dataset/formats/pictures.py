@@ -418,6 +418,20 @@ class Files:
         return LabelledPicture(self.id_of(path), path, *size_of(path), labelled=labelled)
 
 
+def name_once(owner: dict[Path, Path], picture: LabelledPicture, file: Path, entry: str) -> None:
+    """Note which label file names a picture, by which entry.
+
+    Raises:
+        DataError: One has named it already.
+    """
+    if picture.path in owner:
+        raise DataError(
+            f"{file}: {entry} is the picture {picture.path}, which {owner[picture.path]} has named "
+            "already"
+        )
+    owner[picture.path] = file
+
+
 def size_of(source: Path | bytes) -> tuple[int, int]:
     """Return height and width of a picture as it is seen, upright.
 
