@@ -350,6 +350,15 @@ class GenicamSource(_CameraSource):
             self._acquirer = self._open(producer, device)
             self._nodes = _GenapiNodes(self._acquirer.remote_device.node_map)
             self._set_up(self._nodes, settings, features, timeout_s)
+            if self._pixel_format == "Mono10Packed":  # takes 10 bits a pixel where there are 12
+                raise DataError(
+                    "harvesters cannot read Mono10Packed: set PixelFormat to Mono10p, Mono10 or "
+                    "Mono8, as with --pixel-format Mono10p"
+                )
+
+    @cached_property
+    def _unpacked(self) -> Levels:
+        return self._levels.unpacked()
 
     def _open(self, producer: str, device: int) -> Any:  # noqa: ANN401 - harvesters has no types
         """Return the acquirer of a camera.
@@ -422,9 +431,11 @@ class GenicamSource(_CameraSource):
         check_width(int(getattr(picture, "width", self._width_px)), self._width_px)
         height = int(getattr(picture, "height", self._rows))
         check_height(height, self._rows)
+        data = np.ascontiguousarray(picture.data)
+        levels = self._unpacked if data.dtype == np.uint16 else self._levels
         lines = lines_of(
-            np.ascontiguousarray(picture.data).view(np.uint8).ravel(),
-            line_bytes=self._levels.line_bytes,
+            data.view(np.uint8).ravel(),
+            line_bytes=levels.line_bytes,
             height=height,
             padding=int(getattr(picture, "x_padding", 0)),
             below=int(getattr(picture, "y_padding", 0)),
@@ -432,7 +443,7 @@ class GenicamSource(_CameraSource):
         delivered = int(getattr(picture, "delivered_image_height", 0))
         if not buffer.module.is_complete() or delivered > 0:
             lines = lines[:delivered]
-        return self._levels.read(lines)
+        return levels.read(lines)
 
     def close(self) -> None:
         """Stop and free the camera."""

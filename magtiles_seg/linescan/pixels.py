@@ -103,6 +103,7 @@ class Levels:
                 "PixelFormat, as with --pixel-format Mono8"
             )
         self.pixel_format, self._format = pixel_format, FORMATS[pixel_format]
+        self._width_px = width_px
         bits = width_px * self._format.stored_bits
         if bits % 8:
             raise DataError(
@@ -114,6 +115,10 @@ class Levels:
         values = np.arange(1 << self._format.value_bits, dtype=np.uint32) << shift
         self._levels = np.rint(values / 257).astype(np.uint8)
         self._bright = False
+
+    def unpacked(self) -> Levels:
+        """Return those of the same values in 16 bits each: harvesters unpacks."""
+        return Levels(f"Mono{self._format.value_bits}", self._width_px)
 
     def read(self, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return (n, W) uint8, the caller's own, of (n, line_bytes) uint8.

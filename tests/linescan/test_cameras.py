@@ -244,6 +244,9 @@ def test_genicam_that_cannot_be_set_up_is_data_error(producer: dict[str, Any]) -
         GenicamSource("producer.txt")
     with pytest.raises(DataError, match=r"finds 1 cameras and number 3 \(from 0\) is asked for"):
         GenicamSource("producer.cti", device=3)
+    producer["format"] = "Mono10Packed"  # harvesters takes too few bytes for it
+    with pytest.raises(DataError, match="cannot read Mono10Packed: set PixelFormat to Mono10p"):
+        GenicamSource("producer.cti")
     producer["format"] = "BayerRG8"
     with pytest.raises(DataError, match="delivers BayerRG8; expected one of Mono8"):
         GenicamSource("producer.cti")
@@ -299,6 +302,30 @@ def test_camera_without_its_package_names_the_install_command(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BackendUnavailableError, match=r"pip install 'magtiles-seg\[camera\]'"):
         make()
+
+
+@pytest.mark.parametrize("pixel_format", ["Mono10p", "Mono12p", "Mono12Packed"])
+def test_genicam_packed_pixels_are_read_as_harvesters_gives_them(pixel_format: str) -> None:
+    harvesters = pytest.importorskip("harvesters.core")
+    numbers = pytest.importorskip("harvesters.util.pfnc").dict_by_names
+    levels = Levels(pixel_format, 16)
+    data = np.random.default_rng(0).integers(0, 256, (3, levels.line_bytes), dtype=np.uint8)
+    module = SimpleNamespace(
+        raw_buffer=data.tobytes(),
+        width=16,
+        height=3,
+        padding_x=0,
+        padding_y=0,
+        pixel_format=numbers[pixel_format],
+        delivered_image_height=3,
+        is_complete=lambda: True,
+    )
+    picture = harvesters.Component2DImage(buffer=module, node_map=object())
+    source = object.__new__(GenicamSource)
+    source._rows, source._width_px, source._pixel_format = 3, 16, pixel_format
+    payload = SimpleNamespace(components=[picture])
+    rows = source._copy(SimpleNamespace(payload=payload, module=module))
+    assert (rows == levels.read(data)).all()
 
 
 def genicam_frame(truth: np.ndarray[Any, Any], data: np.ndarray[Any, Any], **more: Any) -> Any:  # noqa: ANN401
