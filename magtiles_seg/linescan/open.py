@@ -54,7 +54,7 @@ def open_source(word: str, camera: CameraOptions | None = None) -> LineSource:
     Raises:
         ConfigError: The options after `synthetic:` are invalid, or there are options for a camera
             and the source is none.
-        DataError, FileNotFoundError, BackendUnavailableError: It cannot be opened.
+        DataError, OSError, BackendUnavailableError: It cannot be opened.
     """
     kind, colon, rest = word.partition(":")
     if colon and kind in ("basler", "genicam"):

@@ -180,13 +180,14 @@ class VideoSource(ArraySource):
         """Open a video.
 
         Raises:
-            FileNotFoundError: There is no such file.
+            OSError: There is no such file, or it may not be read.
             DataError: It is no video that OpenCV can read.
         """
         import cv2
 
-        if not Path(path).exists():
-            raise FileNotFoundError(2, "No such file", str(path))
+        if Path(path).is_fifo():  # to open one waits for ever, and is deaf to Ctrl+C
+            raise DataError(f"{path} is a pipe; expected a video file: write it to a file first")
+        Path(path).open("rb").close()  # OpenCV does not say why a file cannot be read
         self._path = path
         self._video = cv2.VideoCapture(str(path))
         if not self._video.isOpened():

@@ -15,6 +15,7 @@ import numpy as np
 from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError, MagtilesError
 from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect
+from magtiles_seg.linescan.plant.outbox import Outbox
 from magtiles_seg.linescan.report import WebReport
 from magtiles_seg.linescan.segmenter import LineScanSegmenter
 from magtiles_seg.linescan.sinks import Sink
@@ -183,8 +184,9 @@ class _Intake:
 
     def stop(self) -> None:
         """Take no more; a source that blocks is left to itself."""
+        patience_s = 0.0 if self._stopping.is_set() else _PATIENCE_S
         self._stopping.set()
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(patience_s)
 
     def _read(self) -> None:
         dropping, started = False, False
@@ -243,7 +245,10 @@ class _Delivery:
             self._each(partial(_write, one))
 
     def close(self) -> None:
-        """Close all sinks that work."""
+        """Close all sinks that work; receivers that are gone are waited for side by side."""
+        for sink in self._sinks:
+            if isinstance(sink, Outbox):
+                sink.finish()
         self._each(lambda sink: sink.close())
 
     def check(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,16 @@ def test_video_that_is_none_or_missing_says_so(tmp_path: Path) -> None:
         VideoSource(tmp_path / "web.avi")
     with pytest.raises(FileNotFoundError, match=r"gone\.avi"):
         VideoSource(tmp_path / "gone.avi")
+    (tmp_path / "folder.avi").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.avi"):  # the system says why
+        VideoSource(tmp_path / "folder.avi")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_video_that_is_a_pipe_is_refused_where_opencv_would_wait_for_ever(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "web.avi")
+    with pytest.raises(DataError, match=r"web\.avi is a pipe; expected a video file"):
+        VideoSource(tmp_path / "web.avi")
 
 
 def test_replay_keeps_the_line_rate_with_jitter() -> None:

@@ -10,6 +10,7 @@ import pytest
 from bright_web import BrightBackend, Kept, make_web, specks
 
 from magtiles_seg.errors import ConfigError, DataError, InferenceError
+from magtiles_seg.linescan.plant.outbox import Limits, Outbox
 from magtiles_seg.linescan.segmenter import WebDefect
 from magtiles_seg.linescan.sinks import RejectSignal, Sink
 from magtiles_seg.linescan.sources import ArraySource, LineBlock, LineSource
@@ -124,6 +125,43 @@ def test_every_sink_that_fails_at_the_end_is_told() -> None:
         inspect(ArraySource(specks()), make_web(), sinks)
     for sink in (sinks[0], sinks[2]):
         assert f"Gone failed: 10 findings were not delivered to {id(sink)}; " in str(raised.value)
+
+
+def test_receivers_that_are_gone_are_waited_for_side_by_side() -> None:
+    class Gone:
+        def connect(self) -> None:
+            raise OSError("not there")
+
+        check = send = close = None
+
+    patience_s = 1.0
+    doors = [
+        Outbox(Gone(), name=name, limits=Limits(patience_s=patience_s))  # type: ignore[arg-type]
+        for name in "abcd"
+    ]
+    began_s = time.perf_counter()
+    with pytest.raises(DataError) as raised:
+        inspect(ArraySource(specks()), make_web(), doors)
+    assert time.perf_counter() - began_s < 3 * patience_s
+    for name in "abcd":
+        assert f"10 findings were not delivered to {name}: not there" in str(raised.value)
+
+
+def test_source_that_blocks_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience_s = 1.0
+    monkeypatch.setattr("magtiles_seg.linescan.stream._PATIENCE_S", patience_s)
+    go_on, stop = threading.Event(), threading.Event()
+
+    class Blocked(ArraySource):
+        def __iter__(self) -> Iterator[LineBlock]:
+            yield from super().__iter__()
+            stop.set()
+            go_on.wait()
+
+    began_s = time.perf_counter()
+    inspect(Blocked(specks()), make_web(), stop=stop)
+    go_on.set()
+    assert time.perf_counter() - began_s < 1.9 * patience_s
 
 
 def test_failing_model_stops_with_its_error_and_reports_what_is_missing() -> None:

@@ -113,6 +113,7 @@ class Outbox:
         self._connected = self._closing = self._closed = False
         self._changed = threading.Condition()
         self._given_up = threading.Event()
+        self._ending: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name=f"to {name}", daemon=True)
         self._thread.start()
 
@@ -154,6 +155,20 @@ class Outbox:
             self._waiting.append(message)
             self._changed.notify()
 
+    def finish(self) -> None:
+        """Begin to close: nothing more comes. Of several, the patience so runs side by side."""
+        if self._ending is None:
+            self._ending = threading.Thread(target=self._finish, daemon=True)
+            self._ending.start()
+
+    def _finish(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(self._limits.patience_s)
+        self._given_up.set()
+        self._thread.join(self._limits.patience_s)
+
     def close(self) -> None:
         """Wait until all is delivered, or patience ends; then leave.
 
@@ -163,12 +178,9 @@ class Outbox:
         if self._closed:
             return
         self._closed = True
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join(self._limits.patience_s)
-        self._given_up.set()
-        self._thread.join(self._limits.patience_s)
+        self.finish()
+        assert self._ending is not None
+        self._ending.join()
         left = len(self._waiting) + self._in_hand
         self._dropped, self._in_hand = self._dropped + left, 0
         self._waiting.clear()
