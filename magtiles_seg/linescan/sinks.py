@@ -102,7 +102,8 @@ class RecordFile:
     system at once, so that a kill loses none; `sync` brings it to the disk. What a power failure
     or a kill left of a torn last line is cut off at the next start. While the disk is full, or
     away, findings wait in memory (100,000; later ones are then dropped and counted), and it is
-    tried again every second; `state` says so. A file that has grown too large or old is renamed,
+    tried again every second; `state` says so. Where somebody removes the file, a new one is begun
+    with the next finding. A file that has grown too large or old is renamed,
     `defects.jsonl` to `defects-<id of its first finding>.jsonl`.
     """
 
@@ -269,6 +270,14 @@ class RecordFile:
         self._error = error
 
     def _flush(self) -> None:
+        gone = self._fd is not None and not self._is_there(self._fd)
+        if gone:
+            self._note(f"{self.live} was removed or renamed by somebody: a new one is begun")
+            self._shut(cut=False)
+            self._first_id = None
+            if self._torn:  # its first part went with the file
+                self._waiting.popleft()
+                self._torn, self._dropped = False, self._dropped + 1
         while self._waiting:
             fd = self._open() if self._fd is None else self._fd
             line = self._waiting[0]
@@ -279,6 +288,15 @@ class RecordFile:
             else:
                 self._waiting.popleft()
                 self._delivered += 1
+        if gone:
+            self._learn()
+
+    def _is_there(self, fd: int) -> bool:
+        """Tell whether what is written still lands in the live file, which somebody may remove."""
+        try:
+            return os.path.samestat(self.live.stat(), os.fstat(fd))
+        except FileNotFoundError:
+            return False
 
     def _rotate(self) -> None:
         if self._first_id is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -232,6 +233,43 @@ def test_full_disk_is_an_alarm_and_every_line_is_written_when_there_is_room(
     assert lines_of(folder) == list(range(lines))
     assert sink.state.delivered == lines
     assert sink.state.waiting == 0
+
+
+@EVERY_KIND
+def test_records_that_somebody_removes_or_renames_are_begun_anew(
+    tmp_path: Path, kind: type[RecordFile]
+) -> None:
+    told: list[str] = []
+    folder = tmp_path / "out"
+    sink = kind(path_of(folder, kind), note=told.append)
+    sink.write(defect(0))
+    sink.live.rename(tmp_path / "renamed")
+    sink.write(defect(1))
+    shutil.rmtree(folder)
+    sink.write(defect(2))
+    sink.write(defect(3))
+    sink.close()
+    assert lines_of(folder) == [2, 3]
+    assert [line.split(": ")[-1] for line in told] == ["a new one is begun"] * 2
+    assert sink.state.delivered == 4
+
+
+@pytest.mark.parametrize("kind", [JsonLinesSink, CsvSink])
+def test_removed_records_are_begun_anew_with_a_whole_line_and_named_by_it(
+    tmp_path: Path, kind: type[RecordFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magtiles_seg.linescan.sinks._RETRY_S", 0.0)
+    sink = kind(path_of(tmp_path, kind), run="R", rotation=Rotation(most_bytes=600))
+    sink.write(defect(0))
+    with full_disk(left_bytes=sink.live.stat().st_size + 50):
+        sink.write(defect(1))  # in part
+    sink.live.unlink()
+    while not (put_away := list(tmp_path.glob("defects-*"))):
+        sink.write(defect(2))
+    sink.close()
+    assert put_away[0].stem == "defects-R-00000003"
+    assert set(lines_of(tmp_path)) == {2}
+    assert sink.state.dropped == 1
 
 
 @EVERY_KIND
