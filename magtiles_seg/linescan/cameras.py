@@ -15,7 +15,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -308,9 +308,10 @@ class BaslerSource(_CameraSource):
         """Stop and free the camera."""
         if self._camera is None:
             return
-        if self._camera.IsGrabbing():
-            self._camera.StopGrabbing()
-        self._camera.Close()
+        with suppress(Exception):  # one that is gone cannot be stopped
+            if self._camera.IsGrabbing():
+                self._camera.StopGrabbing()
+            self._camera.Close()
 
 
 class GenicamSource(_CameraSource):
@@ -447,10 +448,12 @@ class GenicamSource(_CameraSource):
 
     def close(self) -> None:
         """Stop and free the camera."""
+        steps = [self._harvester.reset]
         if self._acquirer is not None:
-            self._acquirer.stop()
-            self._acquirer.destroy()
-        self._harvester.reset()
+            steps = [self._acquirer.stop, self._acquirer.destroy, *steps]
+        for step in steps:
+            with suppress(Exception):  # one that is gone cannot be stopped
+                step()
 
 
 def _chunk_counter(nodes: Nodes) -> tuple[str, int] | None:

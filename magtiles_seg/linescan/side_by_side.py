@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -143,7 +144,8 @@ class SideBySide:
             with self._changed:
                 lane.ended = True
                 self._changed.notify_all()
-            lane.source.close()
+            with suppress(Exception):  # as of a device that is gone
+                lane.source.close()
 
     def _too_far(self, lane: _Lane) -> bool:
         return lane.known_line - self._frontier() > self._ahead_lines

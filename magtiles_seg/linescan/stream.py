@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
@@ -117,9 +118,10 @@ def inspect(
         on_settled(None)
     delivery.check()
     if intake.error is not None:
+        where = f"after line {web.next_line - 1}" if web.next_line else "before its first line"
         raise DataError(
-            f"the source broke off after line {web.next_line - 1}: {intake.error}; what was found "
-            "before it is reported, later lines are not inspected; check the source, start again"
+            f"the source broke off {where}: {intake.error}; what was found before it is reported, "
+            "later lines are not inspected; check the source, start again"
         ) from intake.error
     return web.report
 
@@ -209,7 +211,8 @@ class _Intake:
         except Exception as error:
             self.error = error
         finally:
-            self._source.close()
+            with suppress(Exception):  # a device that is gone, too, must not keep the end back
+                self._source.close()
             if dropping:
                 nothing = np.empty((0, self._source.width_px), dtype=np.uint8)
                 self._put(LineBlock(nothing, self.end_line, gap="dropped"), drop=False)

@@ -230,6 +230,18 @@ def test_genicam_camera_that_stops_delivering_is_data_error(producer: dict[str, 
         next(lines)
 
 
+def test_genicam_camera_that_is_gone_and_cannot_be_stopped_is_freed(
+    producer: dict[str, Any],
+) -> None:
+    def lost() -> None:
+        raise OSError("device lost")
+
+    source = GenicamSource("producer.cti")
+    source._acquirer.stop = lost
+    source.close()
+    assert producer["closed"] == ["destroy", "reset"]
+
+
 def test_genicam_counter_of_16_bits_wraps(producer: dict[str, Any]) -> None:
     producer["frames"] = [(65_534, 4), (65_535, 4), (1, 4), (3, 4)]
     blocks = list(GenicamSource("producer.cti", frames=5))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -12,6 +12,7 @@ from bright_web import BrightBackend, Kept, make_web, specks
 from magtiles_seg.errors import ConfigError, DataError, InferenceError
 from magtiles_seg.linescan.plant.outbox import Limits, Outbox
 from magtiles_seg.linescan.segmenter import WebDefect
+from magtiles_seg.linescan.side_by_side import SideBySide
 from magtiles_seg.linescan.sinks import RejectSignal, Sink
 from magtiles_seg.linescan.sources import ArraySource, LineBlock, LineSource
 from magtiles_seg.linescan.stream import StreamStatus, inspect
@@ -100,6 +101,30 @@ def test_source_that_breaks_off_is_an_error_after_everything_is_delivered() -> N
     assert sink.gaps == [(640, None, "broken off")]
     assert sink.closed == 1
     assert web.report.lines == 640
+
+
+@pytest.mark.parametrize("join", [lambda source: source, lambda source: SideBySide([source])])
+def test_source_that_cannot_be_closed_ends_as_another(
+    join: Callable[[LineSource], LineSource],
+) -> None:
+    class Lost(ArraySource):
+        def close(self) -> None:
+            raise OSError("the device is gone")
+
+    sink = Kept()
+    report = inspect(join(Lost(specks())), make_web(), [sink])
+    assert report.whole
+    assert len(sink.defect_lines) == 10
+    assert sink.closed == 1
+
+
+def test_source_that_breaks_off_at_once_says_so() -> None:
+    class Lost(ArraySource):
+        def __iter__(self) -> Iterator[LineBlock]:
+            raise OSError("no cable")
+
+    with pytest.raises(DataError, match="broke off before its first line: no cable"):
+        inspect(Lost(specks()), make_web())
 
 
 def test_full_disk_stops_with_an_error_and_the_other_sinks_have_everything() -> None:
