@@ -166,6 +166,7 @@ def _contestants(
         min_speedup=params.export.int8_min_speedup,
     )
     folder = selection_path().parent / "models" / file_sha256(model)[:16]
+    remark("makes an int8 file for this machine, which takes minutes; then it measures")
     with bar("int8", "step") as show:
         try:
             made = pipeline.export_artefact(

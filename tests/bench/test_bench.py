@@ -244,7 +244,9 @@ def test_bench_verb_says_that_it_is_the_int8_file_that_differs(
     words = ["--size", "64x70", "--rounds", "1", "--threads", "1", "--backend", "onnxruntime"]
     where = ["--model", str(model), "--select", "--data", str(tmp_path)]
     assert cli.main(["bench", *words, *where]) == 0
-    assert "magtiles-seg: int8: it answers differently" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "magtiles-seg: makes an int8 file for this machine, which takes minutes" in said
+    assert "magtiles-seg: int8: it answers differently" in said
 
 
 def test_bench_verb_with_wrong_size_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
