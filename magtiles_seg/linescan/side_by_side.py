@@ -105,8 +105,9 @@ class SideBySide:
                 self._changed.notify_all()
             yield from self._joined(line, frontier, pieces)
             if failed is not None:
+                why = str(failed.error) or type(failed.error).__name__
                 raise DataError(
-                    f"source {failed.index + 1} of {len(self._lanes)} side by side: {failed.error}"
+                    f"source {failed.index + 1} of {len(self._lanes)} side by side: {why}"
                 ) from failed.error
             if ended:
                 return
@@ -138,7 +139,7 @@ class SideBySide:
                         self._changed.wait(_POLL_S)
                     if self._stopping:
                         return
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too, is no end of the web
             lane.error = error
         finally:
             with self._changed:
@@ -246,7 +247,7 @@ class _Lane:
         self.known_line = 0
         self.heard_s = time.perf_counter()
         self.ended = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.thread: threading.Thread | None = None
         self._blocks: deque[LineBlock] = deque()
 

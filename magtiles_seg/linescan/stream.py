@@ -15,6 +15,7 @@ import numpy as np
 
 from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError, MagtilesError
+from magtiles_seg.infer.backends.vendor import first_line
 from magtiles_seg.linescan.defects import Reason, Uninspected, WebDefect
 from magtiles_seg.linescan.plant.outbox import Outbox
 from magtiles_seg.linescan.report import WebReport
@@ -120,8 +121,8 @@ def inspect(
     if intake.error is not None:
         where = f"after line {web.next_line - 1}" if web.next_line else "before its first line"
         raise DataError(
-            f"the source broke off {where}: {intake.error}; what was found before it is reported, "
-            "later lines are not inspected; check the source, start again"
+            f"the source broke off {where}: {first_line(intake.error)}; what was found before it "
+            "is reported, later lines are not inspected; check the source, start again"
         ) from intake.error
     return web.report
 
@@ -159,7 +160,7 @@ class _Intake:
         self, source: LineSource, blocks: int, ending: threading.Event, *, drop: bool
     ) -> None:
         self.end_line, self.ended = 0, False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.blocks = blocks
         self._source, self._ending, self._drop = source, ending, drop
         self._queue: queue.Queue[LineBlock | None] = queue.Queue(blocks)
@@ -195,7 +196,8 @@ class _Intake:
         try:
             for block in self._source:
                 if not started:  # the web begins here, even if this very block is dropped
-                    started = self._put(replace(block, rows=block.rows[:0]), drop=False)
+                    begin = replace(block, rows=block.rows[:0], gap="lost")
+                    started = self._put(begin, drop=False)
                 if self._stopping.is_set():
                     break
                 arrived_s = time.perf_counter() if block.arrived_s is None else block.arrived_s
@@ -208,7 +210,7 @@ class _Intake:
                 gap = "dropped" if dropping else block.gap
                 dropping = not self._put(replace(block, gap=gap), self._drop)
                 self.end_line = max(self.end_line, block.start_line + len(block.rows))
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too, is no end of the web
             self.error = error
         finally:
             with suppress(Exception):  # a device that is gone, too, must not keep the end back
@@ -258,7 +260,7 @@ class _Delivery:
         """Raise DataError if sinks have failed."""
         if self._failed:
             told = "; ".join(
-                f"{type(sink).__name__} failed: {error}" for sink, error in self._failed
+                f"{type(sink).__name__} failed: {first_line(error)}" for sink, error in self._failed
             )
             raise DataError(
                 f"{told}; what was found before is in it, and the other sinks have everything; "

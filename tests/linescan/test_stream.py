@@ -118,13 +118,30 @@ def test_source_that_cannot_be_closed_ends_as_another(
     assert sink.closed == 1
 
 
-def test_source_that_breaks_off_at_once_says_so() -> None:
+@pytest.mark.parametrize("join", [lambda source: source, lambda source: SideBySide([source])])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(OSError("no cable"), "no cable"), (MemoryError(), "MemoryError"), (SystemExit(3), "3")],
+)
+def test_source_that_breaks_off_at_once_says_so(
+    error: BaseException, said: str, join: Callable[[LineSource], LineSource]
+) -> None:
     class Lost(ArraySource):
         def __iter__(self) -> Iterator[LineBlock]:
-            raise OSError("no cable")
+            raise error
 
-    with pytest.raises(DataError, match="broke off before its first line: no cable"):
-        inspect(Lost(specks()), make_web())
+    with pytest.raises(DataError, match=rf"broke off before its first line: .*{said}; what was"):
+        inspect(join(Lost(specks())), make_web())
+
+
+def test_restart_with_the_first_lines_is_counted_once() -> None:
+    class Restarted(ArraySource):
+        def __iter__(self) -> Iterator[LineBlock]:
+            yield LineBlock(specks(), 0, gap="restarted")
+
+    sink = Kept()
+    assert inspect(Restarted(specks()), make_web(), [sink]).restarts == 1
+    assert len(sink.gaps) == 1
 
 
 def test_full_disk_stops_with_an_error_and_the_other_sinks_have_everything() -> None:
