@@ -26,6 +26,7 @@ from magtiles_seg.decision import count
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.infer.backends.vendor import first_line, import_vendor
 from magtiles_seg.linescan.frames import (
+    INVALID,
     Frame,
     FrameCounter,
     Places,
@@ -317,6 +318,8 @@ class BaslerSource(_CameraSource):
 class GenicamSource(_CameraSource):
     """Any camera with a GenTL producer (a `.cti` file), through harvesters."""
 
+    _incomplete = False
+
     def __init__(
         self,
         producer: str,
@@ -346,9 +349,11 @@ class GenicamSource(_CameraSource):
         """
         super().__init__(frames)
         self._acquirer: Any = None
-        self._harvester: Any = import_vendor("harvesters.core", _INSTALL).Harvester()
+        core = import_vendor("harvesters.core", _INSTALL)
+        self._harvester: Any = core.Harvester()
         with self._setting_up(f"the camera behind {producer}"):
             self._acquirer = self._open(producer, device)
+            _told(lambda: self._watch(core))
             self._nodes = _GenapiNodes(self._acquirer.remote_device.node_map)
             self._set_up(self._nodes, settings, features, timeout_s)
             if self._pixel_format == "Mono10Packed":  # takes 10 bits a pixel where there are 12
@@ -383,6 +388,15 @@ class GenicamSource(_CameraSource):
             )
         return self._harvester.create(device)
 
+    def _watch(self, core: Any) -> None:  # noqa: ANN401 - harvesters has no types
+        """Let harvesters tell of frames that came in part: it throws them away."""
+
+        class Incomplete(core.Callback):  # type: ignore[misc]  # the library carries no types
+            def emit(_, context: object = None) -> None:  # noqa: ARG002, N805
+                self._incomplete = True
+
+        self._acquirer.add_callback(self._acquirer.Events.INCOMPLETE_BUFFER, Incomplete())
+
     def __iter__(self) -> Iterator[LineBlock]:
         """Yield frames as they come; of a partial one, the lines that were delivered.
 
@@ -406,7 +420,9 @@ class GenicamSource(_CameraSource):
         """Return the next frame, or None if none comes soon."""
         buffer = self._acquirer.try_fetch(timeout=_POLL_S)
         if buffer is None:
-            return None
+            partial, self._incomplete = self._incomplete, False
+            nothing = np.empty((0, self._width_px), np.uint8)
+            return Frame(nothing, INVALID, time.perf_counter()) if partial else None
         with buffer:
             return Frame(
                 self._copy(buffer),

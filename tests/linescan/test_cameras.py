@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -285,6 +286,23 @@ def test_genicam_real_producer_delivers_numbered_frames(viky: str, tmp_path: Pat
     assert [block.start_line for block in blocks] == [0, 400, 800]
     assert all(block.rows.shape == (400, 400) for block in blocks)
     assert all(block.numbered for block in blocks)
+
+
+def test_genicam_frames_that_harvesters_throws_away_are_a_gap_at_once(
+    viky: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gentl = pytest.importorskip("genicam.gentl")
+    source = GenicamSource(viky, features={"pixel-format": "Mono8"}, frames=5)
+    came: dict[int, int] = {}
+
+    def is_complete(buffer: Any) -> bool:  # noqa: ANN401
+        return came.setdefault(buffer.frame_id, len(came)) in (0, 2)  # else packets were lost
+
+    monkeypatch.setattr(gentl.Buffer, "is_complete", is_complete)
+    with closing(source):
+        blocks = [(block.start_line, len(block.rows)) for block in source]
+    assert [block for block in blocks if block[1]] == [(0, 400), (800, 400)]
+    assert blocks[-1] == (2000, 0)  # nothing whole follows, and yet it is known
 
 
 def test_genicam_real_producer_without_such_a_camera_is_data_error(viky: str) -> None:
