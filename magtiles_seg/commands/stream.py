@@ -153,12 +153,12 @@ def _listen(word: str) -> tuple[str, int]:
     """Return host and port of `HOST:PORT` or `PORT`.
 
     Raises:
-        argparse.ArgumentTypeError: There is no port in it.
+        argparse.ArgumentTypeError: There is no port in it, or one above 65535.
     """
     host, _, port = word.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{word!r} has no port; expected such as 9100")
-    return host or "127.0.0.1", int(port)
+        raise argparse.ArgumentTypeError(f"{word!r} has no port up to 65535; expected such as 9100")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from magtiles_seg.linescan.side_by_side import SideBySide
 from magtiles_seg.linescan.sinks import as_json
 from magtiles_seg.linescan.sources import ArraySource, FolderSource, LineSource, Replay, VideoSource
 from magtiles_seg.linescan.stream import StreamStatus, inspect
-from magtiles_seg.names import counted
+from magtiles_seg.names import counted, is_address
 from magtiles_seg.progress import live, note
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def open_source(word: str, camera: CameraOptions | None = None) -> LineSource:
         )
     if colon and kind == "synthetic":
         return _synthetic(word)
-    if Path(word).suffix.lower() in _VIDEOS:
+    if Path(word).suffix.lower() in _VIDEOS and not is_address(word):
         return VideoSource(word)
     return FolderSource(word, note=note)
 

@@ -139,7 +139,8 @@ class Outputs:
             host, port = arguments.metrics_port
             self._metrics = StreamMetrics(port, host=host, states=self.states)
             self.sinks.append(self._metrics)
-            note(f"metrics at http://{host}:{self._metrics.port}/metrics")
+            shown = f"[{host}]" if ":" in host else host
+            note(f"metrics at http://{shown}:{self._metrics.port}/metrics")
         if self._journal is not None:
             if self._journal.gap is not None:
                 for sink in self.sinks:

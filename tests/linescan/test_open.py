@@ -14,7 +14,7 @@ from bright_web import bright_segmenter
 from magtiles_seg.cli import build_parser, main
 from magtiles_seg.commands.parser import Parser
 from magtiles_seg.commands.stream import add
-from magtiles_seg.errors import ConfigError
+from magtiles_seg.errors import ConfigError, MagtilesError
 from magtiles_seg.image import read_levels
 from magtiles_seg.linescan.open import CameraOptions, _source, open_source, stream
 from magtiles_seg.linescan.sources import ArraySource
@@ -115,6 +115,23 @@ def parsed(*words: str) -> argparse.Namespace:
     parser = Parser()
     add(parser.add_subparsers())
     return parser.parse_args(["stream", *words])
+
+
+@pytest.mark.parametrize(
+    ("word", "listens"),
+    [
+        ("9100", ("127.0.0.1", 9100)),
+        ("0.0.0.0:9100", ("0.0.0.0", 9100)),
+        ("[::1]:9100", ("::1", 9100)),
+    ],
+)
+def test_metrics_listen_at_a_port_of_a_host(word: str, listens: tuple[str, int]) -> None:
+    assert parsed("web", "--metrics-port", word).metrics_port == listens
+
+
+def test_video_at_an_address_is_told_as_one() -> None:
+    with pytest.raises(MagtilesError, match=r"is a URL; expected a local path"):
+        open_source("rtsp://camera/web.mp4")
 
 
 @pytest.fixture

@@ -69,7 +69,8 @@ class StreamMetrics:
             self._server, self._thread = start_http_server(port, host, registry)
         except OSError as error:
             raise ConfigError(
-                f"metrics cannot be served at {host}:{port}: {error.strerror}; name another port"
+                f"metrics cannot be served at {host}:{port}: {error.strerror}; "
+                "name another [HOST:]PORT"
             ) from error
 
     @property
