@@ -351,6 +351,7 @@ def export(
             "ONNX model, give a folder to write to"
         )
     chosen = _read_choice(Path(choice)) if choice else None
+    _note_unfinished(checkpoint, note)
     with tempfile.TemporaryDirectory() as folder:
         if chosen is not None:
             source, checkpoint = checkpoint, Path(folder) / checkpoint.name
@@ -367,6 +368,14 @@ def export(
             tolerance=Tolerance.of(params.export, "fp32"),
         )
     return ModelFile(out, card, report)
+
+
+def _note_unfinished(checkpoint: Path, note: Note | None) -> None:
+    from magtiles_seg.model.checkpoint import unfinished
+
+    for said in unfinished(checkpoint):
+        if note:
+            note(said)
 
 
 def _read_choice(path: Path) -> Choice:
@@ -420,6 +429,8 @@ def export_artefact(
     manifest = None if manifest is None else Path(manifest)
     data = None if data is None else Path(data)
     is_checkpoint = model.suffix.lower() == ".safetensors"
+    if is_checkpoint:
+        _note_unfinished(model, note)
     card = checkpoint_card(params, model, manifest, None, name) if is_checkpoint else None
     proof, int8_tiles = gate_tiles(
         params, model, order.precision, manifest=manifest, data=data, note=note
