@@ -260,6 +260,15 @@ def load_state(
     return RunState(**meta)
 
 
+def history_of(out_dir: Path) -> list[dict[str, float]]:
+    """Return one row of figures for each epoch that a folder's run has done, as far as it tells."""
+    try:
+        history: list[dict[str, float]] = read_meta(out_dir / STATE)["history"]
+    except (FileNotFoundError, ModelError):  # a damaged state is refused where it is to be gone on
+        return []
+    return history
+
+
 def _lay_out_as_weights(optimizer: Optimizer) -> None:
     """Give moments the strides of their weights: the fused AdamW pairs them by place in memory."""
     for weight, moments in optimizer.state.items():
