@@ -179,6 +179,18 @@ def test_compare_pairs_each_picture_with_itself_in_any_order() -> None:
     assert turned.classes == paired.classes
 
 
+def test_compare_of_a_picture_filed_anew_since_blames_no_model() -> None:
+    rows = ["a,crack,1,9,0,1,90,0.9,reject", "b,free,2,0,0,0,100,0.1,accept"]
+    refiled = "c,{},3,0,0,0,100,0.05,accept"
+    base = scored([*rows, refiled.format("free")])
+    here = scored([*rows, refiled.format("break")])
+    assert base.labels.tolist() != here.labels.tolist()
+    found = compare(base, here)
+    assert {change.name: change.difference for change in found.figures}["auroc"] == 0
+    assert not [change for change in found.figures if change.difference]
+    assert found.newly_wrong == ()
+
+
 def test_compare_without_common_picture_is_refused() -> None:
     with pytest.raises(DataError, match="no test picture in common"):
         compare(tiles([5]), scored(["z,crack,1,1,0,0,9,0.5,reject"]))
