@@ -240,6 +240,7 @@ def test_choose_on_sound_pictures_rejects_and_marks_no_more_than_the_share() -> 
     decided = [answer.redecide(**chosen.to_dict()) for answer in answers]
     assert [one.verdict for one in decided] == ["accept"] * 18 + ["reject"]
     assert [bool(one.defects) for one in decided] == [False] * 18 + [True]
+    assert chosen.threshold == (int(256 * 17 / 20) + 1) / 256  # the lowest that leaves 18 alone
     assert chosen.min_area_px == decide.SOUND_AREA_PX
     assert search.is_sound
 

@@ -17,8 +17,9 @@ from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError, InferenceError
 from magtiles_seg.evaluate import Records, choose_decision, evaluate, join_records, summarize
 from magtiles_seg.evaluate.compare import read_pictures
+from magtiles_seg.evaluate.scoring import Recorder
 from magtiles_seg.evaluate.summary import class_table, tile_table
-from magtiles_seg.labels import LABELS
+from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.result import Decision, Segmentation
 
 Pixels = npt.NDArray[np.uint8]
@@ -145,6 +146,16 @@ def test_evaluate_empty_mask_of_a_defect_is_dropped_and_named(samples: list[Samp
     assert result.empty_masks == ("exp3_num_45042",)
     assert len(result.records) == 5
     assert any("exp3_num_45042" in note and "dropped" in note for note in result.notes)
+
+
+def test_recorder_names_empty_masks_of_every_class_of_defect_and_of_no_sound_picture() -> None:
+    recorder, nothing = Recorder(LABELS), np.zeros((4, 4), np.uint8)
+    answer = Segmentation.from_prediction(
+        nothing, nothing.astype(np.float32), np.ones_like(nothing), decision=Decision()
+    )
+    for label in (*LABELS[1:], FREE):
+        recorder.add(Sample(label, label, Path(), None), answer, nothing, empty=True)
+    assert recorder.records().empty.tolist() == [True] * (len(LABELS) - 1) + [False]
 
 
 def test_evaluate_published_list_keeps_empty_masks_and_gives_both(samples: list[Sample]) -> None:
