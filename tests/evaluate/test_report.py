@@ -137,6 +137,9 @@ def test_evaluate_tile_and_picture_tables_put_the_worst_first(samples: list[Samp
         (3, 1),
     ]
     assert result.per_tile[2]["classes"] == ["crack", "fray"]
+    scores = {row["id"]: row["score"] for row in result.per_picture if row["tile"] == 1}
+    assert len(set(scores.values())) == 2
+    assert result.per_tile[2]["highest_score"] == max(scores.values())
     assert result.per_tile[2]["iou"] == pytest.approx(4 / 12)
     assert result.per_picture[-1]["id"] == "exp1_num_300"
 

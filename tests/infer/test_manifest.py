@@ -62,6 +62,10 @@ def test_mismatches_name_each_differing_key_with_both_values(changed: set[str]) 
     assert set(found) == {f"{key}: expected {HERE[key]}, got other" for key in changed}
 
 
+def test_mismatches_take_a_part_of_a_version_for_another_one() -> None:
+    assert mismatches(MANIFEST, {**HERE, "driver": "580"}) == ("driver: expected 580.65, got 580",)
+
+
 def test_mismatches_say_when_the_machine_lacks_what_was_used() -> None:
     without = {key: value for key, value in HERE.items() if key != "gpu"}
     assert mismatches(MANIFEST, without) == ("gpu: expected NVIDIA L4, got nothing",)
