@@ -79,6 +79,12 @@ def test_compare_joins_the_pictures_by_their_ids_in_any_order_and_number() -> No
     assert (result.figures, result.classes) == (expected.figures, expected.classes)
 
 
+def test_compare_of_a_class_of_one_picture_is_known() -> None:
+    base, here = ([f"a,crack,1,{hit},0,{10 - hit},90,0.9,reject"] for hit in (5, 8))
+    (change,) = compare(scored(base), scored(here)).classes
+    assert (change.name, change.base, change.here) == ("crack", 0.5, 0.8)
+
+
 def test_compare_of_a_class_leaves_the_draws_out_that_hold_none_of_it() -> None:
     hole = "c9,blowhole,9,{},0,{},90,0.9,reject"
     base, here = (

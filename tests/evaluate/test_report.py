@@ -289,6 +289,17 @@ def test_joined_folds_equal_one_evaluation(samples: list[Sample], tmp_path: Path
     assert pooled.per_tile == whole.per_tile
 
 
+def test_joined_folds_keep_the_tile_that_has_the_number_0() -> None:
+    head = "picture,class,tile,tp,fp,fn,tn,score,verdict"
+    rows = [
+        "a,free,0,0,0,0,9,0.1,accept",
+        "b,free,0,0,0,0,9,0.2,accept",
+        "c,free,-1,0,0,0,9,0,accept",
+    ]
+    joined = join_records([read_pictures("\n".join([head, *rows]))])
+    assert joined.group.tolist() == [0, 0, -3]
+
+
 def test_joined_folds_that_overlap_are_refused(samples: list[Sample]) -> None:
     records = evaluate(predict_bright, samples, resamples=0).records
     with pytest.raises(DataError, match="5 pictures in more than one part"):
