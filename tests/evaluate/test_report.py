@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,20 @@ def test_records_of_a_damaged_file_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"fold\.npz holds no records"):
         Records.load(path)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    with pytest.raises(DataError, match=r"fold\.npy holds no records"):
+        Records.load(path.with_suffix(".npy"))
+    read_pictures("picture,class,tile,tp,fp,fn,tn,score,verdict\na,free,0,0,0,0,9,0,accept").save(
+        path
+    )
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 50):
+        path.write_bytes(whole[:at])
+        with pytest.raises(DataError, match=r"fold\.npz holds no records"):
+            Records.load(path)
+        path.write_bytes(whole[:at] + b"\xff\xff" + whole[at + 2 :])
+        with suppress(DataError):  # not every byte matters
+            Records.load(path)
 
 
 def test_pictures_of_unknown_tile_are_tiles_of_their_own(samples: list[Sample]) -> None:
