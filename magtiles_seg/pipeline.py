@@ -21,6 +21,7 @@ Example:
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -286,9 +287,16 @@ def train(
     """
     from dvclive.live import Live
 
+    from magtiles_seg.model.checkpoint import CHECKPOINT
     from magtiles_seg.train.devices import is_first
     from magtiles_seg.train.loop import train as run
-    from magtiles_seg.train.state import check_run, fingerprints, forget_other_run, identity
+    from magtiles_seg.train.state import (
+        check_run,
+        fingerprints,
+        forget_other_run,
+        history_of,
+        identity,
+    )
 
     parts, out = split_parts(manifest, params, note=note if is_first() else None), Path(out)
     what = (parts["train"], parts["validation"], params.train, out)
@@ -303,10 +311,30 @@ def train(
             resume = not forget_other_run(*what, labels=labels, known=known)
         else:  # before the curves and parameters of what may be another run are touched
             check_run(out, expected, *what[:2], known)
-        folder = str(logs or out / "dvclive")
-        with Live(folder, resume=resume, report=None, save_dvc_exp=False, dvcyaml=None) as logger:
+        folder, history = Path(logs or out / "dvclive"), history_of(out)
+        if history:
+            _forget_curves(folder)
+        resume = resume and (out / CHECKPOINT).exists()
+        with Live(
+            str(folder), resume=resume, report=None, save_dvc_exp=False, dvcyaml=None
+        ) as logger:
             logger.log_params(asdict(params.train))
+            for row in history:
+                for figure, value in row.items():
+                    logger.log_metric(figure, value)
+                logger.next_step()
             return run(*what, labels=labels, known=known, progress=progress, logger=logger)
+
+
+def _forget_curves(folder: Path) -> None:
+    """Remove the curves of a run that goes on: they are drawn again from what it knows.
+
+    A kill may have left a file half-written, which DVCLive does not read, or an epoch short; and
+    after the first epoch it counts from 0 again. Pictures stay.
+    """
+    for name in ("metrics.json", "params.yaml"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "plots" / "metrics", ignore_errors=True)
 
 
 def export(
@@ -351,6 +379,7 @@ def export(
             "ONNX model, give a folder to write to"
         )
     chosen = _read_choice(Path(choice)) if choice else None
+    _note_unfinished(checkpoint, note)
     with tempfile.TemporaryDirectory() as folder:
         if chosen is not None:
             source, checkpoint = checkpoint, Path(folder) / checkpoint.name
@@ -367,6 +396,14 @@ def export(
             tolerance=Tolerance.of(params.export, "fp32"),
         )
     return ModelFile(out, card, report)
+
+
+def _note_unfinished(checkpoint: Path, note: Note | None) -> None:
+    from magtiles_seg.model.checkpoint import unfinished
+
+    for said in unfinished(checkpoint):
+        if note:
+            note(said)
 
 
 def _read_choice(path: Path) -> Choice:
@@ -420,6 +457,8 @@ def export_artefact(
     manifest = None if manifest is None else Path(manifest)
     data = None if data is None else Path(data)
     is_checkpoint = model.suffix.lower() == ".safetensors"
+    if is_checkpoint:
+        _note_unfinished(model, note)
     card = checkpoint_card(params, model, manifest, None, name) if is_checkpoint else None
     proof, int8_tiles = gate_tiles(
         params, model, order.precision, manifest=manifest, data=data, note=note

@@ -31,7 +31,7 @@ _ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
 _METHODS = frozenset(
     {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 )
-_UNREADABLE = (
+UNREADABLE_ZIP = (
     zipfile.BadZipFile,
     NotImplementedError,  # a newer kind of zip
     ValueError,  # undecodable names, offsets before the file
@@ -64,7 +64,7 @@ def unpack(archive: Path, directory: Path) -> None:
             _raise(archive, "is damaged", _extract(opened, members, directory))
     except DataError:
         raise
-    except (*_UNREADABLE, OSError) as error:
+    except (*UNREADABLE_ZIP, OSError) as error:
         raise DataError(_no_zip(archive, error)) from error
 
 
@@ -164,7 +164,7 @@ def _extract(opened: zipfile.ZipFile, members: list[zipfile.ZipInfo], directory:
             target.parent.mkdir(parents=True, exist_ok=True)
             with opened.open(info) as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, _COPY_BYTES)
-        except _UNREADABLE as error:
+        except UNREADABLE_ZIP as error:
             problems.append(f"{info.filename}: {error or type(error).__name__}")
         except OSError as error:
             if error.errno in (None, errno.EINVAL):  # bzip2's data, or an offset before the file

@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -186,6 +186,7 @@ def compare(base: Records, here: Records, *, resamples: int = 1000, seed: int = 
             "compare runs of the same `data_split` parameters"
         )
     base, here = base.where(old), here.where(new)  # type: ignore[arg-type]  # indices order the rows too
+    base = replace(base, label=here.label, labels=here.labels, group=here.group)
     drawn = bootstrap_weights(here.group, resamples=resamples, seed=seed)
     weights = np.concatenate([np.ones((1, len(here))), drawn])
     before, after = (figures(records, _FAMILIES, weights) for records in (base, here))

@@ -225,7 +225,7 @@ def evaluate_folds(
                     watch=look,
                 )
             )
-    changed = note_changed([run.split for run in runs], list(samples.values()))
+    odd = note_changed([run.split for run in runs], list(samples.values())) + _unfinished(runs)
     joined = {rule: join_records(part[rule] for part in parts) for rule in parts[0]}
     by_fold = {
         name: summarize(part, protocol=fixed, resamples=0).figures
@@ -248,12 +248,26 @@ def evaluate_folds(
             networks=tuple(dict.fromkeys(kind for kind in networks if kind is not None)),
         )
     return OutOfFold(
-        result=replace(result, by_fold=by_fold, notes=(*changed, *result.notes)),
+        result=replace(result, by_fold=by_fold, notes=(*odd, *result.notes)),
         run_of={id_: run for run in runs for id_ in run.split.test},
         choice=choice,
         reliability=diagrams(counts, choice.decision.score_margin_px) if choice else {},
         no_choice=no_choice,
     )
+
+
+def _unfinished(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return a sentence for each run whose training has not ended.
+
+    Raises:
+        ModelError: A checkpoint is damaged.
+    """
+    try:
+        from magtiles_seg.model.checkpoint import CHECKPOINT, unfinished
+    except (ImportError, BackendUnavailableError):  # where nothing is trained, checkpoints are mute
+        return ()
+    paths = [run.directory / CHECKPOINT for run in runs]
+    return tuple(said for path in paths if path.is_file() for said in unfinished(path))
 
 
 def _measured(

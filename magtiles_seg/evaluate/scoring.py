@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from magtiles_seg.dataset.samples import MaskRule, Sample, load_pair, load_target
+from magtiles_seg.dataset.unpack import UNREADABLE_ZIP
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.metrics import binary_counts, confusion_matrix, probability_histogram
 from magtiles_seg.evaluate.protocols import Protocol, fit_image, fit_mask
@@ -145,11 +146,12 @@ class Records:
         """
         names = [f.name for f in fields(cls)]
         try:
-            with np.load(Path(path), allow_pickle=False) as stored:
+            with Path(path).open("rb") as file:  # np.load leaves a damaged one open
+                stored = np.load(file, allow_pickle=False)
                 return cls(**{name: stored[name] for name in names})
-        except (KeyError, ValueError, OSError, EOFError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+        except FileNotFoundError:
+            raise
+        except (KeyError, IndexError, OSError, *UNREADABLE_ZIP) as error:
             raise DataError(
                 f"{path} holds no records of an evaluation; expected an .npz file with "
                 f"{', '.join(names)}, got: {error}. Write it again with `evaluate`."

@@ -32,14 +32,10 @@ from magtiles_seg.export.repositories import (
     write_triton_config,
 )
 from magtiles_seg.export.sealed import parse_sealed
-from magtiles_seg.files import sha256_of, staged, write
+from magtiles_seg.files import sha256_of, write
 from magtiles_seg.infer.backends import open_backend
 from magtiles_seg.infer.backends.base import Backend, parse_device, read_model
-from magtiles_seg.infer.manifest import (
-    Manifest,
-    local_environment,
-    manifest_path,
-)
+from magtiles_seg.infer.manifest import Manifest, local_environment
 from magtiles_seg.model.card import ModelCard, check_seal
 
 if TYPE_CHECKING:
@@ -239,22 +235,25 @@ def _build(
 
 
 def _write(path: Path, content: bytes, manifest: Manifest, gate: _Gate, order: Order) -> Manifest:
-    """Put artefact and manifest in place if the artefact itself passes, wherever it can run."""
-    with staged(path, durable=True) as part:
-        part.write_bytes(content)
-        manifest.write(part)  # an engine is loaded by its manifest
-        try:
-            with closing(_open(part, order)) as candidate:
-                gate.pass_backend("artefact", candidate)
-            if order.min_speedup and order.target not in ENGINES:
-                gate.pass_speed(part, TARGETS[order.target], order.min_speedup)
-        except (BackendUnavailableError, StaleEngineError):  # no GPU here, or none it is built for
-            if order.target != "rtx":
-                raise
-        finally:
-            manifest_path(part).unlink(missing_ok=True)
-        manifest = replace(manifest, parity=gate.parity)
-        manifest.write(path)
+    """Put artefact and manifest in place if the artefact itself passes, wherever it can run.
+
+    It is proved elsewhere: of a killed export nothing stays that a server, which may take any
+    `.onnx` file in its folder, could load.
+    """
+    candidate = gate.scratch / "artefact" / path.name  # a name that nothing else there has
+    write(candidate, content)
+    manifest.write(candidate)  # an engine is loaded by its manifest
+    try:
+        with closing(_open(candidate, order)) as backend:
+            gate.pass_backend("artefact", backend)
+        if order.min_speedup and order.target not in ENGINES:
+            gate.pass_speed(candidate, TARGETS[order.target], order.min_speedup)
+    except (BackendUnavailableError, StaleEngineError):  # no GPU here, or none it is built for
+        if order.target != "rtx":
+            raise
+    manifest = replace(manifest, parity=gate.parity)
+    write(path, content, durable=True)
+    manifest.write(path)
     return manifest
 
 
@@ -306,7 +305,7 @@ class _Gate:
         self._reference = reference
         self._tolerance = tolerance
         self._proof = proof
-        self._scratch = scratch
+        self.scratch = scratch
         self._progress = progress
         self.plain = scratch / "fp32.onnx"
 
@@ -320,7 +319,7 @@ class _Gate:
         Raises:
             ParityError: It answers differently.
         """
-        path = self._scratch / f"{subject}.onnx"
+        path = self.scratch / f"{subject}.onnx"
         write(path, data)
         with closing(open_backend(path, device="cpu", backend="onnxruntime")) as candidate:
             self.pass_backend(subject, candidate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,12 @@ def real_tiles(samples: Iterable[Sample], per_class: int) -> TileSet:
     )
 
 
+def _large_enough(paths: Sequence[Path], most: int) -> list[npt.NDArray[np.uint8]]:
+    """Read the first pictures of at least 32 px a side, and no more of what may be many."""
+    pictures = (read_image(path) for path in paths)
+    return list(islice((one for one in pictures if min(one.shape) >= MIN_SIDE_PX), most))
+
+
 def plain_tiles(
     paths: Sequence[Path], for_int8: int, for_proof: int
 ) -> tuple[TileSet | None, TileSet]:
@@ -138,19 +145,18 @@ def plain_tiles(
         for_proof: As many for the proof.
 
     Raises:
-        DataError: There are fewer than two pictures of at least 32 px a side.
+        DataError: There are fewer than two pictures of at least 32 px a side, or none in one half.
         ImageError: One cannot be read.
     """
-    pictures = [read_image(path) for path in paths]
-    pictures = [picture for picture in pictures if min(picture.shape) >= MIN_SIDE_PX]
-    if len(pictures) < 2:
+    kinds, half = len(DEFECTS) + 1, len(paths) // 2 if for_int8 else 0
+    first = _large_enough(paths[:half], for_int8 * kinds)
+    second = _large_enough(paths[half:][::-1], for_proof * kinds)[::-1]
+    if len(first) + len(second) < 2 or not second or (half and not first):
         raise DataError(
             f"expected at least two pictures of at least {MIN_SIDE_PX} px a side, one to measure "
-            f"on and one to compare on, got {len(pictures)} of {len(paths)}; take more pictures"
+            f"on and one to compare on, got {len(first)} and {len(second)} of {len(paths)}; take "
+            "more pictures"
         )
-    half = len(pictures) // 2 if for_int8 else 0
-    kinds = len(DEFECTS) + 1
-    first, second = pictures[:half][: for_int8 * kinds], pictures[half:][-for_proof * kinds :]
     sets = [
         TileSet(pictures=tuple(part), classes=(_UNLABELLED,) * len(part), origin="given")
         for part in (first, second)

@@ -22,6 +22,12 @@ from magtiles_seg.model.ensemble import Ensemble, Member, Network, members_of
 from magtiles_seg.model.network import SegmentationNetwork, build_network
 from magtiles_seg.model.patch_network import PATCHES, PatchNetwork
 
+CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
+"""What a run's best weights, and what it goes on from, are called in its folder."""
+
+FINISHED = "finished"
+"""What the header of a checkpoint has once its run is done."""
+
 _META_KEY = "magtiles_seg"
 _PATCH_SHARE = "patch_share"
 _MOST_LABELS = 255
@@ -91,6 +97,23 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, An
     if not isinstance(meta, dict):
         raise ModelError(f"{path} has a damaged header (no mapping): {_DAMAGED}")
     return read, meta
+
+
+def unfinished(checkpoint: Path) -> tuple[str, ...]:
+    """Return a sentence where a checkpoint is of a run that still trains, or was stopped.
+
+    Args:
+        checkpoint: In the run's folder: the state that the run goes on from tells, beside it.
+
+    Raises:
+        FileNotFoundError, ModelError: As `read_tensors`.
+    """
+    if not (checkpoint.parent / STATE).is_file() or FINISHED in read_meta(checkpoint):
+        return ()
+    return (
+        f"{checkpoint} is of a training that has not ended: start it again with the same arguments "
+        "(`magtiles-seg train`), and use what it then leaves.",
+    )
 
 
 def save_checkpoint(

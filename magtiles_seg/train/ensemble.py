@@ -11,11 +11,19 @@ from typing import Any
 from magtiles_seg.dataset.splits import SPLIT_NAME
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.model.card import JOINT
-from magtiles_seg.model.checkpoint import load_checkpoint, read_meta, save_checkpoint
+from magtiles_seg.model.checkpoint import (
+    CHECKPOINT,
+    FINISHED,
+    STATE,
+    load_checkpoint,
+    read_meta,
+    save_checkpoint,
+    unfinished,
+)
 from magtiles_seg.model.ensemble import Ensemble, Member, Network, parts_of
 from magtiles_seg.model.rounding import round_weights
 from magtiles_seg.progress import note
-from magtiles_seg.train.state import CHECKPOINT, STATE, parts_known_to
+from magtiles_seg.train.state import parts_known_to
 
 _WEIGHT_BITS = "weight_bits"
 _KEPT = ("protocol", "labels", "training_sha256", "validation_sha256")
@@ -57,6 +65,8 @@ def join(
     split = folders[0] / SPLIT_NAME
     _refuse_to_lose(out_dir, split)
     loaded = [_load_member(path) for path in paths]
+    for said in (said for path in paths for said in unfinished(path)):
+        note(said)
     network: Network
     if rounded and len(loaded) == 1:
         parts_of(shares, 1)
@@ -99,7 +109,7 @@ def _load_member(path: Path) -> tuple[Member, dict[str, Any]]:
 
 def _said(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint says of its training, its data and its weights' calibration."""
-    others = {key: meta[key] for key in ("calibration", "finished") if meta.get(key)}
+    others = {key: meta[key] for key in ("calibration", FINISHED) if meta.get(key)}
     return {**meta.get("training", {}), **others}
 
 

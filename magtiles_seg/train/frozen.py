@@ -17,19 +17,12 @@ from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.labels import FREE
-from magtiles_seg.model.checkpoint import save_checkpoint
+from magtiles_seg.model.checkpoint import CHECKPOINT, save_checkpoint
 from magtiles_seg.model.patch_network import PatchNetwork
 from magtiles_seg.train.data import learnt_from, training_pictures
 from magtiles_seg.train.devices import Devices
 from magtiles_seg.train.patches import fit_alone
-from magtiles_seg.train.state import (
-    CHECKPOINT,
-    Fingerprints,
-    RunState,
-    fingerprints,
-    identity,
-    seal_checkpoint,
-)
+from magtiles_seg.train.state import Fingerprints, RunState, fingerprints, identity, seal_checkpoint
 from magtiles_seg.train.validation import Validation, ValidationPart
 
 

@@ -28,7 +28,7 @@ from magtiles_seg.dataset.synthetic.defects import DRAWN_LABELS
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.evaluate.protocols import get_protocol
 from magtiles_seg.labels import FREE, LABELS
-from magtiles_seg.model.checkpoint import load_checkpoint, save_checkpoint
+from magtiles_seg.model.checkpoint import CHECKPOINT, STATE, load_checkpoint, save_checkpoint
 from magtiles_seg.model.ensemble import Network
 from magtiles_seg.model.losses import segmentation_loss
 from magtiles_seg.model.network import SegmentationNetwork, build_network
@@ -48,8 +48,6 @@ from magtiles_seg.train.frozen import train_patches
 from magtiles_seg.train.kernels import kept_memory
 from magtiles_seg.train.patches import fit_patches
 from magtiles_seg.train.state import (
-    CHECKPOINT,
-    STATE,
     Fingerprints,
     RunState,
     ancestors,

@@ -23,11 +23,16 @@ from magtiles_seg.files import sha256_of
 from magtiles_seg.fingerprint import code_sha256
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.bundled import BUNDLED_MODEL, model_path
-from magtiles_seg.model.checkpoint import read_meta, read_tensors, write_tensors
+from magtiles_seg.model.checkpoint import (
+    CHECKPOINT,
+    FINISHED,
+    STATE,
+    read_meta,
+    read_tensors,
+    write_tensors,
+)
 from magtiles_seg.model.warmstart import training_of
 
-CHECKPOINT, STATE = "model.safetensors", "state.safetensors"
-_FINISHED = "finished"
 _MACHINE = ("threads", "device", "devices")
 """Parameters that say where a run computes, and not what."""
 
@@ -138,7 +143,7 @@ def check_run(
         DataError: The checkpoint or the state in it is of a run with other parameters, labels or
             parts; or a picture, a mask or a tile's number is another one than when it began.
     """
-    for name, key, place in ((CHECKPOINT, "training", _FINISHED), (STATE, "identity", None)):
+    for name, key, place in ((CHECKPOINT, "training", FINISHED), (STATE, "identity", None)):
         try:
             meta = read_meta(out_dir / name)
         except (FileNotFoundError, ModelError):
@@ -255,6 +260,15 @@ def load_state(
     return RunState(**meta)
 
 
+def history_of(out_dir: Path) -> list[dict[str, float]]:
+    """Return one row of figures for each epoch that a folder's run has done, as far as it tells."""
+    try:
+        history: list[dict[str, float]] = read_meta(out_dir / STATE)["history"]
+    except (FileNotFoundError, ModelError):  # a damaged state is refused where it is to be gone on
+        return []
+    return history
+
+
 def _lay_out_as_weights(optimizer: Optimizer) -> None:
     """Give moments the strides of their weights: the fused AdamW pairs them by place in memory."""
     for weight, moments in optimizer.state.items():
@@ -301,8 +315,8 @@ def _is_that_run(out_dir: Path, expected: dict[str, object], known: Fingerprints
         best = read_meta(out_dir / CHECKPOINT)
         if _started_with(best.get("training")) != expected:
             return False
-        if _FINISHED in best:
-            return bool(best[_FINISHED] == known._asdict())
+        if FINISHED in best:
+            return bool(best[FINISHED] == known._asdict())
         meta = read_meta(out_dir / STATE)
     except (FileNotFoundError, ModelError):
         return False
@@ -352,7 +366,7 @@ def seal_checkpoint(out_dir: Path, state: RunState) -> None:
         ModelError: It is damaged.
     """
     tensors, meta = read_tensors(out_dir / CHECKPOINT)
-    sealed = {**meta, _FINISHED: state.fingerprints._asdict()}
+    sealed = {**meta, FINISHED: state.fingerprints._asdict()}
     if sealed != meta:
         write_tensors(out_dir / CHECKPOINT, tensors, sealed)
 
@@ -363,4 +377,4 @@ def is_finished(out_dir: Path, expected: dict[str, object]) -> bool:
         meta = read_meta(out_dir / CHECKPOINT)
     except (FileNotFoundError, ModelError):
         return False
-    return _FINISHED in meta and _started_with(meta.get("training")) == expected
+    return FINISHED in meta and _started_with(meta.get("training")) == expected

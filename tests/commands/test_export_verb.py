@@ -15,7 +15,7 @@ from magtiles_seg.evaluate.calibration import Affine
 from magtiles_seg.evaluate.decide import Choice
 from magtiles_seg.labels import LABELS
 from magtiles_seg.model.card import measurement
-from magtiles_seg.model.checkpoint import save_checkpoint
+from magtiles_seg.model.checkpoint import STATE, save_checkpoint
 from magtiles_seg.model.network import build_network
 from magtiles_seg.result import Decision
 
@@ -37,10 +37,15 @@ def _with_checkpoint_and_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("_with_checkpoint_and_choice")
-def test_export_with_a_choice_carries_its_thresholds_and_calibration() -> None:
+def test_export_with_a_choice_carries_its_thresholds_and_calibration(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ["export", "--model", "net.safetensors", "--out"]
     assert cli.main([*words, "plain.onnx"]) == ACCEPTED
+    assert "has not ended" not in capsys.readouterr().err
+    Path(STATE).touch()  # as of a run that is still training
     assert cli.main([*words, "chosen.onnx", "--choice", "choice.json"]) == ACCEPTED
+    assert "net.safetensors is of a training that has not ended" in capsys.readouterr().err
     tile = synthetic_tile(1).image
     with Segmenter("plain.onnx") as plain, Segmenter("chosen.onnx") as chosen:
         card = chosen.spec.card

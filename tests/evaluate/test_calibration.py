@@ -27,6 +27,11 @@ def test_fit_distorted_logits_finds_the_map_that_distorted_them() -> None:
     assert fitted.bias == pytest.approx(-1, abs=1e-3)
 
 
+def test_affine_hand_worked_moves_the_logit() -> None:
+    moved = Affine(2, -1)(np.array([0.5, 0.75]))
+    assert moved.tolist() == pytest.approx([1 / (1 + np.e), 9 / (9 + np.e)])
+
+
 def test_fit_kinds_without_overlap_stays_finite() -> None:
     logits = np.array([-2.0, -1.0, 1.0, 2.0])
     fitted = calibration.fit(logits, np.array([1, 1, 0, 0]), np.array([0, 0, 1, 1]))

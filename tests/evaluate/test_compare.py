@@ -79,6 +79,12 @@ def test_compare_joins_the_pictures_by_their_ids_in_any_order_and_number() -> No
     assert (result.figures, result.classes) == (expected.figures, expected.classes)
 
 
+def test_compare_of_a_class_of_one_picture_is_known() -> None:
+    base, here = ([f"a,crack,1,{hit},0,{10 - hit},90,0.9,reject"] for hit in (5, 8))
+    (change,) = compare(scored(base), scored(here)).classes
+    assert (change.name, change.base, change.here) == ("crack", 0.5, 0.8)
+
+
 def test_compare_of_a_class_leaves_the_draws_out_that_hold_none_of_it() -> None:
     hole = "c9,blowhole,9,{},0,{},90,0.9,reject"
     base, here = (
@@ -177,6 +183,18 @@ def test_compare_pairs_each_picture_with_itself_in_any_order() -> None:
     paired = compare(base, here)
     assert turned.newly_wrong == paired.newly_wrong == ("c1",)
     assert turned.classes == paired.classes
+
+
+def test_compare_of_a_picture_filed_anew_since_blames_no_model() -> None:
+    rows = ["a,crack,1,9,0,1,90,0.9,reject", "b,free,2,0,0,0,100,0.1,accept"]
+    refiled = "c,{},3,0,0,0,100,0.05,accept"
+    base = scored([*rows, refiled.format("free")])
+    here = scored([*rows, refiled.format("break")])
+    assert base.labels.tolist() != here.labels.tolist()
+    found = compare(base, here)
+    assert {change.name: change.difference for change in found.figures}["auroc"] == 0
+    assert not [change for change in found.figures if change.difference]
+    assert found.newly_wrong == ()
 
 
 def test_compare_without_common_picture_is_refused() -> None:

@@ -113,6 +113,26 @@ def test_best_min_area_equal_ones_give_the_smallest() -> None:
     assert decide.best_min_area(overlap, np.array([0, 1])) == 1
 
 
+def test_search_drops_the_regions_that_its_own_threshold_leaves() -> None:
+    search, where = DecisionSearch(), (slice(2, 8), slice(2, 8))
+    for label in (1, 0):
+        probability, truth = np.full((24, 24), 0.1, np.float32), np.zeros((24, 24), np.uint8)
+        probability[20, 18:20] = 0.8  # a speck of two pixels
+        if label:
+            probability[where], truth[where] = 0.9, 1
+        answer = Segmentation.from_prediction(
+            np.zeros_like(truth), probability, np.ones_like(truth), decision=Decision()
+        )
+        search.add(answer, truth, label)
+    chosen = search.decision(recall=1)
+    assert 0.8 < chosen.threshold <= 0.9
+    assert chosen.min_area_px == 1  # above the threshold there is no speck
+    search._histogram[1, 128:192] += 50  # as if more pictures spoke for a lower one
+    chosen = search.decision(recall=1)
+    assert 0.1 < chosen.threshold < 0.8
+    assert chosen.min_area_px == 3
+
+
 class Chosen:
     """A search that has made up its mind."""
 
@@ -220,6 +240,7 @@ def test_choose_on_sound_pictures_rejects_and_marks_no_more_than_the_share() -> 
     decided = [answer.redecide(**chosen.to_dict()) for answer in answers]
     assert [one.verdict for one in decided] == ["accept"] * 18 + ["reject"]
     assert [bool(one.defects) for one in decided] == [False] * 18 + [True]
+    assert chosen.threshold == (int(256 * 17 / 20) + 1) / 256  # the lowest that leaves 18 alone
     assert chosen.min_area_px == decide.SOUND_AREA_PX
     assert search.is_sound
 

@@ -110,6 +110,19 @@ def test_choice_says_of_what_kind_the_networks_are(
     assert Choice.from_json(choice.to_json()) == choice
 
 
+def test_fold_whose_training_has_not_ended_is_named(
+    samples: dict[str, Sample], folders: list[Path]
+) -> None:
+    checkpoint = pytest.importorskip("magtiles_seg.model.checkpoint")
+    for folder in folders:
+        said = "finished" if folder == folders[1] else "epoch"
+        checkpoint.write_tensors(folder / "model.safetensors", {}, {said: 1})
+        (folder / "state.safetensors").touch()
+    notes = evaluate_folds(find_runs(folders), samples, open_model=Model, resamples=0).result.notes
+    assert f"{folders[0] / 'model.safetensors'} is of a training that has not ended" in notes[1]
+    assert not any(str(folders[1]) in note for note in notes)
+
+
 def test_folds_of_models_that_took_over_others_are_never_called_t(
     samples: dict[str, Sample], folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

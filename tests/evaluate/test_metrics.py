@@ -84,6 +84,8 @@ def test_confusion_matrix_hand_worked_has_truth_in_rows() -> None:
 
 
 def test_confusion_matrix_unknown_class_is_refused() -> None:
+    with pytest.raises(DataError, match=r"class index 6; expected 0\.\.5"):
+        metrics.confusion_matrix(np.array([[6]], np.uint8), np.array([[0]], np.uint8), 6)
     with pytest.raises(DataError, match=r"class index 7; expected 0\.\.5"):
         metrics.confusion_matrix(np.full((2, 2), 7, np.uint8), np.zeros((2, 2), np.uint8), 6)
 

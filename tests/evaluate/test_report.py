@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError, InferenceError
 from magtiles_seg.evaluate import Records, choose_decision, evaluate, join_records, summarize
 from magtiles_seg.evaluate.compare import read_pictures
+from magtiles_seg.evaluate.scoring import Recorder
 from magtiles_seg.evaluate.summary import class_table, tile_table
-from magtiles_seg.labels import LABELS
+from magtiles_seg.labels import FREE, LABELS
 from magtiles_seg.result import Decision, Segmentation
 
 Pixels = npt.NDArray[np.uint8]
@@ -136,6 +138,9 @@ def test_evaluate_tile_and_picture_tables_put_the_worst_first(samples: list[Samp
         (3, 1),
     ]
     assert result.per_tile[2]["classes"] == ["crack", "fray"]
+    scores = {row["id"]: row["score"] for row in result.per_picture if row["tile"] == 1}
+    assert len(set(scores.values())) == 2
+    assert result.per_tile[2]["highest_score"] == max(scores.values())
     assert result.per_tile[2]["iou"] == pytest.approx(4 / 12)
     assert result.per_picture[-1]["id"] == "exp1_num_300"
 
@@ -145,6 +150,16 @@ def test_evaluate_empty_mask_of_a_defect_is_dropped_and_named(samples: list[Samp
     assert result.empty_masks == ("exp3_num_45042",)
     assert len(result.records) == 5
     assert any("exp3_num_45042" in note and "dropped" in note for note in result.notes)
+
+
+def test_recorder_names_empty_masks_of_every_class_of_defect_and_of_no_sound_picture() -> None:
+    recorder, nothing = Recorder(LABELS), np.zeros((4, 4), np.uint8)
+    answer = Segmentation.from_prediction(
+        nothing, nothing.astype(np.float32), np.ones_like(nothing), decision=Decision()
+    )
+    for label in (*LABELS[1:], FREE):
+        recorder.add(Sample(label, label, Path(), None), answer, nothing, empty=True)
+    assert recorder.records().empty.tolist() == [True] * (len(LABELS) - 1) + [False]
 
 
 def test_evaluate_published_list_keeps_empty_masks_and_gives_both(samples: list[Sample]) -> None:
@@ -275,6 +290,17 @@ def test_joined_folds_equal_one_evaluation(samples: list[Sample], tmp_path: Path
     assert pooled.per_tile == whole.per_tile
 
 
+def test_joined_folds_keep_the_tile_that_has_the_number_0() -> None:
+    head = "picture,class,tile,tp,fp,fn,tn,score,verdict"
+    rows = [
+        "a,free,0,0,0,0,9,0.1,accept",
+        "b,free,0,0,0,0,9,0.2,accept",
+        "c,free,-1,0,0,0,9,0,accept",
+    ]
+    joined = join_records([read_pictures("\n".join([head, *rows]))])
+    assert joined.group.tolist() == [0, 0, -3]
+
+
 def test_joined_folds_that_overlap_are_refused(samples: list[Sample]) -> None:
     records = evaluate(predict_bright, samples, resamples=0).records
     with pytest.raises(DataError, match="5 pictures in more than one part"):
@@ -286,6 +312,20 @@ def test_records_of_a_damaged_file_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"fold\.npz holds no records"):
         Records.load(path)
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    with pytest.raises(DataError, match=r"fold\.npy holds no records"):
+        Records.load(path.with_suffix(".npy"))
+    read_pictures("picture,class,tile,tp,fp,fn,tn,score,verdict\na,free,0,0,0,0,9,0,accept").save(
+        path
+    )
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 50):
+        path.write_bytes(whole[:at])
+        with pytest.raises(DataError, match=r"fold\.npz holds no records"):
+            Records.load(path)
+        path.write_bytes(whole[:at] + b"\xff\xff" + whole[at + 2 :])
+        with suppress(DataError):  # not every byte matters
+            Records.load(path)
 
 
 def test_pictures_of_unknown_tile_are_tiles_of_their_own(samples: list[Sample]) -> None:

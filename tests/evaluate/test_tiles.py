@@ -54,6 +54,18 @@ def test_tile_scores_are_of_all_pictures_and_one_defective_picture_makes_a_tile_
     assert defective.tolist() == [True, True, False, False, False]
 
 
+def test_tile_figures_at_a_recall_find_that_share_of_tiles_and_no_fewer() -> None:
+    tiles = {tile: ([tile / 1000], [1]) for tile in range(201, 401)}  # 200, all defective
+    tiles |= {1: ([0.2105], [0]), 2: ([0.2035], [0])}  # below the 190th highest, and the 197th
+    rows = records(tiles)
+    figures = tile_figures(rows, np.ones(len(rows)))
+    assert float(figures["tile_false_reject_at_95_recall"]) == 0
+    assert float(figures["tile_false_reject_at_99_recall"]) == 1
+    tiles |= {1: ([0.2115], [0])}  # above the 190th highest
+    figures = tile_figures(records(tiles), np.ones(len(rows)))
+    assert float(figures["tile_false_reject_at_95_recall"]) == 0.5
+
+
 def test_tile_figures_count_every_tile_once() -> None:
     rows = records(SCORES)
     figures = tile_figures(rows, np.ones(len(rows)))

@@ -103,6 +103,22 @@ def test_export_that_fails_leaves_the_older_artefact(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_export_has_nothing_in_a_servers_folder_before_it_is_proved(
+    model: Path, tmp_path: Path
+) -> None:
+    stages, seen = set[str](), list[Path]()
+
+    def look(stage: str, _done: int, _total: int) -> None:
+        stages.add(stage)
+        seen.extend(path for path in tmp_path.rglob("*") if path.is_file())
+
+    made = order("fp32", "triton")
+    path, _ = artefacts.export_artefact(model, tmp_path, made, proof=TILES, progress=look)
+    assert path.is_file()
+    assert "compare" in stages
+    assert seen == []
+
+
 def test_export_of_what_is_not_faster_writes_nothing(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ParityError, match=r"times the speed of fp32 on onnxruntime here, expected"):
         artefacts.export_artefact(

@@ -11,6 +11,7 @@ from PIL import Image
 from magtiles_seg.config import ExportParams
 from magtiles_seg.dataset.samples import Sample
 from magtiles_seg.errors import ConfigError, DataError, ParityError
+from magtiles_seg.export import parity
 from magtiles_seg.export.parity import (
     ParityReport,
     TileSet,
@@ -19,6 +20,7 @@ from magtiles_seg.export.parity import (
     compare,
     frozen_pictures,
     halves,
+    plain_tiles,
     real_tiles,
     synthetic_tiles,
 )
@@ -166,6 +168,34 @@ def test_real_tiles_leave_out_pictures_too_small_for_a_model(tmp_path: Path) -> 
     assert len(real_tiles([small, large], 5).pictures) == 1
     with pytest.raises(DataError, match="no tile to compare on: expected pictures of at least 32"):
         real_tiles([small], 5)
+
+
+def test_plain_tiles_are_the_ends_of_the_list_and_no_other_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / str(number) for number in range(60)]
+    read: list[int] = []
+
+    def read_image(path: Path) -> npt.NDArray[np.uint8]:
+        read.append(int(path.name))
+        side = 31 if path.name in ("1", "58") else 32  # too small for a model
+        return np.full((side, 40), int(path.name), np.uint8)
+
+    monkeypatch.setattr(parity, "read_image", read_image)
+    ranges, proof = plain_tiles(paths, 1, 2)  # of each of six classes
+    assert ranges is not None
+    assert [int(picture[0, 0]) for picture in ranges.pictures] == [0, 2, 3, 4, 5, 6]
+    assert [int(picture[0, 0]) for picture in proof.pictures] == [*range(47, 58), 59]
+    assert sorted(read) == [*range(7), *range(47, 60)]
+    ranges, proof = plain_tiles(paths[:3], 0, 9)
+    assert ranges is None
+    assert [int(picture[0, 0]) for picture in proof.pictures] == [0, 2]
+    ranges, proof = plain_tiles(paths[2:5], 9, 9)
+    assert ranges is not None
+    assert (len(ranges.pictures), len(proof.pictures)) == (1, 2)
+    for few, for_int8 in ((paths[:2], 0), (paths[:2], 1), (paths[1:3], 1), (paths[:1], 1), ([], 1)):
+        with pytest.raises(DataError, match="expected at least two pictures of at least 32 px"):
+            plain_tiles(few, for_int8, 1)
 
 
 def test_synthetic_tiles_show_every_class() -> None:

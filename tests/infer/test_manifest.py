@@ -41,6 +41,10 @@ MANIFEST = Manifest(
 )
 
 
+def changed(**values: object) -> str:
+    return json.dumps({**json.loads(MANIFEST.to_json()), **values})
+
+
 def test_manifest_written_beside_the_artefact_reads_back_equal(tmp_path: Path) -> None:
     artefact = tmp_path / "m.engine"
     assert MANIFEST.write(artefact) == tmp_path / "m.engine.json" == manifest_path(artefact)
@@ -56,6 +60,10 @@ def test_mismatches_of_the_machine_it_was_built_on_are_none() -> None:
 def test_mismatches_name_each_differing_key_with_both_values(changed: set[str]) -> None:
     found = mismatches(MANIFEST, {**HERE, **dict.fromkeys(changed, "other")})
     assert set(found) == {f"{key}: expected {HERE[key]}, got other" for key in changed}
+
+
+def test_mismatches_take_a_part_of_a_version_for_another_one() -> None:
+    assert mismatches(MANIFEST, {**HERE, "driver": "580"}) == ("driver: expected 580.65, got 580",)
 
 
 def test_mismatches_say_when_the_machine_lacks_what_was_used() -> None:
@@ -98,8 +106,11 @@ def test_read_without_manifest_is_model_error(tmp_path: Path) -> None:
         ("[]", "is not a manifest"),
         ('{"schema_version": 7}', "has schema version 7, expected 1"),
         ('{"schema_version": 1}', "is damaged: 'card'"),
-        (json.dumps({**json.loads(MANIFEST.to_json()), "recipe": []}), "recipe must be a mapping"),
-        (json.dumps({**json.loads(MANIFEST.to_json()), "extra": 1}), "is damaged: .*extra"),
+        (changed(recipe=[]), "recipe must be a mapping"),
+        (changed(extra=1), "is damaged: .*extra"),
+        (changed(precision="bf8"), "precision must be"),
+        (changed(profile={"min": [1, 32, 32], "opt": 3, "max": [1, 64, 64]}), "profile must be"),
+        (changed(profile={**MANIFEST.profile, "more": [1, 64, 64]}), "profile must be"),
     ],
 )
 def test_read_of_another_text_is_model_error(text: str, message: str, tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ def test_selection_that_is_stale_warns_and_still_segments(
     assert config.exists()
 
 
-@pytest.mark.parametrize("kind", ["empty", "no json", "list", "entry", "fields", "types", "binary"])
+@pytest.mark.parametrize(
+    "kind", ["empty", "no json", "list", "entry", "fields", "types", "number", "binary"]
+)
 def test_selection_file_that_is_damaged_warns_and_still_segments(
     config: Path, model: Path, kind: str
 ) -> None:
@@ -107,6 +109,7 @@ def test_selection_file_that_is_damaged_warns_and_still_segments(
         "entry": json.dumps({key: [1]}).encode(),
         "fields": json.dumps({key: {here: {"backend": "onnxruntime"}}}).encode(),
         "types": json.dumps({key: {here: {**asdict(chosen()), "threads": "x"}}}).encode(),
+        "number": json.dumps({key: {here: {**asdict(chosen()), "device": 3}}}).encode(),
         "binary": b"\xff\xfe\x00",
     }[kind]
     config.parent.mkdir()

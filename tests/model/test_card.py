@@ -127,6 +127,8 @@ def test_seal_without_one_mark_is_refused(data: bytes) -> None:
         {"calibration": {"scale": 1}},
         {"input_statistics": {"pictures": "many"}},
         {"input_statistics": {"pictures": 100, "score": 3}},
+        {"input_statistics": {"pictures": 100, "score": {"shares": [1]}}},
+        {"input_statistics": {"pictures": 100, "score": {"edges": ["a"], "shares": ["b", "c"]}}},
         {"input_statistics": {"pictures": 100, "score": {"edges": [2, 1], "shares": [0, 0, 1]}}},
         {"input_statistics": {"pictures": 100, "score": {"edges": [1], "shares": [5, -4]}}},
     ],

@@ -86,6 +86,19 @@ def test_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     assert len(message) < 200  # not every weight by its name
 
 
+def test_checkpoint_whose_header_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {}, [])  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"damaged header \(no mapping\)"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("labels", ["nano", ["background"], [*map(str, range(256))], ["a", 1]])
+def test_checkpoint_whose_labels_are_no_names_is_refused(labels: object, tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {}, {"architecture": "nano", "labels": labels})
+    with pytest.raises(ModelError, match=r"\((labels must be a list of 2 to|expected a text)"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
 def test_calibrated_checkpoint_answers_with_the_mapped_probability(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from magtiles_seg.model.losses import (
     IGNORED_CLASS,
+    IGNORED_PIXEL,
     SMOOTHING_PX,
     class_loss,
     segmentation_loss,
@@ -42,6 +43,20 @@ def test_segmentation_loss_without_weights_is_cross_entropy() -> None:
     weights = {"dice_weight": 0.0, "class_weight": 1.0}
     loss = segmentation_loss(logit, torch.zeros(1, 5, 2, 2), target, class_target, **weights)
     assert float(loss) == pytest.approx(math.log(2))
+
+
+def test_segmentation_loss_asks_for_the_target_and_for_nothing_where_it_is_ignored() -> None:
+    target = torch.tensor([[[[1.0, 0.0], [IGNORED_PIXEL, 0.0]]]])
+    class_target = torch.full((1, 1, 1), IGNORED_CLASS)
+    right = torch.tensor([[[[30.0, -30.0], [30.0, -30.0]]]])
+
+    def loss(logit: torch.Tensor) -> float:
+        classes, weights = torch.zeros(1, 5, 1, 1), {"dice_weight": 1.0, "class_weight": 1.0}
+        return float(segmentation_loss(logit, classes, target, class_target, **weights))
+
+    assert loss(right) == pytest.approx(0, abs=1e-6)
+    assert loss(right * torch.tensor([[1.0, 1.0], [-1.0, 1.0]])) == pytest.approx(0, abs=1e-6)
+    assert loss(right * torch.tensor([[1.0, -1.0], [1.0, 1.0]])) > 7  # a quarter of 30, and Dice
 
 
 def test_segmentation_loss_counts_classes_only_where_there_is_a_defect() -> None:

@@ -12,11 +12,10 @@ from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample, find_samples
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import BackendUnavailableError, ConfigError
-from magtiles_seg.model.checkpoint import read_tensors
+from magtiles_seg.model.checkpoint import STATE, read_tensors
 from magtiles_seg.train import loop
 from magtiles_seg.train.devices import Devices, device_kind, precision_of
 from magtiles_seg.train.loop import train
-from magtiles_seg.train.state import STATE
 from magtiles_seg.train.validation import Validation
 
 PARAMS = TrainParams(

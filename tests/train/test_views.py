@@ -24,7 +24,9 @@ from magtiles_seg.train.data import (
 from magtiles_seg.train.views import (
     DeviceViews,
     Pictures,
+    _Draws,
     _gathered,
+    _linear,
     _source_xy,
     draw_views,
     fits_on,
@@ -88,6 +90,21 @@ def test_gathered_pixels_are_those_of_opencv_warps() -> None:
             assert difference.mean() < 0.6
         classes = _warped(view.classes, matrix, cv2.INTER_NEAREST)
         assert (ours[2][index].numpy() == classes).mean() > 0.98
+
+
+def test_linear_turns_what_it_has_mirrored_and_scaled() -> None:
+    bounds = Augmentation(aspect=1.6)
+    linear, scale = _linear(_Draws(200, torch.Generator().manual_seed(0)), bounds, 0.5)
+    across, down = linear[:, :, 0], linear[:, :, 1]
+    torch.testing.assert_close((across * down).sum(1), torch.zeros(200), atol=1e-6, rtol=0)
+    lengths = across.norm(dim=1), down.norm(dim=1)
+    torch.testing.assert_close(lengths[0] * lengths[1], scale**2)
+    stretch = (lengths[0] / scale) ** 2
+    assert 1 / 1.6 <= stretch.min() < 0.8
+    assert 1.25 < stretch.max() <= 1.6
+    assert scale.max() <= 0.5 * bounds.scale
+    turned = torch.rad2deg(torch.atan(linear[:, 1, 0] / linear[:, 0, 0])).abs()
+    assert 0.9 * bounds.rotation_deg < turned.max() <= bounds.rotation_deg
 
 
 def test_stack_views_is_the_stack_of_the_cpu() -> None:
