@@ -77,7 +77,6 @@ MOVED = {
     "infer.webreport": "linescan.report",
     "model.calibration": "model.checkpoint",
     "model.nano": "model.network",
-    "serve.auth": "serve.limits",
     "serve.demo": "demo",
     "serve.demo_many": "demo.many",
     "serve.demo_pages": "demo.words",

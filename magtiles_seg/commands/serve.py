@@ -41,7 +41,7 @@ def add(verbs: options.Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
     if arguments.new_key is not None:
-        from magtiles_seg.serve.limits import new_key
+        from magtiles_seg.serve.auth import new_key
 
         key, entry = new_key(arguments.new_key)
         print(f"key, for the client; it is shown only now: {key}")

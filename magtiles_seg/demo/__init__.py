@@ -1,7 +1,7 @@
 """The demo in the browser: one tile, many tiles, a web of lines. Needs the extra `demo`.
 
 Nothing comes from or goes to another machine: fonts are those of the reader's system, scripts are
-Gradio's own, and its telemetry is off. What may reach Gradio is decided in `demo_gate`.
+Gradio's own, and its telemetry is off. What may reach Gradio is decided in `gate`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What stands between the network and Gradio: only what the demo's page itself asks passes.
 
 Gradio serves some fifty routes, many of which read files, fetch addresses or tell of other
-visitors. Here a dozen are open; uploads and files are handled by `demo_files`, calls are rebuilt by
-`demo_calls`, and streams end when the server is told to stop.
+visitors. Here a dozen are open; uploads and files are handled by `files`, calls are rebuilt by
+`calls`, and streams end when the server is told to stop.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A calibrated p is sigmoid(scale * logit(p) + bias). With a scale above 0 it orders pixels and
 pictures as before, so AUROC and precision-recall curves stay what they are. Pixels and pictures
-have a map each: the pixels' goes into the network's last layer (`model.calibration`), the picture
+have a map each: the pixels' goes into the network's last layer (`model.checkpoint`), the picture
 score's into `Decision`.
 """
 

@@ -185,7 +185,7 @@ def choose_decision(
     Returns:
         The predictor's own decision with `threshold` (highest pooled Dice), `min_area_px` (highest
         Dice per picture, all classes alike), `score_margin_px` (highest AUROC) and
-        `reject_score` (`ranking.score_at_recall`) chosen; no `review_score`. Where all are sound,
+        `reject_score` (`metrics.score_at_recall`) chosen; no `review_score`. Where all are sound,
         threshold and reject score are those that `false_reject` allows.
 
     Raises:

@@ -381,7 +381,7 @@ def repeats_to_markdown(
     Args:
         protocol: Its name.
         runs: Figures by run.
-        summary: As of `crossval.repeat`.
+        summary: As of `repeat`.
     """
     cells = [
         [

@@ -24,9 +24,10 @@ from magtiles_seg.drift import DriftMonitor, features
 from magtiles_seg.errors import ImageError, MagtilesError
 from magtiles_seg.result import Segmentation
 from magtiles_seg.review.queue import ReviewQueue
+from magtiles_seg.serve.auth import ApiKeys
 from magtiles_seg.serve.batching import Batcher
 from magtiles_seg.serve.decoding import Decoders
-from magtiles_seg.serve.limits import ApiKeys, Expired, Gate, Place, check_format
+from magtiles_seg.serve.limits import Expired, Gate, Place, check_format
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.problems import Problem
 from magtiles_seg.serve.replies import INCLUDES, MASKS, TILES, Reply, Wish, encode

@@ -41,12 +41,13 @@ from magtiles_seg.infer.segmenter import Segmenter
 from magtiles_seg.review.queue import ReviewQueue, Selector
 from magtiles_seg.serve import openapi
 from magtiles_seg.serve.analyze import Analyzer
+from magtiles_seg.serve.auth import ApiKeys
 from magtiles_seg.serve.batching import Batcher
 from magtiles_seg.serve.cors import Forwarded, Service
 from magtiles_seg.serve.decoding import SPARE, Budget, Decoders
 from magtiles_seg.serve.envelope import Envelope, lineage_headers
 from magtiles_seg.serve.health import Readiness
-from magtiles_seg.serve.limits import STOP_RESERVE_S, ApiKeys, Gate
+from magtiles_seg.serve.limits import STOP_RESERVE_S, Gate
 from magtiles_seg.serve.metrics import CONTENT_TYPE, Metrics
 from magtiles_seg.serve.problems import (
     Problem,

@@ -1,7 +1,7 @@
 """What uvicorn's HTTP protocols leave open: heads without an end, and answers that nobody reads.
 
 A head is the request line and the header fields. Before it is whole, no code of the service runs,
-so that its size and time are bounded here, for both of uvicorn's parsers. `heads` looks at the
+so that its size and time are bounded here, for both of uvicorn's parsers. `limits` looks at the
 size of whole ones.
 """
 

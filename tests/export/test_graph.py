@@ -153,7 +153,7 @@ def test_export_that_fails_parity_leaves_the_old_file(
 def test_copy_that_is_traced_leaves_the_network_as_it_was(checkpoint: Path) -> None:
     network, _ = load_checkpoint(checkpoint)
     before = [type(module) for module in network.modules()]
-    graph._with_clips(network)
+    graph._light(network)
     assert [type(module) for module in network.modules()] == before
 
 

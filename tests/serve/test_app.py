@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from magtiles_seg import Segmenter
 from magtiles_seg.serve import batching
+from magtiles_seg.serve.auth import new_key
 from magtiles_seg.serve.decoding import Budget
-from magtiles_seg.serve.limits import new_key
 
 OpenClient = Callable[..., TestClient]
 PROBLEM = "application/problem+json"

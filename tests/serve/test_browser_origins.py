@@ -22,7 +22,7 @@ pytest.importorskip("playwright")
 from playwright.sync_api import Browser, Page, expect
 from screens import NEEDS_CHROMIUM, PATIENCE_MS
 
-from magtiles_seg.serve.limits import new_key
+from magtiles_seg.serve.auth import new_key
 
 HELP = runpy.run_path(str(Path(__file__).parents[1] / "stand_ins" / "demo_page.py"))
 pytestmark = NEEDS_CHROMIUM

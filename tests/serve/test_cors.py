@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from magtiles_seg.errors import ConfigError
-from magtiles_seg.serve.limits import new_key
+from magtiles_seg.serve.auth import new_key
 from magtiles_seg.serve.settings import Settings
 
 PAGE = "https://mes.example"

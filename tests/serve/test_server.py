@@ -26,7 +26,7 @@ import pytest
 
 from magtiles_seg import Segmenter
 from magtiles_seg.export.graph import rewrite_card
-from magtiles_seg.serve.limits import new_key
+from magtiles_seg.serve.auth import new_key
 
 LOAD = runpy.run_path(str(Path(__file__).with_name("load.py")))
 DOCS = Path(__file__).parents[2] / "docs" / "serve.md"

@@ -19,7 +19,7 @@ from magtiles_seg.result import Segmentation
 from magtiles_seg.review.folder import ReviewFolder
 from magtiles_seg.review.queue import ReviewQueue
 from magtiles_seg.review.settings import ReviewSettings
-from magtiles_seg.serve.limits import new_key
+from magtiles_seg.serve.auth import new_key
 from magtiles_seg.serve.metrics import Metrics
 from magtiles_seg.serve.replies import Wish, encode
 from magtiles_seg.serve.shadow import Shadow, dice
