@@ -25,7 +25,7 @@ SETTINGS = (
     "train.pretrained=false", "train.epochs=1", "train.device=cpu",
     "train.pictures_per_epoch=8", "train.crop_px=64", "train.threads=1",
 )  # fmt: skip
-WORDS = ["synthetic:tiles=14,seed=1", "--out", "whole", "--seeds", "0", "1", "--parallel", "1"]
+WORDS = ["synthetic:tiles=10,seed=1", "--out", "whole", "--seeds", "0", "1", "--parallel", "1"]
 WORDS += [word for setting in SETTINGS for word in ("--set", setting)]
 RUNS = ("f0", "f1", "all")
 STEPS = [
@@ -86,7 +86,7 @@ def test_whole_run_whose_time_is_up_goes_on_and_gives_every_figure_and_the_model
     steps.up_at = None
     assert whole_run(monkeypatch) == 0
     assert steps.calls == STEPS
-    assert figures("T-seed1.json")["tiles"] == 14
+    assert figures("T-seed1.json")["tiles"] == 10
     assert {"iou", "auroc"} <= figures("T-seed0.json")["figures"].keys()
     assert "tile_auroc" in figures("T-tile-seed0.json")["figures"]
     spread = figures("T-seeds.json")

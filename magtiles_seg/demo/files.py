@@ -80,11 +80,11 @@ class Folder:
         self._kept: frozenset[Path] = frozenset()
         self._arriving = 0
         self._lock = threading.Lock()
-        self._end = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)  # at exit, too
 
     def close(self) -> None:
-        """Remove the directory with all that is in it."""
-        self._end()
+        """Remove the directory with all that is in it; at exit again what was drawn since."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def keep_present(self) -> None:
         """Never remove the files that are there now: the page itself shows them."""
