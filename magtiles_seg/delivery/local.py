@@ -27,9 +27,6 @@ from magtiles_seg.infer.backends.base import file_sha256
 PORTS = {"dev": 8001, "prod": 8002}
 _STOP_S = 20.0
 _START_S = 60.0
-_CLOCK_S = 2.0
-"""A process's start is known relative to the boot, whose time moves when the clock is set right."""
-
 _SERVE = "import sys; from magtiles_seg.cli import main; sys.exit(main())"
 
 
@@ -39,15 +36,13 @@ class Running:
 
     Attributes:
         pid: Of the process.
-        started_s: When the process began, in seconds since 1970: another process that gets the same
-            number later began later.
-        model: The file that it serves.
+        model: The file that it serves, named in its command line: by this it is known from another
+            process that gets the same number later. The clock, which may be set, does not tell.
         version: Of the model; empty if unknown.
         port: It listens on; 0 if unknown.
     """
 
     pid: int
-    started_s: float
     model: str
     version: str
     port: int = 0
@@ -56,12 +51,12 @@ class Running:
         """Check what was read from a note.
 
         Raises:
-            TypeError: Something else than numbers stands there.
+            TypeError: Something of another type stands there.
         """
         if not isinstance(self.pid, int) or self.pid < 1:
             raise TypeError(f"pid is {self.pid!r}")
-        if not isinstance(self.started_s, (int, float)) or not isinstance(self.port, int):
-            raise TypeError(f"started_s is {self.started_s!r}, port {self.port!r}")
+        if not isinstance(self.model, str) or not isinstance(self.port, int):
+            raise TypeError(f"model is {self.model!r}, port {self.port!r}")
 
 
 class LocalTarget:
@@ -181,7 +176,8 @@ class LocalTarget:
     def _running(self) -> Running | None:
         """Return what this stage started and noted, whether or not it still lives."""
         try:
-            return Running(**json.loads(self._note.read_text(encoding="utf-8")))
+            content = json.loads(self._note.read_text(encoding="utf-8"))
+            return Running(**{key: content[key] for key in content if key != "started_s"})  # of 0.1
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
@@ -198,7 +194,7 @@ class LocalTarget:
             )
 
     def _start(self, model: str, version: str, environ: Mapping[str, str]) -> None:
-        psutil = _psutil()
+        _psutil()  # without it nothing that is started could be ended
         self.stop()
         self._check_free()
         serve = ["serve", "--host", "127.0.0.1", "--port", str(self._port), "--model", model]
@@ -213,8 +209,7 @@ class LocalTarget:
                 start_new_session=True,
             )
         try:
-            began_s = psutil.Process(process.pid).create_time()
-            running = Running(process.pid, began_s, model, version, self._port)
+            running = Running(process.pid, model, version, self._port)
             write_json(self._note, asdict(running))
         except BaseException:  # a server without a note would be nobody's
             process.kill()
@@ -268,11 +263,10 @@ def _family(running: Running) -> list[Any]:
     psutil = _psutil()
     try:
         leader = psutil.Process(running.pid)
-        same = abs(leader.create_time() - running.started_s) < _CLOCK_S
-        if not same or leader.status() == psutil.STATUS_ZOMBIE:
+        if running.model not in leader.cmdline():  # a zombie has no words
             return []
         return [leader, *leader.children(recursive=True)]
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # the latter is another user's
         return []
 
 

@@ -468,7 +468,7 @@ def test_local_target_never_ends_a_process_that_only_has_the_noted_number(tmp_pa
     stranger = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     note = tmp_path / "prod/running.json"
     note.parent.mkdir()
-    running = {"pid": stranger.pid, "started_s": time.time() - 3600, "model": "m", "version": ""}
+    running = {"pid": stranger.pid, "started_s": 0.0, "model": "m.onnx", "version": ""}  # as of 0.1
     note.write_text(json.dumps(running))
     LocalTarget(tmp_path / "m.onnx", "prod", state=tmp_path).stop()
     assert stranger.poll() is None
@@ -478,12 +478,12 @@ def test_local_target_never_ends_a_process_that_only_has_the_noted_number(tmp_pa
 
 
 @pytest.mark.parametrize(
-    "damage", [{"version": 1, "state": 2}, {"pid": "x"}, {"pid": -1}, {"started_s": None}]
+    "damage", [{"version": 1, "state": 2}, {"pid": "x"}, {"pid": -1}, {"model": None}]
 )
 def test_local_target_with_a_damaged_note_ends_nothing_and_says_what_to_do(
     tmp_path: Path, damage: dict[str, object]
 ) -> None:
-    note = {"pid": 1, "started_s": 0.0, "model": "m", "version": ""} | damage
+    note = {"pid": 1, "model": "m", "version": ""} | damage
     (tmp_path / "prod").mkdir()
     (tmp_path / "prod/running.json").write_text(json.dumps(note))
     with pytest.raises(DeliveryError, match=r"no note of a running server.*stop it"):
