@@ -398,6 +398,19 @@ def test_picture_whose_mask_is_of_an_unread_format_is_not_without_a_label(
     assert f"b.png: mask is missing; {tmp_path / masks / f'b{suffix}'} is not read" in problem
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".gif"])
+def test_masks_that_are_all_of_an_unread_format_are_told_as_such(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "set" / "imgs" / "a.png")
+    put(tmp_path / "set" / "labels" / "a.png", 0).rename(tmp_path / f"set/labels/a{suffix}")
+    words = [f"data_load.source={tmp_path / 'set'}", f"data_load.directory={tmp_path / 'out'}"]
+    words += ["data_load.labels=[background, dent]", "data_load.checksums=null"]
+    sets = [part for word in words for part in ("--set", word)]
+    assert cli.main(["data", "load", *sets]) == 2
+    assert f"mask is missing; {tmp_path / f'set/labels/a{suffix}'}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["labelme", "coco", "label-studio", "cvat"])
 def test_labels_of_another_format_than_the_one_asked_for_are_no_sound_pictures(
     name: str, tmp_path: Path
