@@ -137,7 +137,7 @@ class Decision:
         return self._verdict(score, self.tile_threshold)
 
     def _verdict(self, score: float, reject_score: float) -> Verdict:
-        if score >= reject_score:
+        if not score < reject_score:  # nan is not accepted
             return "reject"
         if self.review_score is not None and score >= self.review_score:
             return "review"

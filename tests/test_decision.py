@@ -57,6 +57,11 @@ def test_verdict_follows_score_and_both_limits(score: float, verdict: str) -> No
     assert Decision(reject_score=0.6).verdict(score) == verdict.replace("review", "accept")
 
 
+def test_verdict_on_a_score_that_is_no_number_is_never_accept() -> None:
+    decision = Decision(reject_score=0.6, tile_reject_score=0.7)
+    assert decision.verdict(math.nan) == decision.tile_verdict(math.nan) == "reject"
+
+
 @pytest.mark.parametrize("values", [{"score_scale": 0}, {"score_bias": math.inf}])
 def test_score_of_a_senseless_calibration_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):

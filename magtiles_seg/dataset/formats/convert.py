@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from magtiles_seg.dataset import formats
 from magtiles_seg.dataset.formats import masks
@@ -263,13 +266,21 @@ def _unknown(becomes: Mapping[str, str | None], reading: Reading, wanted: Wanted
         if any(region.label in lost for region in picture.regions)
     )
     listed = ", ".join(f"{name!r} ({counted(counts[name], 'region')})" for name in lost)
-    names = ", ".join(list(dict.fromkeys([*reading.labels, *counts])))
+    names = _as_yaml(*dict.fromkeys([BACKGROUND, *reading.labels, *counts]))
     said = f"the classes {listed} are" if len(lost) > 1 else f"the class {listed} is"
     yield (
         f"{where}: {said} none of {list(wanted.labels)}; set data_load.labels: "
-        f"[{BACKGROUND}, {names}], or what each becomes: data_load.class_map: [{lost[0]}=…] (a "
+        f"{names}, or what each becomes: data_load.class_map: {_as_yaml(f'{lost[0]}=…')} (a "
         f"label, {BACKGROUND} or {IGNORE})"
     )
+
+
+def _as_yaml(*texts: str) -> str:
+    """Return texts as a list in a line of YAML, in quotes where it asks for them."""
+    text: str = yaml.safe_dump(
+        list(texts), default_flow_style=True, allow_unicode=True, width=sys.maxsize
+    )
+    return text.strip()
 
 
 def _idle(rules: Mapping[str, str], reading: Reading, classes: Iterable[str]) -> Iterator[str]:

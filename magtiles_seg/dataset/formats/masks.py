@@ -55,6 +55,8 @@ Key = TypeVar("Key")
 LEFT_OUT = "left out, for no folder of masks belongs to its folder"
 """What is noted of a picture that lies elsewhere."""
 
+_UNREAD_MASKS = (".jpg", ".jpeg", ".gif")
+
 _FEW = 32
 """A mask of more values than these is grey: edges are smooth, and a defect is bright."""
 
@@ -160,18 +162,25 @@ def _named(value: str, labels: Sequence[str]) -> str:
 def _pairs(files: Files) -> dict[Path, Path]:
     """Return the folders of pictures, each with that of its masks."""
     found: dict[Path, Path] = {}
-    with_masks = {path.parent.relative_to(files.root).parts for path in files.of(*MASK_SUFFIXES)}
+    with_masks = [
+        {path.parent.relative_to(files.root).parts for path in files.of(*suffixes)}
+        for suffixes in (MASK_SUFFIXES, _UNREAD_MASKS)  # a folder of those alone is told
+    ]
     for folder in {path.parent for path in files.pictures}:
         parts = folder.relative_to(files.root).parts
         places = [index for index, part in enumerate(parts) if part.lower() in PICTURES]
         for at in places[-1:]:
-            others = [
-                other
-                for other in with_masks
-                if len(other) == len(parts)
-                and other[at].lower() in MASKS
-                and (*other[:at], *other[at + 1 :]) == (*parts[:at], *parts[at + 1 :])
+            by_kind = [
+                [
+                    other
+                    for other in folders
+                    if len(other) == len(parts)
+                    and other[at].lower() in MASKS
+                    and (*other[:at], *other[at + 1 :]) == (*parts[:at], *parts[at + 1 :])
+                ]
+                for folders in with_masks
             ]
+            others = by_kind[0] or by_kind[1]
             if len(others) == 1:
                 found[folder] = files.root.joinpath(*others[0])
     return found

@@ -523,6 +523,11 @@ def _cut(values: object, where: str, picture_hw: tuple[int, int], notes: Notes) 
         raise DataError(f"{where}: a point is not finite; expected coordinates in px")
     if len(points) < 3 or area_of(points) < 1e-6:
         return "its points enclose no area"
+    if points.min() >= 0 and points.max() <= 1 and area_of(points) < 1:
+        raise DataError(
+            f"{where}: all its points lie in the first pixel; expected px: are these shares of the "
+            "picture's size?"
+        )
     inside = clip(points, *picture_hw)
     if len(inside) < 3 or area_of(inside) < 1e-6:
         return "it lies outside of the picture"

@@ -78,6 +78,11 @@ def read(root: Path, *, progress: Progress | None = None) -> Reading:
         named = partial(_named, colours=colours)
         mask_of = partial(_of_name, by_name, unread_of(files, folder))
         read_masks(files, found, pictures, mask_of, progress, named)
+    if found.regions() and not found.regions().keys() - {IGNORE} and not found.labels:
+        found.problems.append(
+            f"{root}: no mask holds anything but {IGNORED}, which VOC ignores; if it is a defect, "
+            f"say so in {LABELMAP} beside {_MASKS}: background:0,0,0:: and <class>:255,255,255::"
+        )
     found.labels = tuple(
         name for name in found.labels if name != IGNORE and not _is_background(name)
     )

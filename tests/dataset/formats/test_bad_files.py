@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from magtiles_seg import pipeline
@@ -18,6 +19,7 @@ from magtiles_seg.config import load_params
 from magtiles_seg.dataset import formats
 from magtiles_seg.dataset.archive import fetch, read_summary, verify
 from magtiles_seg.dataset.formats.convert import Wanted, format_of, mapped
+from magtiles_seg.dataset.formats.pictures import LabelledPicture, Reading, Region
 from magtiles_seg.dataset.samples import load_target
 from magtiles_seg.errors import ConfigError, DataError
 from magtiles_seg.files import encode_png
@@ -248,6 +250,21 @@ def test_class_map_renames_merges_drops_and_takes_the_rest(tmp_path: Path) -> No
 def test_class_map_at_fault_is_refused_with_the_parameters(entries: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_params(None, ["data_load.labels=[background, dent]", f"data_load.class_map={entries}"])
+
+
+@pytest.mark.parametrize("name", ["#ff0000", "3", "no", "a: b", "*", "dent, deep"])
+def test_parameters_that_are_proposed_for_an_unknown_class_are_yaml_as_they_stand(
+    name: str, tmp_path: Path
+) -> None:
+    drawn = (Region(name, (np.array(TRIANGLE, np.float64),)),)
+    picture = LabelledPicture("a", tmp_path / "a.png", 40, 50, drawn)
+    (problem,) = mapped(Reading([picture]), Wanted(("background", "scratch"))).problems
+    labels = re.search(r"data_load\.labels: (\[.*\]), or what", problem)
+    entry = re.search(r"data_load\.class_map: (\[.*\]) \(", problem)
+    assert labels
+    assert yaml.safe_load(labels[1]) == ["background", name]
+    assert entry
+    assert yaml.safe_load(entry[1]) == [f"{name}=…"]
 
 
 def test_colours_and_values_of_masks_become_classes(tmp_path: Path) -> None:

@@ -398,6 +398,35 @@ def test_picture_whose_mask_is_of_an_unread_format_is_not_without_a_label(
     assert f"b.png: mask is missing; {tmp_path / masks / f'b{suffix}'} is not read" in problem
 
 
+def test_polygon_in_shares_of_the_size_is_refused_where_px_are_expected(tmp_path: Path) -> None:
+    shares = [[0.2, 0.2], [0.6, 0.2], [0.6, 0.4]]
+    assert any("shares of the picture" in p for p in labelme(tmp_path, "polygon", shares).problems)
+    first_pixel = [[0, 0], [1, 0], [1, 1], [0, 1]]
+    assert area(labelme(tmp_path / "whole", "polygon", first_pixel)) == 1
+
+
+def test_voc_masks_of_255_alone_are_not_all_ignored_unsaid(tmp_path: Path) -> None:
+    put(tmp_path / "JPEGImages" / "a.png")
+    put(tmp_path / "SegmentationClass" / "a.png", 255)
+    (problem,) = formats.read("voc", tmp_path).problems
+    assert "no mask holds anything but 255" in problem
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\ndent:255,255,255::\n")
+    assert area(formats.read("voc", tmp_path)) == 40 * 50
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".gif"])
+def test_masks_that_are_all_of_an_unread_format_are_told_as_such(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path / "set" / "imgs" / "a.png")
+    put(tmp_path / "set" / "labels" / "a.png", 0).rename(tmp_path / f"set/labels/a{suffix}")
+    words = [f"data_load.source={tmp_path / 'set'}", f"data_load.directory={tmp_path / 'out'}"]
+    words += ["data_load.labels=[background, dent]", "data_load.checksums=null"]
+    sets = [part for word in words for part in ("--set", word)]
+    assert cli.main(["data", "load", *sets]) == 2
+    assert f"mask is missing; {tmp_path / f'set/labels/a{suffix}'}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["labelme", "coco", "label-studio", "cvat"])
 def test_labels_of_another_format_than_the_one_asked_for_are_no_sound_pictures(
     name: str, tmp_path: Path
