@@ -162,28 +162,31 @@ def _named(value: str, labels: Sequence[str]) -> str:
 def _pairs(files: Files) -> dict[Path, Path]:
     """Return the folders of pictures, each with that of its masks."""
     found: dict[Path, Path] = {}
-    with_masks = [
+    with_masks, with_unread = (
         {path.parent.relative_to(files.root).parts for path in files.of(*suffixes)}
-        for suffixes in (MASK_SUFFIXES, _UNREAD_MASKS)  # a folder of those alone is told
-    ]
+        for suffixes in (MASK_SUFFIXES, _UNREAD_MASKS)
+    )
     for folder in {path.parent for path in files.pictures}:
         parts = folder.relative_to(files.root).parts
         places = [index for index, part in enumerate(parts) if part.lower() in PICTURES]
-        for at in places[-1:]:
-            by_kind = [
-                [
-                    other
-                    for other in folders
-                    if len(other) == len(parts)
-                    and other[at].lower() in MASKS
-                    and (*other[:at], *other[at + 1 :]) == (*parts[:at], *parts[at + 1 :])
-                ]
-                for folders in with_masks
-            ]
-            others = by_kind[0] or by_kind[1]
+        for at in places[-1:]:  # a folder of unread masks alone is told
+            others = _beside(parts, at, with_masks) or _beside(parts, at, with_unread)
             if len(others) == 1:
                 found[folder] = files.root.joinpath(*others[0])
     return found
+
+
+def _beside(
+    parts: tuple[str, ...], at: int, folders: Iterable[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
+    """Return the folders that differ from one in a single part, which is a name of masks."""
+    return [
+        other
+        for other in folders
+        if len(other) == len(parts)
+        and other[at].lower() in MASKS
+        and (*other[:at], *other[at + 1 :]) == (*parts[:at], *parts[at + 1 :])
+    ]
 
 
 def by_stem(files: Files, folder: Path, found: Reading) -> dict[str, Path]:
